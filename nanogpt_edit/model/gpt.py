@@ -1,0 +1,327 @@
+"""One decoder-only transformer that is GPT-2 or Llama (or Qwen2, Qwen3), depending on its config.
+
+GPT-2 (Radford et al. 2019): learned positions, LayerNorm, tanh-GELU, biases, tied head.
+Llama (Touvron et al. 2023; Grattafiori et al. 2024): rotary positions, RMSNorm, SwiGLU, grouped-query attention, no
+biases. Qwen2 adds biases to q, k, v; Qwen3 normalises q and k per head instead.
+
+The model can run any span of its blocks (`embed_tokens`, `run_blocks`, `final`, `logits`), which is what editing and
+tracing need, and it announces its named sites (`sites.py`). Weights are (out, in).
+
+Shapes: B batch, T new tokens, S all tokens seen, D model width, H query heads, K key/value heads, E head width,
+F MLP width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from nanogpt_edit.errors import UserError
+
+if TYPE_CHECKING:
+    from nanogpt_edit.model.kv_cache import KVCache
+    from nanogpt_edit.model.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class RopeScaling:
+    """Llama 3's stretching of the low rotary frequencies (Grattafiori et al. 2024)."""
+
+    factor: float
+    low_freq_factor: float
+    high_freq_factor: float
+    original_block_size: int
+
+
+@dataclass(frozen=True)
+class GPTConfig:
+    """Sizes and switches of one model. `GPTConfig(vocab_size=419, block_size=128, n_layer=4, n_head=4, n_embd=128)`
+    is a small GPT-2."""
+
+    vocab_size: int
+    """Rows of the embedding, padding included."""
+    block_size: int
+    """Longest sequence, in tokens."""
+    n_layer: int
+    n_head: int
+    n_embd: int
+    model_type: str = "gpt2"
+    """Hugging Face's name of the architecture: gpt2, llama, qwen2, qwen3."""
+    n_kv_head: int | None = None
+    """Key/value heads shared by the query heads (None: one each)."""
+    head_dim: int | None = None
+    """Width of a head (None: n_embd / n_head)."""
+    mlp_dim: int | None = None
+    """Width of the MLP (None: 4 n_embd)."""
+    norm: Literal["layernorm", "rmsnorm"] = "layernorm"
+    norm_eps: float = 1e-5
+    activation: Literal["gelu_tanh", "swiglu"] = "gelu_tanh"
+    positions: Literal["learned", "rope"] = "learned"
+    rope_theta: float = 10_000.0
+    rope_scaling: RopeScaling | None = None
+    bias: bool = True
+    """Biases in the attention output, the MLP and (GPT-2) everywhere else."""
+    qkv_bias: bool = True
+    qk_norm: bool = False
+    tie_embeddings: bool = True
+    dropout: float = 0.0
+    """Share of activations dropped in training; 0 unless a recipe asks, whatever a loaded config says."""
+
+    def __post_init__(self) -> None:
+        if self.head_dim is None and self.n_embd % self.n_head:
+            raise UserError(f"n_embd {self.n_embd} is not a multiple of n_head {self.n_head}; change one of them.")
+        if self.n_head % self.kv_heads:
+            raise UserError(f"n_head {self.n_head} is not a multiple of n_kv_head {self.kv_heads}; change one of them.")
+
+    @property
+    def kv_heads(self) -> int:
+        return self.n_kv_head or self.n_head
+
+    @property
+    def head_size(self) -> int:
+        return self.head_dim or self.n_embd // self.n_head
+
+    @property
+    def mlp_size(self) -> int:
+        return self.mlp_dim or 4 * self.n_embd
+
+
+class Site(nn.Identity):
+    """A named place in the network: passes its input on; `sites.capture` and `sites.patch` hook it."""
+
+
+class Attention(nn.Module):
+    """Causal self-attention; the queries of a group of heads share one key/value head."""
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        self.heads, self.kv_heads, self.head_size = config.n_head, config.kv_heads, config.head_size
+        self.dropout = config.dropout
+        query_size, kv_size = self.heads * self.head_size, self.kv_heads * self.head_size
+        self.sizes = (query_size, kv_size, kv_size)
+        self.qkv = nn.Linear(config.n_embd, sum(self.sizes), bias=config.qkv_bias)
+        self.out = nn.Linear(query_size, config.n_embd, bias=config.bias)
+        self.q_norm = nn.RMSNorm(self.head_size, eps=config.norm_eps) if config.qk_norm else nn.Identity()
+        self.k_norm = nn.RMSNorm(self.head_size, eps=config.norm_eps) if config.qk_norm else nn.Identity()
+
+    def forward(
+        self, x: Tensor, layer: int, rotary: tuple[Tensor, Tensor] | None, cache: KVCache | None, mask: Tensor | None
+    ) -> Tensor:
+        q, k, v = self.qkv(x).split(self.sizes, dim=-1)
+        q = self.q_norm(q.unflatten(-1, (self.heads, self.head_size))).transpose(1, 2)  # (B, H, T, E)
+        k = self.k_norm(k.unflatten(-1, (self.kv_heads, self.head_size))).transpose(1, 2)  # (B, K, T, E)
+        v = v.unflatten(-1, (self.kv_heads, self.head_size)).transpose(1, 2)
+        if rotary is not None:
+            q, k = rotate(q, *rotary), rotate(k, *rotary)
+        if cache is not None:
+            k, v = cache.extend(layer, k, v)  # (B, K, S, E)
+        new, seen = q.shape[2], k.shape[2]
+        if mask is None and 1 < new < seen:
+            mask = causal_mask(new, seen, device=x.device)
+        y = F.scaled_dot_product_attention(
+            q,
+            k,
+            v,
+            attn_mask=mask,
+            is_causal=mask is None and new > 1,
+            dropout_p=self.dropout if self.training else 0.0,
+            enable_gqa=self.kv_heads != self.heads,
+        )
+        return self.out(y.transpose(1, 2).flatten(2))
+
+
+class MLP(nn.Module):
+    """Two matrices with a nonlinearity between; the input of the second is the site `mlp_key`."""
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        gated = config.activation == "swiglu"
+        self.gate = nn.Linear(config.n_embd, config.mlp_size, bias=config.bias) if gated else None
+        self.up = nn.Linear(config.n_embd, config.mlp_size, bias=config.bias)
+        self.down = nn.Linear(config.mlp_size, config.n_embd, bias=config.bias)
+        self.mlp_key = Site()
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.gate is None:
+            key = F.gelu(self.up(x), approximate="tanh")  # (B, T, F)
+        else:
+            key = F.silu(self.gate(x)) * self.up(x)
+        return self.down(self.mlp_key(key))
+
+
+class Block(nn.Module):
+    """x + attention(norm(x)), then + MLP(norm(x)), with a site before, between and after."""
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        self.norm1, self.attn = make_norm(config), Attention(config)
+        self.norm2, self.mlp = make_norm(config), MLP(config)
+        self.dropout = nn.Dropout(config.dropout)
+        self.resid_pre, self.attn_out, self.mlp_out, self.resid_post = Site(), Site(), Site(), Site()
+
+    def forward(
+        self, x: Tensor, layer: int, rotary: tuple[Tensor, Tensor] | None, cache: KVCache | None, mask: Tensor | None
+    ) -> Tensor:
+        x = self.resid_pre(x)
+        x = x + self.attn_out(self.dropout(self.attn(self.norm1(x), layer, rotary, cache, mask)))
+        x = x + self.mlp_out(self.dropout(self.mlp(self.norm2(x))))
+        return self.resid_post(x)
+
+
+class GPT(nn.Module):
+    """The decoder. `model(token_ids)` gives logits; the other methods are its parts.
+
+    `tokenizer` and `lineage` (what was done to the weights, newest last) ride along; `checkpoint.py` sets them.
+    """
+
+    def __init__(self, config: GPTConfig, *, seed: int | None = None) -> None:
+        """Build with GPT-2's initialisation drawn from `seed`, or (None) with weights about to be overwritten."""
+        super().__init__()
+        self.config = config
+        self.tokenizer: Tokenizer | None = None
+        self.lineage: tuple[str, ...] = ()
+        self.embed = nn.Embedding(config.vocab_size, config.n_embd)
+        self.positions = nn.Embedding(config.block_size, config.n_embd) if config.positions == "learned" else None
+        self.dropout = nn.Dropout(config.dropout)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layer))
+        self.norm = make_norm(config)
+        self.head = None if config.tie_embeddings else nn.Linear(config.n_embd, config.vocab_size, bias=False)
+        if seed is not None:
+            self._initialise(seed)
+
+    @torch.no_grad()
+    def _initialise(self, seed: int) -> None:
+        """Normal(0, 0.02); what is added to the residual stream is scaled by 1/√(2 n_layer); biases 0 (GPT-2)."""
+        generator = torch.Generator(device=self.device).manual_seed(seed)
+        for name, weight in self.named_parameters():
+            if name.endswith("bias"):
+                weight.zero_()
+            elif weight.dim() == 1:
+                weight.fill_(1.0)
+            else:
+                residual = name.endswith(("attn.out.weight", "mlp.down.weight"))
+                spread = 0.02 / math.sqrt(2 * self.config.n_layer) if residual else 0.02
+                weight.normal_(0.0, spread, generator=generator)
+
+    @property
+    def device(self) -> torch.device:
+        return self.embed.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.embed.weight.dtype
+
+    def forward(
+        self,
+        token_ids: Tensor,
+        *,
+        cache: KVCache | None = None,
+        position_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+    ) -> Tensor:
+        """Logits (B, T, V) of the token after each of `token_ids` (B, T)."""
+        return self.logits(
+            self.hidden(token_ids, cache=cache, position_ids=position_ids, attention_mask=attention_mask)
+        )
+
+    def hidden(
+        self,
+        token_ids: Tensor,
+        *,
+        cache: KVCache | None = None,
+        position_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+    ) -> Tensor:
+        """Final normalised states (B, T, D), from which `logits` reads.
+
+        `position_ids` (B, T) or (T,) default to the tokens that follow `cache`. `attention_mask` is bool, True where
+        a new token may look, broadcastable to (B, 1, T, S); by default attention is causal, and right padding needs
+        no mask.
+        """
+        if position_ids is None:
+            seen = cache.length if cache is not None else 0
+            position_ids = torch.arange(seen, seen + token_ids.shape[1], device=token_ids.device)
+        x = self.embed_tokens(token_ids, position_ids)
+        x = self.run_blocks(x, cache=cache, position_ids=position_ids, attention_mask=attention_mask)
+        if cache is not None:
+            cache.advance(token_ids.shape[1])
+        return self.final(x)
+
+    def embed_tokens(self, token_ids: Tensor, position_ids: Tensor | None = None) -> Tensor:
+        """`resid_pre` of block 0, (B, T, D)."""
+        x = self.embed(token_ids)
+        if self.positions is not None:
+            if position_ids is None:
+                position_ids = torch.arange(token_ids.shape[1], device=token_ids.device)
+            x = x + self.positions(position_ids)
+        return self.dropout(x)
+
+    def run_blocks(
+        self,
+        x: Tensor,
+        *,
+        start: int = 0,
+        stop: int | None = None,
+        cache: KVCache | None = None,
+        position_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+    ) -> Tensor:
+        """Blocks `start` up to (not including) `stop`: from `resid_pre` of `start`, (B, T, D), to `resid_post` of the
+        last one run. A `cache` is written but not advanced (see `hidden`)."""
+        rotary = None
+        if self.config.positions == "rope":
+            if position_ids is None:
+                position_ids = torch.arange(x.shape[1], device=x.device)
+            rotary = rotary_angles(self.config, position_ids, x.dtype)
+        for layer in range(start, self.config.n_layer if stop is None else stop):
+            x = self.blocks[layer](x, layer, rotary, cache, attention_mask)
+        return x
+
+    def final(self, x: Tensor) -> Tensor:
+        """The final norm: `resid_post` of the last block -> states the head reads, (..., D)."""
+        return self.norm(x)
+
+    def logits(self, states: Tensor) -> Tensor:
+        """(..., D) -> (..., V)."""
+        return F.linear(states, self.embed.weight if self.head is None else self.head.weight)
+
+
+def make_norm(config: GPTConfig) -> nn.Module:
+    if config.norm == "rmsnorm":
+        return nn.RMSNorm(config.n_embd, eps=config.norm_eps)
+    return nn.LayerNorm(config.n_embd, eps=config.norm_eps, bias=config.bias)
+
+
+def causal_mask(new: int, seen: int, *, device: torch.device) -> Tensor:
+    """(new, seen) bool: the last `new` of `seen` tokens may look at themselves and everything before."""
+    return torch.ones(new, seen, dtype=torch.bool, device=device).tril(diagonal=seen - new)
+
+
+def rotary_angles(config: GPTConfig, position_ids: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Cosines and sines of RoPE (Su et al. 2021), each (B or 1, 1, T, E)."""
+    exponents = torch.arange(0, config.head_size, 2, device=position_ids.device, dtype=torch.float32)
+    frequencies = config.rope_theta ** (-exponents / config.head_size)  # (E/2,)
+    if config.rope_scaling is not None:
+        frequencies = stretch_frequencies(frequencies, config.rope_scaling)
+    angles = position_ids.float()[..., None] * frequencies  # (B, T, E/2) or (T, E/2)
+    angles = torch.cat((angles, angles), dim=-1).reshape(-1, 1, position_ids.shape[-1], config.head_size)
+    return angles.cos().to(dtype), angles.sin().to(dtype)
+
+
+def stretch_frequencies(frequencies: Tensor, scaling: RopeScaling) -> Tensor:
+    """Llama 3: slow frequencies are divided by `factor`, fast ones kept, those between are interpolated."""
+    turns = scaling.original_block_size * frequencies / (2 * math.pi)  # full turns over the original context
+    smooth = (turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
+    smooth = smooth.clamp(0, 1)
+    return frequencies * (smooth + (1 - smooth) / scaling.factor)
+
+
+def rotate(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
+    """Turn each pair (x_i, x_{i+E/2}) by its angle; x is (B, heads, T, E)."""
+    left, right = x.chunk(2, dim=-1)
+    return x * cosine + torch.cat((-right, left), dim=-1) * sine
