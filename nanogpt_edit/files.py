@@ -76,7 +76,9 @@ def read_json(path: Path) -> dict[str, object]:
     except FileNotFoundError:
         raise UserError(f"{path}: no such file.") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not valid JSON ({error}). The file is damaged; remove it and make it again.") from None
+        raise UserError(
+            f"{path}: not valid JSON ({error}). The file is damaged; remove it and make it again."
+        ) from None
     if not isinstance(value, dict):
         raise UserError(f"{path}: a JSON object was expected, found {type(value).__name__}.")
     return value

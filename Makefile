@@ -1,0 +1,56 @@
+# Needs Python 3.11 or newer with pip, and a package index. `make demo` is the front door.
+PYTHON ?= python3
+VENV := .venv
+RUN := runs/tiny
+
+PINS := pyproject.toml constraints.txt
+INSTALLED := $(VENV)/.installed
+INSTALLED_DEV := $(VENV)/.installed-dev
+# Present only while pip works: an environment found with it was interrupted and is made again.
+UNFINISHED := $(VENV)/.unfinished
+
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.PHONY: help demo test check format clean
+
+help:
+	@echo "make demo    install into $(VENV), run the tiny recipe, say where the report is"
+	@echo "make test    install with the test extras, run the test suite"
+	@echo "make check   formatting, lint and types"
+	@echo "make format  rewrite the source in the house format"
+	@echo "make clean   remove $(VENV), caches and $(RUN)"
+
+demo: $(INSTALLED)
+	@status=0; $(VENV)/bin/nanogpt-edit run tiny --out $(RUN) || status=$$?; \
+	if [ -f $(RUN)/report.html ]; then echo "The report: $(CURDIR)/$(RUN)/report.html (and report.md, summary.json)"; fi; \
+	exit $$status
+
+test: $(INSTALLED_DEV)
+	$(VENV)/bin/python -m pytest
+
+check: $(INSTALLED_DEV)
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/mypy
+
+format: $(INSTALLED_DEV)
+	$(VENV)/bin/ruff format .
+	$(VENV)/bin/ruff check --fix .
+
+$(INSTALLED): $(PINS)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+		echo "$(PYTHON) is missing or older than 3.11. Install Python 3.11+, or name one: make demo PYTHON=python3.12" >&2; \
+		exit 1; }
+	@if [ -e $(UNFINISHED) ]; then echo "An earlier install was interrupted: making $(VENV) again."; rm -rf $(VENV); fi
+	@mkdir -p $(VENV) && touch $(UNFINISHED)
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --constraint constraints.txt --editable .
+	@rm -f $(UNFINISHED) && touch $@
+
+$(INSTALLED_DEV): $(INSTALLED)
+	@touch $(UNFINISHED) && rm -f $(INSTALLED)
+	$(VENV)/bin/python -m pip install --constraint constraints.txt --editable '.[dev]'
+	@rm -f $(UNFINISHED) && touch $(INSTALLED) $@
+
+clean:
+	rm -rf $(VENV) $(RUN) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
