@@ -90,10 +90,16 @@ def write_jsonl(path: Path, records: Iterable[Mapping[str, object]]) -> None:
 
 
 def append_jsonl(path: Path, record: Mapping[str, object]) -> None:
-    """Append one line to a log."""
+    """Append one line to a log; a torn last line left by a kill is cut off first."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a", encoding="utf-8") as log:
-        log.write(json.dumps(record, ensure_ascii=False) + "\n")
+    with path.open("ab+") as log:
+        end = log.tell()
+        if end:
+            log.seek(end - 1)
+            if log.read(1) != b"\n":
+                log.seek(0)
+                log.truncate(log.read().rfind(b"\n") + 1)
+        log.write((json.dumps(record, ensure_ascii=False) + "\n").encode())
 
 
 def read_jsonl(path: Path) -> list[dict[str, object]]:
@@ -102,22 +108,20 @@ def read_jsonl(path: Path) -> list[dict[str, object]]:
     Raises UserError naming file and line for anything else that is not an object.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        lines = path.read_bytes().split(b"\n")
     except FileNotFoundError:
         raise UserError(f"{path}: no such file.") from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start}).") from None
     records: list[dict[str, object]] = []
-    lines = text.split("\n")
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         try:
-            record = json.loads(line)
-        except json.JSONDecodeError as error:
+            record = json.loads(line.decode("utf-8-sig"))
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
             if number == len(lines):
                 break
-            raise UserError(f"{path}:{number}: not valid JSON ({error.msg} at column {error.colno}).") from None
+            what = "UTF-8 text" if isinstance(error, UnicodeDecodeError) else "valid JSON"
+            raise UserError(f"{path}:{number}: not {what} ({error}).") from None
         if not isinstance(record, dict):
             raise UserError(f"{path}:{number}: a JSON object was expected, found {type(record).__name__}.")
         records.append(record)
