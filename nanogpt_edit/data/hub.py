@@ -1,0 +1,85 @@
+"""Data sets from the Hugging Face hub, through the `datasets` library (imported only when one is asked for)."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from itertools import islice
+from pathlib import Path
+
+from nanogpt_edit.errors import UserError
+
+Row = Mapping[str, object]
+
+# Short names people use, and the configuration a data set has no default for.
+ALIASES = {
+    "gsm8k": "openai/gsm8k:main",
+    "openai/gsm8k": "openai/gsm8k:main",
+    "wikitext": "Salesforce/wikitext:wikitext-2-raw-v1",
+    "Salesforce/wikitext": "Salesforce/wikitext:wikitext-2-raw-v1",
+}
+
+
+def is_hub_name(source: str) -> bool:
+    """True when `source` names a hub data set (`owner/name`, `owner/name:configuration`, or a known short name).
+
+    Whatever exists on the disk is never a hub name. Raises UserError for what can only be a missing file.
+    """
+    if Path(source).exists():
+        return False
+    name = source.partition(":")[0]
+    parts = name.split("/")
+    local = (
+        source.startswith((".", "/", "~"))
+        or len(parts) > 2
+        or name.endswith((".jsonl", ".json", ".txt", ".raw", ".md"))
+    )
+    if local or (source not in ALIASES and len(parts) != 2):
+        raise UserError(
+            f"{source}: no such file or folder. Give a path that exists, or a hub data set as owner/name "
+            f"(for example openai/gsm8k)."
+        )
+    return True
+
+
+def read_splits(source: str, *, wanted: Iterable[str]) -> dict[str, list[Row]]:
+    """Rows of those of the `wanted` splits that the data set has, in its order; from the local cache when offline.
+
+    Raises UserError, saying the ways to supply the data, when it cannot be had.
+    """
+    wanted = list(wanted)
+    name, _, configuration = ALIASES.get(source, source).partition(":")
+    data = _load(name, configuration or None, split=None, streaming=False)
+    if not isinstance(data, Mapping):
+        raise UserError(f"{source}: the hub gave no splits for this data set; expected {' and '.join(wanted)}.")
+    found: dict[str, list[Row]] = {split: [dict(row) for row in data[split]] for split in wanted if split in data}
+    if not found:
+        raise UserError(f"{source}: no split named {' or '.join(wanted)}; it has {', '.join(map(str, data))}.")
+    return found
+
+
+def read_rows(source: str, *, split: str, limit: int | None = None) -> list[Row]:
+    """Rows of one split; with `limit`, only the first `limit` rows are fetched (streamed)."""
+    name, _, configuration = ALIASES.get(source, source).partition(":")
+    data = _load(name, configuration or None, split=split, streaming=limit is not None)
+    if not isinstance(data, Iterable):
+        raise UserError(f"{source}: the hub gave no rows for split {split}.")
+    return [dict(row) for row in islice(data, limit)]
+
+
+def _load(name: str, configuration: str | None, *, split: str | None, streaming: bool) -> object:
+    try:
+        import datasets
+    except ImportError:
+        raise UserError(f"{name}: hub data sets need the `datasets` package (pip install datasets).") from None
+    try:
+        loaded: object = datasets.load_dataset(name, configuration, split=split, streaming=streaming)
+        return loaded
+    except Exception as error:  # the library raises a dozen unrelated types for "not reachable" and "not there"
+        offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE") else ""
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise UserError(
+            f"{name}: could not be had from the hub{offline} or its local cache: {reason}. Two ways to supply it: "
+            f"download it once where there is a network (it stays in the cache HF_HOME points to), or pass a local "
+            f"file or folder with the same data."
+        ) from None
