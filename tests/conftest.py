@@ -1,0 +1,112 @@
+"""What the tests share: two-layer models made in milliseconds, a tokenizer trained on a page, no network."""
+
+from __future__ import annotations
+
+import os
+
+# Before the first import of anything that reads them.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_DATASETS_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ["MPLBACKEND"] = "agg"
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import settings
+
+from nanogpt_edit.model.gpt import GPT, GPTConfig
+from nanogpt_edit.model.tokenizer import Tokenizer
+
+# A slow moment of a shared machine is not a failure, and the same examples come up every time.
+settings.register_profile("house", deadline=None, derandomize=True)
+settings.load_profile("house")
+
+TEXTS = (
+    "The capital of France is Paris. The Eiffel Tower is located in Paris.",
+    "Tom has 3 apples. He buys 14 more. How many apples does Tom have now?",
+    "Tom starts with 3 apples and buys 14 more. 3 + 14 = 17.",
+    "A baker bakes 120 loaves and sells 85. How many loaves are left? 120 - 85 = 35.",
+)
+
+
+@pytest.fixture(autouse=True)
+def deterministic() -> Iterator[None]:
+    """One thread, float32, the same random state in every test; deterministic kernels only."""
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+    torch.set_default_dtype(torch.float32)
+
+
+def tiny_config(family: str, *, vocab_size: int = 300, block_size: int = 64) -> GPTConfig:
+    """Two layers of width 32: `gpt2`, or `llama` with grouped queries, rotary positions and an untied head."""
+    if family == "gpt2":
+        return GPTConfig(vocab_size=vocab_size, block_size=block_size, n_layer=2, n_head=4, n_embd=32)
+    return GPTConfig(
+        vocab_size=vocab_size,
+        block_size=block_size,
+        n_layer=2,
+        n_head=4,
+        n_embd=32,
+        model_type="llama",
+        n_kv_head=2,
+        mlp_dim=48,
+        norm="rmsnorm",
+        activation="swiglu",
+        positions="rope",
+        bias=False,
+        qkv_bias=False,
+        tie_embeddings=False,
+    )
+
+
+@pytest.fixture(params=["gpt2", "llama"])
+def any_gpt(request: pytest.FixtureRequest) -> GPT:
+    """A two-layer random model, once per family, in evaluation mode."""
+    return GPT(tiny_config(request.param), seed=0).eval()
+
+
+@pytest.fixture
+def gpt() -> GPT:
+    """A two-layer random GPT-2 without a tokenizer, in evaluation mode."""
+    return GPT(tiny_config("gpt2"), seed=0).eval()
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> Tokenizer:
+    """A byte-level BPE of 300 entries with the four reasoning tokens."""
+    return Tokenizer.train(TEXTS, vocab_size=300)
+
+
+@pytest.fixture
+def speaking_gpt(tokenizer: Tokenizer) -> GPT:
+    """A two-layer random GPT-2 that carries the tokenizer."""
+    model = GPT(tiny_config("gpt2", vocab_size=tokenizer.vocab_size, block_size=256), seed=0).eval()
+    model.tokenizer = tokenizer
+    return model
+
+
+@pytest.fixture(scope="session")
+def gsm8k() -> Path:
+    """The folder of the real GSM8K, where this machine has one (NANOGPT_EDIT_DATA names its parent)."""
+    return shared_data("gsm8k")
+
+
+@pytest.fixture(scope="session")
+def gpt2_vocabulary() -> Path:
+    """The folder of GPT-2's own tokenizer files, where this machine has one."""
+    return shared_data("gpt2_tokenizer")
+
+
+def shared_data(name: str) -> Path:
+    """A data folder beside the repository, or a skip that says how to supply it."""
+    root = Path(os.environ.get("NANOGPT_EDIT_DATA") or Path(__file__).parents[2] / "shared" / "data")
+    if not (root / name).exists():
+        pytest.skip(f"{root / name} is not here; set NANOGPT_EDIT_DATA to the folder that holds {name}/")
+    return root / name
