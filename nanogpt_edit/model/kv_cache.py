@@ -25,7 +25,19 @@ class KVCache:
         shape = (config.n_layer, rows, config.kv_heads, capacity, config.head_size)
         self.keys = torch.zeros(shape, device=device, dtype=dtype)
         self.values = torch.zeros(shape, device=device, dtype=dtype)
-        self.rows, self.capacity, self.length = rows, capacity, 0
+        self.slots = self.rows = rows
+        self.capacity, self.length = capacity, 0
+
+    @classmethod
+    def like(cls, other: KVCache, *, rows: int, capacity: int) -> KVCache:
+        """An empty cache for the same model, with other sizes."""
+        cache = cls.__new__(cls)
+        layers, _, heads, _, size = other.keys.shape
+        cache.keys = other.keys.new_zeros(layers, rows, heads, capacity, size)
+        cache.values = torch.zeros_like(cache.keys)
+        cache.slots = cache.rows = rows
+        cache.capacity, cache.length = capacity, 0
+        return cache
 
     @staticmethod
     def row_bytes(config: GPTConfig, *, capacity: int, dtype: torch.dtype) -> int:
@@ -58,11 +70,12 @@ class KVCache:
             layer_cache[: len(rows), :, : self.length] = layer_cache[rows, :, : self.length]
         self.rows = len(rows)
 
-    def fill(self, row: slice, prompt: KVCache, prompt_rows: Tensor, tokens: int) -> None:
-        """Copy the first `tokens` columns of `prompt`'s rows so that they end at this cache's newest column."""
-        first = self.length - tokens
-        self.keys[:, row, :, first : self.length] = prompt.keys[:, prompt_rows, :, :tokens]
-        self.values[:, row, :, first : self.length] = prompt.values[:, prompt_rows, :, :tokens]
+    def append_rows(self, prefix: KVCache, *, row: int, tokens: int, copies: int) -> None:
+        """Add `copies` rows that hold the first `tokens` columns of `prefix`'s `row`, ending at the newest column."""
+        rows, columns = slice(self.rows, self.rows + copies), slice(self.length - tokens, self.length)
+        self.keys[:, rows, :, columns] = prefix.keys[:, row : row + 1, :, :tokens]
+        self.values[:, rows, :, columns] = prefix.values[:, row : row + 1, :, :tokens]
+        self.rows += copies
 
     def drop_columns(self, columns: int) -> None:
         """Forget the first `columns` columns of every row and move the rest to the front."""

@@ -1,0 +1,259 @@
+"""Prompts in, completions out: prefill once, decode together, refill the slots.
+
+Each distinct prompt is run through the model once and its keys and values are copied to all its samples. All running
+rows then advance one token per step. Finished rows leave the batch and waiting requests take their place (continuous
+batching, Yu et al. 2022). The engine speaks token ids only.
+
+The newest tokens of all rows stand in one column of the cache (`kv_cache.py`), so a refilled row needs no scatter: its
+prompt is written so that it ends where the others are now.
+
+Shapes: R running rows, S columns of the cache, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from nanogpt_edit.engine.sampling import Sampling, draw_tokens, stream_keys, uniforms_at
+from nanogpt_edit.errors import UserError
+from nanogpt_edit.model.gpt import GPT
+from nanogpt_edit.model.kv_cache import KVCache
+
+SLACK_COLUMNS = 64  # decode steps between two moves of the cache contents to the front
+PREFILL_TOKENS = 16_384  # prompt tokens run through the model at once
+LEAVE_SHARE = 1 / 8  # finished rows are removed once they are this share of the batch
+
+
+@dataclass(frozen=True)
+class Completion:
+    """One sampled text: `Completion(0, 3, (12, 7, 418), (-0.1, -2.3, -0.0), "stop")` is sample 3 of prompt 0."""
+
+    prompt_index: int
+    sample_index: int
+    token_ids: tuple[int, ...]
+    """What was sampled, the stop token included."""
+    logprobs: tuple[float, ...]
+    """Nats, of each sampled token under the temperature-scaled full softmax."""
+    finish_reason: Literal["stop", "length"]
+
+
+@dataclass(frozen=True)
+class Request:
+    """One sample that is still to be made."""
+
+    prompt_index: int
+    sample_index: int
+    prompt_key: int
+
+
+class Engine:
+    """Generates with `model` as its weights are at the time of the call."""
+
+    def __init__(self, model: GPT, *, max_slots: int = 512, cache_bytes: int = 4 << 30) -> None:
+        """`max_slots` rows run at once at most, fewer if their cache would exceed `cache_bytes`."""
+        self.model, self.max_slots, self.cache_bytes = model, max_slots, cache_bytes
+        self._cache: KVCache | None = None
+
+    def generate(
+        self,
+        prompts: Sequence[Sequence[int]],
+        *,
+        n: int = 1,
+        sampling: Sampling,
+        stop_ids: frozenset[int] = frozenset(),
+        prompt_keys: Sequence[int] | None = None,
+    ) -> list[Completion]:
+        """`n` completions of each prompt, ordered by prompt, then sample.
+
+        `prompt_keys` are the numbers that choose each prompt's random stream (default: its position), so that the same
+        problem gets the same text in any company. Raises UserError for an empty or over-long prompt.
+        """
+        finished = self.stream(prompts, n=n, sampling=sampling, stop_ids=stop_ids, prompt_keys=prompt_keys)
+        return sorted(finished, key=lambda c: (c.prompt_index, c.sample_index))
+
+    @torch.inference_mode()
+    def stream(
+        self,
+        prompts: Sequence[Sequence[int]],
+        *,
+        n: int = 1,
+        sampling: Sampling,
+        stop_ids: frozenset[int] = frozenset(),
+        prompt_keys: Sequence[int] | None = None,
+    ) -> Iterator[Completion]:
+        """As `generate`, but each completion is given out as soon as it is finished."""
+        if not prompts or n < 1:
+            return
+        self._check(prompts)
+        keys = prompt_keys if prompt_keys is not None else range(len(prompts))
+        waiting = deque(Request(p, s, keys[p]) for p in range(len(prompts)) for s in range(n))
+        batch = _Batch(self, prompts, sampling, stop_ids, wanted=len(waiting))
+        was_training = self.model.training
+        self.model.eval()
+        try:
+            while waiting or batch.rows:
+                if waiting and batch.free:
+                    batch.admit([waiting.popleft() for _ in range(min(batch.free, len(waiting)))])
+                yield from batch.step(refill=bool(waiting))
+        finally:
+            self.model.train(was_training)
+
+    def _check(self, prompts: Sequence[Sequence[int]]) -> None:
+        block_size = self.model.config.block_size
+        for index, prompt in enumerate(prompts):
+            if not prompt:
+                raise UserError(f"prompt {index} is empty; give at least one token.")
+            if len(prompt) >= block_size:
+                raise UserError(
+                    f"prompt {index} has {len(prompt)} tokens, the model's block_size is {block_size}; shorten it."
+                )
+
+    def cache_for(self, rows: int, capacity: int) -> KVCache:
+        """The engine's cache, reused between calls when it is large enough; bounded by `cache_bytes`."""
+        config, device, dtype = self.model.config, self.model.device, self.model.dtype
+        affordable = self.cache_bytes // KVCache.row_bytes(config, capacity=capacity, dtype=dtype)
+        rows = max(1, min(rows, self.max_slots, affordable))
+        cache = self._cache
+        if cache is None or cache.slots < rows or cache.capacity < capacity or cache.keys.dtype != dtype:
+            self._cache = None  # free the old one first
+            self._cache = cache = KVCache(config, rows=rows, capacity=capacity, device=device, dtype=dtype)
+        return cache
+
+
+class _Batch:
+    """The running rows: what each was asked for, has written, and where it begins in the cache."""
+
+    def __init__(
+        self, engine: Engine, prompts: Sequence[Sequence[int]], sampling: Sampling, stop_ids: frozenset[int], wanted: int
+    ) -> None:
+        self.model, self.prompts, self.sampling = engine.model, prompts, sampling
+        config, self.device = engine.model.config, engine.model.device
+        tokenizer = engine.model.tokenizer
+        self.vocab_size = tokenizer.vocab_size if tokenizer is not None else config.vocab_size
+        self.stop_ids = torch.tensor(sorted(stop_ids), dtype=torch.long, device=self.device)
+        self.longest = max(map(len, prompts))
+        self.max_new = min(sampling.max_new_tokens, config.block_size - min(map(len, prompts)))
+        self.cache = engine.cache_for(wanted, self.longest + self.max_new + SLACK_COLUMNS)
+        self.slots = min(wanted, self.cache.slots)
+        self.requests: list[Request] = []
+        self.start, self.key, self.age, self.limit = (self._integers(0) for _ in range(4))
+        self.finished = torch.zeros(0, dtype=torch.bool, device=self.device)
+        self.tokens = self._integers(0, self.max_new + 1)  # one column to spare for rows that wait to leave
+        self.logprobs = torch.zeros(0, self.max_new + 1, device=self.device)
+
+    def _integers(self, *shape: int) -> Tensor:
+        return torch.zeros(shape, dtype=torch.long, device=self.device)
+
+    @property
+    def rows(self) -> int:
+        return len(self.requests)
+
+    @property
+    def free(self) -> int:
+        return self.slots - self.rows
+
+    def admit(self, requests: list[Request]) -> None:
+        """Prefill the distinct prompts of `requests`, give each request a row, and draw its first token."""
+        if not self.rows:
+            self.cache.rows, self.cache.length = 0, self.longest
+        distinct = list(dict.fromkeys(request.prompt_index for request in requests))
+        at_once = max(1, PREFILL_TOKENS // self.longest)
+        logits = [self._prefill(distinct[i : i + at_once], requests) for i in range(0, len(distinct), at_once)]
+        place = {prompt: i for i, prompt in enumerate(distinct)}
+        rows = torch.tensor([place[request.prompt_index] for request in requests], device=self.device)
+        lengths = torch.tensor([len(self.prompts[request.prompt_index]) for request in requests], device=self.device)
+        key = stream_keys(
+            self.sampling.seed,
+            torch.tensor([request.prompt_key for request in requests], device=self.device),
+            torch.tensor([request.sample_index for request in requests], device=self.device),
+        )
+        new, before = len(requests), self.rows
+        self.requests += requests
+        self.start = torch.cat((self.start, self.cache.length - lengths))
+        self.key = torch.cat((self.key, key))
+        self.age = torch.cat((self.age, self._integers(new)))
+        self.limit = torch.cat((self.limit, (self.model.config.block_size - lengths).clamp_(max=self.max_new)))
+        self.finished = torch.cat((self.finished, self.finished.new_zeros(new)))
+        self.tokens = torch.cat((self.tokens, self._integers(new, self.max_new + 1)))
+        self.logprobs = torch.cat((self.logprobs, self.logprobs.new_zeros(new, self.max_new + 1)))
+        self._draw(slice(before, None), torch.cat(logits)[rows])
+
+    def _prefill(self, prompt_indices: list[int], requests: list[Request]) -> Tensor:
+        """Run prompts (right-padded together) and copy their keys and values to their rows -> last logits (n, V)."""
+        prompts = [self.prompts[index] for index in prompt_indices]
+        lengths = torch.tensor([len(prompt) for prompt in prompts], device=self.device)
+        token_ids = self._integers(len(prompts), int(lengths.max()))
+        for row, prompt in enumerate(prompts):
+            token_ids[row, : len(prompt)] = torch.tensor(prompt, device=self.device)
+        prefix = KVCache.like(self.cache, rows=len(prompts), capacity=token_ids.shape[1])
+        states = self.model.hidden(token_ids, cache=prefix)
+        for row, index in enumerate(prompt_indices):
+            samples = sum(request.prompt_index == index for request in requests)
+            self.cache.append_rows(prefix, row=row, tokens=len(prompts[row]), copies=samples)
+        last = states[torch.arange(len(prompts), device=self.device), lengths - 1]
+        return self.model.logits(last)
+
+    def step(self, *, refill: bool) -> Iterator[Completion]:
+        """Give out rows that have finished, then advance the others by one token."""
+        leaving = int(self.finished.sum())
+        if leaving and (leaving == self.rows or leaving >= self.rows * LEAVE_SHARE):
+            yield from self._remove_finished()
+            if refill or not self.rows:
+                return
+        if self.cache.length == self.cache.capacity:
+            self._move_to_front()
+        column = self.cache.length
+        positions = (column - self.start).clamp_(max=self.model.config.block_size - 1)
+        visible = torch.arange(column + 1, device=self.device) >= self.start[:, None]  # (R, S)
+        newest = self.tokens.gather(1, (self.age - 1)[:, None])  # (R, 1)
+        states = self.model.hidden(
+            newest, cache=self.cache, position_ids=positions[:, None], attention_mask=visible[:, None, None]
+        )
+        self._draw(slice(None), self.model.logits(states[:, 0]))
+
+    def _draw(self, rows: slice, logits: Tensor) -> None:
+        """Draw the next token of `rows`, write it down, and mark the rows that are finished with it."""
+        age = self.age[rows]
+        drawn, logprobs = draw_tokens(
+            logits[:, : self.vocab_size], uniforms_at(self.key[rows], age), self.sampling
+        )
+        self.tokens[rows] = self.tokens[rows].scatter(1, age[:, None], drawn[:, None])
+        self.logprobs[rows] = self.logprobs[rows].scatter(1, age[:, None], logprobs[:, None])
+        age += ~self.finished[rows]
+        self.finished[rows] |= torch.isin(drawn, self.stop_ids) | (age >= self.limit[rows])
+
+    def _remove_finished(self) -> Iterator[Completion]:
+        finished = self.finished.nonzero().flatten()
+        ages = self.age[finished].tolist()
+        stopped = torch.isin(self.tokens[finished, self.age[finished] - 1], self.stop_ids).tolist()
+        tokens, logprobs = self.tokens[finished].tolist(), self.logprobs[finished].tolist()
+        leaving = [self.requests[row] for row in finished.tolist()]
+        self._keep((~self.finished).nonzero().flatten())
+        for i, request in enumerate(leaving):
+            yield Completion(
+                prompt_index=request.prompt_index,
+                sample_index=request.sample_index,
+                token_ids=tuple(tokens[i][: ages[i]]),
+                logprobs=tuple(logprobs[i][: ages[i]]),
+                finish_reason="stop" if stopped[i] else "length",
+            )
+
+    def _keep(self, rows: Tensor) -> None:
+        self.cache.keep(rows)
+        self.requests = [self.requests[row] for row in rows.tolist()]
+        self.start, self.key, self.age = self.start[rows], self.key[rows], self.age[rows]
+        self.limit, self.finished = self.limit[rows], self.finished[rows]
+        self.tokens, self.logprobs = self.tokens[rows], self.logprobs[rows]
+
+    def _move_to_front(self) -> None:
+        """Free the columns before the oldest running row, keeping room for the longest prompt."""
+        oldest = int(self.start[~self.finished].min())
+        columns = min(oldest, self.cache.length - self.longest)
+        self.cache.drop_columns(columns)
+        self.start -= columns

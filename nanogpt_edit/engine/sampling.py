@@ -1,0 +1,98 @@
+"""Logits and uniform numbers in, tokens and log-probabilities out.
+
+Sampling is by inverse CDF: a token is the first one at which the cumulated probability passes the uniform number.
+The uniform number of token t of sample s of prompt p is a hash of (seed, p, s, t) and of nothing else, so the text
+does not depend on which other rows share the batch.
+
+Shapes: R rows, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from nanogpt_edit.errors import UserError
+
+GOLDEN = -7046029254386353131  # 2⁶⁴/φ as a signed 64-bit integer, SplitMix64's increment
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How tokens are drawn."""
+
+    temperature: float = 0.7
+    """Divides the logits before the softmax; 0 takes the most probable token (greedy)."""
+    top_k: int | None = 50
+    """Only the k most probable tokens can be drawn (None: all)."""
+    top_p: float = 1.0
+    """Only the most probable tokens that together reach this probability can be drawn (1: all)."""
+    max_new_tokens: int = 256
+    """A completion is cut after this many tokens."""
+    seed: int = 0
+    """Chooses the uniform numbers."""
+
+    def __post_init__(self) -> None:
+        if self.temperature < 0:
+            raise UserError(f"temperature {self.temperature} is negative; use 0 for greedy decoding.")
+        if self.top_k is not None and self.top_k < 1:
+            raise UserError(f"top_k {self.top_k} leaves no token; use at least 1, or none to allow all.")
+        if not 0 < self.top_p <= 1:
+            raise UserError(f"top_p {self.top_p} is not in (0, 1].")
+        if self.max_new_tokens < 1:
+            raise UserError(f"max_new_tokens {self.max_new_tokens} leaves nothing to generate; use at least 1.")
+
+
+def draw_tokens(logits: Tensor, uniforms: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
+    """Draw one token per row.
+
+    `logits` (R, V), `uniforms` (R,) in [0, 1) -> token ids (R,) and their log-probabilities (R,) in nats, under the
+    full softmax at this temperature (before top-k and top-p; at temperature 1 when greedy).
+    """
+    logits = logits.float()
+    if sampling.temperature == 0:
+        chosen = logits.argmax(dim=-1, keepdim=True)
+        return chosen.squeeze(-1), (logits.gather(-1, chosen).squeeze(-1) - logits.logsumexp(dim=-1))
+    scaled = logits / sampling.temperature
+    if sampling.top_k is not None and sampling.top_k < scaled.shape[-1] or sampling.top_p < 1:
+        k = min(sampling.top_k or scaled.shape[-1], scaled.shape[-1])
+        kept, kept_ids = scaled.topk(k, dim=-1)  # most probable first
+        probabilities = kept.softmax(dim=-1)
+        if sampling.top_p < 1:
+            before = probabilities.cumsum(dim=-1) - probabilities
+            probabilities = probabilities.masked_fill(before >= sampling.top_p, 0.0)
+        chosen = kept_ids.gather(-1, invert_cdf(probabilities, uniforms))
+    else:
+        chosen = invert_cdf(scaled.softmax(dim=-1), uniforms)
+    logprobs = scaled.gather(-1, chosen).squeeze(-1) - scaled.logsumexp(dim=-1)
+    return chosen.squeeze(-1), logprobs
+
+
+def invert_cdf(probabilities: Tensor, uniforms: Tensor) -> Tensor:
+    """(R, V) weights and (R,) uniforms -> (R, 1) index of the first column whose cumulated weight exceeds u · total."""
+    cumulated = probabilities.cumsum(dim=-1)
+    target = uniforms[:, None].to(cumulated.dtype) * cumulated[:, -1:]
+    chosen = torch.searchsorted(cumulated, target, right=True)
+    last = (probabilities > 0).shape[-1] - 1
+    return chosen.clamp_(max=last)
+
+
+def stream_keys(seed: int, prompt_keys: Tensor, sample_indices: Tensor) -> Tensor:
+    """One 64-bit key per row from (seed, prompt, sample), each int64 (R,)."""
+    key = mix(torch.full_like(prompt_keys, seed) + GOLDEN)
+    key = mix(key + prompt_keys * GOLDEN)
+    return mix(key + sample_indices * GOLDEN + 1)
+
+
+def uniforms_at(keys: Tensor, steps: Tensor) -> Tensor:
+    """Uniform numbers in [0, 1), float64 (R,), for token number `steps` (R,) of the rows with these keys."""
+    return (mix(keys + steps * GOLDEN) >> 11 & (1 << 53) - 1).double() * 2.0**-53
+
+
+def mix(x: Tensor) -> Tensor:
+    """SplitMix64's finaliser (Steele, Lea & Flood 2014) on int64; products wrap, shifts are logical."""
+    x = (x ^ (x >> 30 & (1 << 34) - 1)) * -4658895280553007687
+    x = (x ^ (x >> 27 & (1 << 37) - 1)) * -7723592293110705685
+    return x ^ (x >> 31 & (1 << 33) - 1)
