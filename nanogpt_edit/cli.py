@@ -1,0 +1,98 @@
+"""The command line: finds the verb, and turns what a person can mend into one line and an exit status.
+
+Nothing heavy is imported before the verb is known, so that `--help` and a misspelt verb answer at once. Each verb is a
+function in `commands/` that takes its arguments as text and returns the exit status:
+0 done, 2 a mistake to mend, 3 an expectation of the recipe failed, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import errno
+import importlib
+import os
+import sys
+from collections.abc import Callable, Sequence
+
+from nanogpt_edit import __version__
+from nanogpt_edit.errors import UserError, did_you_mean
+
+PROGRAM = "nanogpt-edit"
+
+# verb: (what it does, where its function is)
+VERBS: dict[str, tuple[str, str]] = {
+    "run": ("run a recipe from nothing to the report; called again, it goes on", "nanogpt_edit.commands.run:run"),
+}
+
+MISTAKE, INTERRUPTED = 2, 130
+# A disk or a permission a person can mend: no traceback.
+MENDABLE = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; `arguments` default to the process's own. Returns the exit status."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    verb = arguments[0] if arguments else "--help"
+    try:
+        if verb in ("--help", "-h", "help"):
+            print(overview())
+            return 0
+        if verb in ("--version", "-V"):
+            print(f"{PROGRAM} {__version__}")
+            return 0
+        status = find_verb(verb)(arguments[1:])
+        sys.stdout.flush()
+        return status
+    except UserError as error:
+        return complain(str(error))
+    except KeyboardInterrupt:
+        again = " The same command goes on from where it was." if verb == "run" else ""
+        complain(f"interrupted.{again}")
+        return INTERRUPTED
+    except BrokenPipeError:
+        # The reader (head, less) has gone; keep Python from failing once more while it closes standard output.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception as error:
+        sentence = mendable(error)
+        if sentence is None:
+            raise
+        return complain(sentence)
+
+
+def find_verb(name: str) -> Callable[[list[str]], int]:
+    """The function behind a verb. Raises UserError, with the nearest verb, for a name that is none."""
+    if name not in VERBS:
+        raise UserError(f'there is no verb "{name}"{did_you_mean(name, VERBS)} {PROGRAM} --help lists them.')
+    module, _, function = VERBS[name][1].partition(":")
+    found: Callable[[list[str]], int] = getattr(importlib.import_module(module), function)
+    return found
+
+
+def overview() -> str:
+    """What `nanogpt-edit --help` prints."""
+    width = max(map(len, VERBS)) + 2
+    verbs = "\n".join(f"  {verb:<{width}}{summary}" for verb, (summary, _) in VERBS.items())
+    return (
+        f"{PROGRAM} {__version__}: teach a GPT to reason, edit the facts in its weights, prove what each step did.\n\n"
+        f"usage: {PROGRAM} VERB [arguments]\n\n{verbs}\n\n"
+        f"{PROGRAM} VERB --help explains every argument of a verb, with its unit and default.\n"
+        f"First steps: {PROGRAM} run tiny --out runs/tiny"
+    )
+
+
+def complain(sentence: str) -> int:
+    """One line on standard error."""
+    print(f"{PROGRAM}: {' '.join(sentence.split())}", file=sys.stderr)
+    return MISTAKE
+
+
+def mendable(error: Exception) -> str | None:
+    """The sentence for a full disk or a missing permission, whichever library met it; None for anything else."""
+    if isinstance(error, OSError) and error.errno in MENDABLE:
+        where = f" ({error.filename})" if error.filename else ""
+        reason = (error.strerror or "input or output failed").lower()
+        return f"{reason}{where}. Nothing was left half written; mend it and run the same command again."
+    # Libraries written in other languages hide the operating system's error in a text.
+    if "No space left on device" in str(error):
+        return "no space left on the disk. Nothing was left half written; make room and run the same command again."
+    return None

@@ -1,0 +1,1 @@
+"""One function per verb: arguments in, calls into the rooms, an exit status out."""

@@ -1,0 +1,151 @@
+"""The command line: what it prints, how fast it answers, and how each kind of failure ends."""
+
+from __future__ import annotations
+
+import importlib
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Literal
+
+import pytest
+
+from nanogpt_edit import __version__, cli
+from nanogpt_edit.commands.parse import parse
+from nanogpt_edit.errors import UserError
+
+
+def test_help_lists_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["--help"]) == 0
+    printed = capsys.readouterr().out
+    for verb, (summary, _) in cli.VERBS.items():
+        assert f"  {verb} " in printed
+        assert summary in printed
+    assert cli.main([]) == 0
+    assert capsys.readouterr().out == printed
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["--version"]) == 0
+    assert capsys.readouterr().out == f"nanogpt-edit {__version__}\n"
+
+
+def test_help_answers_in_under_a_second_and_imports_nothing_heavy() -> None:
+    loaded = "sorted({'torch', 'tyro', 'numpy'} & set(sys.modules))"
+    code = f"import sys, nanogpt_edit.cli as c; c.main(['--help']); print({loaded})"
+    seconds = []
+    for _ in range(3):  # the best of three: a busy machine is not a slow program
+        started = time.perf_counter()
+        ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        seconds.append(time.perf_counter() - started)
+    assert ended.stdout.splitlines()[-1] == "[]"
+    assert min(seconds) < 1
+
+
+def test_python_m_is_the_command_line() -> None:
+    ended = subprocess.run([sys.executable, "-m", "nanogpt_edit", "rnu"], capture_output=True, text=True)
+    assert ended.returncode == 2
+    assert 'there is no verb "rnu"; did you mean "run"?' in ended.stderr
+
+
+@pytest.mark.parametrize("verb", cli.VERBS)
+def test_every_verb_has_its_function(verb: str) -> None:
+    assert callable(cli.find_verb(verb))
+
+
+def failing_verb(monkeypatch: pytest.MonkeyPatch, error: BaseException, name: str = "run") -> None:
+    def verb(arguments: list[str]) -> int:
+        raise error
+
+    monkeypatch.setattr(importlib, "import_module", lambda module: SimpleNamespace(verb=verb))
+    monkeypatch.setitem(cli.VERBS, name, ("fails", "somewhere:verb"))
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "line"),
+    [
+        (UserError("facts.jsonl:3: no\n  subject."), 2, "nanogpt-edit: facts.jsonl:3: no subject.\n"),
+        (OSError(28, "No space left on device", "runs/x/a"), 2, "nanogpt-edit: no space left on device (runs/x/a). "),
+        (PermissionError(13, "Permission denied", "/root/x"), 2, "nanogpt-edit: permission denied (/root/x). "),
+        (RuntimeError("IoError: No space left on device (os error 28)"), 2, "nanogpt-edit: no space left on the disk."),
+        (KeyboardInterrupt(), 130, "nanogpt-edit: interrupted. The same command goes on"),
+    ],
+)
+def test_what_a_person_can_mend_is_one_line(
+    error: BaseException, status: int, line: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    failing_verb(monkeypatch, error)
+    assert cli.main(["run"]) == status
+    printed = capsys.readouterr()
+    assert printed.err.startswith(line)
+    assert printed.err.count("\n") == 1
+    assert printed.out == ""
+
+
+@pytest.mark.parametrize(
+    "error", [ZeroDivisionError("1/0"), OSError(5, "Input/output error"), FileNotFoundError(2, "")]
+)
+def test_a_bug_keeps_its_traceback(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    failing_verb(monkeypatch, error)
+    with pytest.raises(type(error)):
+        cli.main(["run"])
+
+
+@dataclass(frozen=True)
+class Train:
+    """How long to train."""
+
+    steps: int = 10
+    """Optimizer steps."""
+    mode: Literal["zscore", "mean"] = "zscore"
+
+    def __post_init__(self) -> None:
+        if self.steps < 0:
+            raise UserError(f"steps must not be negative, found {self.steps}.")
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Train something."""
+
+    out: Path
+    train: Train = Train()
+
+
+def test_arguments_fill_the_dataclass() -> None:
+    wanted = Arguments(Path("x"), Train(steps=3, mode="mean"))
+    assert parse(Arguments, ["--out", "x", "--train.steps", "3", "--train.mode=mean"], verb="train") == wanted
+    assert parse(Arguments, [], verb="train", default=wanted) == wanted
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--train.stepz", "3"], "unrecognized options: --train.stepz, 3; did you mean --train.steps?"),
+        (["--train.steps", "ten"], "error parsing --train.steps: invalid literal for int() with base 10: 'ten'."),
+        (["--train.mode", "median"], "invalid choice 'median' for argument '--train.mode'."),
+        (["--train.steps", "-1"], "steps must not be negative, found -1."),
+    ],
+)
+def test_a_bad_argument_is_one_sentence(arguments: list[str], sentence: str) -> None:
+    with pytest.raises(UserError) as caught:
+        parse(Arguments, ["--out", "x", *arguments], verb="train")
+    assert str(caught.value).startswith(sentence)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_argument_is_named() -> None:
+    with pytest.raises(UserError, match="--out.* nanogpt-edit train --help explains the arguments"):
+        parse(Arguments, [], verb="train")
+
+
+def test_help_of_a_verb_shows_text_and_default(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        parse(Arguments, ["--help"], verb="train")
+    assert ended.value.code == 0
+    printed = capsys.readouterr().out
+    assert "Optimizer steps. (default: 10)" in printed
+    assert "nanogpt-edit train" in printed
