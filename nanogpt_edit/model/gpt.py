@@ -60,7 +60,7 @@ class GPTConfig:
     """Width of the MLP (None: 4 n_embd)."""
     norm: Literal["layernorm", "rmsnorm"] = "layernorm"
     norm_eps: float = 1e-5
-    activation: Literal["gelu_tanh", "swiglu"] = "gelu_tanh"
+    activation: Literal["gelu_tanh", "gelu", "swiglu"] = "gelu_tanh"
     positions: Literal["learned", "rope"] = "learned"
     rope_theta: float = 10_000.0
     rope_scaling: RopeScaling | None = None
@@ -141,6 +141,7 @@ class MLP(nn.Module):
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
         gated = config.activation == "swiglu"
+        self.approximate = "tanh" if config.activation == "gelu_tanh" else "none"
         self.gate = nn.Linear(config.n_embd, config.mlp_size, bias=config.bias) if gated else None
         self.up = nn.Linear(config.n_embd, config.mlp_size, bias=config.bias)
         self.down = nn.Linear(config.mlp_size, config.n_embd, bias=config.bias)
@@ -148,7 +149,7 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if self.gate is None:
-            key = F.gelu(self.up(x), approximate="tanh")  # (B, T, F)
+            key = F.gelu(self.up(x), approximate=self.approximate)  # (B, T, F)
         else:
             key = F.silu(self.gate(x)) * self.up(x)
         return self.down(self.mlp_key(key))
