@@ -63,7 +63,7 @@ def _to_toml(value: object) -> object:
         return to_table(value)
     if isinstance(value, tuple | list):
         return [_to_toml(item) for item in value]
-    if isinstance(value, dict):
+    if isinstance(value, Mapping):
         return {str(key): _to_toml(item) for key, item in value.items()}
     return str(value) if isinstance(value, Path) else value
 
@@ -120,7 +120,7 @@ def _to_value(kind: object, value: object, name: str, place: _Place) -> object:
             raise UserError(_wrong(kind, value, name, place))
         kinds = [arguments[0]] * len(value) if arguments[-1] is ... else arguments
         return tuple(_to_value(kinds[i], item, f"{name}[{i}]", place) for i, item in enumerate(value))
-    if origin is dict:
+    if origin in (dict, Mapping):
         if not isinstance(value, Mapping):
             raise UserError(_wrong(kind, value, name, place))
         return {key: _to_value(arguments[1], item, key, place.inner(name)) for key, item in value.items()}
@@ -167,7 +167,7 @@ def _wanted(kind: object) -> str:
         if arguments[-1] is ...:
             return f"an array ([…]) of {_wanted(arguments[0])}"
         return f"an array of {len(arguments)} ({', '.join(map(_wanted, arguments))})"
-    if origin is dict or is_dataclass(kind):
+    if origin in (dict, Mapping) or is_dataclass(kind):
         return "a table of fields"
     return WORDS.get(kind, "text in quotes") if isinstance(kind, type) else str(kind)
 

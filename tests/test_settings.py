@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -35,6 +36,7 @@ class Plan:
     fast: bool = False
     grpo: Steps = Steps()
     expect: dict[str, str] = field(default_factory=dict)
+    rewards: Mapping[str, float] = field(default_factory=lambda: {"accuracy": 1.0})
 
 
 def read(tmp_path: Path, text: str) -> Plan:
@@ -46,6 +48,7 @@ def read(tmp_path: Path, text: str) -> Plan:
 def test_fields_left_out_keep_their_defaults(tmp_path: Path) -> None:
     plan = read(tmp_path, 'name = "a"\n[grpo]\nlr = 1\nlayers = [3]\ntop_k = "none"\n[expect]\n"a.b" = ">= 1"\n')
     assert plan == Plan("a", grpo=Steps(lr=1.0, layers=(3,), top_k=None), expect={"a.b": ">= 1"})
+    assert plan.rewards == {"accuracy": 1.0}
     assert isinstance(plan.grpo.lr, float)
 
 
@@ -66,6 +69,11 @@ def test_defaults_fill_what_the_file_leaves_out(tmp_path: Path) -> None:
         ('name = "a"\n[grpo]\nsteps = true', 'tiny.toml: [grpo] "steps" must be a whole number, found true.'),
         ('name = "a"\n[grpo]\nlr = "3e-4"', 'tiny.toml: [grpo] "lr" must be a number, found "3e-4".'),
         ('name = "a"\nfast = 1', 'tiny.toml: "fast" must be true or false, found 1.'),
+        (
+            'name = "a"\n[rewards]\nformat = "0.1"',
+            'tiny.toml: [rewards] "format" must be a number, found "0.1".',
+        ),
+        ('name = "a"\nrewards = 1', 'tiny.toml: "rewards" must be a table of fields, found 1.'),
         ('name = "a"\ngrpo = 3', 'tiny.toml: "grpo" must be a table of fields ([grpo]), found 3.'),
         (
             'name = "a"\n[grpo]\nmode = "meen"',
