@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping
 from itertools import islice
-from pathlib import Path
 
 from nanogpt_edit.errors import UserError
 
 Row = Mapping[str, object]
+
+FILE_SUFFIXES = (".jsonl", ".json", ".txt", ".raw", ".md")
 
 # Short names people use, and the configuration a data set has no default for.
 ALIASES = {
@@ -20,26 +21,18 @@ ALIASES = {
 }
 
 
-def is_hub_name(source: str) -> bool:
-    """True when `source` names a hub data set (`owner/name`, `owner/name:configuration`, or a known short name).
+def check_name(source: str) -> None:
+    """Raise UserError unless `source` looks like a hub data set: owner/name, owner/name:configuration, a short name.
 
-    Whatever exists on the disk is never a hub name. Raises UserError for what can only be a missing file.
+    Call it for what does not exist on the disk: a misspelt path should be reported as one, not sought on the hub.
     """
-    if Path(source).exists():
-        return False
     name = source.partition(":")[0]
-    parts = name.split("/")
-    local = (
-        source.startswith((".", "/", "~"))
-        or len(parts) > 2
-        or name.endswith((".jsonl", ".json", ".txt", ".raw", ".md"))
-    )
-    if local or (source not in ALIASES and len(parts) != 2):
+    path_like = source.startswith((".", "/", "~")) or name.endswith(FILE_SUFFIXES) or name.count("/") != 1
+    if path_like and source not in ALIASES:
         raise UserError(
             f"{source}: no such file or folder. Give a path that exists, or a hub data set as owner/name "
             f"(for example openai/gsm8k)."
         )
-    return True
 
 
 def read_splits(source: str, *, wanted: Iterable[str]) -> dict[str, list[Row]]:
