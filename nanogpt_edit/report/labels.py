@@ -1,0 +1,174 @@
+"""The words and number formats of the report: metric names, percentages, points, p-values.
+
+Every number a reader sees goes through here, in the page, the Markdown, and the terminal.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+
+from nanogpt_edit.report.expect import Expectation
+from nanogpt_edit.report.records import Change, Interval
+
+STAGE_LABELS = {"base": "base", "sft": "SFT", "grpo": "GRPO", "edited": "edited"}
+SKILL_LABELS = {
+    "problems": "problems",
+    "arithmetic": "arithmetic",
+    "facts": "true facts",
+    "probes": "non-math probes",
+    "perplexity": "held-out text",
+    "edit": "edit",
+}
+METRIC_LABELS = {
+    "well_formed": "well-formed",
+    "thinking_tokens": "thinking tokens",
+    "answer_tokens": "answer tokens",
+    "recall": "recalled",
+    "non_arithmetic": "answered in words",
+    "nats_per_token": "nats per token",
+    "perplexity": "perplexity",
+    "success": "new answer at rank 1",
+    "efficacy": "new more likely than true",
+    "paraphrase": "same on paraphrases",
+    "neighbourhood_before": "neighbours right before",
+    "neighbourhood_after": "neighbours right after",
+    "neighbourhood_drop": "neighbours lost",
+    "score": "harmonic mean of the three",
+    "p_target_before": "p(new answer) before",
+    "p_target_after": "p(new answer) after",
+}
+LOWER_IS_BETTER = ("nats_per_token", "perplexity", "neighbourhood_drop", "truncated")
+NO_DIRECTION = ("p_target_before",)
+SIZES = re.compile(r"tokens|seconds|perplexity|nats|length|bits|mean_|entropy$|rank")
+
+
+def stage_label(name: str) -> str:
+    return STAGE_LABELS.get(name, name)
+
+
+def skill_label(name: str) -> str:
+    return SKILL_LABELS.get(name, name.replace("_", " "))
+
+
+def metric_label(name: str) -> str:
+    """pass_at_16 -> 'pass@16'."""
+    name = name.rpartition(".")[2]
+    if found := re.fullmatch(r"(.+)_at_(\d+)", name):
+        return f"{found[1].replace('_', ' ')}@{found[2]}"
+    return METRIC_LABELS.get(name, name.replace("_", " "))
+
+
+def is_share(metric: str) -> bool:
+    """Whether a metric is a share from 0 to 1, shown in percent, and its changes in points."""
+    return SIZES.search(metric.rpartition(".")[2]) is None
+
+
+def direction(metric: str) -> int:
+    """+1 where more is better, -1 where less is better, 0 where neither is (lengths)."""
+    name = metric.rpartition(".")[2]
+    if name in LOWER_IS_BETTER:
+        return -1
+    return 0 if name in NO_DIRECTION or not is_share(name) else 1
+
+
+def number(value: float, *, digits: int = 3) -> str:
+    """Significant digits (three unless told), thousands separated: 0.0123, 1.94, 37.1, 12,345."""
+    if not math.isfinite(value):
+        return "–"
+    if value == 0:
+        return "0"
+    places = max(0, digits - 1 - math.floor(math.log10(abs(value)) + 1e-12))
+    return f"{value:,.{min(places, 6)}f}".replace("-", "−")
+
+
+def percent(value: float) -> str:
+    """0.678 -> '67.8%'; exactly all is '100%'."""
+    return "100%" if value == 1 else f"{100 * value:.1f}%".replace("-", "−")
+
+
+def quantity(metric: str, value: float) -> str:
+    return percent(value) if is_share(metric) else number(value)
+
+
+def span(metric: str, low: float, high: float) -> str:
+    """The two ends of an interval without a repeated unit: '[66.1, 69.5]'."""
+    return f"[{_end(metric, low)}, {_end(metric, high)}]"
+
+
+def _end(metric: str, value: float) -> str:
+    return quantity(metric, value).removesuffix("%")
+
+
+def interval(metric: str, measured: Interval) -> str:
+    """'67.8% [66.1, 69.5]'."""
+    return f"{quantity(metric, measured.value)} {span(metric, measured.low, measured.high)}"
+
+
+def signed(metric: str, value: float) -> str:
+    """A change: '+4.9' in points for a share, '−0.12' otherwise."""
+    size = f"{100 * abs(value):.1f}" if is_share(metric) else number(abs(value), digits=2)
+    return ("−" if value < 0 else "+") + size
+
+
+def unit(metric: str) -> str:
+    return " points" if is_share(metric) else ""
+
+
+def change_span(metric: str, change: Change) -> str:
+    """'[+3.1, +6.7]'."""
+    return f"[{signed(metric, change.low)}, {signed(metric, change.high)}]"
+
+
+def p_value(value: float | None) -> str:
+    if value is None:
+        return ""
+    return "<0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def probability(value: float) -> str:
+    """A model's probability: '0.895'; tiny ones in powers of ten."""
+    if value != 0 and abs(value) < 0.001:
+        return f"{value:.0e}".replace("e-0", "e-").replace("e-", "·10^−")
+    return f"{value:.3f}"
+
+
+def duration(seconds: float) -> str:
+    """75.3 -> '1 min 15 s'; 8.24 -> '8.2 s'."""
+    if seconds < 59.95:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
+
+
+def count(n: int, noun: str) -> str:
+    """1 'problem', 2 'problems'."""
+    return f"{n:,} {noun}" + ("" if n == 1 else "s")
+
+
+def listing(items: Sequence[str]) -> str:
+    """'a', 'a and b', 'a, b and c'."""
+    return items[0] if len(items) == 1 else ", ".join(items[:-1]) + " and " + items[-1] if items else ""
+
+
+def measured(expectation: Expectation) -> str:
+    """'99.4% [99.1, 99.6]', with the n that would decide when the interval straddles the bound."""
+    if expectation.value is None:
+        return "this run has not come to it"
+    metric = expectation.metric
+    if expectation.metric.startswith("seconds."):
+        return duration(expectation.value)
+    if expectation.low is None or expectation.high is None:
+        return number(expectation.value)
+    if expectation.metric.startswith("comparisons."):
+        ends = signed(metric, expectation.low), signed(metric, expectation.high)
+        shown = f"{signed(metric, expectation.value)}{unit(metric)} [{ends[0]}, {ends[1]}]"
+    else:
+        shown = f"{quantity(metric, expectation.value)} {span(metric, expectation.low, expectation.high)}"
+    if expectation.verdict != "inconclusive":
+        return shown
+    if expectation.n_needed is None:
+        return f"{shown}, on the bound itself: no n would decide"
+    return f"{shown} at n = {expectation.n:,}; about n = {expectation.n_needed:,} would decide"

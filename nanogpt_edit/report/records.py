@@ -1,0 +1,216 @@
+"""What a run folder says, as frozen records: the only thing the other files of this room look at.
+
+`read.py` fills them from the files; nothing here opens a file or judges a number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+STAGES = ("base", "sft", "grpo", "edited")
+"""The checkpoints of a run in the order they are made. A run may hold any part of them."""
+
+Grid = tuple[tuple[float, ...], ...]
+"""Rows of numbers: one row per token (or group of tokens), one column per layer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """A measured quantity with its 95% interval over `n` units (problems, facts): 0.628 [0.601, 0.655], n 400."""
+
+    value: float
+    low: float
+    high: float
+    n: int
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """A difference after - before, measured in pairs on the same units, with its 95% interval.
+
+    `smallest_detectable` is the difference this `n` could have shown; None where the test did not say.
+    """
+
+    delta: float
+    low: float
+    high: float
+    p_value: float | None
+    n: int | None
+    smallest_detectable: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """One graded completion (an EvalRecord line)."""
+
+    skill: str
+    problem_id: str
+    sample_index: int
+    prompt: str
+    gold: str
+    text: str
+    answer: str | None
+    correct: bool
+    well_formed: bool
+    thinking_tokens: int
+    answer_tokens: int
+    finish_reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class RecalledFact:
+    """One true fact asked of one checkpoint: "The capital of Egypt is" -> greedy "Cairo", rank 1."""
+
+    prompt: str
+    target: str
+    greedy: str
+    rank: int
+    p_target: float
+    recalled: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """One evaluated checkpoint: `skills[skill][metric]`, and the raw records behind them."""
+
+    name: str
+    fingerprint: str
+    seconds: float | None
+    settings: Mapping[str, object]
+    skills: Mapping[str, Mapping[str, Interval]]
+    completions: tuple[Completion, ...]
+    facts: tuple[RecalledFact, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Two checkpoints on the same problems: `metrics["pass_at_1"]` is after - before."""
+
+    after: str
+    before: str
+    metrics: Mapping[str, Change]
+
+    @property
+    def name(self) -> str:
+        return f"{self.after}-{self.before}"
+
+
+@dataclass(frozen=True, slots=True)
+class EditedFact:
+    """One fact before and after the edit. Neighbourhood and paraphrase are shares of that fact's prompts, 0 to 1."""
+
+    id: str
+    relation: str
+    prompt: str
+    subject: str
+    target_true: str
+    target_new: str
+    old_answer: str
+    new_answer: str
+    p_first_before: float
+    p_first_after: float
+    rank_before: int
+    rank_after: int
+    p_target_before: float
+    p_target_after: float
+    success: bool
+    efficacy: float
+    paraphrase: float | None
+    neighbourhood_before: float | None
+    neighbourhood_after: float | None
+    subject_lookup: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Edit:
+    """One batch of edits: aggregate `scores` (an Interval, or a plain number) and one record per fact."""
+
+    name: str
+    n: int
+    method: str
+    layers: tuple[int, ...]
+    seconds: float
+    scores: Mapping[str, Interval | float]
+    settings: Mapping[str, object]
+    facts: tuple[EditedFact, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class TraceExample:
+    """The causal trace of one prompt: `effect[site]` has one row per token."""
+
+    tokens: tuple[str, ...]
+    subject_tokens: tuple[int, ...]
+    effect: Mapping[str, Grid]
+
+
+@dataclass(frozen=True, slots=True)
+class Trace:
+    """Causal tracing over `n` facts: `effect[site]` has one row per token group, one column per layer (probability)."""
+
+    n: int
+    stage: str
+    sites: tuple[str, ...]
+    token_groups: tuple[str, ...]
+    layers: tuple[int, ...]
+    effect: Mapping[str, Grid]
+    low: Mapping[str, Grid]
+    high: Mapping[str, Grid]
+    clean_p: float | None
+    corrupted_p: float | None
+    example: TraceExample | None
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """One token of a transcript; `kind` is prompt, think, answer, tag or outside."""
+
+    id: int
+    text: str
+    kind: str
+
+
+@dataclass(frozen=True, slots=True)
+class Transcript:
+    """One completion token by token."""
+
+    prompt: tuple[Token, ...]
+    completion: tuple[Token, ...]
+    decoded: str
+    thinking_tokens: int
+    answer_tokens: int
+    stage: str
+    gold: str
+    correct: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Series:
+    """One column of a training log: values at steps, gaps left out."""
+
+    steps: tuple[float, ...]
+    values: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """Everything a run folder holds. What it does not hold is empty here and named in `notes`."""
+
+    path: Path
+    recipe: Mapping[str, object]
+    logs: Mapping[str, Mapping[str, Series]]
+    stages: Mapping[str, Stage]
+    comparisons: Mapping[str, Comparison]
+    edit: Edit | None
+    trace: Trace | None
+    transcript: Transcript | None
+    seconds: Mapping[str, float]
+    environment: Mapping[str, object]
+    notes: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        return self.path.name

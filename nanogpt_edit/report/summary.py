@@ -1,0 +1,115 @@
+"""summary.json: the numbers of the report for programs, in a fixed shape.
+
+stages.<stage>.<skill>.<metric>     {value, low, high, n}
+comparisons.<after>-<before>.<metric>  {delta, low, high, p_value, n, smallest_detectable}
+edit                                {n, success, …, seconds}: intervals as above, n and seconds plain
+seconds.<stage>, seconds.total      plain
+environment                         as recorded
+expectations                        [{metric, bound, value, low, high, n, verdict, n_needed}]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+
+from nanogpt_edit.errors import UserError
+from nanogpt_edit.report.expect import Expectation, judge
+from nanogpt_edit.report.intervals import mean_interval
+from nanogpt_edit.report.ledger import Ledger, make_ledger
+from nanogpt_edit.report.records import Interval, Run
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """What `build` returns: the numbers, the judged expectations and the ledger.
+
+    `edit` is None when nothing was edited. `notes` names what the run folder does not hold (a run stopped half-way).
+    """
+
+    name: str
+    stages: Mapping[str, Mapping[str, Mapping[str, Interval]]]
+    comparisons: Mapping[str, Mapping[str, Mapping[str, float | int | None]]]
+    edit: Mapping[str, Interval | float | int] | None
+    seconds: Mapping[str, float]
+    environment: Mapping[str, object]
+    expectations: tuple[Expectation, ...]
+    ledger: Ledger
+    notes: tuple[str, ...]
+
+    @property
+    def all_passed(self) -> bool:
+        """Whether every expectation passed; inconclusive and not measured are not passed."""
+        return all(expectation.verdict == "pass" for expectation in self.expectations)
+
+    @property
+    def any_failed(self) -> bool:
+        return any(expectation.verdict == "fail" for expectation in self.expectations)
+
+    def as_json(self) -> dict[str, object]:
+        """The contents of summary.json."""
+        return {**_numbers(self), "expectations": [asdict(expectation) for expectation in self.expectations]}
+
+
+def summarise(run: Run) -> Summary:
+    """Put the numbers of a run together and judge its recipe's expectations.
+
+    Raises UserError naming the key of an expectation that is malformed or leads nowhere.
+    """
+    unjudged = Summary(
+        name=run.name,
+        stages={name: stage.skills for name, stage in run.stages.items()},
+        comparisons={
+            name: {metric: asdict(change) for metric, change in comparison.metrics.items()}
+            for name, comparison in run.comparisons.items()
+        },
+        edit=_edit_numbers(run),
+        seconds=total_seconds(run.seconds),
+        environment=run.environment,
+        expectations=(),
+        ledger=make_ledger(run),
+        notes=run.notes,
+    )
+    expect = run.recipe.get("expect", {})
+    if not isinstance(expect, dict):
+        raise UserError(f"{run.path / 'recipe.toml'}: [expect] must be a table of metric paths and bounds.")
+    return replace(unjudged, expectations=judge(expect, _numbers(unjudged)))
+
+
+def total_seconds(seconds: Mapping[str, float]) -> Mapping[str, float]:
+    """Seconds per stage with their sum as `total`; empty when nothing was timed."""
+    if not seconds or "total" in seconds:
+        return seconds
+    return {**seconds, "total": sum(seconds.values())}
+
+
+def _edit_numbers(run: Run) -> Mapping[str, Interval | float | int] | None:
+    if run.edit is None:
+        return None
+    numbers: dict[str, Interval | float | int] = {"n": run.edit.n, **run.edit.scores}
+    drops = [
+        fact.neighbourhood_before - fact.neighbourhood_after
+        for fact in run.edit.facts
+        if fact.neighbourhood_before is not None and fact.neighbourhood_after is not None
+    ]
+    if drops:
+        numbers.setdefault("neighbourhood_drop", mean_interval(drops))
+    return {**numbers, "seconds": run.edit.seconds}
+
+
+def _numbers(summary: Summary) -> dict[str, object]:
+    return {
+        "stages": {
+            stage: {
+                skill: {metric: asdict(measured) for metric, measured in metrics.items()}
+                for skill, metrics in skills.items()
+            }
+            for stage, skills in summary.stages.items()
+        },
+        "comparisons": summary.comparisons,
+        "edit": None
+        if summary.edit is None
+        else {key: asdict(value) if isinstance(value, Interval) else value for key, value in summary.edit.items()},
+        "seconds": dict(summary.seconds),
+        "environment": dict(summary.environment),
+    }
