@@ -63,11 +63,15 @@ class Tokenizer:
         inner.no_truncation()
         inner.no_padding()
         known = {token.content for token in inner.get_added_tokens_decoder().values()}
-        inner.add_special_tokens([_special(token) for token in REASONING_TOKENS if token not in known])
+        self.added: tuple[str, ...] = tuple(token for token in REASONING_TOKENS if token not in known)
+        """The reasoning tokens that were not in the vocabulary and took the next free ids."""
+        inner.add_special_tokens([_special(token) for token in self.added])
         self._inner = inner
         self._settings = dict(settings or {})
         vocabulary = inner.get_vocab(with_added_tokens=True)
         self.vocab_size: int = max(vocabulary.values()) + 1
+        self.first_added: int = min((vocabulary[token] for token in self.added), default=self.vocab_size)
+        """Ids below it came with the vocabulary."""
         self.think_start, self.think_end, self.answer_start, self.answer_end = (
             vocabulary[token] for token in REASONING_TOKENS
         )

@@ -1,0 +1,270 @@
+"""A model directory in Hugging Face's layout: load it, save it whole or not at all, fingerprint it.
+
+The layout is the only one there is: what `save` writes, transformers, vLLM and lm-evaluation-harness read, and what
+they write, `load` reads. Besides the usual files a directory carries `lineage.json`: what was done to the weights,
+oldest first, and their fingerprint.
+
+Loading fills an empty model tensor by tensor and so peaks at little more than the model's own size. What no file can
+say in Hugging Face's layout is refused before anything is written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from nanogpt_edit import files, progress
+from nanogpt_edit.errors import UserError
+from nanogpt_edit.model import families, hub, nanogpt, weights
+from nanogpt_edit.model.gpt import GPT, GPTConfig
+from nanogpt_edit.model.tensors import SafetensorsFiles, Tensors
+from nanogpt_edit.model.tokenizer import Tokenizer
+from nanogpt_edit.model.weights import fingerprint, weight_sha256
+
+__all__ = ["config_json", "fingerprint", "load", "save", "weight_sha256"]
+
+ROWS_MULTIPLE = 64  # a vocabulary that has to grow grows to a multiple of this, as GPT-2's 50257 to 50304
+NEW_ROW_SPREAD = 0.1  # noise of new embedding rows, in standard deviations of the existing ones
+NEW_ROW_SEED = 0
+
+# Names that `save` may find in a directory it replaces: a model's files, and a stage's half-done work.
+REPLACEABLE = (
+    "config.json",
+    "generation_config.json",
+    "lineage.json",
+    "model.safetensors",
+    "model-*.safetensors",
+    "model.safetensors.index.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "state",
+)
+
+
+@dataclass(frozen=True)
+class _Source:
+    """A model that is about to be loaded."""
+
+    path: Path
+    config: GPTConfig
+    tensors: Tensors
+    tokenizer: Tokenizer | None
+    lineage: tuple[str, ...]
+    conv1d: bool
+    """Whether GPT-2's matrices are stored (in, out)."""
+    fresh_rows: bool
+    """Whether padding rows that the reasoning tokens take have never been trained on them."""
+
+
+def load(source: str | Path, *, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> GPT:
+    """Load a model directory, a model of the Hugging Face hub by name, or a nanoGPT ckpt.pt.
+
+    The model carries its tokenizer (None where the source has none) and its lineage, is in evaluation mode, has no
+    dropout, and has the dtype of the file unless `dtype` is given. Embedding rows that the reasoning tokens need are
+    added, as the mean of the rows there are plus a little seeded noise.
+    Raises UserError, in one line, for whatever is missing, damaged, unsupported, or does not fit together.
+    """
+    opened = _open(source)
+    config, stored_rows = opened.config, opened.config.vocab_size
+    _check_tokenizer(opened)
+    if opened.tokenizer is not None and opened.tokenizer.vocab_size > stored_rows:
+        config = replace(config, vocab_size=-(-opened.tokenizer.vocab_size // ROWS_MULTIPLE) * ROWS_MULTIPLE)
+    with torch.device("meta"):
+        model = GPT(config)
+    plan = weights.make_plan(model, opened.tensors, opened.config, opened.path, conv1d=opened.conv1d)
+    model = model.to(dtype or weights.stored_dtype(plan, opened.tensors)).to_empty(device=device)
+    weights.fill(model, opened.tensors, plan)
+    model.tokenizer, model.lineage = opened.tokenizer, opened.lineage
+    _new_rows(model, opened, stored_rows)
+    return model.eval()
+
+
+def save(
+    model: GPT, directory: Path | str, *, tokenizer: Tokenizer | None = None, lineage_note: str | None = None
+) -> None:
+    """Write `model` as a model directory, complete or not at all; a model directory already there is replaced.
+
+    `tokenizer` defaults to the model's. `lineage_note` says what was just done to the weights; it is added to the
+    model's lineage. transformers gives the same logits and ids for the directory; its `generate` stops at `</answer>`.
+    (One exception: transformers 5 reads any qwen2 directory with Qwen2's own rules for cutting text, so another
+    family's vocabulary in a qwen2 model gives other ids there.)
+    Raises UserError when the config is a mix that no Hugging Face architecture expresses, and when `directory` holds
+    files that are no model's.
+    """
+    directory = Path(directory)
+    tokenizer = tokenizer or model.tokenizer
+    _check_replaceable(directory)
+    config = config_json(model, tokenizer)
+    if lineage_note is not None and model.lineage[-1:] != (lineage_note,):
+        model.lineage = (*model.lineage, lineage_note)
+    with files.atomic_directory(directory) as part:
+        weights.write(model, part)
+        files.write_json(part / "config.json", config)
+        files.write_json(part / "lineage.json", {"lineage": list(model.lineage), "fingerprint": fingerprint(model)})
+        if tokenizer is not None:
+            files.write_json(part / "generation_config.json", _generation_json(tokenizer))
+            tokenizer.save(part)
+
+
+def config_json(model: GPT, tokenizer: Tokenizer | None = None) -> dict[str, object]:
+    """The config.json that `save` would write. Raises UserError when the config fits no Hugging Face architecture."""
+    eos = None if tokenizer is None else tokenizer.eos_id
+    return {
+        **families.config_to_json(model.config),
+        "torch_dtype": str(model.dtype).removeprefix("torch."),
+        "bos_token_id": None,
+        "eos_token_id": eos,
+        "pad_token_id": None if tokenizer is None else tokenizer.pad_id,
+    }
+
+
+def _open(source: str | Path) -> _Source:
+    path = Path(source).expanduser()
+    if path.is_dir():
+        return _open_directory(path, name=path.resolve().name)
+    if path.is_file():
+        if path.suffix not in (".pt", ".pth"):
+            raise UserError(
+                f"{path}: a model is a directory, a hub name or a nanoGPT ckpt.pt; pass the file's directory."
+            )
+        return _open_nanogpt(path)
+    if isinstance(source, str) and hub.is_name(source) and path.suffix not in (".pt", ".pth"):
+        return _open_directory(hub.fetch(source), name=source)
+    raise UserError(f"{source}: no such model directory or file.")
+
+
+def _open_directory(path: Path, *, name: str) -> _Source:
+    if not (path / "config.json").is_file():
+        raise UserError(f"{path}: not a model directory, it has no config.json.")
+    raw = files.read_json(path / "config.json")
+    config = families.config_from_json(raw, path / "config.json")
+    index, single = path / "model.safetensors.index.json", path / "model.safetensors"
+    if not index.is_file() and not single.is_file():
+        raise UserError(
+            f"{path}: no model.safetensors and no model.safetensors.index.json in it. Weights in another format must "
+            "be converted first (transformers' save_pretrained writes safetensors)."
+        )
+    parts = [single] if single.is_file() else [path / shard for shard in hub.shard_names(index)]
+    tokenizer = _tokenizer(path)
+    if tokenizer is not None:
+        _check_end_of_text(raw, config, tokenizer, path)
+    return _Source(
+        path=path,
+        config=config,
+        tensors=SafetensorsFiles(parts),
+        tokenizer=tokenizer,
+        lineage=_read_lineage(path / "lineage.json") or (f"loaded from {name}",),
+        conv1d=True,
+        fresh_rows=True,
+    )
+
+
+def _open_nanogpt(path: Path) -> _Source:
+    checkpoint = nanogpt.read(path)
+    progress.say(f"{path}: {checkpoint.note}.")
+    tokenizer = _tokenizer(path.parent)
+    gpt2 = hub.cached("gpt2", "tokenizer.json") or hub.cached("openai-community/gpt2", "tokenizer.json")
+    if tokenizer is None and gpt2 is not None and checkpoint.config.vocab_size in (50257, 50304):
+        tokenizer = Tokenizer.load(gpt2.parent)
+    if tokenizer is None:
+        progress.say(f"{path}: no tokenizer. Put tokenizer.json (for GPT-2's vocabulary: the one of gpt2) beside it.")
+    return _Source(
+        path=path,
+        config=checkpoint.config,
+        tensors=checkpoint.tensors,
+        tokenizer=tokenizer,
+        lineage=(checkpoint.note,),
+        conv1d=False,
+        fresh_rows=False,  # such checkpoints carry no tokenizer, and may have learnt the tokens in their padding
+    )
+
+
+def _tokenizer(directory: Path) -> Tokenizer | None:
+    found = (directory / "tokenizer.json").is_file() or any(
+        (directory / vocabulary).is_file() for vocabulary in ("encoder.json", "vocab.json")
+    )
+    return Tokenizer.load(directory) if found else None
+
+
+def _check_tokenizer(opened: _Source) -> None:
+    """Only the reasoning tokens may need rows that the weights have not."""
+    tokenizer, rows = opened.tokenizer, opened.config.vocab_size
+    if tokenizer is not None and tokenizer.first_added > rows:
+        raise UserError(
+            f"{opened.path}: the tokenizer does not fit the weights: it gives ids up to {tokenizer.first_added - 1}, "
+            f"the embedding has {rows} rows. Use the tokenizer the model was trained with."
+        )
+
+
+def _check_end_of_text(raw: Mapping[str, object], config: GPTConfig, tokenizer: Tokenizer, path: Path) -> None:
+    """A vocabulary too small for the model shows in the config's end-of-text id (unless that is nonsense itself)."""
+    listed = raw.get("eos_token_id")
+    for token_id in listed if isinstance(listed, list) else [listed]:
+        if isinstance(token_id, int) and tokenizer.vocab_size <= token_id < config.vocab_size:
+            raise UserError(
+                f"{path}: the tokenizer does not fit the weights: config.json ends texts with id {token_id}, the "
+                f"tokenizer's last id is {tokenizer.vocab_size - 1}. Use the tokenizer the model was trained with."
+            )
+
+
+@torch.no_grad()
+def _new_rows(model: GPT, opened: _Source, stored_rows: int) -> None:
+    """Give the embedding (and the head) rows for reasoning tokens the file's vocabulary does not know, and say so."""
+    tokenizer = model.tokenizer
+    if tokenizer is None or not tokenizer.added:
+        return
+    first = tokenizer.first_added if opened.fresh_rows else stored_rows
+    last = model.config.vocab_size if model.config.vocab_size > stored_rows else tokenizer.vocab_size
+    if first >= last:
+        return
+    generator = torch.Generator().manual_seed(NEW_ROW_SEED)
+    for weight in (model.embed.weight, None if model.head is None else model.head.weight):
+        if weight is not None:
+            mean = weight[:first].mean(dim=0, dtype=torch.float32)
+            spread = weight[: min(first, 4096)].float().std()  # a sample tells enough
+            noise = torch.randn(last - first, weight.shape[1], generator=generator).to(weight.device)
+            weight[first:last] = (mean + NEW_ROW_SPREAD * spread * noise).to(weight.dtype)
+    rows = model.config.vocab_size - stored_rows
+    where = (
+        f"the vocabulary grew by {rows} rows to {model.config.vocab_size}" if rows else "in the vocabulary's padding"
+    )
+    note = (
+        f"{' '.join(tokenizer.added)} added as ids {tokenizer.first_added} to {tokenizer.vocab_size - 1} ({where}); "
+        f"embedding rows {first} to {last - 1} set to the mean row plus noise"
+    )
+    progress.say(f"{opened.path}: {note}.")
+    model.lineage = (*model.lineage, note)
+
+
+def _read_lineage(file: Path) -> tuple[str, ...]:
+    if not file.is_file():
+        return ()
+    notes = files.read_json(file).get("lineage")
+    if not isinstance(notes, list) or not all(isinstance(note, str) for note in notes):
+        raise UserError(f'{file}: "lineage" must be a list of sentences. Remove the file if you do not need it.')
+    return tuple(notes)
+
+
+def _check_replaceable(directory: Path) -> None:
+    """`save` replaces the whole directory; refuse to take anything with it that is no model's."""
+    if directory.is_dir():
+        foreign = sorted(p.name for p in directory.iterdir() if not any(p.match(known) for known in REPLACEABLE))
+        if foreign:
+            raise UserError(
+                f'{directory}: not replaced by the model, it holds "{foreign[0]}", which no model directory has. '
+                "Choose another directory."
+            )
+    elif directory.exists():
+        raise UserError(f"{directory}: a file is in the place of the model directory. Choose another name.")
+
+
+def _generation_json(tokenizer: Tokenizer) -> dict[str, object]:
+    stops = [tokenizer.answer_end, *([] if tokenizer.eos_id is None else [tokenizer.eos_id])]
+    return {"eos_token_id": stops, "pad_token_id": tokenizer.pad_id}

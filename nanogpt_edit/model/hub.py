@@ -1,0 +1,101 @@
+"""Models by their name on the Hugging Face hub, through huggingface_hub's cache; only the files we read are fetched."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from nanogpt_edit.errors import UserError
+
+NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+
+
+def is_name(source: str) -> bool:
+    """Whether `source` can be a name on the hub: `gpt2`, `Qwen/Qwen2.5-0.5B`."""
+    return NAME.fullmatch(source) is not None
+
+
+def fetch(name: str) -> Path:
+    """The local directory with the files of model `name`, downloaded where the cache has not got them.
+
+    Raises UserError when a file cannot be had: it names the file and the ways to supply it. With HF_HUB_OFFLINE set
+    only the cache is looked at.
+    """
+    directory = _fetch(name, "config.json", revision=None).parent
+    revision = directory.name  # all files from the commit of the first
+    if _fetch_optional(name, "tokenizer.json", revision) is None:
+        for file in ("vocab.json", "merges.txt"):
+            _fetch_optional(name, file, revision)
+    _fetch_optional(name, "tokenizer_config.json", revision)
+    index = _fetch_optional(name, "model.safetensors.index.json", revision)
+    for file in ("model.safetensors",) if index is None else shard_names(index):
+        _fetch(name, file, revision)
+    return directory
+
+
+def cached(name: str, file: str) -> Path | None:
+    """The path of one file of model `name` if the cache has it; never asks the network."""
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(name, file)
+    return Path(found) if isinstance(found, str) else None
+
+
+def shard_names(index: Path) -> tuple[str, ...]:
+    """The files that a model.safetensors.index.json lists, sorted. Raises UserError when it lists none."""
+    from nanogpt_edit.files import read_json
+
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise UserError(f'{index}: "weight_map" is missing; the file is damaged, fetch it again.')
+    return tuple(sorted({str(file) for file in weight_map.values()}))
+
+
+def _fetch_optional(name: str, file: str, revision: str) -> Path | None:
+    from huggingface_hub import errors
+
+    try:
+        return _download(name, file, revision)
+    except errors.EntryNotFoundError:  # not in the repository, or (offline) not in the cache
+        return None
+    except (errors.HfHubHTTPError, OSError, ValueError) as error:
+        raise _readable(error, name, file) from None
+
+
+def _fetch(name: str, file: str, revision: str | None) -> Path:
+    from huggingface_hub import errors
+
+    try:
+        return _download(name, file, revision)
+    except (errors.EntryNotFoundError, errors.HfHubHTTPError, OSError, ValueError) as error:
+        raise _readable(error, name, file) from None
+
+
+def _download(name: str, file: str, revision: str | None) -> Path:
+    from huggingface_hub import hf_hub_download
+
+    return Path(hf_hub_download(name, file, revision=revision))
+
+
+def _readable(error: Exception, name: str, file: str) -> UserError:
+    from huggingface_hub import errors
+
+    if isinstance(error, errors.GatedRepoError):
+        return UserError(
+            f"{name}: the hub gives {file} only to those who accepted the model's licence. Accept it on the model's "
+            "page, log in with `hf auth login`, and run this again."
+        )
+    if isinstance(error, errors.RepositoryNotFoundError):
+        return UserError(f"{name}: no such directory here, and no such model on the Hugging Face hub.")
+    if isinstance(error, errors.LocalEntryNotFoundError):
+        return UserError(
+            f"{name}: no such directory here, and {file} is neither in the local cache nor to be had from the hub (no "
+            "network, or HF_HUB_OFFLINE is set). Connect once and run this again, or download the model elsewhere "
+            f"(`hf download {name}`) and pass its directory."
+        )
+    if isinstance(error, errors.EntryNotFoundError):
+        return UserError(
+            f"{name}: the model has no {file} on the hub. Only models in safetensors format are read; "
+            "convert it with transformers (save_pretrained) and pass the directory."
+        )
+    return UserError(f"{name}: {file} cannot be fetched from the hub ({' '.join(str(error).split())[:200]}).")
