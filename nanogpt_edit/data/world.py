@@ -202,7 +202,7 @@ def _parse(statement: str) -> tuple[str, str, tuple[str, ...]]:
 def _draw_numbers(text: str, rng: random.Random, config: WorldConfig) -> dict[str, int] | None:
     numbers: dict[str, int] = {}
     for variable, operation, names in _program(text):
-        value = _value(operation, [numbers[name] for name in names], rng, config)
+        value = _value(operation, [int(name) if name.isdigit() else numbers[name] for name in names], rng, config)
         if not SMALLEST_VALUE <= value <= LARGEST_VALUE:
             return None
         numbers[variable] = value

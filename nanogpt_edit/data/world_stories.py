@@ -7,7 +7,7 @@ program is a row of statements, read from left to right:
     a:factor         a random number from 2 to `largest_factor`
     d:part(c)        a random number that leaves at least 2 of c
     d:rest(c,k)      a random part of c that leaves a multiple of k
-    c=a+b            + - * / of two earlier numbers
+    c=a+b            + - * / of two earlier numbers, or of one and a digit
 
 Division is made exact by drawing the quotient first (`k:factor q:factor n=k*q`, then the story divides n by k). Every
 number of a story is at least 2, so that plurals are always right, and none is larger than `LARGEST_VALUE`.
@@ -30,7 +30,7 @@ THINGS = (
     ("a card", "cards"),
     ("a ball", "balls"),
     ("a stamp", "stamps"),
-    ("a cake", "cakes"),
+    ("an egg", "eggs"),
     ("a toy", "toys"),
     ("an apple", "apples"),
 )
@@ -115,7 +115,7 @@ STORIES: tuple[Story, ...] = (
         "travelling",
         "a:factor b:factor c=a*b",
         (
-            "A bus goes {a} miles every hour. How many miles does it go in {b} hours?",
+            "A bike goes {a} miles every hour. How many miles does it go in {b} hours?",
             "{name} walks {a} miles a day. How many miles does {he} walk in {b} days?",
         ),
         ("That is {a} * {b} = {c} miles.",),
@@ -129,6 +129,16 @@ STORIES: tuple[Story, ...] = (
             "{name} reads a book of {a} pages. {He} has read {b} pages. How many pages are left?",
         ),
         ("There are {a} - {b} = {c} pages left.",),
+        "c",
+    ),
+    Story(
+        "comparing",
+        "a:addend c=2*a",
+        (
+            "{name} has {a} {things}. {friend} has twice as many. How many {things} does {friend} have?",
+            "{name} has {a} {things}, and {friend} has twice as many. How many {things} does {friend} have?",
+        ),
+        ("{friend} has 2 * {a} = {c} {things}.",),
         "c",
     ),
     # --- two steps ---
@@ -183,7 +193,7 @@ STORIES: tuple[Story, ...] = (
         "travelling",
         "a:factor b:factor c=a*b d:addend e=c+d",
         (
-            "A bus goes {a} miles an hour for {b} hours and then {d} miles more. How many miles does it go?",
+            "A bike goes {a} miles an hour for {b} hours and then {d} miles more. How many miles does it go?",
             "{name} walks {a} miles a day for {b} days and then {d} miles more. How many miles does {he} walk?",
         ),
         ("That is {a} * {b} = {c} miles.", "In all that is {c} + {d} = {e} miles."),
@@ -228,6 +238,16 @@ STORIES: tuple[Story, ...] = (
         ),
         ("{friend} has {a} + {b} = {c} {things}.", "Together they have {a} + {c} = {d} {things}."),
         "d",
+    ),
+    Story(
+        "selling",
+        "b:addend a=2*b c=a+b",
+        (
+            "{name} sold {a} {things} in April and half as many in May. How many {things} did {he} sell in all?",
+            "{name} sells {a} {things} on Monday and half as many on Sunday. How many {things} does {he} sell in all?",
+        ),
+        ("Half as many is {a} / 2 = {b} {things}.", "In all that is {a} + {b} = {c} {things}."),
+        "c",
     ),
     Story(
         "classroom",
