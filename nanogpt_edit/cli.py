@@ -21,6 +21,8 @@ PROGRAM = "nanogpt-edit"
 # verb: (what it does, where its function is)
 VERBS: dict[str, tuple[str, str]] = {
     "run": ("run a recipe from nothing to the report; called again, it goes on", "nanogpt_edit.commands.run:run"),
+    "sample": ("write completions of a prompt, as text or token by token", "nanogpt_edit.commands.sample:sample"),
+    "info": ("family, sizes, tokenizer, fingerprint and history of a model", "nanogpt_edit.commands.info:info"),
 }
 
 MISTAKE, INTERRUPTED = 2, 130

@@ -14,6 +14,7 @@ import tyro
 from nanogpt_edit.errors import UserError
 
 Arguments = TypeVar("Arguments")
+RULE = re.compile(r"[─\-+╭╮╰╯ ]+")  # a line of a box that holds no text
 
 
 def parse(kind: type[Arguments], arguments: Sequence[str], *, verb: str, default: Arguments | None = None) -> Arguments:
@@ -37,9 +38,10 @@ def parse(kind: type[Arguments], arguments: Sequence[str], *, verb: str, default
 
 def _sentence(box: str) -> str:
     """The message in tyro's box, without the box: its first paragraph, and the argument it thinks was meant."""
-    lines = [line.strip("│╭╮╰╯─ \t") for line in re.sub(r"\x1b\[[0-9;]*m", "", box).splitlines()]
-    paragraphs = "\n".join(lines[1:]).strip().split("\n\n")
-    sentence = " ".join(paragraphs[0].split()).rstrip(".")
-    sentence = sentence[:1].lower() + sentence[1:]
-    meant = re.search(r"erhaps you meant:\s+(--[\w.-]+)", box.replace("│", ""))
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", box)
+    lines = [line.strip("│| \t") for line in plain.splitlines()[1:]]  # the first is the box's title
+    paragraphs = "\n".join("" if RULE.fullmatch(line) else line for line in lines).strip().split("\n\n")
+    sentence = " ".join(paragraphs[0].split()).removesuffix(" (required)").rstrip(".")
+    sentence = re.sub(r"^missing from nanogpt-edit [^:]*:", "missing:", sentence[:1].lower() + sentence[1:])
+    meant = re.search(r"erhaps you meant:\s+(--[\w.-]+)", re.sub("[│|]", "", plain))
     return f"{sentence}; did you mean {meant[1]}?" if meant else f"{sentence}."

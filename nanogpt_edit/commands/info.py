@@ -1,0 +1,73 @@
+"""`nanogpt-edit info MODEL`: what a model is, and what was done to it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+import tyro
+
+from nanogpt_edit.commands.parse import parse
+from nanogpt_edit.model.checkpoint import fingerprint, load
+from nanogpt_edit.model.gpt import GPT, GPTConfig
+
+MEBIBYTE = 2**20
+
+
+@dataclass(frozen=True)
+class Info:
+    """Family, sizes, parameters, memory, tokenizer, fingerprint, and what was done to a model."""
+
+    model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
+    """A model directory, a hub name (gpt2), or a nanoGPT ckpt.pt."""
+
+
+def info(arguments: list[str]) -> int:
+    """The verb `info`."""
+    chosen = parse(Info, arguments, verb="info")
+    rows = describe(load(chosen.model))
+    width = max(len(name) for name, _ in rows) + 2
+    for name, value in rows:
+        print(f"{name:<{width}}{value}")
+    return 0
+
+
+def describe(model: GPT) -> list[tuple[str, str]]:
+    """(name, value) lines about a model, in the order in which a person asks."""
+    config = model.config
+    parameters = list(model.parameters())
+    count = sum(parameter.numel() for parameter in parameters)
+    size = sum(parameter.numel() * parameter.element_size() for parameter in parameters)
+    cache_bytes = 2 * config.n_layer * config.kv_heads * config.head_size * parameters[0].element_size()
+    return [
+        ("family", _family(config)),
+        ("blocks", f"{config.n_layer} of width {config.n_embd}, MLP width {config.mlp_size}"),
+        ("heads", f"{config.n_head} of width {config.head_size}{_groups(config)}"),
+        ("block size", f"{config.block_size:,} tokens"),
+        ("vocabulary", f"{config.vocab_size:,} rows, {'tied to' if config.tie_embeddings else 'apart from'} the head"),
+        ("parameters", f"{count:,}"),
+        ("memory", f"{size / MEBIBYTE:,.1f} MiB as {str(model.dtype).removeprefix('torch.')}"),
+        ("cache", f"{cache_bytes:,} bytes per token and sequence"),
+        ("tokenizer", _tokenizer(model)),
+        ("fingerprint", fingerprint(model)),
+        ("lineage", " → ".join(model.lineage) or "nothing recorded"),
+    ]
+
+
+def _family(config: GPTConfig) -> str:
+    positions = "rotary" if config.positions == "rope" else config.positions
+    return f"{config.model_type} ({config.norm}, {config.activation}, {positions} positions)"
+
+
+def _groups(config: GPTConfig) -> str:
+    return "" if config.kv_heads == config.n_head else f", sharing {config.kv_heads} key/value heads"
+
+
+def _tokenizer(model: GPT) -> str:
+    tokenizer = model.tokenizer
+    if tokenizer is None:
+        return "none"
+    ids = tokenizer.reasoning_ids
+    return (
+        f"{tokenizer.vocab_size:,} entries, <think> {ids[0]}, </think> {ids[1]}, <answer> {ids[2]}, </answer> {ids[3]}"
+    )

@@ -1,0 +1,53 @@
+"""`nanogpt-edit sample MODEL --prompt …`: what a model writes, as text or token by token."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Annotated
+
+import tyro
+from rich.console import Console
+
+from nanogpt_edit.api import generate, tokenizer_of
+from nanogpt_edit.commands.parse import parse
+from nanogpt_edit.data.problems import prompt_ids
+from nanogpt_edit.devices import choose_device
+from nanogpt_edit.engine.sampling import Sampling
+from nanogpt_edit.evaluate.transcript import count_tokens, transcript_text
+from nanogpt_edit.model.checkpoint import load
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Write completions of a prompt. Thinking is dim and the answer bright in a terminal, plain in a pipe."""
+
+    model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
+    """A model directory, a hub name (gpt2), or a nanoGPT ckpt.pt."""
+    prompt: str
+    """What the model continues; a question is given as it stands, without tags."""
+    n: int = 1
+    """Completions."""
+    transcript: bool = False
+    """Show each completion token by token."""
+    device: str = "auto"
+    """auto (a GPU when there is one), cpu, cuda, cuda:1, …"""
+    sampling: Annotated[Sampling, tyro.conf.arg(name="")] = Sampling()
+
+
+def sample(arguments: list[str]) -> int:
+    """The verb `sample`."""
+    chosen = parse(Sample, arguments, verb="sample")
+    model = load(chosen.model, device=choose_device(chosen.device))
+    tokenizer = tokenizer_of(model)
+    console = Console(highlight=False, soft_wrap=True)
+    for number, found in enumerate(generate(model, chosen.prompt, n=chosen.n, **asdict(chosen.sampling)), start=1):
+        thinking, answer = count_tokens(found.token_ids, tokenizer)
+        counts = (
+            f"{thinking} thinking and {answer} answer tokens of {len(found.token_ids)}, ended by {found.finish_reason}"
+        )
+        console.print(f"── {number} of {chosen.n} · {counts}", style="bold", markup=False)
+        if chosen.transcript:
+            console.print(transcript_text(prompt_ids(chosen.prompt, tokenizer), found.token_ids, tokenizer))
+        else:
+            console.print(found.text, markup=False)
+    return 0

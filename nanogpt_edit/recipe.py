@@ -1,0 +1,94 @@
+"""A recipe is the settings of all stages in one TOML file: what a user copies, edits, and finds again in the run.
+
+`load_recipe("tiny")` reads a packaged one, `load_recipe("my.toml")` your own. What a file leaves out keeps the default
+of its stage. `save_recipe` writes every field resolved, so that a run's recipe.toml gives the same numbers again.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from nanogpt_edit.data.problems import ProblemsConfig
+from nanogpt_edit.data.world import WorldConfig
+from nanogpt_edit.edit.config import EditConfig
+from nanogpt_edit.errors import UserError, did_you_mean
+from nanogpt_edit.evaluate.suite import EvaluateConfig
+from nanogpt_edit.settings import read_settings, write_settings
+from nanogpt_edit.train.grpo import GRPOConfig
+from nanogpt_edit.train.pretrain import PretrainConfig
+from nanogpt_edit.train.sft import SFTConfig
+
+PACKAGED = Path(__file__).parent / "recipes"
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Which model to start from: an existing one, or the sizes of a new one."""
+
+    source: str | None = None
+    """A model directory, a hub name (gpt2), or a nanoGPT ckpt.pt. None: a new GPT-2 of the sizes below, pretrained."""
+    vocab_size: int = 419
+    """Entries of the byte-level BPE trained for a new model, the five special tokens included."""
+    block_size: int = 256
+    """Longest sequence of a new model, in tokens."""
+    n_layer: int = 4
+    """Blocks of a new model."""
+    n_head: int = 4
+    """Attention heads per block of a new model; divides n_embd."""
+    n_embd: int = 128
+    """Width of a new model."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Settings of every stage, in the order in which the stages run."""
+
+    name: str = "mine"
+    """What the run is called."""
+    seed: int = 0
+    """Chooses everything random; the same seed gives the same numbers."""
+    device: str = "auto"
+    """auto (a GPU when there is one), cpu, cuda, cuda:1, …"""
+    threads: int | None = None
+    """CPU threads (None: one per core)."""
+    model: ModelConfig = ModelConfig()
+    world: WorldConfig = WorldConfig()
+    problems: ProblemsConfig = ProblemsConfig()
+    pretrain: PretrainConfig = PretrainConfig()
+    sft: SFTConfig = SFTConfig()
+    grpo: GRPOConfig = GRPOConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+    edit: EditConfig = EditConfig()
+    expect: Annotated[dict[str, str], tyro.conf.Suppress] = field(default_factory=dict)
+    """What the run should reach: a path into summary.json and a bound ("edit.success" = ">= 0.96")."""
+
+
+def packaged_recipes() -> list[str]:
+    """Names of the recipes that come with the package."""
+    return sorted(file.stem for file in PACKAGED.glob("*.toml"))
+
+
+def load_recipe(name_or_path: str | Path) -> Recipe:
+    """A packaged recipe by its name, or any recipe file by its path.
+
+    Raises UserError for a name that is none (with the nearest), and for whatever `read_settings` refuses.
+    """
+    path = Path(name_or_path)
+    if str(name_or_path) in packaged_recipes():
+        path = PACKAGED / f"{name_or_path}.toml"
+    elif path.suffix != ".toml" and not path.is_file():
+        names = packaged_recipes()
+        raise UserError(
+            f'there is no recipe "{name_or_path}"{did_you_mean(str(name_or_path), names)} '
+            f"Packaged: {', '.join(names)}; a path to a .toml file works too."
+        )
+    return read_settings(Recipe, path, defaults={"name": path.stem})
+
+
+def save_recipe(recipe: Recipe, path: Path) -> None:
+    """Write every field of `recipe`; `load_recipe(path)` gives back an equal one."""
+    write_settings(recipe, path)
