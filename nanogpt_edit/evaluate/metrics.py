@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import combinations
 
 import numpy as np
@@ -71,6 +72,7 @@ def majority_at_k(answers: Sequence[str | None], gold: str, k: int, *, subsets: 
     return float(np.mean((front & right).sum(axis=1) / np.maximum(front.sum(axis=1), 1)))
 
 
+@lru_cache(maxsize=64)  # every problem of an evaluation draws the same ones
 def _subsets(n: int, k: int, *, subsets: int, seed: int) -> NDArray[np.intp]:
     """(S, k) indices: all subsets when there are few enough, else `subsets` random ones."""
     if math.comb(n, k) <= subsets:

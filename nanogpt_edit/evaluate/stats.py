@@ -10,7 +10,7 @@ A difference has a verdict only when interval and test agree.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Literal
@@ -125,7 +125,8 @@ def sign_flip_p(differences: ArrayLike, *, resamples: int = 10_000, seed: int = 
     moved = moved[moved != 0]
     if len(moved) == 0:
         return 1.0
-    observed = abs(float(moved.sum())) * (1 - 1e-12)  # equal sums must count as equal, whatever their rounding
+    # Equal sums must count as equal, whatever the order they were rounded in.
+    observed = abs(float(moved.sum())) - 1e-12 * float(np.abs(moved).sum())
     if 2 ** min(len(moved), 62) <= resamples:
         flips = (np.arange(2 ** len(moved))[:, None] >> np.arange(len(moved))) & 1  # (2^n, n)
         return float(np.mean(np.abs((1 - 2 * flips) @ moved) >= observed))
@@ -137,18 +138,21 @@ def sign_flip_p(differences: ArrayLike, *, resamples: int = 10_000, seed: int = 
     return (1 + as_far) / (1 + resamples)
 
 
-def mcnemar_exact(before_correct: Sequence[bool], after_correct: Sequence[bool]) -> float:
+def mcnemar_exact(before_correct: ArrayLike, after_correct: ArrayLike) -> float:
     """Two-sided exact p-value of McNemar's test (1947): do as many answers turn right as turn wrong?
 
-    Only problems whose answer changed count; under "no change" each is a fair coin.
+    One boolean per problem on each side. Only problems whose answer changed count; under "no change" each is a fair
+    coin.
     """
-    if len(before_correct) != len(after_correct):
-        raise UserError(f"McNemar's test needs pairs; found {len(before_correct)} and {len(after_correct)} answers.")
-    pairs = list(zip(before_correct, after_correct, strict=True))
-    gained = sum(1 for before, after in pairs if after and not before)
-    lost = sum(1 for before, after in pairs if before and not after)
+    before, after = np.asarray(before_correct, dtype=bool), np.asarray(after_correct, dtype=bool)
+    if before.shape != after.shape or before.ndim != 1:
+        raise UserError(f"McNemar's test needs pairs; found {before.shape} and {after.shape} answers.")
+    gained, lost = int(np.sum(after & ~before)), int(np.sum(before & ~after))
     changed = gained + lost
-    tail = sum(math.comb(changed, i) for i in range(min(gained, lost) + 1))
+    ways, tail = 1, 0  # C(changed, i), and their sum for i = 0 … min(gained, lost)
+    for i in range(min(gained, lost) + 1):
+        tail += ways
+        ways = ways * (changed - i) // (i + 1)
     return min(1.0, 2 * tail / 2**changed)
 
 
