@@ -31,7 +31,7 @@ BOUND = re.compile(r"\s*(>=|<=|>|<)\s*([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?
 
 
 LARGEST_RATIO = 1e4
-"""Half-width to distance from the bound beyond which "n would have to be a hundred million times larger" helps nobody."""
+"""Half-width over distance to the bound beyond which the n that would decide helps nobody (n times 10^8)."""
 
 
 @dataclass(frozen=True, slots=True)

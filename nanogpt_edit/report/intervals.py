@@ -44,4 +44,4 @@ def paired_change(before: Sequence[float], after: Sequence[float], *, seed: int 
 
 def _resampled_means(data: numpy.ndarray, seed: int) -> numpy.ndarray:
     draws = numpy.random.default_rng(seed).integers(0, data.size, size=(RESAMPLES, data.size))
-    return data[draws].mean(axis=1)  # type: ignore[no-any-return]
+    return data[draws].mean(axis=1)

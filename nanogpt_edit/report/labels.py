@@ -9,9 +9,11 @@ import math
 import re
 from collections.abc import Sequence
 
-from nanogpt_edit.report.expect import Expectation
+from nanogpt_edit.report.expect import Expectation, parse_bound
 from nanogpt_edit.report.records import Change, Interval
 
+Column = tuple[str, str]
+"""(skill, metric), such as ("problems", "pass_at_1")."""
 STAGE_LABELS = {"base": "base", "sft": "SFT", "grpo": "GRPO", "edited": "edited"}
 SKILL_LABELS = {
     "problems": "problems",
@@ -58,6 +60,43 @@ def metric_label(name: str) -> str:
     if found := re.fullmatch(r"(.+)_at_(\d+)", name):
         return f"{found[1].replace('_', ' ')}@{found[2]}"
     return METRIC_LABELS.get(name, name.replace("_", " "))
+
+
+def column_label(column: Column) -> str:
+    """('problems', 'pass_at_1') -> 'problems pass@1'."""
+    skill, metric = column
+    if skill == "perplexity":
+        return f"held-out text, {metric_label(metric)}"
+    if skill == "edit":
+        return {"success": "edited facts", "neighbourhood": "neighbours of the edits"}[metric]
+    if column == ("facts", "recall"):
+        return "true facts recalled"
+    if column == ("probes", "non_arithmetic"):
+        return "non-math probes answered in words"
+    return f"{skill_label(skill)} {metric_label(metric)}"
+
+
+def change_label(name: str) -> str:
+    """A comparison's metric: 'facts.recall' -> 'true facts recalled', 'pass_at_1' -> 'problems pass@1'."""
+    for skill in SKILL_LABELS:
+        if name.startswith((f"{skill}.", f"{skill}_")):
+            return column_label((skill, name[len(skill) + 1 :]))
+    return column_label(("problems", name))
+
+
+def path_label(path: str) -> str:
+    """A path into summary.json in words: 'stages.grpo.problems.well_formed' -> 'GRPO, problems well-formed'."""
+    match path.split("."):
+        case ["stages", stage, skill, *metric]:
+            return f"{stage_label(stage)}, {column_label((skill, '.'.join(metric)))}"
+        case ["comparisons", pair, *metric]:
+            after, _, before = pair.partition("-")
+            return f"{stage_label(after)} minus {stage_label(before)}, {change_label('.'.join(metric))}"
+        case ["edit", metric]:
+            return f"edits, {metric_label(metric)}"
+        case ["seconds", stage]:
+            return "seconds in all" if stage == "total" else f"seconds of {stage.replace('_', ' ')}"
+    return path.replace("_", " ").replace(".", ", ")
 
 
 def is_share(metric: str) -> bool:
@@ -130,8 +169,20 @@ def p_value(value: float | None) -> str:
 def probability(value: float) -> str:
     """A model's probability: '0.895'; tiny ones in powers of ten."""
     if value != 0 and abs(value) < 0.001:
-        return f"{value:.0e}".replace("e-0", "e-").replace("e-", "·10^−")
+        digit, exponent = f"{value:.0e}".split("e")
+        return f"{digit}·{power(10.0 ** int(exponent))}"
     return f"{value:.3f}"
+
+
+def effect(value: float) -> str:
+    """A cell of the causal trace: '0.42'; a group no prompt has is '–'."""
+    return "–" if math.isnan(value) else f"{value:.2f}".replace("-", "−")
+
+
+def power(value: float) -> str:
+    """A power of ten on an axis: 0.0001 -> '10⁻⁴', 1 -> '1'."""
+    exponent = round(math.log10(value))
+    return "1" if exponent == 0 else "10" + str(exponent).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
 
 
 def duration(seconds: float) -> str:
@@ -151,6 +202,21 @@ def count(n: int, noun: str) -> str:
 def listing(items: Sequence[str]) -> str:
     """'a', 'a and b', 'a, b and c'."""
     return items[0] if len(items) == 1 else ", ".join(items[:-1]) + " and " + items[-1] if items else ""
+
+
+def bound_label(expectation: Expectation) -> str:
+    """'>= 0.98' -> '≥ 98%'; '> 0' of a change -> '> 0 points'."""
+    bound = parse_bound(expectation.bound, key=expectation.metric)
+    sign = bound.operator.replace(">=", "≥").replace("<=", "≤")
+    if expectation.metric.startswith("seconds."):
+        limit = f"{bound.limit:g} s"
+    elif expectation.low is None and expectation.verdict != "not measured":
+        limit = number(bound.limit)
+    elif expectation.metric.startswith("comparisons."):
+        limit = f"{100 * bound.limit:g} points" if is_share(expectation.metric) else f"{bound.limit:g}"
+    else:
+        limit = f"{100 * bound.limit:g}%" if is_share(expectation.metric) else f"{bound.limit:g}"
+    return f"{sign} {limit}".replace("-", "−") + (", the value alone" if bound.by_value else "")
 
 
 def measured(expectation: Expectation) -> str:

@@ -16,11 +16,10 @@ from typing import Literal
 
 from nanogpt_edit.report import labels
 from nanogpt_edit.report.intervals import mean_interval, paired_change
+from nanogpt_edit.report.labels import Column
 from nanogpt_edit.report.records import Change, Comparison, EditedFact, Interval, Run, Stage
 
 Verdict = Literal["better", "worse", "changed", "inconclusive", "untested"]
-Column = tuple[str, str]
-"""(skill, metric), such as ("problems", "pass_at_1")."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,20 +59,6 @@ def make_ledger(run: Run) -> Ledger:
         sentence = _sentence(stage, before, dict(zip(columns, cells, strict=True)))
         rows.append(Row(stage.name, before.name if before else None, cells, sentence))
     return Ledger(columns=columns, rows=tuple(rows))
-
-
-def column_label(column: Column) -> str:
-    """('problems', 'pass_at_1') -> 'problems pass@1'."""
-    skill, metric = column
-    if skill == "perplexity":
-        return f"held-out text, {labels.metric_label(metric)}"
-    if skill == "edit":
-        return {"success": "edited facts", "neighbourhood": "neighbours of the edits"}[metric]
-    if column == ("facts", "recall"):
-        return "true facts recalled"
-    if column == ("probes", "non_arithmetic"):
-        return "non-math probes answered in words"
-    return f"{labels.skill_label(skill)} {labels.metric_label(metric)}"
 
 
 def verdict_of(metric: str, change: Change) -> Verdict:
@@ -228,5 +213,5 @@ def _phrase(column: Column, cell: Cell) -> str:
     metric = column[1]
     delta = labels.signed(metric, cell.delta or 0.0)
     if labels.is_share(metric):
-        return f"{delta} points of {column_label(column)} (to {labels.quantity(metric, cell.value.value)})"
-    return f"{delta} in {column_label(column)} (to {labels.quantity(metric, cell.value.value)})"
+        return f"{delta} points of {labels.column_label(column)} (to {labels.quantity(metric, cell.value.value)})"
+    return f"{delta} in {labels.column_label(column)} (to {labels.quantity(metric, cell.value.value)})"

@@ -46,6 +46,11 @@ class Summary:
     def any_failed(self) -> bool:
         return any(expectation.verdict == "fail" for expectation in self.expectations)
 
+    @property
+    def overall(self) -> str:
+        """fail when one fails, inconclusive when one is not decided or not measured, else pass."""
+        return "fail" if self.any_failed else "pass" if self.all_passed else "inconclusive"
+
     def as_json(self) -> dict[str, object]:
         """The contents of summary.json."""
         return {**_numbers(self), "expectations": [asdict(expectation) for expectation in self.expectations]}

@@ -8,7 +8,7 @@ from rich.text import Text
 
 from nanogpt_edit.report import labels
 from nanogpt_edit.report.expect import Expectation
-from nanogpt_edit.report.ledger import Cell, Column, column_label
+from nanogpt_edit.report.ledger import Cell
 from nanogpt_edit.report.summary import Summary
 
 ARROWS = {"better": "▲", "worse": "▼", "changed": "◆", "inconclusive": "≈", "untested": "·"}
@@ -39,14 +39,14 @@ def _ledger(summary: Summary) -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, 1, 1, 0))
     table.add_column("", no_wrap=True, style="bold")
     for column in summary.ledger.columns:
-        table.add_column(Text(SHORT.get(column, column_label(column))), justify="right", vertical="bottom")
+        table.add_column(Text(SHORT.get(column, labels.column_label(column))), justify="right", vertical="bottom")
     for row in summary.ledger.rows:
         cells = zip(summary.ledger.columns, row.cells, strict=True)
         table.add_row(labels.stage_label(row.stage), *(_cell(column, cell) for column, cell in cells))
     return table
 
 
-def _cell(column: Column, cell: Cell | None) -> Text:
+def _cell(column: labels.Column, cell: Cell | None) -> Text:
     if cell is None:
         return Text("–", style="dim")
     metric = column[1]
@@ -61,5 +61,5 @@ def _cell(column: Column, cell: Cell | None) -> Text:
 def _verdict_line(expectation: Expectation) -> Text:
     mark, style = MARKS[expectation.verdict]
     text = Text(f"{mark} {expectation.verdict:<13}", style=style)
-    text.append(f"{expectation.metric} {expectation.bound}", style="default")
+    text.append(f"{labels.path_label(expectation.metric)} {labels.bound_label(expectation)}", style="default")
     return text.append(f"   {labels.measured(expectation)}", style="dim")

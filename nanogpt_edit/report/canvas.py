@@ -1,0 +1,150 @@
+"""One small matplotlib figure -> SVG text that inherits the page's colours and fonts.
+
+Figures are drawn with stand-in colours, one per role. Inline they become CSS variables, so a plot follows the page
+into dark mode and onto paper; as a file of its own they become the light palette on white. Text stays text.
+The same data gives the same bytes: no dates, no random ids.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import warnings
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+
+ROLES = {
+    "ink": ("#0a0001", "#1c2128"),
+    "muted": ("#0a0002", "#59636e"),
+    "rule": ("#0a0003", "#d8dde3"),
+    "paper": ("#0a0004", "#ffffff"),
+    "accent": ("#0a0005", "#1d5fd0"),
+    "second": ("#0a0006", "#c2500b"),
+    "good": ("#0a0007", "#18794e"),
+    "bad": ("#0a0008", "#c0262d"),
+    "base": ("#0a0009", "#6b7684"),
+    "sft": ("#0a000a", "#1d5fd0"),
+    "grpo": ("#0a000b", "#c2500b"),
+    "edited": ("#0a000c", "#7a43c6"),
+}
+"""Role of a colour: its stand-in while drawing, and its value in the light palette."""
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """A drawn figure. `name` is unique on the page; `title` and `caption` are read with it, in words."""
+
+    name: str
+    title: str
+    caption: str
+    svg: str
+    legend: tuple[tuple[str, str], ...] = ()
+    """(role, label) pairs, shown above the figure by the page."""
+
+    @property
+    def inline(self) -> str:
+        """SVG for an HTML page that defines the roles as CSS variables."""
+        return _coloured(self.svg, lambda role: f"var(--{role})")
+
+    @property
+    def standalone(self) -> str:
+        """SVG for a file of its own, on white."""
+        svg = _coloured(self.svg, lambda role: ROLES[role][1])
+        background = '<rect width="100%" height="100%" fill="#ffffff"/>'
+        return re.sub(r"(<svg [^>]*>)", lambda found: found[1] + background, svg, count=1) + "\n"
+
+
+def colour(role: str) -> str:
+    """The stand-in colour of a role; an unknown one (a stage of another name) is drawn in ink."""
+    return ROLES.get(role, ROLES["ink"])[0]
+
+
+def draw(
+    name: str,
+    paint: Callable[[Axes], None],
+    *,
+    title: str,
+    caption: str = "",
+    legend: tuple[tuple[str, str], ...] = (),
+    width: float = 320,
+    height: float = 180,
+    margins: tuple[float, float, float, float] = (46, 8, 10, 24),
+) -> Picture:
+    """Draw one pair of axes. Sizes in pixels; margins are left, right, top, bottom."""
+    left, right, top, bottom = margins
+    with _style(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")  # the reader's font draws it, not this one
+        figure = Figure(figsize=(width / 72, height / 72))
+        FigureCanvasSVG(figure)
+        figure.patch.set_visible(False)
+        axes = figure.add_axes(
+            (left / width, bottom / height, 1 - (left + right) / width, 1 - (top + bottom) / height), facecolor="none"
+        )
+        paint(axes)
+        buffer = io.StringIO()
+        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+    return Picture(name=name, title=title, caption=caption, svg=_tidy(buffer.getvalue(), name, title), legend=legend)
+
+
+def _style() -> AbstractContextManager[None]:
+    """Quiet axes: a rule below, light lines across, no box, no ticks; text is never read as mathematics."""
+    return matplotlib.rc_context(
+        {
+            "svg.fonttype": "none",
+            "svg.hashsalt": "report",
+            "font.family": "sans-serif",
+            "font.size": 11.0,
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "axes.spines.left": False,
+            "axes.edgecolor": ROLES["rule"][0],
+            "axes.labelcolor": ROLES["muted"][0],
+            "axes.unicode_minus": True,
+            "axes.grid": True,
+            "axes.grid.axis": "y",
+            "axes.axisbelow": True,
+            "axes.xmargin": 0.02,
+            "grid.color": ROLES["rule"][0],
+            "grid.linewidth": 0.8,
+            "xtick.color": ROLES["muted"][0],
+            "ytick.color": ROLES["muted"][0],
+            "xtick.major.size": 0,
+            "ytick.major.size": 0,
+            "xtick.minor.size": 0,
+            "ytick.minor.size": 0,
+            "text.color": ROLES["ink"][0],
+            "text.parse_math": False,
+            "lines.linewidth": 1.8,
+        }
+    )
+
+
+def _tidy(svg: str, name: str, title: str) -> str:
+    """Leave only the drawing: no prolog, metadata, comments, style sheet or fixed size; ids unique on the page."""
+    svg = svg[svg.index("<svg") :].strip()
+    svg = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->|<defs>\s*<style.*?</style>\s*</defs>", "", svg, flags=re.S)
+    svg = re.sub(r'<g id="[^"]*"', "<g", svg)
+    svg = re.sub(r' transform="rotate\(-0 [^"]*"', "", svg)
+    svg = re.sub(r'\bid="', f'id="{name}-', svg)
+    svg = re.sub(r"url\(#", f"url(#{name}-", svg)
+    svg = re.sub(r'href="#', f'href="#{name}-', svg)
+    svg = re.sub(r"font-family: [^;\"]+", "font-family: system-ui, sans-serif", svg)
+    svg = re.sub(r"font: ([a-z\d ]*?)([\d.]+px) [^;\"]+", r"font: \1\2 system-ui, sans-serif", svg)
+    view = re.search(r'viewBox="[^"]+"', svg)
+    assert view is not None, "matplotlib wrote an SVG without a viewBox"
+    label = title.replace("&", "&amp;").replace("<", "&lt;").replace('"', "&quot;")
+    head = f'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" {view[0]}'
+    svg = re.sub(r"^<svg [^>]*>", lambda _: f'{head} role="img" aria-label="{label}">', svg, count=1)
+    return re.sub(r"\n\s*", "\n", svg)
+
+
+def _coloured(svg: str, value: Callable[[str], str]) -> str:
+    for role, (stand_in, _) in ROLES.items():
+        svg = svg.replace(stand_in, value(role))
+    return svg

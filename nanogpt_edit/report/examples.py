@@ -1,0 +1,200 @@
+"""Which raw records a reader sees: chosen by a stated rule from all of them, never by hand.
+
+Problems: where the last step gained most and lost most, and some that both or neither solve; of every checkpoint the
+first right and the first wrong completion. Prompts: the first sample of every checkpoint, side by side. Facts: those
+the first checkpoint recalled and a later one does not. Edits: failures first, grouped by reason.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from nanogpt_edit.report import labels
+from nanogpt_edit.report.records import Completion, EditedFact, Run, Stage
+
+TAGS = re.compile(r"(</?(?:think|answer)>)")
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A stretch of a completion; `kind` is tag, think, answer or outside."""
+
+    kind: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Side:
+    """One checkpoint on one prompt: `right` of `samples` completions are right; some of them are shown."""
+
+    stage: str
+    right: int
+    samples: int
+    shown: tuple[Completion, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One prompt with what the checkpoints answered. `kind` says why it was chosen."""
+
+    kind: str
+    prompt: str
+    gold: str
+    sides: tuple[Side, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class LostFact:
+    """A fact the first checkpoint recalled; `answers`: each later one's greedy answer, and if right."""
+
+    prompt: str
+    target: str
+    answers: tuple[tuple[str, bool], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class FactGroup:
+    """Edited facts that ended alike."""
+
+    title: str
+    kind: str
+    facts: tuple[EditedFact, ...]
+
+
+def split_completion(text: str) -> tuple[Part, ...]:
+    """'<think>a</think>b' -> tag, think 'a', tag, outside 'b'. Stretches between the wrong tags are outside."""
+    parts: list[Part] = []
+    inside = "outside"
+    for piece in TAGS.split(text):
+        if TAGS.fullmatch(piece):
+            parts.append(Part("tag", piece))
+            inside = "outside" if piece.startswith("</") else piece[1:-1]
+        elif piece:
+            parts.append(Part(inside, piece))
+    return tuple(parts)
+
+
+def problem_examples(run: Run, *, per_kind: int = 2) -> list[Example]:
+    """Problems where the last step gained, lost, and where both or neither are right."""
+    chosen = [name for name in ("sft", "grpo") if name in run.stages] or list(run.stages)[-1:]
+    sides = {name: _samples(run.stages[name], "problems") for name in chosen}
+    shared = (
+        [problem for problem in sides[chosen[0]] if all(problem in side for side in sides.values())] if sides else []
+    )
+    share = {problem: [_share(side[problem]) for side in sides.values()] for problem in shared}
+    examples = []
+    for kind, keep, order in _kinds(chosen):
+        found = sorted(
+            (problem for problem in shared if keep(share[problem])), key=lambda p: (order(share[p]), shared.index(p))
+        )
+        for problem in found[:per_kind]:
+            examples.append(
+                _example(kind, {name: side[problem] for name, side in sides.items()}, show=_one_right_one_wrong)
+            )
+    return examples
+
+
+Shares = Sequence[float]
+
+
+def _kinds(chosen: list[str]) -> list[tuple[str, Callable[[Shares], bool], Callable[[Shares], float]]]:
+    """(why, which problems, in which order); shares are those of the first and last checkpoint."""
+    last = labels.stage_label(chosen[-1]) if chosen else ""
+    if len(chosen) < 2:
+        return [
+            ("always right", lambda s: s[-1] == 1, lambda s: 0.0),
+            ("sometimes right", lambda s: 0 < s[-1] < 1, lambda s: abs(s[-1] - 0.5)),
+            ("never right", lambda s: s[-1] == 0, lambda s: 0.0),
+        ]
+    return [
+        (f"{last} gained most", lambda s: s[-1] > s[0], lambda s: s[0] - s[-1]),
+        (f"{last} lost most", lambda s: s[-1] < s[0], lambda s: s[-1] - s[0]),
+        ("solved by neither", lambda s: s[0] == s[-1] == 0, lambda s: 0.0),
+        ("solved by both", lambda s: s[0] == s[-1] == 1, lambda s: 0.0),
+    ]
+
+
+def prompt_examples(run: Run, skill: str, *, limit: int) -> list[Example]:
+    """The first sample of every checkpoint on each prompt of a skill."""
+    sides = {name: samples for name, stage in run.stages.items() if (samples := _samples(stage, skill))}
+    prompts = list(dict.fromkeys(problem for samples in sides.values() for problem in samples))
+    return [
+        _example(
+            "", {name: samples[problem] for name, samples in sides.items() if problem in samples}, show=lambda c: c[:1]
+        )
+        for problem in prompts[:limit]
+    ]
+
+
+def _samples(stage: Stage, skill: str) -> Mapping[str, list[Completion]]:
+    """Completions of one skill by problem, in the order of the file."""
+    found: dict[str, list[Completion]] = {}
+    for completion in stage.completions:
+        if completion.skill == skill:
+            found.setdefault(completion.problem_id, []).append(completion)
+    return found
+
+
+def _share(completions: Sequence[Completion]) -> float:
+    return sum(completion.correct for completion in completions) / len(completions)
+
+
+def _example(
+    kind: str,
+    sides: Mapping[str, list[Completion]],
+    *,
+    show: Callable[[list[Completion]], Sequence[Completion]],
+) -> Example:
+    first = next(iter(sides.values()))[0]
+    shown = (
+        Side(name, sum(c.correct for c in completions), len(completions), tuple(show(completions)))
+        for name, completions in sides.items()
+    )
+    return Example(kind=kind, prompt=first.prompt, gold=first.gold, sides=tuple(shown))
+
+
+def _one_right_one_wrong(completions: list[Completion]) -> list[Completion]:
+    right = [completion for completion in completions if completion.correct]
+    wrong = [completion for completion in completions if not completion.correct]
+    return right[:1] + wrong[:1]
+
+
+def lost_facts(run: Run) -> tuple[tuple[str, ...], list[LostFact]]:
+    """(names of the later checkpoints, facts that the first one recalled and at least one of them does not)."""
+    stages = [stage for stage in run.stages.values() if stage.facts]
+    if len(stages) < 2:
+        return (), []
+    later = [{fact.prompt: fact for fact in stage.facts} for stage in stages[1:]]
+    lost = []
+    for fact in stages[0].facts:
+        answers = [facts[fact.prompt] for facts in later if fact.prompt in facts]
+        if fact.recalled and len(answers) == len(later) and not all(answer.recalled for answer in answers):
+            lost.append(LostFact(fact.prompt, fact.target, tuple((a.greedy, a.recalled) for a in answers)))
+    return tuple(stage.name for stage in stages[1:]), lost
+
+
+def edit_groups(facts: Sequence[EditedFact]) -> list[FactGroup]:
+    """Failures by reason (the commonest first), then successes that cost something, then the clean ones."""
+    failed: dict[str, list[EditedFact]] = {}
+    for fact in facts:
+        if not fact.success:
+            failed.setdefault(fact.reason or "the new answer is not first", []).append(fact)
+    groups = [
+        FactGroup(f"Failed: {reason}", "bad", tuple(group))
+        for reason, group in sorted(failed.items(), key=lambda item: (-len(item[1]), item[0]))
+    ]
+    costly = [fact for fact in facts if fact.success and not _clean(fact)]
+    clean = [fact for fact in facts if fact.success and _clean(fact)]
+    if costly:
+        groups.append(FactGroup("Rewritten, but a paraphrase or a neighbour is wrong", "unsure", tuple(costly)))
+    if clean:
+        groups.append(FactGroup("Rewritten, paraphrases and neighbours right", "good", tuple(clean)))
+    return groups
+
+
+def _clean(fact: EditedFact) -> bool:
+    paraphrases_hold = fact.paraphrase is None or fact.paraphrase == 1
+    before, after = fact.neighbourhood_before, fact.neighbourhood_after
+    return paraphrases_hold and (before is None or after is None or after >= before)

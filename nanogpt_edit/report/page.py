@@ -1,0 +1,91 @@
+"""A `View` -> the text of report.html and report.md.
+
+In HTML everything is escaped by the template engine; in Markdown every text that a model or a file supplied goes
+through `cell` (in a table or a sentence) or `fenced` (a block): model text is hostile until escaped.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from importlib.resources import files
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from nanogpt_edit.report import labels
+from nanogpt_edit.report.examples import split_completion
+from nanogpt_edit.report.ledger import Verdict
+from nanogpt_edit.report.plots_edits import visible
+from nanogpt_edit.report.view import View
+
+LONGEST_TEXT = 900
+"""Characters of one completion on the page; the raw records hold the rest."""
+EDIT_SCORES = (
+    "success",
+    "efficacy",
+    "paraphrase",
+    "neighbourhood_before",
+    "neighbourhood_after",
+    "neighbourhood_drop",
+    "score",
+    "p_target_before",
+    "p_target_after",
+)
+ARROWS: Mapping[Verdict, str] = {"better": "▲", "worse": "▼", "changed": "◆", "inconclusive": "≈", "untested": "·"}
+MARKS = {"pass": "✓", "fail": "✗", "inconclusive": "?", "not measured": "–"}
+
+
+def render_html(view: View) -> str:
+    """report.html: one file, pictures inline, nothing fetched."""
+    environment = _environment(autoescape=True)
+    environment.filters["inline"] = lambda picture: Markup(picture.inline)
+    css = files("nanogpt_edit.report").joinpath("templates", "report.css").read_text(encoding="utf-8")
+    return environment.get_template("report.html.j2").render(view=view, css=Markup(css)) + "\n"
+
+
+def render_markdown(view: View) -> str:
+    """report.md: the same in tables; its pictures lie beside it under report_files/."""
+    environment = _environment(autoescape=False)
+    environment.filters["cell"] = cell
+    environment.filters["fenced"] = fenced
+    text = environment.get_template("report.md.j2").render(view=view)
+    return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
+
+
+def cell(value: object) -> str:
+    """Text for one Markdown line or table cell: no markup, no line break, no column break survives."""
+    text = " ".join(str(value).split("\n")).strip()
+    text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return re.sub(r"([\\`*_\[\]|~$#])", r"\\\1", text)
+
+
+def fenced(text: str) -> str:
+    """A fenced block whose fence is longer than any run of backticks inside."""
+    longest = max((len(found) for found in re.findall(r"`+", text)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return f"{fence}text\n{text}\n{fence}"
+
+
+def clipped(text: str) -> str:
+    return text if len(text) <= LONGEST_TEXT else f"{text[:LONGEST_TEXT]}… ({len(text):,} characters)"
+
+
+def _environment(*, autoescape: bool) -> Environment:
+    environment = Environment(
+        loader=PackageLoader("nanogpt_edit.report", "templates"),
+        autoescape=autoescape,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.globals.update(
+        labels=labels,
+        split_completion=split_completion,
+        clipped=clipped,
+        visible=visible,
+        ARROWS=ARROWS,
+        MARKS=MARKS,
+        EDIT_SCORES=EDIT_SCORES,
+    )
+    return environment

@@ -1,0 +1,178 @@
+"""What is drawn of the edits and the causal trace."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+from matplotlib.axes import Axes
+from matplotlib.patches import Rectangle
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+
+from nanogpt_edit.report import labels
+from nanogpt_edit.report.canvas import Picture, colour, draw
+from nanogpt_edit.report.records import EditedFact, Grid, Trace
+
+
+def edit_pictures(facts: Sequence[EditedFact]) -> list[Picture]:
+    """Probability and rank of the new answer before and after, failures in their own colour."""
+    if not facts:
+        return []
+    legend = (("accent", "new answer first"), ("bad", "not first"))
+    return [
+        draw(
+            "edit-probability",
+            lambda axes: _paint_probability(axes, facts),
+            title="Probability of the new answer, after against before",
+            caption="one mark per fact",
+            legend=legend,
+            height=230,
+            margins=(46, 8, 10, 42),
+        ),
+        draw(
+            "edit-rank",
+            lambda axes: _paint_rank(axes, facts),
+            title="Rank of the new answer's first token",
+            caption="one line per fact, 1 is first",
+            legend=legend,
+            height=230,
+        ),
+    ]
+
+
+def _paint_probability(axes: Axes, facts: Sequence[EditedFact]) -> None:
+    for success, role, marker in ((True, "accent", "o"), (False, "bad", "X")):
+        chosen = [fact for fact in facts if fact.success == success]
+        before = [max(fact.p_target_before, 1e-9) for fact in chosen]
+        after = [fact.p_target_after for fact in chosen]
+        axes.scatter(before, after, s=22, marker=marker, color=colour(role), alpha=0.75, linewidth=0)
+    axes.set_xscale("log")
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda p, _: labels.power(p)))
+    axes.set_ylim(-0.03, 1.03)
+    axes.yaxis.set_major_locator(FixedLocator([0, 0.25, 0.5, 0.75, 1]))
+    axes.set_xlabel("p(new answer) before")
+
+
+def _paint_rank(axes: Axes, facts: Sequence[EditedFact]) -> None:
+    for fact in sorted(facts, key=lambda fact: not fact.success):  # failures last, on top
+        role, alpha = ("accent", 0.5) if fact.success else ("bad", 0.95)
+        ends = [max(1, fact.rank_before), max(1, fact.rank_after)]
+        axes.plot([0, 1], ends, color=colour(role), linewidth=1.0, alpha=alpha, marker="o", markersize=2.6)
+    axes.set_yscale("log")
+    axes.invert_yaxis()
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda rank, _: f"{rank:,.0f}"))
+    axes.xaxis.set_major_locator(FixedLocator([0, 1]))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: "after" if x > 0.5 else "before"))
+    axes.set_xlim(-0.12, 1.12)
+
+
+def trace_pictures(trace: Trace) -> list[Picture]:
+    """The average heat map of every site, all on one scale, the subject's last token marked."""
+    top = _largest(trace.effect)
+    return [
+        heat_map(
+            f"trace-{site}",
+            trace.effect[site],
+            rows=trace.token_groups,
+            columns=trace.layers,
+            top=top,
+            title=site,
+            marked=[group == "subject last" for group in trace.token_groups],
+        )
+        for site in trace.sites
+    ]
+
+
+def example_pictures(trace: Trace) -> list[Picture]:
+    """The same for the one prompt shown; the subject's tokens are marked."""
+    example = trace.example
+    if example is None:
+        return []
+    top = _largest(example.effect)
+    return [
+        heat_map(
+            f"trace-example-{site}",
+            grid,
+            rows=[visible(token) for token in example.tokens],
+            columns=trace.layers,
+            top=top,
+            title=site,
+            marked=[place in example.subject_tokens for place in range(len(example.tokens))],
+        )
+        for site, grid in example.effect.items()
+    ]
+
+
+def _largest(effect: Mapping[str, Grid]) -> float:
+    cells = (cell for grid in effect.values() for row in grid for cell in row)
+    return max((cell for cell in cells if not math.isnan(cell)), default=0.0)
+
+
+def heat_map(
+    name: str,
+    grid: Grid,
+    *,
+    rows: Sequence[str],
+    columns: Sequence[int],
+    top: float,
+    title: str,
+    marked: Sequence[bool],
+) -> Picture:
+    """Rows of tokens down, layers across; the deeper the colour the larger the effect, another colour below zero."""
+
+    def paint(axes: Axes) -> None:
+        axes.grid(visible=False)
+        axes.spines["bottom"].set_visible(False)
+        for y, row in enumerate(grid):
+            for x, value in enumerate(row):
+                _paint_cell(axes, x, y, value, top=top, with_text=len(columns) <= 8)
+        axes.set_xlim(-0.5, len(columns) - 0.5)
+        axes.set_ylim(len(rows) - 0.5, -0.5)
+        step = max(1, math.ceil(len(columns) / 12))
+        axes.set_xticks(range(0, len(columns), step), [str(layer) for layer in columns[::step]])
+        axes.set_yticks([])
+        for y, (row_name, bold) in enumerate(zip(rows, marked, strict=True)):
+            axes.annotate(
+                _clip(row_name, 17),
+                xy=(0, y),
+                xycoords=("axes fraction", "data"),
+                xytext=(-6, 0),
+                textcoords="offset points",
+                ha="right",
+                va="center",
+                weight="bold" if bold else "normal",
+                color=colour("ink" if bold else "muted"),
+            )
+
+    cells = [(value, -y, -x) for y, row in enumerate(grid) for x, value in enumerate(row) if not math.isnan(value)]
+    caption = ""
+    if cells:
+        value, y, x = max(cells)
+        caption = f"largest {labels.probability(value)}: {rows[-y]}, layer {columns[-x]}"
+    return draw(name, paint, title=title, caption=caption, height=24.0 * len(rows) + 30, margins=(112, 6, 4, 26))
+
+
+def _paint_cell(axes: Axes, x: int, y: int, value: float, *, top: float, with_text: bool) -> None:
+    if math.isnan(value):
+        axes.text(x, y, "–", ha="center", va="center", color=colour("muted"))
+        return
+    strength = min(1.0, abs(value) / top) if top > 0 else 0.0
+    for role, alpha in (("rule", 0.3), ("accent" if value >= 0 else "bad", strength)):
+        axes.add_patch(Rectangle((x - 0.48, y - 0.46), 0.96, 0.92, facecolor=colour(role), alpha=alpha, linewidth=0))
+    if with_text:
+        shown = f"{value:.2f}".replace("-", "−")
+        axes.text(
+            x, y, shown, ha="center", va="center", fontsize=10, color=colour("paper" if strength > 0.55 else "ink")
+        )
+
+
+def visible(token: str) -> str:
+    """A token with its spaces and line ends made visible: ' Paris' -> '·Paris'."""
+    marks = {"\n": "↵", " ": "·", "\t": "→"}
+    return "".join(marks.get(c, c if c.isprintable() else "�") for c in token) or "(empty)"
+
+
+def _clip(text: str, most: int) -> str:
+    return text if len(text) <= most else text[: most - 1] + "…"

@@ -1,0 +1,247 @@
+"""Everything the page shows, chosen, drawn and phrased once; the HTML and the Markdown are two ways to print it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import groupby
+
+from nanogpt_edit.report import examples, labels
+from nanogpt_edit.report.canvas import Picture
+from nanogpt_edit.report.examples import Example, FactGroup, LostFact
+from nanogpt_edit.report.ledger import Verdict, verdict_of
+from nanogpt_edit.report.plots import learning_curves, pass_at_k, solved_counts
+from nanogpt_edit.report.plots_edits import edit_pictures, example_pictures, trace_pictures, visible
+from nanogpt_edit.report.records import Change, Interval, Run
+from nanogpt_edit.report.summary import Summary
+
+
+@dataclass(frozen=True, slots=True)
+class Measure:
+    """A row of the evaluation table: one metric over all checkpoints."""
+
+    skill: str
+    metric: str
+    values: tuple[Interval | None, ...]
+
+    @property
+    def n(self) -> str:
+        """The number of problems or facts, where the checkpoints agree on it."""
+        sizes = {value.n for value in self.values if value is not None}
+        return f"{sizes.pop():,}" if len(sizes) == 1 else ", ".join(f"{n:,}" for n in sorted(sizes))
+
+
+@dataclass(frozen=True, slots=True)
+class Tested:
+    """A row of the comparison table."""
+
+    pair: str
+    metric: str
+    label: str
+    change: Change
+    verdict: Verdict
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """Everything both templates show, in the order they show it."""
+
+    run: Run
+    summary: Summary
+    lead: str
+    facts: tuple[str, ...]
+    verdict: str
+    curves: tuple[Picture, ...]
+    evaluation_pictures: tuple[Picture, ...]
+    measures: tuple[Measure, ...]
+    tested: tuple[Tested, ...]
+    edit_pictures: tuple[Picture, ...]
+    edit_groups: tuple[FactGroup, ...]
+    trace_pictures: tuple[Picture, ...]
+    example_pictures: tuple[Picture, ...]
+    problems: tuple[Example, ...]
+    prompts: tuple[tuple[str, tuple[Example, ...]], ...]
+    lost_stages: tuple[str, ...]
+    lost_facts: tuple[LostFact, ...]
+    settings: tuple[tuple[str, tuple[tuple[str, str], ...]], ...]
+
+    @property
+    def contents(self) -> list[tuple[str, str]]:
+        """(anchor, title) of the sections there are."""
+        there = {
+            ("ledger", "Ledger"): bool(self.summary.ledger.rows),
+            ("curves", "Learning curves"): bool(self.curves),
+            ("evaluation", "Evaluation"): bool(self.measures),
+            ("edits", "Edits"): self.run.edit is not None,
+            ("trace", "Causal trace"): self.run.trace is not None,
+            ("transcript", "Token by token"): self.run.transcript is not None,
+            ("samples", "Right and wrong"): bool(self.problems),
+            ("prompts-1", "More prompts"): bool(self.prompts),
+            ("settings", "Settings"): True,
+        }
+        return [entry for entry, present in there.items() if present]
+
+    @property
+    def measures_by_skill(self) -> list[tuple[str, list[Measure]]]:
+        return [(skill, list(rows)) for skill, rows in groupby(self.measures, key=lambda row: row.skill)]
+
+    @property
+    def tested_by_pair(self) -> list[tuple[str, list[Tested]]]:
+        return [(pair, list(rows)) for pair, rows in groupby(self.tested, key=lambda row: row.pair)]
+
+    @property
+    def lookups(self) -> str:
+        """How the edits' subjects were found in their prompts: '40 exact, 10 ignoring case'."""
+        facts = self.run.edit.facts if self.run.edit else ()
+        counts = Counter(fact.subject_lookup for fact in facts if fact.subject_lookup)
+        return ", ".join(f"{n} {how}" for how, n in counts.most_common())
+
+    @property
+    def token_lines(self) -> str:
+        """The transcript for a fixed-width block: place, id, kind and text of every token."""
+        if self.run.transcript is None:
+            return ""
+        tokens = self.run.transcript.prompt + self.run.transcript.completion
+        return "\n".join(
+            f"{n:4d}  {token.id:6d}  {token.kind:7s}  {visible(token.text)}" for n, token in enumerate(tokens)
+        )
+
+    @property
+    def longest_seconds(self) -> float:
+        return max((value for name, value in self.summary.seconds.items() if name != "total"), default=0.0) or 1.0
+
+    @property
+    def environment(self) -> list[tuple[str, str]]:
+        """Versions, machine and data hashes, one line each."""
+        lines: list[tuple[str, str]] = []
+        for key, value in self.run.environment.items():
+            if isinstance(value, dict):
+                lines += [(f"{key}: {name}", _setting(inner)) for name, inner in value.items()]
+            else:
+                lines.append((key, _setting(value)))
+        return lines
+
+    @property
+    def pictures(self) -> tuple[Picture, ...]:
+        return self.curves + self.evaluation_pictures + self.edit_pictures + self.trace_pictures + self.example_pictures
+
+
+def make_view(run: Run, summary: Summary) -> View:
+    """Choose, draw and phrase everything once."""
+    lost_stages, lost = examples.lost_facts(run)
+    drawn = (pass_at_k(run), solved_counts(run))
+    prompts = {
+        "Questions that are not mathematics": examples.prompt_examples(run, "probes", limit=12),
+        "Simple arithmetic": examples.prompt_examples(run, "arithmetic", limit=8),
+    }
+    return View(
+        run=run,
+        summary=summary,
+        lead=_lead(run),
+        facts=_header_facts(run, summary),
+        verdict=_verdict(summary),
+        curves=tuple(learning_curves(run)),
+        evaluation_pictures=tuple(picture for picture in drawn if picture is not None),
+        measures=_measures(run),
+        tested=_tested(run),
+        edit_pictures=tuple(edit_pictures(run.edit.facts)) if run.edit else (),
+        edit_groups=tuple(examples.edit_groups(run.edit.facts)) if run.edit else (),
+        trace_pictures=tuple(trace_pictures(run.trace)) if run.trace else (),
+        example_pictures=tuple(example_pictures(run.trace)) if run.trace else (),
+        problems=tuple(examples.problem_examples(run)),
+        prompts=tuple((title, tuple(found)) for title, found in prompts.items() if found),
+        lost_stages=lost_stages,
+        lost_facts=tuple(lost),
+        settings=_settings(run),
+    )
+
+
+def _lead(run: Run) -> str:
+    """'A model of 1.03 M parameters, pretrained, taught by SFT and GRPO, with 50 facts rewritten.'"""
+    parameters = run.environment.get("parameters")
+    size = f" of {parameters / 1e6:.3g} M parameters" if isinstance(parameters, int | float) else ""
+    steps = []
+    if "pretrain" in run.logs:
+        steps.append("pretrained")
+    taught = [name for key, name in (("sft", "SFT"), ("grpo", "GRPO")) if key in run.logs or key in run.stages]
+    if taught:
+        steps.append(f"taught to reason by {labels.listing(taught)}")
+    if run.edit is not None:
+        steps.append(f"with {labels.count(run.edit.n, 'fact')} rewritten by {run.edit.method.upper()}")
+    return f"A model{size}" + (", " + ", ".join(steps) if steps else "") + "."
+
+
+def _header_facts(run: Run, summary: Summary) -> tuple[str, ...]:
+    environment = run.environment
+    shown = [str(environment[key]) for key in ("started", "cpu", "device") if environment.get(key)]
+    if environment.get("threads"):
+        shown.append(f"{environment['threads']} threads")
+    shown += [f"{key} {environment[key]}" for key in ("torch", "python") if environment.get(key)]
+    if environment.get("version"):
+        shown.append(f"nanogpt_edit {environment['version']}")
+    if "total" in summary.seconds:
+        shown.append(f"{labels.duration(summary.seconds['total'])} in all")
+    return tuple(shown)
+
+
+def _verdict(summary: Summary) -> str:
+    """'8 of 9 expectations hold; 1 is inconclusive'."""
+    verdicts = [expectation.verdict for expectation in summary.expectations]
+    if not verdicts:
+        return "The recipe states no expectations"
+    held = verdicts.count("pass")
+    text = f"All {held} expectations hold" if held == len(verdicts) else f"{held} of {len(verdicts)} expectations hold"
+    words = {"fail": "failed", "inconclusive": "inconclusive", "not measured": "not measured"}
+    return "; ".join([text] + [f"{verdicts.count(key)} {word}" for key, word in words.items() if key in verdicts])
+
+
+def _measures(run: Run) -> tuple[Measure, ...]:
+    keys = dict.fromkeys(
+        (skill, metric)
+        for stage in run.stages.values()
+        for skill, metrics in stage.skills.items()
+        for metric in metrics
+    )
+    skills = list(dict.fromkeys(skill for skill, _ in keys))
+    return tuple(
+        Measure(skill, metric, tuple(stage.skills.get(skill, {}).get(metric) for stage in run.stages.values()))
+        for skill, metric in sorted(keys, key=lambda key: skills.index(key[0]))
+    )
+
+
+def _tested(run: Run) -> tuple[Tested, ...]:
+    return tuple(
+        Tested(
+            pair=f"{labels.stage_label(comparison.after)} minus {labels.stage_label(comparison.before)}",
+            metric=metric,
+            label=labels.change_label(metric),
+            change=change,
+            verdict=verdict_of(metric, change),
+        )
+        for comparison in run.comparisons.values()
+        for metric, change in comparison.metrics.items()
+    )
+
+
+def _settings(run: Run) -> tuple[tuple[str, tuple[tuple[str, str], ...]], ...]:
+    """The recipe by table, without [expect] (judged above)."""
+    groups: dict[str, list[tuple[str, str]]] = {}
+
+    def walk(prefix: str, table: Mapping[str, object]) -> None:
+        for key, value in table.items():
+            if isinstance(value, dict):
+                walk(f"{prefix}.{key}" if prefix else key, value)
+            else:
+                groups.setdefault(prefix or "recipe", []).append((key, _setting(value)))
+
+    walk("", {key: value for key, value in run.recipe.items() if key != "expect"})
+    return tuple((name, tuple(rows)) for name, rows in groups.items())
+
+
+def _setting(value: object) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, list):
+        return ", ".join(_setting(item) for item in value)
+    return str(value)
