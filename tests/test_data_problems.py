@@ -70,6 +70,7 @@ def test_svamp_joins_story_and_question(tmp_path: Path) -> None:
     first, second = read_problems(path)
     assert first.question == "A pack costs 76 dollars. If there is a discount of 25 dollars, how much is it?"
     assert (first.rationale, first.answer) == ("76 - 25 = 51", "51")
+    assert first.id == "SVAMP:1"
     assert (second.question, second.rationale) == ("One costs 9. How much is it?", "6 - ( 3 + 2 ) = 51")
 
 
@@ -77,6 +78,9 @@ def test_svamp_joins_story_and_question(tmp_path: Path) -> None:
     ("record", "says"),
     [
         ('{"question": "a", ', "not valid JSON"),
+        ("[" * 100_000, "not valid JSON"),
+        ('{"question": "a", "answer": ' + "9" * 5_000 + "}", "not valid JSON"),
+        ('{"question": "a", "answer": 1e999}', 'answer "inf" holds no number'),
         ("[1]", "object was expected, found list"),
         ({"question": "a"}, 'no field "answer".*has "question".*--problems.answer-field'),
         ({"question": "a", "answer": None}, 'field "answer" should be text or a number, found NoneType'),

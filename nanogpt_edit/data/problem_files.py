@@ -73,10 +73,8 @@ def read_all_splits(source: str, fields: Fields, notes: list[str]) -> dict[str, 
         return {"train": _read_file(path, fields, notes)}
     if path.is_dir():
         found = {"train": _read_file(_split_file(path, "train"), fields, notes)}
-        for split in ("validation", "test"):
-            if any(path.glob(f"{split}.json*")):
-                found[split] = _read_file(_split_file(path, split), fields, notes)
-        return found
+        present = [split for split in ("validation", "test") if any((path / name).is_file() for name in _names(split))]
+        return found | {split: _read_file(_split_file(path, split), fields, notes) for split in present}
     hub.check_name(source)
     rows = hub.read_splits(source, wanted=("train", "validation", "test"))
     if "train" not in rows:
@@ -85,11 +83,15 @@ def read_all_splits(source: str, fields: Fields, notes: list[str]) -> dict[str, 
 
 
 def _split_file(folder: Path, split: str) -> Path:
-    for name in (f"{split}.jsonl", f"{split}.json"):
+    for name in _names(split):
         if (folder / name).is_file():
             return folder / name
     present = ", ".join(sorted(p.name for p in folder.iterdir())[:8]) or "nothing"
     raise UserError(f"{folder}: no {split}.jsonl in this folder (it holds {present}).")
+
+
+def _names(split: str) -> tuple[str, str]:
+    return f"{split}.jsonl", f"{split}.json"
 
 
 def _numbered(rows: Iterable[object], label: str) -> Iterator[tuple[str, object]]:
@@ -108,8 +110,9 @@ def _read_file(path: Path, fields: Fields, notes: list[str]) -> tuple[Problem, .
 def _json_array(path: Path, text: str) -> Iterator[tuple[int, object]]:
     try:
         rows = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path}:{error.lineno}: not valid JSON ({error.msg}).") from None
+    except (ValueError, RecursionError) as error:  # damaged, a number of thousands of digits, nested too deeply
+        line = f":{error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
+        raise UserError(f"{path}{line}: not valid JSON ({_reason(error)}).") from None
     return enumerate(rows, start=1)
 
 
@@ -118,8 +121,12 @@ def _json_lines(text: str) -> Iterator[tuple[int, object]]:
         if line.strip():
             try:
                 yield number, json.loads(line)
-            except json.JSONDecodeError as error:
+            except (ValueError, RecursionError) as error:
                 yield number, error
+
+
+def _reason(error: Exception) -> str:
+    return f"{error.msg} at column {error.colno}" if isinstance(error, json.JSONDecodeError) else str(error)
 
 
 def _read_rows(
@@ -148,8 +155,8 @@ class _BadRecord(Exception):
 
 
 def _problem(row: object, identifier: str, fields: Fields) -> Problem:
-    if isinstance(row, json.JSONDecodeError):
-        raise _BadRecord(f"not valid JSON ({row.msg} at column {row.colno}).")
+    if isinstance(row, Exception):
+        raise _BadRecord(f"not valid JSON ({_reason(row)}).")
     if not isinstance(row, Mapping):
         raise _BadRecord(f"a JSON object was expected, found {type(row).__name__}.")
     if "Body" in row and "Question" in row and fields.question not in row:
@@ -169,7 +176,7 @@ def _from_svamp(row: Mapping[object, object], identifier: str) -> Problem:
         body, question = body.rstrip(",") + ",", question[:1].lower() + question[1:]
     answer = _text(row, "Answer")
     equation = re.sub(r"(\d)\.0\b", r"\1", _text(row, "Equation")).strip() if row.get("Equation") else ""
-    if equation.startswith("( ") and equation.endswith(" )"):
+    if re.fullmatch(r"\( ([^()]|\([^()]*\))* \)", equation):  # one pair around it all, as in ( 6 - ( 3 + 2 ) )
         equation = equation[2:-2]
     rationale = f"{equation} = {answer}" if equation else ""
     return Problem(question=f"{body} {question}", rationale=rationale, answer=answer, id=identifier)
