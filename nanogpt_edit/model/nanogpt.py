@@ -7,6 +7,7 @@ pickle that carries code is turned down before any of it runs.
 from __future__ import annotations
 
 import pickle
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,12 +64,14 @@ def read(file: Path) -> NanoGPT:
 def _unpickle(file: Path) -> object:
     for mapped in (True, False):  # files older than torch 1.6 cannot be mapped
         try:
-            return torch.load(file, map_location="cpu", weights_only=True, mmap=mapped)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # about the pickle's protocol, on the way to refusing it
+                return torch.load(file, map_location="cpu", weights_only=True, mmap=mapped)
         except pickle.UnpicklingError:
             raise UserError(
                 f"{file}: holds more than tensors and numbers (a pickle that would run code); refused, nothing was run."
             ) from None
-        except (RuntimeError, EOFError, KeyError, ValueError) as error:
+        except (RuntimeError, EOFError, KeyError, ValueError, OSError) as error:
             problem = error
     raise UserError(f"{file}: damaged, or not written by torch.save ({' '.join(str(problem).split())[:160]}).")
 
