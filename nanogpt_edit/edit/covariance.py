@@ -1,0 +1,227 @@
+"""C = E[k kᵀ]: what the keys of ordinary text look like, for several layers in one pass over the text.
+
+Each layer's `mlp_key` activations are summed as outer products in float64, over all tokens, the text's blocks in a
+seeded order. After every doubling of the tokens two relative changes are measured: of C itself, and of C⁻¹k on probe
+keys (what the solver uses). A layer has converged when the first is under the tolerance; the pass ends when all have,
+or when the tokens are spent. Either way the record says how far it came.
+
+Cached on disk under what it depends on (weights, text, layer, token limit, tolerance), never under a name.
+
+Shapes: T tokens, F MLP width, L layers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from nanogpt_edit.errors import UserError
+from nanogpt_edit.files import atomic_file
+from nanogpt_edit.model.checkpoint import fingerprint
+from nanogpt_edit.model.gpt import GPT
+from nanogpt_edit.model.sites import capture
+from nanogpt_edit.progress import progress, say
+
+PROBES = 32
+FIRST_CHECK_TOKENS = 4096
+BATCH_TOKENS = 4096
+
+
+@dataclass(frozen=True)
+class Covariance:
+    """C of one layer: `Covariance(matrix, layer=3, tokens=65_536, change=0.007, solve_change=0.02, converged=True)`."""
+
+    matrix: Tensor
+    """(F, F) float64 on the CPU."""
+    layer: int
+    tokens: int
+    """Tokens it is the mean over."""
+    change: float
+    """‖C − C at half the tokens‖ / ‖C‖."""
+    solve_change: float
+    """The same of C⁻¹k on probe keys (mean over probes)."""
+    converged: bool
+
+    def describe(self) -> str:
+        """One line for a person."""
+        verdict = "converged" if self.converged else "not converged; give more text or raise covariance_tokens"
+        return (
+            f"covariance of layer {self.layer}: {self.tokens:,} tokens, over the last doubling C changed "
+            f"{self.change:.2%} and its inverse on probe keys {self.solve_change:.2%} ({verdict})"
+        )
+
+    def sha256(self) -> str:
+        """Hash of the matrix, for the record."""
+        return hashlib.sha256(self.matrix.contiguous().numpy().tobytes()).hexdigest()
+
+
+def covariances(
+    model: GPT,
+    blocks: Tensor,
+    *,
+    layers: Sequence[int],
+    max_tokens: int,
+    tolerance: float,
+    cache_dir: Path | None = None,
+) -> dict[int, Covariance]:
+    """C of each of `layers` over `blocks` (N, T) of token ids; from the cache where it is there, else computed.
+
+    Raises UserError for text without tokens or a damaged cache file.
+    """
+    if blocks.numel() == 0:
+        raise UserError("the covariance needs text; the token blocks given are empty.")
+    found: dict[int, Covariance] = {}
+    files: dict[int, Path] = {}
+    if cache_dir is not None:
+        weights, text = fingerprint(model), tensor_sha256(blocks)
+        for layer in layers:
+            settings = f"{weights} {text} {layer} {max_tokens} {tolerance}"
+            files[layer] = cache_dir / f"covariance-{hashlib.sha256(settings.encode()).hexdigest()[:32]}.safetensors"
+            if files[layer].exists():
+                found[layer] = load_covariance(files[layer])
+    missing = [layer for layer in layers if layer not in found]
+    if missing:
+        for layer, covariance in collect(
+            model, blocks, layers=missing, max_tokens=max_tokens, tolerance=tolerance
+        ).items():
+            found[layer] = covariance
+            if cache_dir is not None:
+                save_covariance(covariance, files[layer])
+    return {layer: found[layer] for layer in layers}
+
+
+@torch.no_grad()
+def collect(
+    model: GPT, blocks: Tensor, *, layers: Sequence[int], max_tokens: int, tolerance: float
+) -> dict[int, Covariance]:
+    """C of all `layers` in one pass over `blocks` (N, T), at most `max_tokens` tokens of it."""
+    blocks = blocks[:, : model.config.block_size]
+    order = torch.randperm(len(blocks), generator=torch.Generator().manual_seed(0))
+    blocks = blocks[order][: max(1, max_tokens // blocks.shape[1])]
+    per_batch = max(1, BATCH_TOKENS // blocks.shape[1])
+    sums = {layer: _Sum(model.config.mlp_size) for layer in layers}
+    next_check, seen_tokens = FIRST_CHECK_TOKENS, 0
+    sites = [("mlp_key", layer) for layer in layers]
+    with progress("covariance", blocks.numel(), "tokens") as bar, capture(model, sites) as seen:
+        for batch in blocks.split(per_batch):
+            model.run_blocks(model.embed_tokens(batch.to(model.device)), stop=max(layers) + 1)
+            for layer in layers:
+                sums[layer].add(seen["mlp_key", layer].flatten(0, 1))
+            seen_tokens += batch.numel()
+            if seen_tokens >= next_check or seen_tokens == blocks.numel():
+                for total in sums.values():
+                    total.check()
+                next_check = 2 * seen_tokens
+            bar.update(seen_tokens, change=max(total.change for total in sums.values()))
+            if all(total.change < tolerance for total in sums.values()):
+                break
+    results = {layer: total.result(layer, tolerance) for layer, total in sums.items()}
+    for result in results.values():
+        say(result.describe())
+    return results
+
+
+class _Sum:
+    """The running sum of one layer and what it was at the last check."""
+
+    def __init__(self, width: int) -> None:
+        self.total = torch.zeros(width, width, dtype=torch.float64)
+        self.tokens = 0
+        self.probes: Tensor | None = None  # (F, PROBES)
+        self.mean_before: Tensor | None = None
+        self.solved_before: Tensor | None = None
+        self.change = self.solve_change = float("inf")
+
+    def add(self, keys: Tensor) -> None:
+        """`keys` (tokens, F). Products of one batch are made in float32, sums of batches in float64."""
+        keys = keys.float()
+        if self.probes is None:
+            self.probes = keys[:: max(1, len(keys) // PROBES)][:PROBES].T.double().cpu()
+        self.total = self.total.to(keys.device) if keys.device.type == "cuda" else self.total
+        self.total += (keys.T @ keys).to(self.total.device).double()
+        self.tokens += len(keys)
+
+    def check(self) -> None:
+        """Measure the changes since the last check."""
+        mean = self.total.cpu() / self.tokens
+        assert self.probes is not None
+        solved = _solve_ridged(mean, self.probes)
+        if self.mean_before is not None and self.solved_before is not None:
+            self.change = float((mean - self.mean_before).norm() / mean.norm())
+            moved = (solved - self.solved_before).norm(dim=0) / solved.norm(dim=0)
+            self.solve_change = float(moved.mean())
+        self.mean_before, self.solved_before = mean, solved
+
+    def result(self, layer: int, tolerance: float) -> Covariance:
+        return Covariance(
+            matrix=(self.total.cpu() / self.tokens).contiguous(),
+            layer=layer,
+            tokens=self.tokens,
+            change=self.change,
+            solve_change=self.solve_change,
+            converged=self.change < tolerance,
+        )
+
+
+def _solve_ridged(matrix: Tensor, columns: Tensor) -> Tensor:
+    """matrix⁻¹ columns, with 1e-6 of its mean eigenvalue added: early in the pass it may be singular."""
+    ridge = 1e-6 * matrix.trace() / len(matrix)
+    return torch.linalg.solve(matrix + ridge * torch.eye(len(matrix), dtype=matrix.dtype), columns)
+
+
+def tensor_sha256(tensor: Tensor) -> str:
+    """Hash of a tensor's shape and bytes."""
+    digest = hashlib.sha256(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
+    digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def save_covariance(covariance: Covariance, path: Path) -> None:
+    """One safetensors file, atomically, with its own hash inside."""
+    record = {name: value for name, value in asdict(covariance).items() if name != "matrix"}
+    record["sha256"] = covariance.sha256()
+    with atomic_file(path) as temporary:
+        save_file({"matrix": covariance.matrix}, temporary, metadata={"covariance": json.dumps(record)})
+
+
+def load_covariance(path: Path) -> Covariance:
+    """Read one back. Raises UserError when the file is damaged."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            record: Mapping[str, object] = json.loads((file.metadata() or {})["covariance"])
+            covariance = Covariance(
+                matrix=file.get_tensor("matrix"),
+                layer=int(str(record["layer"])),
+                tokens=int(str(record["tokens"])),
+                change=float(str(record["change"])),
+                solve_change=float(str(record["solve_change"])),
+                converged=bool(record["converged"]),
+            )
+        damaged = covariance.sha256() != record["sha256"]
+    except (SafetensorError, KeyError, ValueError, OSError) as error:
+        raise UserError(f"{path}: a damaged covariance ({error}). Remove it; it is computed again.") from None
+    if damaged:
+        raise UserError(f"{path}: a damaged covariance (its hash differs). Remove it; it is computed again.")
+    return covariance
+
+
+def cached_covariances(cache_dir: Path) -> list[tuple[Path, int]]:
+    """The cached files and their sizes in bytes."""
+    return [(path, path.stat().st_size) for path in sorted(cache_dir.glob("covariance-*.safetensors"))]
+
+
+def clear_covariances(cache_dir: Path) -> int:
+    """Remove them; the bytes freed."""
+    freed = 0
+    for path, size in cached_covariances(cache_dir):
+        path.unlink()
+        freed += size
+    return freed
