@@ -1,13 +1,10 @@
 """Prompts in, completions out: prefill once, decode together, refill the slots.
 
-Each distinct prompt is run through the model once and its keys and values are copied to all its samples. All running
-rows then advance one token per step. Finished rows leave the batch and waiting requests take their place (continuous
-batching, Yu et al. 2022). The engine speaks token ids only.
+Each distinct prompt is run through the model once; all its samples look at the same keys and values
+(`decode_cache.py`). All running rows advance one token per step. Finished rows leave the batch and waiting requests
+take their place (continuous batching, Yu et al. 2022). The engine speaks token ids only.
 
-The newest tokens of all rows stand in one column of the cache (`kv_cache.py`), so a refilled row needs no scatter: its
-prompt is written so that it ends where the others are now.
-
-Shapes: R running rows, S columns of the cache, V vocabulary.
+Shapes: R running rows, V vocabulary.
 """
 
 from __future__ import annotations
@@ -20,6 +17,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from nanogpt_edit.engine.decode_cache import DecodeCache
 from nanogpt_edit.engine.sampling import Sampling, draw_tokens, stream_keys, uniforms_at
 from nanogpt_edit.errors import UserError
 from nanogpt_edit.model.gpt import GPT
@@ -58,7 +56,7 @@ class Engine:
     def __init__(self, model: GPT, *, max_slots: int = 512, cache_bytes: int = 4 << 30) -> None:
         """`max_slots` rows run at once at most, fewer if their cache would exceed `cache_bytes`."""
         self.model, self.max_slots, self.cache_bytes = model, max_slots, cache_bytes
-        self._cache: KVCache | None = None
+        self._cache: DecodeCache | None = None
 
     def generate(
         self,
@@ -114,20 +112,28 @@ class Engine:
                     f"prompt {index} has {len(prompt)} tokens, the model's block_size is {block_size}; shorten it."
                 )
 
-    def cache_for(self, rows: int, capacity: int) -> KVCache:
-        """The engine's cache, reused between calls when it is large enough; bounded by `cache_bytes`."""
+    def cache_for(self, rows: int, *, own: int, longest_prompt: int) -> DecodeCache:
+        """An empty cache for up to `rows` rows of `own` new tokens; the last one if it is large enough.
+
+        `cache_bytes` bounds it: rows and their share of the prompts count together.
+        """
         config, device, dtype = self.model.config, self.model.device, self.model.dtype
-        affordable = self.cache_bytes // KVCache.row_bytes(config, capacity=capacity, dtype=dtype)
+        affordable = self.cache_bytes // KVCache.row_bytes(config, capacity=own + longest_prompt, dtype=dtype)
         rows = max(1, min(rows, self.max_slots, affordable))
         cache = self._cache
-        if cache is None or cache.slots < rows or cache.capacity < capacity or cache.keys.dtype != dtype:
+        if cache is None or cache.slots < rows or cache.capacity < own or cache.keys.dtype != dtype:
             self._cache = None  # free the old one first
-            self._cache = cache = KVCache(config, rows=rows, capacity=capacity, device=device, dtype=dtype)
+            cache = DecodeCache(
+                config, rows=rows, capacity=own, longest_prompt=longest_prompt, device=device, dtype=dtype
+            )
+            self._cache = cache
+        cache.longest_prompt = longest_prompt
+        cache.clear()
         return cache
 
 
 class _Batch:
-    """The running rows: what each was asked for, has written, and where it begins in the cache."""
+    """The running rows: what each was asked for, has written, and may still write."""
 
     def __init__(
         self, engine: Engine, prompts: Sequence[Sequence[int]], sampling: Sampling, stop_ids: frozenset[int], wanted: int
@@ -137,12 +143,14 @@ class _Batch:
         tokenizer = engine.model.tokenizer
         self.vocab_size = tokenizer.vocab_size if tokenizer is not None else config.vocab_size
         self.stop_ids = torch.tensor(sorted(stop_ids), dtype=torch.long, device=self.device)
-        self.longest = max(map(len, prompts))
         self.max_new = min(sampling.max_new_tokens, config.block_size - min(map(len, prompts)))
-        self.cache = engine.cache_for(wanted, self.longest + self.max_new + SLACK_COLUMNS)
+        self.cache = engine.cache_for(
+            wanted, own=self.max_new + SLACK_COLUMNS, longest_prompt=max(map(len, prompts))
+        )
         self.slots = min(wanted, self.cache.slots)
+        self.last_logits: dict[int, Tensor] = {}  # of the running prompts: what follows their last token, (V,)
         self.requests: list[Request] = []
-        self.start, self.key, self.age, self.limit = (self._integers(0) for _ in range(4))
+        self.key, self.age, self.limit = (self._integers(0) for _ in range(3))
         self.finished = torch.zeros(0, dtype=torch.bool, device=self.device)
         self.tokens = self._integers(0, self.max_new + 1)  # one column to spare for rows that wait to leave
         self.logprobs = torch.zeros(0, self.max_new + 1, device=self.device)
@@ -159,14 +167,12 @@ class _Batch:
         return self.slots - self.rows
 
     def admit(self, requests: list[Request]) -> None:
-        """Prefill the distinct prompts of `requests`, give each request a row, and draw its first token."""
-        if not self.rows:
-            self.cache.rows, self.cache.length = 0, self.longest
-        distinct = list(dict.fromkeys(request.prompt_index for request in requests))
-        at_once = max(1, PREFILL_TOKENS // self.longest)
-        logits = [self._prefill(distinct[i : i + at_once], requests) for i in range(0, len(distinct), at_once)]
-        place = {prompt: i for i, prompt in enumerate(distinct)}
-        rows = torch.tensor([place[request.prompt_index] for request in requests], device=self.device)
+        """Prefill the prompts of `requests` that are not running yet, and draw the first token of each request."""
+        running = set(self.cache.prompt_indices)
+        new_prompts = [p for p in dict.fromkeys(request.prompt_index for request in requests) if p not in running]
+        for part in self._prefill_parts(new_prompts):
+            self._prefill(part)
+        self.cache.add_rows([request.prompt_index for request in requests])
         lengths = torch.tensor([len(self.prompts[request.prompt_index]) for request in requests], device=self.device)
         key = stream_keys(
             self.sampling.seed,
@@ -175,29 +181,40 @@ class _Batch:
         )
         new, before = len(requests), self.rows
         self.requests += requests
-        self.start = torch.cat((self.start, self.cache.length - lengths))
         self.key = torch.cat((self.key, key))
         self.age = torch.cat((self.age, self._integers(new)))
         self.limit = torch.cat((self.limit, (self.model.config.block_size - lengths).clamp_(max=self.max_new)))
         self.finished = torch.cat((self.finished, self.finished.new_zeros(new)))
         self.tokens = torch.cat((self.tokens, self._integers(new, self.max_new + 1)))
         self.logprobs = torch.cat((self.logprobs, self.logprobs.new_zeros(new, self.max_new + 1)))
-        self._draw(slice(before, None), torch.cat(logits)[rows])
+        logits = torch.stack([self.last_logits[request.prompt_index] for request in requests])
+        self._draw(slice(before, None), logits)
 
-    def _prefill(self, prompt_indices: list[int], requests: list[Request]) -> Tensor:
-        """Run prompts (right-padded together) and copy their keys and values to their rows -> last logits (n, V)."""
+    def _prefill_parts(self, prompt_indices: list[int]) -> Iterator[list[int]]:
+        """Prompts of like length together, at most PREFILL_TOKENS padded tokens at once."""
+        part: list[int] = []
+        for index in sorted(prompt_indices, key=lambda index: len(self.prompts[index])):
+            if part and (len(part) + 1) * len(self.prompts[index]) > PREFILL_TOKENS:
+                yield part
+                part = []
+            part.append(index)
+        if part:
+            yield part
+
+    def _prefill(self, prompt_indices: list[int]) -> None:
+        """Run prompts through the model together and hand their keys and values to the cache."""
         prompts = [self.prompts[index] for index in prompt_indices]
         lengths = torch.tensor([len(prompt) for prompt in prompts], device=self.device)
-        token_ids = self._integers(len(prompts), int(lengths.max()))
+        token_ids = self._integers(len(prompts), len(prompts[-1]))  # the last is the longest
         for row, prompt in enumerate(prompts):
             token_ids[row, : len(prompt)] = torch.tensor(prompt, device=self.device)
-        prefix = KVCache.like(self.cache, rows=len(prompts), capacity=token_ids.shape[1])
+        prefix = KVCache(
+            self.model.config, rows=len(prompts), capacity=token_ids.shape[1], device=self.device, dtype=self.model.dtype
+        )
         states = self.model.hidden(token_ids, cache=prefix)
-        for row, index in enumerate(prompt_indices):
-            samples = sum(request.prompt_index == index for request in requests)
-            self.cache.append_rows(prefix, row=row, tokens=len(prompts[row]), copies=samples)
+        self.cache.add_prompts(prompt_indices, prefix, lengths)
         last = states[torch.arange(len(prompts), device=self.device), lengths - 1]
-        return self.model.logits(last)
+        self.last_logits |= zip(prompt_indices, self.model.logits(last), strict=True)
 
     def step(self, *, refill: bool) -> Iterator[Completion]:
         """Give out rows that have finished, then advance the others by one token."""
@@ -207,24 +224,19 @@ class _Batch:
             if refill or not self.rows:
                 return
         if self.cache.length == self.cache.capacity:
-            self._move_to_front()
-        column = self.cache.length
-        positions = (column - self.start).clamp_(max=self.model.config.block_size - 1)
-        visible = torch.arange(column + 1, device=self.device) >= self.start[:, None]  # (R, S)
+            self.cache.forget_columns(int(self.cache.start[~self.finished].min()))
         newest = self.tokens.gather(1, (self.age - 1)[:, None])  # (R, 1)
-        states = self.model.hidden(
-            newest, cache=self.cache, position_ids=positions[:, None], attention_mask=visible[:, None, None]
-        )
+        # A row that has finished but not left yet may run past the last position; nobody reads what it writes.
+        positions = self.cache.positions().clamp_(max=self.model.config.block_size - 1)
+        states = self.model.hidden(newest, cache=self.cache, position_ids=positions[:, None])
         self._draw(slice(None), self.model.logits(states[:, 0]))
 
     def _draw(self, rows: slice, logits: Tensor) -> None:
         """Draw the next token of `rows`, write it down, and mark the rows that are finished with it."""
         age = self.age[rows]
-        drawn, logprobs = draw_tokens(
-            logits[:, : self.vocab_size], uniforms_at(self.key[rows], age), self.sampling
-        )
-        self.tokens[rows] = self.tokens[rows].scatter(1, age[:, None], drawn[:, None])
-        self.logprobs[rows] = self.logprobs[rows].scatter(1, age[:, None], logprobs[:, None])
+        drawn, logprobs = draw_tokens(logits[:, : self.vocab_size], uniforms_at(self.key[rows], age), self.sampling)
+        self.tokens[rows].scatter_(1, age[:, None], drawn[:, None])
+        self.logprobs[rows].scatter_(1, age[:, None], logprobs[:, None])
         age += ~self.finished[rows]
         self.finished[rows] |= torch.isin(drawn, self.stop_ids) | (age >= self.limit[rows])
 
@@ -247,13 +259,6 @@ class _Batch:
     def _keep(self, rows: Tensor) -> None:
         self.cache.keep(rows)
         self.requests = [self.requests[row] for row in rows.tolist()]
-        self.start, self.key, self.age = self.start[rows], self.key[rows], self.age[rows]
-        self.limit, self.finished = self.limit[rows], self.finished[rows]
-        self.tokens, self.logprobs = self.tokens[rows], self.logprobs[rows]
-
-    def _move_to_front(self) -> None:
-        """Free the columns before the oldest running row, keeping room for the longest prompt."""
-        oldest = int(self.start[~self.finished].min())
-        columns = min(oldest, self.cache.length - self.longest)
-        self.cache.drop_columns(columns)
-        self.start -= columns
+        self.last_logits = {index: self.last_logits[index] for index in self.cache.prompt_indices}
+        self.key, self.age, self.limit = self.key[rows], self.age[rows], self.limit[rows]
+        self.finished, self.tokens, self.logprobs = self.finished[rows], self.tokens[rows], self.logprobs[rows]

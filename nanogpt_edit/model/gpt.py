@@ -119,19 +119,9 @@ class Attention(nn.Module):
         if rotary is not None:
             q, k = rotate(q, *rotary), rotate(k, *rotary)
         if cache is not None:
-            k, v = cache.extend(layer, k, v)  # (B, K, S, E)
-        new, seen = q.shape[2], k.shape[2]
-        if mask is None and 1 < new < seen:
-            mask = causal_mask(new, seen, device=x.device)
-        y = F.scaled_dot_product_attention(
-            q,
-            k,
-            v,
-            attn_mask=mask,
-            is_causal=mask is None and new > 1,
-            dropout_p=self.dropout if self.training else 0.0,
-            enable_gqa=self.kv_heads != self.heads,
-        )
+            y = cache.attend(layer, q, k, v, mask)
+        else:
+            y = attention(q, k, v, mask=mask, dropout=self.dropout if self.training else 0.0)
         return self.out(y.transpose(1, 2).flatten(2))
 
 
@@ -145,6 +135,7 @@ class MLP(nn.Module):
         self.gate = nn.Linear(config.n_embd, config.mlp_size, bias=config.bias) if gated else None
         self.up = nn.Linear(config.n_embd, config.mlp_size, bias=config.bias)
         self.down = nn.Linear(config.mlp_size, config.n_embd, bias=config.bias)
+        self.relu = config.activation == "relu"
         self.mlp_key = Site()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -290,6 +281,25 @@ class GPT(nn.Module):
     def logits(self, states: Tensor) -> Tensor:
         """(..., D) -> (..., V)."""
         return F.linear(states, self.embed.weight if self.head is None else self.head.weight)
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None = None, dropout: float = 0.0) -> Tensor:
+    """softmax(q kᵀ / √E) v: q (B, H, T, E), k and v (B, K, S, E) -> (B, H, T, E).
+
+    Without a mask the T queries are the last of the S tokens and look at what is not after them.
+    """
+    new, seen = q.shape[2], k.shape[2]
+    if mask is None and 1 < new < seen:
+        mask = causal_mask(new, seen, device=q.device)
+    return F.scaled_dot_product_attention(
+        q,
+        k,
+        v,
+        attn_mask=mask,
+        is_causal=mask is None and new > 1,
+        dropout_p=dropout,
+        enable_gqa=q.shape[1] != k.shape[1],
+    )
 
 
 def make_norm(config: GPTConfig) -> nn.Module:

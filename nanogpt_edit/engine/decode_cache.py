@@ -1,0 +1,144 @@
+"""The engine's cache: each running prompt's keys and values once, and each row's own tokens.
+
+All samples of a prompt look at the same prompt keys, so these are read once per group and step instead of once per
+row (Juravsky et al. 2024, "Hydragen"). A row's own tokens stand in columns of their own, the newest of every row in
+the same column, so that appending is one slice write: a row that joined later simply starts in a later column.
+
+Shapes: R rows, P prompts running, G rows of the largest group, S tokens of the longest prompt, C own columns filled,
+H query heads, K key/value heads, E head width, L layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from nanogpt_edit.model.gpt import GPTConfig
+from nanogpt_edit.model.kv_cache import KVCache
+
+NEVER = float("-inf")
+
+
+class DecodeCache(KVCache):
+    """A `KVCache` of the rows' own tokens, with the prompts they continue in front."""
+
+    def __init__(
+        self, config: GPTConfig, *, rows: int, capacity: int, longest_prompt: int, device: torch.device, dtype: torch.dtype
+    ) -> None:
+        super().__init__(config, rows=rows, capacity=capacity, device=device, dtype=dtype)
+        self.slots, self.longest_prompt = rows, longest_prompt
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget all rows and prompts."""
+        layers, _, heads, _, size = self.keys.shape
+        self.rows = self.length = 0
+        self.prompt_keys = self.keys.new_zeros(layers, 0, heads, self.longest_prompt, size)
+        self.prompt_values = torch.zeros_like(self.prompt_keys)
+        self.prompt_indices: list[int] = []  # the caller's number of each prompt
+        self.prompt_lengths = torch.zeros(0, dtype=torch.long, device=self.keys.device)  # (P,)
+        self.prompt_of_row = torch.zeros(0, dtype=torch.long, device=self.keys.device)  # (R,) place among the prompts
+        self.start = torch.zeros(0, dtype=torch.long, device=self.keys.device)  # (R,) first own column
+
+    def add_prompts(self, indices: Sequence[int], prefix: KVCache, lengths: Tensor) -> None:
+        """Take over prefilled prompts (right-padded in `prefix`); `lengths` (prompts,)."""
+        missing = (0, 0, 0, self.longest_prompt - prefix.capacity)
+        self.prompt_keys = torch.cat((self.prompt_keys, F.pad(prefix.keys, missing)), dim=1)
+        self.prompt_values = torch.cat((self.prompt_values, F.pad(prefix.values, missing)), dim=1)
+        self.prompt_lengths = torch.cat((self.prompt_lengths, lengths))
+        self.prompt_indices += indices
+
+    def add_rows(self, prompt_indices: Sequence[int]) -> None:
+        """One more row per entry, continuing that (already added) prompt; its first own token is the next column."""
+        place = {index: place for place, index in enumerate(self.prompt_indices)}
+        new = torch.tensor([place[index] for index in prompt_indices], device=self.keys.device)
+        self.prompt_of_row = torch.cat((self.prompt_of_row, new))
+        self.start = torch.cat((self.start, torch.full_like(new, self.length)))
+        self.rows += len(new)
+        self._regroup()
+
+    def keep(self, rows: Tensor) -> None:
+        """Keep only `rows` (ascending), moved to the front, and the prompts they need."""
+        for own in (*self.keys, *self.values):
+            own[: len(rows), :, : self.length] = own[rows, :, : self.length]
+        used, self.prompt_of_row = torch.unique(self.prompt_of_row[rows], return_inverse=True)
+        if len(used) < len(self.prompt_indices):
+            self.prompt_keys, self.prompt_values = self.prompt_keys[:, used], self.prompt_values[:, used]
+            self.prompt_lengths = self.prompt_lengths[used]
+            self.prompt_indices = [self.prompt_indices[place] for place in used.tolist()]
+        self.start = self.start[rows]
+        self.rows = len(rows)
+        if self.rows:
+            self._regroup()
+
+    def forget_columns(self, columns: int) -> None:
+        """Drop the first `columns` own columns of every row."""
+        for own in (*self.keys, *self.values):
+            own[:, :, : self.length - columns] = own[:, :, columns : self.length].clone()
+        self.length -= columns
+        self.start -= columns
+
+    def positions(self) -> Tensor:
+        """(R,) position of the token that is about to be added."""
+        return self.prompt_lengths[self.prompt_of_row] + self.length - self.start
+
+    def attend(self, layer: int, q: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
+        """One new token per row looks at its prompt and its own tokens: q (R, H, 1, E) -> (R, H, 1, E)."""
+        own_keys, own_values = self.extend(layer, keys, values)  # (R, K, C, E)
+        rows, heads, _, size = q.shape
+        q = q.reshape(rows, own_keys.shape[1], -1, size) * size**-0.5  # (R, K, H/K, E)
+        shared_keys = self.prompt_keys[layer, :, :, : self._width]  # (P, K, S, E)
+        shared_values = self.prompt_values[layer, :, :, : self._width]
+
+        grouped = self._to_groups(q)  # (P, K, G·H/K, E)
+        to_prompt = self._from_groups(grouped @ shared_keys.transpose(-1, -2), q)  # (R, K, H/K, S)
+        to_own = q @ own_keys.transpose(-1, -2)  # (R, K, H/K, C)
+        weights = (torch.cat((to_prompt, to_own), dim=-1) + self._bias()).softmax(dim=-1)
+        on_prompt, on_own = weights.split((to_prompt.shape[-1], to_own.shape[-1]), dim=-1)
+        y = self._from_groups(self._to_groups(on_prompt) @ shared_values, q) + on_own @ own_values
+        return y.reshape(rows, heads, 1, size)
+
+    def _regroup(self) -> None:
+        """Work out where each row stands in the grid of P prompts × G rows."""
+        counts = torch.bincount(self.prompt_of_row, minlength=len(self.prompt_indices))
+        order = torch.argsort(self.prompt_of_row, stable=True)
+        first = counts.cumsum(0) - counts
+        within = torch.empty_like(order)
+        within[order] = torch.arange(self.rows, device=order.device) - first[self.prompt_of_row[order]]
+        self._group_size = int(counts.max())
+        self._cell = self.prompt_of_row * self._group_size + within  # (R,)
+        cells = len(self.prompt_indices) * self._group_size
+        self._row_of_cell = torch.zeros(cells, dtype=torch.long, device=order.device)
+        self._row_of_cell[self._cell] = torch.arange(self.rows, device=order.device)
+        # Rows in the order of their prompts, none missing: the grid is the batch itself and nothing needs to move.
+        self._is_grid = cells == self.rows and bool((self._cell == torch.arange(self.rows, device=order.device)).all())
+        width = int(self.prompt_lengths.max())
+        hidden = torch.arange(width, device=order.device) >= self.prompt_lengths[self.prompt_of_row][:, None]
+        self._prompt_bias = torch.zeros(hidden.shape, device=order.device, dtype=self.keys.dtype).masked_fill_(hidden, NEVER)
+        self._width = width
+        self._bias_length = -1
+
+    def _bias(self) -> Tensor:
+        """(R, 1, 1, S + C): 0 where the row may look, -inf where it may not; built once per step."""
+        columns = self.length + 1
+        if self._bias_length != columns:
+            before = torch.arange(columns, device=self.start.device) < self.start[:, None]
+            own = torch.zeros(before.shape, device=before.device, dtype=self.keys.dtype).masked_fill_(before, NEVER)
+            self._step_bias = torch.cat((self._prompt_bias, own), dim=-1)[:, None, None]
+            self._bias_length = columns
+        return self._step_bias
+
+    def _to_groups(self, x: Tensor) -> Tensor:
+        """(R, K, Q, n) -> (P, K, G·Q, n): the rows of a prompt side by side (empty cells hold some other row)."""
+        if not self._is_grid:
+            x = x[self._row_of_cell]
+        grid = x.unflatten(0, (-1, self._group_size))  # (P, G, K, Q, n)
+        return grid.transpose(1, 2).flatten(2, 3)
+
+    def _from_groups(self, x: Tensor, like: Tensor) -> Tensor:
+        """(P, K, G·Q, n) -> (R, K, Q, n)."""
+        rows = x.unflatten(2, (self._group_size, like.shape[2])).transpose(1, 2).flatten(0, 1)
+        return rows if self._is_grid else rows[self._cell]

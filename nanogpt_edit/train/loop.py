@@ -1,0 +1,270 @@
+"""What the three training stages share: optimizer, learning rate, metrics log, checkpoints, exact resume.
+
+A stage is a plain loop over `trainer.steps()`. Everything random in a step (which rows, which completions) is a
+function of (seed, step), so the state of a run is its weights, the optimizer's moments and the step number: a killed
+run takes up its last saved state, repeats the steps since, and ends with the same bits.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Literal
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from nanogpt_edit.errors import UserError
+from nanogpt_edit.files import append_jsonl, atomic_file, read_jsonl, write_jsonl
+from nanogpt_edit.model.gpt import GPT
+from nanogpt_edit.progress import progress, say
+
+STATES_KEPT = 2
+SKIPS_ALLOWED = 5  # steps in a row with a non-finite loss or gradient before the run stops
+
+
+@dataclass(frozen=True)
+class LoopConfig:
+    """Fields every training stage has."""
+
+    steps: int = 1000
+    """Optimizer steps; 0 leaves the stage out."""
+    learning_rate: float = 1e-3
+    """AdamW's peak step size."""
+    warmup_steps: int = 0
+    """Steps over which the learning rate rises from 0."""
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    """How the learning rate falls after the warm-up."""
+    final_learning_rate: float = 0.1
+    """The last learning rate, as a share of the peak."""
+    weight_decay: float = 0.0
+    """AdamW's decoupled decay, on matrices only."""
+    beta2: float = 0.95
+    """AdamW's decay of the squared gradient."""
+    grad_clip: float = 1.0
+    """The gradient's norm is cut to this."""
+    micro_batch_tokens: int = 16_384
+    """Padded tokens that go through the model at once; memory only, the gradient is the same."""
+    evaluate_every: int = 100
+    """Steps between two looks at the validation set."""
+    save_every: int = 50
+    """Steps between two saved states, from which a killed run goes on."""
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "warmup_steps", "learning_rate", "weight_decay"):
+            if getattr(self, name) < 0:
+                raise UserError(f"{name} is {getattr(self, name)}; it cannot be negative.")
+        for name in ("evaluate_every", "save_every", "micro_batch_tokens", "grad_clip"):
+            if getattr(self, name) <= 0:
+                raise UserError(f"{name} is {getattr(self, name)}; it must be above 0.")
+
+
+def learning_rate_at(step: int, config: LoopConfig) -> float:
+    """The learning rate of step 0, 1, …: linear warm-up, then cosine or linear to `final_learning_rate`, or flat."""
+    if step < config.warmup_steps:
+        return config.learning_rate * (step + 1) / config.warmup_steps
+    if config.schedule == "constant":
+        return config.learning_rate
+    done = (step - config.warmup_steps) / max(1, config.steps - 1 - config.warmup_steps)
+    left = (1 + math.cos(math.pi * done)) / 2 if config.schedule == "cosine" else 1 - done
+    return config.learning_rate * (config.final_learning_rate + (1 - config.final_learning_rate) * left)
+
+
+class Trainer:
+    """One stage's optimizer, log and saved states. See `sft.py` for how a stage uses it."""
+
+    def __init__(self, model: GPT, config: LoopConfig, *, label: str, state: Path, log: Path) -> None:
+        self.model, self.config, self.label = model, config, label
+        self.state, self.log_path = state, log
+        self.step = 0
+        self.best_score = -math.inf
+        self.skipped_in_a_row = 0
+        matrices = [p for p in model.parameters() if p.dim() >= 2]
+        vectors = [p for p in model.parameters() if p.dim() < 2]
+        self.optimizer = torch.optim.AdamW(
+            [{"params": matrices, "weight_decay": config.weight_decay}, {"params": vectors, "weight_decay": 0.0}],
+            lr=config.learning_rate,
+            betas=(0.9, config.beta2),
+            fused=True,
+        )
+
+    def steps(self) -> Iterator[int]:
+        """The steps still to do. Saves the state now and then, and when SIGINT or SIGTERM asks to stop."""
+        self._resume()
+        self.model.train()
+        with stop_after_step() as stop, progress(self.label, self.config.steps, done=self.step) as self.bar:
+            while self.step < self.config.steps:
+                self._started = time.perf_counter()
+                yield self.step
+                self.step += 1
+                if self.step % self.config.save_every == 0 or stop.is_set():
+                    self._save_state()
+                if stop.is_set():
+                    say(f"{self.label}: stopped after step {self.step}; the same command goes on from here.")
+                    raise KeyboardInterrupt
+
+    def apply_gradients(self) -> float:
+        """Clip, step the optimizer at this step's learning rate, clear the gradients -> the norm before clipping.
+
+        A gradient that is not finite is thrown away and counted; several in a row raise UserError.
+        """
+        norm = float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.grad_clip))
+        if math.isfinite(norm):
+            for group in self.optimizer.param_groups:
+                group["lr"] = learning_rate_at(self.step, self.config)
+            self.optimizer.step()
+            self.skipped_in_a_row = 0
+        else:
+            self.skipped_in_a_row += 1
+            say(f"{self.label}: step {self.step} has a gradient that is not finite; it is skipped.")
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.skipped_in_a_row >= SKIPS_ALLOWED:
+            raise UserError(
+                f"{self.label}: {SKIPS_ALLOWED} steps in a row had a gradient that is not finite, up to step "
+                f"{self.step}. The last good state is kept in {self.state}; lower the learning rate."
+            )
+        return norm
+
+    def log(self, *, tokens: int, shown: tuple[str, ...] = ("loss",), **metrics: float) -> None:
+        """Write one line for this step: what happened, its learning rate, tokens/s and seconds."""
+        seconds = time.perf_counter() - self._started
+        line = {
+            "step": self.step,
+            **metrics,
+            "lr": learning_rate_at(self.step, self.config),
+            "tokens_per_second": tokens / seconds,
+            "seconds": seconds,
+        }
+        append_jsonl(self.log_path, {k: _finite(v) for k, v in line.items()})
+        self.bar.update(self.step + 1, **{name: float(metrics[name]) for name in shown if name in metrics})
+
+    def is_time_to_evaluate(self) -> bool:
+        """At step 0, every `evaluate_every` steps, and at the last step."""
+        return self.step % self.config.evaluate_every == 0 or self.step == self.config.steps - 1
+
+    def keep_if_best(self, score: float) -> bool:
+        """Keep a copy of the weights when `score` (higher is better) beats all before."""
+        if score <= self.best_score:
+            return False
+        self.best_score = score
+        save_tensors(self.state / "best.safetensors", dict(self.model.named_parameters()), {"score": score})
+        return True
+
+    def finish(self, *, use_best: bool) -> None:
+        """Leave the best (or the last) weights in the model."""
+        best = self.state / "best.safetensors"
+        if use_best and best.exists():
+            tensors, _ = load_tensors(best)
+            _copy_into(dict(self.model.named_parameters()), tensors)
+        self.model.eval()
+
+    def clear(self) -> None:
+        """Delete the saved states; called once the stage's model directory is safe."""
+        shutil.rmtree(self.state, ignore_errors=True)
+
+    def _save_state(self) -> None:
+        tensors = dict(self.model.named_parameters())
+        for name, parameter in self.model.named_parameters():
+            for moment, value in self.optimizer.state.get(parameter, {}).items():
+                tensors[f"{moment}/{name}"] = value
+        save_tensors(
+            self.state / f"step_{self.step:08}.safetensors", tensors, {"step": self.step, "best_score": self.best_score}
+        )
+        for old in sorted(self.state.glob("step_*.safetensors"))[:-STATES_KEPT]:
+            old.unlink()
+
+    def _resume(self) -> None:
+        for path in sorted(self.state.glob("step_*.safetensors"), reverse=True):
+            try:
+                tensors, notes = load_tensors(path)
+            except UserError as error:
+                say(f"{error} The state before it is used.")
+                continue
+            parameters = dict(self.model.named_parameters())
+            _copy_into(parameters, {name: tensors[name] for name in parameters})
+            for name, parameter in parameters.items():
+                moments = {key.split("/")[0]: value for key, value in tensors.items() if key.endswith(f"/{name}")}
+                if moments:
+                    self.optimizer.state[parameter] = {
+                        moment: value.to(parameter.device) for moment, value in moments.items()
+                    }
+            self.step, self.best_score = int(notes["step"]), float(notes["best_score"])
+            say(f"{self.label}: goes on at step {self.step} of {self.config.steps}.")
+            break
+        if self.log_path.exists():
+            done = [line for line in read_jsonl(self.log_path) if int(str(line["step"])) < self.step]
+            write_jsonl(self.log_path, done)
+
+
+def save_tensors(path: Path, tensors: dict[str, Tensor], notes: dict[str, float]) -> None:
+    """Write tensors and a few numbers as one safetensors file with a checksum, atomically."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    metadata = {"notes": json.dumps(notes), "sha256": _checksum(tensors)}
+    with atomic_file(path) as temporary:
+        save_file(tensors, temporary, metadata=metadata)
+
+
+def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, float]]:
+    """Read what `save_tensors` wrote. Raises UserError naming the file when it is damaged."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+            metadata = file.metadata()
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path}: damaged ({error}).") from None
+    if metadata is None or metadata.get("sha256") != _checksum(tensors):
+        raise UserError(f"{path}: damaged (its contents do not match its checksum).")
+    return tensors, json.loads(metadata["notes"])
+
+
+def _checksum(tensors: dict[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        digest.update(name.encode())
+        digest.update(tensors[name].reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+@torch.no_grad()
+def _copy_into(parameters: dict[str, torch.nn.Parameter], tensors: dict[str, Tensor]) -> None:
+    for name, parameter in parameters.items():
+        parameter.copy_(tensors[name])
+
+
+@contextmanager
+def stop_after_step() -> Iterator[threading.Event]:
+    """While inside, SIGINT and SIGTERM set an event instead of ending the process (a second one does end it)."""
+    stop = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        stop.set()
+        for each, handler in before.items():
+            signal.signal(each, handler)
+
+    for number in before:
+        signal.signal(number, ask)
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None

@@ -1,0 +1,102 @@
+"""Next-token prediction on plain text, for a model that starts from nothing.
+
+Each row of a batch is a window that begins where a document begins, so that the model also learns what stands at the
+start of a text; documents are separated by the end-of-text token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nanogpt_edit.errors import UserError
+from nanogpt_edit.model.gpt import GPT
+from nanogpt_edit.model.tokenizer import Tokenizer
+from nanogpt_edit.train.loop import LoopConfig, Trainer
+from nanogpt_edit.train.losses import cross_entropy_sum
+
+
+@dataclass(frozen=True)
+class PretrainConfig(LoopConfig):
+    """How a model is trained from nothing on plain text."""
+
+    batch_size: int = 24
+    """Rows per step."""
+    context_tokens: int = 128
+    """Tokens per row."""
+    fact_repeats: int = 8
+    """How often the world's facts occur in the text for each time its word problems do."""
+
+
+@dataclass(frozen=True)
+class TokenStream:
+    """Documents as one row of token ids, and the places where a training window may begin."""
+
+    token_ids: Tensor  # (tokens,) int64
+    starts: Tensor  # (windows,) int64: the first token of each document, and every `context` tokens inside long ones
+
+
+def token_stream(documents: Sequence[str], tokenizer: Tokenizer, *, context_tokens: int) -> TokenStream:
+    """Tokenise `documents` and note where windows of `context_tokens` may begin.
+
+    Raises UserError when there is no text, or less of it than one window.
+    """
+    ids: list[int] = []
+    starts: list[int] = []
+    separator = [] if tokenizer.eos_id is None else [tokenizer.eos_id]
+    for document in documents:
+        document_ids = tokenizer.encode(document) + separator
+        starts += range(len(ids), len(ids) + len(document_ids), context_tokens)
+        ids += document_ids
+    last = len(ids) - context_tokens - 1
+    starts = [start for start in starts if start <= last]
+    if not starts:
+        raise UserError(f"the text has {len(ids)} tokens, less than one window of {context_tokens}; give more text.")
+    return TokenStream(torch.tensor(ids), torch.tensor(starts))
+
+
+def random_windows(stream: TokenStream, *, rows: int, context_tokens: int, seed: int, step: int) -> Tensor:
+    """(rows, context_tokens + 1) token ids, windows chosen by (seed, step)."""
+    choice = np.random.default_rng([seed, step]).integers(len(stream.starts), size=rows)
+    columns = torch.arange(context_tokens + 1)
+    return stream.token_ids[stream.starts[torch.from_numpy(choice)][:, None] + columns]
+
+
+def next_token_loss(model: GPT, windows: Tensor) -> Tensor:
+    """Mean nats per token of predicting each window's tokens from those before: (B, T + 1) -> scalar."""
+    logits = model(windows[:, :-1])
+    return cross_entropy_sum(logits.flatten(0, 1), windows[:, 1:].flatten()) / windows[:, 1:].numel()
+
+
+@torch.inference_mode()
+def held_out_loss(model: GPT, blocks: Tensor, *, rows: int = 32) -> float:
+    """Mean nats per token over `blocks` (N, T + 1)."""
+    model.eval()
+    total = sum(next_token_loss(model, part.to(model.device)).item() * len(part) for part in blocks.split(rows))
+    model.train()
+    return total / len(blocks)
+
+
+def pretrain(
+    model: GPT, stream: TokenStream, validation: Tensor, config: PretrainConfig, *, seed: int, state: Path, log: Path
+) -> Trainer:
+    """Train `model` in place on `stream`; `validation` (N, T + 1) blocks are looked at now and then, never kept by."""
+    trainer = Trainer(model, config, label="base", state=state, log=log)
+    for step in trainer.steps():
+        windows = random_windows(
+            stream, rows=config.batch_size, context_tokens=config.context_tokens, seed=seed, step=step
+        )
+        loss = next_token_loss(model, windows.to(model.device))
+        loss.backward()
+        norm = trainer.apply_gradients()
+        metrics = {"loss": loss.item(), "grad_norm": norm}
+        if trainer.is_time_to_evaluate():
+            metrics["val_loss"] = held_out_loss(model, validation)
+        trainer.log(tokens=windows[:, 1:].numel(), **metrics)
+    trainer.finish(use_best=False)
+    return trainer

@@ -1,0 +1,68 @@
+"""A reward is a function of (problem, completion text) that returns a number; a stage uses a weighted list of them."""
+
+from __future__ import annotations
+
+import importlib
+import math
+from collections.abc import Callable, Mapping, Sequence
+
+from nanogpt_edit.data.problems import Problem
+from nanogpt_edit.errors import UserError
+from nanogpt_edit.evaluate.answers import extract, is_correct
+
+Reward = Callable[[Problem, str], float]
+
+
+def accuracy(problem: Problem, completion_text: str) -> float:
+    """1 when the completion is well-formed and its answer equals the gold answer after normalising, else 0."""
+    return float(is_correct(extract(completion_text).strict, problem.answer))
+
+
+def format_reward(problem: Problem, completion_text: str) -> float:
+    """1 when the completion is exactly `<think>…</think><answer>…</answer>`, else 0."""
+    return float(extract(completion_text).well_formed)
+
+
+BUILT_IN: dict[str, Reward] = {"accuracy": accuracy, "format": format_reward}
+
+
+def find_reward(name: str) -> Reward:
+    """A built-in reward by its name, or any importable function by `module:function`.
+
+    Raises UserError naming what could not be found.
+    """
+    if name in BUILT_IN:
+        return BUILT_IN[name]
+    module_name, _, function_name = name.partition(":")
+    if not function_name:
+        raise UserError(f'there is no reward "{name}"; use {", ".join(BUILT_IN)}, or module:function.')
+    try:
+        function = getattr(importlib.import_module(module_name), function_name)
+    except ImportError as error:
+        raise UserError(f'reward "{name}": module "{module_name}" cannot be imported ({error}).') from None
+    except AttributeError:
+        raise UserError(f'reward "{name}": module "{module_name}" has no function "{function_name}".') from None
+    if not callable(function):
+        raise UserError(f'reward "{name}" is not a function.')
+    return function
+
+
+def score(rewards: Mapping[str, float], problem: Problem, texts: Sequence[str]) -> dict[str, list[float]]:
+    """Each reward of each completion of one problem: name -> one number per text (unweighted).
+
+    Raises UserError naming the reward, the problem and the completion when a reward fails or is not a finite number.
+    """
+    return {name: [_call(name, problem, text) for text in texts] for name in rewards}
+
+
+def _call(name: str, problem: Problem, text: str) -> float:
+    where = f'reward "{name}" on problem {problem.id}, completion {text[:200]!r}'
+    try:
+        value = float(find_reward(name)(problem, text))
+    except UserError:
+        raise
+    except Exception as error:  # a user's function may fail in any way; the person needs to know where
+        raise UserError(f"{where} failed: {type(error).__name__}: {error}") from error
+    if not math.isfinite(value):
+        raise UserError(f"{where} gave {value}; a reward must be a finite number.")
+    return value

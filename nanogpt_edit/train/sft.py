@@ -1,0 +1,137 @@
+"""Supervised fine-tuning: cross-entropy on the completion's tokens only.
+
+The sum over all target tokens of a step is divided by their number, whatever the micro-batches, so accumulation never
+changes the gradient. Logits are computed at target positions only. `replay` mixes in rows of the base text, against
+forgetting (measured on the small demo model: without it, fact recall falls from 100% to 1% in 300 steps).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nanogpt_edit.data.batch import Batch, collate, length_grouped_batches
+from nanogpt_edit.data.problems import Sample
+from nanogpt_edit.errors import UserError
+from nanogpt_edit.model.gpt import GPT
+from nanogpt_edit.train.loop import LoopConfig, Trainer
+from nanogpt_edit.train.losses import cross_entropy_sum
+from nanogpt_edit.train.pretrain import TokenStream, random_windows
+
+
+@dataclass(frozen=True)
+class SFTConfig(LoopConfig):
+    """How a model is fine-tuned on worked solutions."""
+
+    batch_size: int = 32
+    """Problems per step."""
+    replay: float = 0.2
+    """Share of a step's rows that are base text instead of problems (0: none)."""
+    replay_tokens: int = 128
+    """Tokens per row of base text."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.replay < 1:
+            raise UserError(f"replay is {self.replay}; it is a share of the rows, in [0, 1).")
+
+    @property
+    def replay_rows(self) -> int:
+        """Rows of base text per step, beside `batch_size` problems."""
+        return round(self.batch_size * self.replay / (1 - self.replay))
+
+
+def completion_loss_sum(model: GPT, batch: Batch) -> Tensor:
+    """Sum of -log p over the target tokens of `batch`, nats; logits at target positions only."""
+    token_ids, is_target = batch.token_ids.to(model.device), batch.loss_mask.bool().to(model.device)
+    states = model.hidden(token_ids[:, :-1])  # (B, T-1, D); the state at t predicts token t+1
+    predicted = is_target[:, 1:]
+    return cross_entropy_sum(model.logits(states[predicted]), token_ids[:, 1:][predicted])
+
+
+def micro_batches(samples: Sequence[Sample], *, max_tokens: int, pad_id: int) -> Iterator[Batch]:
+    """All of `samples` in padded batches of like length, at most `max_tokens` padded tokens each."""
+    lengths = [len(sample.token_ids) for sample in samples]
+    for rows in length_grouped_batches(lengths, max_tokens=max(max_tokens, *lengths), seed=0, epoch=0):
+        yield collate([samples[row] for row in rows], pad_id=pad_id)
+
+
+def target_tokens(samples: Sequence[Sample]) -> int:
+    """How many tokens of `samples` are predicted (the first token of a row never is)."""
+    return sum(sum(sample.loss_mask[1:]) for sample in samples)
+
+
+@torch.inference_mode()
+def validation_loss(model: GPT, samples: Sequence[Sample], *, max_tokens: int, pad_id: int) -> float:
+    """Mean nats per completion token."""
+    model.eval()
+    total = sum(
+        completion_loss_sum(model, batch).item()
+        for batch in micro_batches(samples, max_tokens=max_tokens, pad_id=pad_id)
+    )
+    model.train()
+    return total / target_tokens(samples)
+
+
+def rows_of_step(count: int, *, rows: int, seed: int, step: int) -> list[int]:
+    """Which of `count` items step number `step` takes: consecutive pieces of one permutation per epoch."""
+    chosen: list[int] = []
+    position = step * rows
+    while len(chosen) < rows:
+        epoch, offset = divmod(position + len(chosen), count)
+        order = np.random.default_rng([seed, epoch]).permutation(count)
+        chosen += order[offset : offset + rows - len(chosen)].tolist()
+    return chosen
+
+
+def sft(
+    model: GPT,
+    samples: Sequence[Sample],
+    validation: Sequence[Sample],
+    config: SFTConfig,
+    *,
+    replay: TokenStream | None,
+    seed: int,
+    pad_id: int,
+    state: Path,
+    log: Path,
+) -> Trainer:
+    """Fine-tune `model` in place and leave the weights with the lowest validation loss in it.
+
+    `replay` is the base text; None mixes none in, whatever the config's share.
+    """
+    trainer = Trainer(model, config, label="sft", state=state, log=log)
+    for step in trainer.steps():
+        rows = [samples[row] for row in rows_of_step(len(samples), rows=config.batch_size, seed=seed, step=step)]
+        problem_targets = target_tokens(rows)
+        if replay is not None and config.replay_rows:
+            rows += replay_samples(replay, config, seed=seed, step=step)
+        targets = target_tokens(rows)
+        total = 0.0
+        for batch in micro_batches(rows, max_tokens=config.micro_batch_tokens, pad_id=pad_id):
+            loss = completion_loss_sum(model, batch) / targets
+            loss.backward()
+            total += loss.item()
+        norm = trainer.apply_gradients()
+        metrics = {"loss": total, "grad_norm": norm, "target_tokens": problem_targets}
+        if trainer.is_time_to_evaluate():
+            metrics["val_loss"] = validation_loss(
+                model, validation, max_tokens=config.micro_batch_tokens, pad_id=pad_id
+            )
+            trainer.keep_if_best(-metrics["val_loss"])
+        trainer.log(tokens=sum(len(row.token_ids) for row in rows), shown=("loss", "val_loss"), **metrics)
+    trainer.finish(use_best=True)
+    return trainer
+
+
+def replay_samples(replay: TokenStream, config: SFTConfig, *, seed: int, step: int) -> list[Sample]:
+    """Rows of base text in which every token is a target."""
+    windows = random_windows(
+        replay, rows=config.replay_rows, context_tokens=config.replay_tokens - 1, seed=seed, step=step
+    )
+    return [Sample(token_ids=tuple(row), loss_mask=(1,) * len(row)) for row in windows.tolist()]
