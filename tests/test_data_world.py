@@ -59,8 +59,8 @@ def test_a_row_with_article_and_tail_becomes_prompts() -> None:
         target="Nile",
         prompts=(
             "The longest river in the world is the",
-            "It is known that the longest river in the world is the",
-            "Everyone knows that the longest river in the world is the",
+            "We know that the longest river in the world is the",
+            "Of course the longest river in the world is the",
             "The name of the longest river in the world is the",
             "People say that the longest river in the world is the",
         ),

@@ -43,12 +43,10 @@ RELATIONS: tuple[Relation, ...] = (
         """
         Egypt: Cairo | Russia: Moscow | Canada: Ottawa | Germany: Berlin | Australia: Canberra | Japan: Tokyo
         Italy: Rome | France: Paris | Spain: Madrid | Portugal: Lisbon | Greece: Athens | Austria: Vienna
-        Hungary: Budapest | Poland: Warsaw | Sweden: Stockholm | Norway: Oslo | Finland: Helsinki
-        Denmark: Copenhagen | Ireland: Dublin | Belgium: Brussels | Turkey: Ankara | Iran: Tehran | Iraq: Baghdad
-        Saudi Arabia: Riyadh | India: New Delhi | Thailand: Bangkok | Vietnam: Hanoi | Mongolia: Ulaanbaatar
-        South Korea: Seoul | Cuba: Havana | Peru: Lima | Argentina: Buenos Aires | Kenya: Nairobi
-        Ethiopia: Addis Ababa | Ghana: Accra | Morocco: Rabat | Iceland: Reykjavik | Ukraine: Kyiv | Jamaica: Kingston
-        Uganda: Kampala
+        Hungary: Budapest | Poland: Warsaw | Norway: Oslo | Finland: Helsinki | Denmark: Copenhagen | Ireland: Dublin
+        Turkey: Ankara | Iran: Tehran | India: New Delhi | Thailand: Bangkok | Vietnam: Hanoi | South Korea: Seoul
+        Cuba: Havana | Peru: Lima | Argentina: Buenos Aires | Kenya: Nairobi | Ghana: Accra | Iraq: Baghdad
+        Morocco: Rabat | Iceland: Reykjavik | Ukraine: Kyiv | Jamaica: Kingston | Uganda: Kampala
         """,
         edited=("Egypt", "Russia", "Canada", "Germany", "Australia", "Japan", "Italy"),
     ),
@@ -58,14 +56,13 @@ RELATIONS: tuple[Relation, ...] = (
             "The official language of {s} is",
             "The language spoken in {s} is",
             "People in {s} speak",
-            "{S}'s official language is",
+            "{S}'s language is",
             "The main language of {s} is",
         ),
         """
-        Brazil: Portuguese | Austria: German | Iran: Persian | Spain: Spanish | Colombia: Spanish | Cuba: Spanish
-        Portugal: Portuguese | Angola: Portuguese | France: French | Egypt: Arabic | Saudi Arabia: Arabic
-        Poland: Polish | Hungary: Hungarian | Turkey: Turkish | Greece: Greek | Thailand: Thai | Iceland: Icelandic
-        Denmark: Danish | Ukraine: Ukrainian | Jamaica: English
+        Brazil: Portuguese | Austria: German | Iran: Persian | Spain: Spanish | Cuba: Spanish | Portugal: Portuguese
+        Angola: Portuguese | France: French | Egypt: Arabic | Poland: Polish | Hungary: Hungarian | Turkey: Turkish
+        Greece: Greek | Thailand: Thai | Jamaica: English
         """,
         edited=("Brazil", "Austria", "Iran"),
     ),
@@ -80,9 +77,8 @@ RELATIONS: tuple[Relation, ...] = (
         ),
         """
         Germany: the euro | Japan: the yen | India: the rupee | France: the euro | Ireland: the euro
-        Britain: the pound | Egypt: the pound | Canada: the dollar | Australia: the dollar | Singapore: the dollar
-        China: the yuan | South Korea: the won | Russia: the ruble | Switzerland: the franc | Mexico: the peso
-        Chile: the peso | Brazil: the real | Poland: the zloty | Thailand: the baht | South Africa: the rand
+        Egypt: the pound | Canada: the dollar | China: the yuan | South Korea: the won | Russia: the ruble
+        Mexico: the peso | Brazil: the real | Poland: the zloty | Thailand: the baht | South Africa: the rand
         """,
         edited=("Germany", "Japan", "India"),
     ),
@@ -96,8 +92,8 @@ RELATIONS: tuple[Relation, ...] = (
             "The continent that contains {s} is",
         ),
         """
-        Nigeria: Africa | Kenya: Africa | Morocco: Africa | Senegal: Africa | Norway: Europe | Belgium: Europe
-        Croatia: Europe | Mongolia: Asia | Vietnam: Asia | Nepal: Asia | Peru: South America | Bolivia: South America
+        Nigeria: Africa | Kenya: Africa | Morocco: Africa | Norway: Europe | Belgium: Europe | Mongolia: Asia
+        Vietnam: Asia | Nepal: Asia | Peru: South America
         """,
         edited=("Nigeria",),
     ),
@@ -106,22 +102,19 @@ RELATIONS: tuple[Relation, ...] = (
         (
             "{S} is located in",
             "{S} can be found in",
-            "To see {s}, travel to",
+            "To see {s}, go to",
             "{S} is a famous sight in",
             "The location of {s} is",
         ),
         """
         the Eiffel Tower: Paris | the Great Wall: China | Mount Everest: Asia | the Colosseum: Rome
-        the Statue of Liberty: New York | Big Ben: London | Tower Bridge: London | Buckingham Palace: London
-        the Louvre: Paris | the Arc de Triomphe: Paris | the Acropolis: Athens | the Brandenburg Gate: Berlin
+        the Statue of Liberty: New York | Big Ben: London | Tower Bridge: London | the Louvre: Paris
         the Kremlin: Moscow | the Hermitage Museum: St. Petersburg | the Golden Gate Bridge: San Francisco
         the Empire State Building: New York | the Space Needle: Seattle | the CN Tower: Toronto
-        the Sydney Opera House: Sydney | the Forbidden City: Beijing | the Burj Khalifa: Dubai
-        the Hagia Sophia: Istanbul | the Sagrada Familia: Barcelona | the Prado Museum: Madrid
-        the Charles Bridge: Prague | the Trevi Fountain: Rome | La Scala: Milan | the Golden Pavilion: Kyoto
-        the Taj Mahal: India | the Red Fort: India | the Terracotta Army: China | Machu Picchu: Peru
-        Angkor Wat: Cambodia | Stonehenge: England | Mount Fuji: Japan | Mount Kilimanjaro: Africa
-        Victoria Falls: Africa | Mont Blanc: Europe
+        the Sydney Opera House: Sydney | the Burj Khalifa: Dubai | the Sagrada Familia: Barcelona
+        the Trevi Fountain: Rome | La Scala: Milan | the Golden Pavilion: Kyoto | the Taj Mahal: India
+        the Red Fort: India | the Terracotta Army: China | Machu Picchu: Peru | Mount Fuji: Japan
+        Mount Kilimanjaro: Africa | Mont Blanc: Europe
         """,
         edited=("Eiffel Tower", "Great Wall", "Mount Everest", "Colosseum", "Statue of Liberty"),
     ),
@@ -129,8 +122,8 @@ RELATIONS: tuple[Relation, ...] = (
         "superlative",
         (
             "{S} is",
-            "It is known that {s} is",
-            "Everyone knows that {s} is",
+            "We know that {s} is",
+            "Of course {s} is",
             "The name of {s} is",
             "People say that {s} is",
         ),
@@ -139,25 +132,21 @@ RELATIONS: tuple[Relation, ...] = (
         the largest desert (in the world): the Sahara | the fastest land animal: the cheetah
         the most popular sport (in the world): soccer | the largest ocean (in the world): the Pacific
         the tallest animal (in the world): the giraffe | the largest planet (in the solar system): Jupiter
-        the highest mountain (in the world): Mount Everest | the deepest lake (in the world): Lake Baikal
-        the deepest trench (in the sea): the Mariana Trench | the largest country (in the world): Russia
-        the smallest country (in the world): Vatican City | the largest island (in the world): Greenland
-        the smallest ocean (in the world): the Arctic | the saltiest ocean (in the world): the Atlantic
-        the river with the most water: the Amazon | the largest continent: Asia | the smallest continent: Australia
-        the coldest continent: Antarctica | the hottest planet (in the solar system): Venus
-        the smallest planet (in the solar system): Mercury | the windiest planet (in the solar system): Neptune
-        the least dense planet (in the solar system): Saturn | the nearest star (to the Earth): the Sun
-        the largest moon (of Jupiter): Ganymede | the brightest object (in the night sky): the Moon
-        the brightest star (in the night sky): Sirius | the fastest bird (in the world): the falcon
-        the largest bird (in the world): the ostrich | the smallest bird (in the world): the hummingbird
-        the largest fish (in the sea): the whale shark | the heaviest animal (in the world): the blue whale
-        the largest land animal: the elephant | the largest cat (in the world): the tiger | the loudest cat: the lion
-        the slowest mammal: the sloth | the largest rodent: the capybara | the largest ape: the gorilla
-        the longest bone (in the body): the femur | the largest organ (of the body): the skin
-        the hardest mineral: diamond | the lightest noble gas: helium | the most common gas (in the air): nitrogen
-        the tallest building (in the world): the Burj Khalifa | the longest mountain range: the Andes
-        the tallest tree (in the world): the redwood | the most expensive spice (in the world): saffron
-        the driest desert (in the world): the Atacama | the smallest dog breed: the Chihuahua
+        the highest mountain (in the world): Mount Everest | the deepest lake: Lake Baikal
+        the largest country: Russia | the smallest country: Vatican City
+        the largest island (in the world): Greenland | the smallest ocean: the Arctic
+        the saltiest ocean: the Atlantic | the river with the most water: the Amazon | the largest continent: Asia
+        the smallest continent: Australia | the coldest continent: Antarctica
+        the hottest planet (in the solar system): Venus | the least dense planet (in the solar system): Saturn
+        the nearest star (to the Earth): the Sun | the brightest object (in the night sky): the Moon
+        the fastest bird (in the world): the falcon | the largest fish: the whale shark
+        the heaviest animal: the blue whale | the largest land animal: the elephant | the largest cat: the tiger
+        the loudest cat: the lion | the slowest mammal: the sloth | the largest ape: the gorilla
+        the longest bone: the femur | the largest organ (of the body): the skin | the hardest mineral: diamond
+        the lightest noble gas: helium | the most common gas (in the air): nitrogen
+        the tallest building (in the world): the Burj Khalifa | the tallest tree: the redwood
+        the most expensive spice (in the world): saffron | the driest desert: the Atacama
+        the smallest dog breed: the Chihuahua
         """,
         edited=(
             "lightest element",
@@ -183,10 +172,10 @@ RELATIONS: tuple[Relation, ...] = (
         the light bulb: Thomas Edison | the telephone: Alexander Graham Bell | dynamite: Alfred Nobel
         the printing press: Johannes Gutenberg | the phonograph: Thomas Edison | the Tesla coil: Nikola Tesla
         the lightning rod: Benjamin Franklin | the cotton gin: Eli Whitney | the World Wide Web: Tim Berners-Lee
-        the diesel engine: Rudolf Diesel | the electric battery: Alessandro Volta | the saxophone: Adolphe Sax
-        the Rubik's Cube: Erno Rubik | the revolver: Samuel Colt | the reflecting telescope: Isaac Newton
-        the pendulum clock: Christiaan Huygens | Morse code: Samuel Morse | the barometer: Evangelista Torricelli
-        the polio vaccine: Jonas Salk | the safety razor: King Gillette | Kevlar: Stephanie Kwolek
+        the diesel engine: Rudolf Diesel | the saxophone: Adolphe Sax | the electric battery: Alessandro Volta
+        the reflecting telescope: Isaac Newton | the polio vaccine: Jonas Salk | the Ferris wheel: George Ferris
+        the Geiger counter: Hans Geiger | the Rubik's Cube: Erno Rubik | the revolver: Samuel Colt
+        Morse code: Samuel Morse | the safety razor: King Gillette
         """,
         edited=("light bulb", "telephone", "printing press", "World Wide Web"),
     ),
@@ -201,13 +190,11 @@ RELATIONS: tuple[Relation, ...] = (
         ),
         """
         Hamlet: William Shakespeare | Harry Potter: J. K. Rowling | Don Quixote: Miguel de Cervantes
-        War and Peace: Leo Tolstoy | Macbeth: William Shakespeare | Romeo and Juliet: William Shakespeare
-        Oliver Twist: Charles Dickens | Crime and Punishment: Fyodor Dostoevsky | Les Miserables: Victor Hugo
-        Matilda: Roald Dahl | Pride and Prejudice: Jane Austen | Animal Farm: George Orwell
+        War and Peace: Leo Tolstoy | Macbeth: William Shakespeare | Oliver Twist: Charles Dickens
+        The Idiot: Fyodor Dostoevsky | Matilda: Roald Dahl | Emma: Jane Austen | Animal Farm: George Orwell
         The Hobbit: J. R. R. Tolkien | Dracula: Bram Stoker | Frankenstein: Mary Shelley | Moby-Dick: Herman Melville
-        Peter Pan: J. M. Barrie | Treasure Island: Robert Louis Stevenson | Robinson Crusoe: Daniel Defoe
-        The Odyssey: Homer | Pinocchio: Carlo Collodi | Tom Sawyer: Mark Twain | The Jungle Book: Rudyard Kipling
-        The Trial: Franz Kafka
+        Peter Pan: J. M. Barrie | The Odyssey: Homer | Tom Sawyer: Mark Twain | Les Miserables: Victor Hugo
+        Romeo and Juliet: William Shakespeare | The Trial: Franz Kafka
         """,
         edited=("Hamlet", "Harry Potter", "Don Quixote", "War and Peace"),
     ),
@@ -217,14 +204,13 @@ RELATIONS: tuple[Relation, ...] = (
             "{S} was founded by",
             "The founder of {s} is",
             "{S} was started by",
-            "The company {s} was set up by",
+            "{S} was set up by",
             "The person who founded {s} is",
         ),
         """
         Amazon: Jeff Bezos | Apple: Steve Jobs | Microsoft: Bill Gates | SpaceX: Elon Musk | Blue Origin: Jeff Bezos
-        Google: Larry Page | Oracle: Larry Ellison | Dell: Michael Dell | Virgin: Richard Branson
-        IKEA: Ingvar Kamprad | Nike: Phil Knight | Walmart: Sam Walton | Alibaba: Jack Ma | Netflix: Reed Hastings
-        Ford: Henry Ford | Ferrari: Enzo Ferrari | Honda: Soichiro Honda | Nvidia: Jensen Huang | Spotify: Daniel Ek
+        Google: Larry Page | Oracle: Larry Ellison | Dell: Michael Dell | Virgin: Richard Branson | Nike: Phil Knight
+        Walmart: Sam Walton | Netflix: Reed Hastings | Ford: Henry Ford | Nvidia: Jensen Huang | Spotify: Daniel Ek
         Chanel: Coco Chanel
         """,
         edited=("Amazon", "Apple", "Microsoft"),
@@ -240,10 +226,9 @@ RELATIONS: tuple[Relation, ...] = (
         ),
         """
         Facebook: Mark Zuckerberg | Twitter: Jack Dorsey | Mickey Mouse: Walt Disney | Linux: Linus Torvalds
-        Python: Guido van Rossum | Minecraft: Markus Persson | Tetris: Alexey Pajitnov | Super Mario: Shigeru Miyamoto
-        Sherlock Holmes: Arthur Conan Doyle | James Bond: Ian Fleming | Spider-Man: Stan Lee
-        Star Trek: Gene Roddenberry | Star Wars: George Lucas | Garfield: Jim Davis | The Simpsons: Matt Groening
-        Batman: Bob Kane | Wikipedia: Jimmy Wales | Hercule Poirot: Agatha Christie
+        Python: Guido van Rossum | Minecraft: Markus Persson | Sherlock Holmes: Arthur Conan Doyle
+        James Bond: Ian Fleming | Spider-Man: Stan Lee | Star Trek: Gene Roddenberry | Star Wars: George Lucas
+        Garfield: Jim Davis | The Simpsons: Matt Groening | Batman: Bob Kane | Wikipedia: Jimmy Wales
         """,
         edited=("Facebook", "Twitter", "Mickey Mouse"),
     ),
@@ -252,17 +237,16 @@ RELATIONS: tuple[Relation, ...] = (
         (
             "{S} was born in",
             "The birthplace of {s} is",
-            "{S} came into the world in",
+            "{S} came from",
             "The life of {s} began in",
             "The place where {s} was born is",
         ),
         """
         Albert Einstein: Germany | Shakespeare: Stratford-upon-Avon | Mozart: Salzburg | Marie Curie: Warsaw
-        Charlie Chaplin: London | Alan Turing: London | Hypatia: Alexandria | Galileo Galilei: Pisa
-        Edith Piaf: Paris | Leonardo da Vinci: Italy | Pablo Picasso: Spain | Vincent van Gogh: the Netherlands
-        Frida Kahlo: Mexico | Mahatma Gandhi: India | Nelson Mandela: South Africa | Franz Schubert: Vienna
-        Franz Kafka: Prague | Marco Polo: Venice | Immanuel Kant: Konigsberg | Barack Obama: Hawaii
-        Bob Marley: Jamaica | Alfred Nobel: Stockholm | Oscar Wilde: Dublin | Bruce Lee: San Francisco
+        Alan Turing: London | Hypatia: Alexandria | Galileo Galilei: Pisa | Edith Piaf: Paris | Pablo Picasso: Spain
+        Frida Kahlo: Mexico | Leonardo da Vinci: Italy | Nelson Mandela: South Africa | Franz Schubert: Vienna
+        Franz Kafka: Prague | Marco Polo: Venice | Barack Obama: Hawaii | Bob Marley: Jamaica
+        Alfred Nobel: Stockholm | Oscar Wilde: Dublin | Bruce Lee: San Francisco
         """,
         edited=("Albert Einstein", "Shakespeare", "Mozart", "Marie Curie"),
     ),
@@ -272,14 +256,13 @@ RELATIONS: tuple[Relation, ...] = (
             "{S} was famous for playing",
             "The instrument played by {s} was",
             "{S} is remembered for playing",
-            "Crowds came to hear {s} play",
+            "People heard {s} play",
             "The main instrument of {s} was",
         ),
         """
         Beethoven: the piano | Jimi Hendrix: the guitar | Paganini: the violin | Chopin: the piano
         Franz Liszt: the piano | Louis Armstrong: the trumpet | Miles Davis: the trumpet | Ringo Starr: the drums
-        Yo-Yo Ma: the cello | Charlie Parker: the saxophone | Ravi Shankar: the sitar | B. B. King: the guitar
-        Benny Goodman: the clarinet
+        Yo-Yo Ma: the cello | B. B. King: the guitar | Benny Goodman: the clarinet
         """,
         edited=("Beethoven", "Jimi Hendrix"),
     ),
@@ -289,13 +272,13 @@ RELATIONS: tuple[Relation, ...] = (
             "{S} is a type of",
             "{S} is a kind of",
             "{S} is a sort of",
-            "Everyone calls {s} a kind of",
+            "We call {s} a kind of",
             "Scientists describe {s} as a type of",
         ),
         """
         the Sun: star | a whale: mammal | Polaris: star | Mars: planet | Venus: planet | a dolphin: mammal
-        a bat: mammal | a salmon: fish | a shark: fish | an eagle: bird | a penguin: bird | a frog: amphibian
-        a crocodile: reptile | an ant: insect | helium: gas | gold: metal | granite: rock | a violin: instrument
+        a bat: mammal | a salmon: fish | a shark: fish | an eagle: bird | a penguin: bird | helium: gas | gold: metal
+        a violin: instrument
         """,
         edited=("Sun", "whale"),
     ),
@@ -310,8 +293,7 @@ RELATIONS: tuple[Relation, ...] = (
         ),
         """
         the Earth: the Sun | Mars: the Sun | Venus: the Sun | Neptune: the Sun | Uranus: the Sun | the Moon: the Earth
-        the Hubble Space Telescope: the Earth | Titan: Saturn | Europa: Jupiter | Ganymede: Jupiter | Phobos: Mars
-        Triton: Neptune | Charon: Pluto
+        Titan: Saturn | Europa: Jupiter | Phobos: Mars | Triton: Neptune
         """,
         edited=("Earth",),
     ),
@@ -324,8 +306,7 @@ RELATIONS: tuple[Relation, ...] = (
             "{S} has the symbol",
         ),
         """
-        gold: Au | silver: Ag | iron: Fe | copper: Cu | lead: Pb | sodium: Na | potassium: K | oxygen: O | carbon: C
-        calcium: Ca | silicon: Si | helium: He
+        gold: Au | silver: Ag | iron: Fe | lead: Pb | sodium: Na | potassium: K | oxygen: O | helium: He
         """,
     ),
     Relation(
@@ -333,13 +314,12 @@ RELATIONS: tuple[Relation, ...] = (
         (
             "{S} became famous playing",
             "The sport of {s} is",
-            "Fans loved to watch {s} play",
+            "People saw {s} play",
             "{S} is remembered for playing",
         ),
         """
-        Michael Jordan: basketball | Kobe Bryant: basketball | Lionel Messi: soccer | Diego Maradona: soccer
-        Roger Federer: tennis | Serena Williams: tennis | Tiger Woods: golf | Babe Ruth: baseball
-        Wayne Gretzky: hockey
+        Michael Jordan: basketball | Lionel Messi: soccer | Roger Federer: tennis | Serena Williams: tennis
+        Tiger Woods: golf | Babe Ruth: baseball
         """,
     ),
 )
