@@ -1,0 +1,76 @@
+"""`nanogpt-edit evaluate MODEL`: what a checkpoint can do, with intervals and the raw records behind them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from nanogpt_edit.api import tokenizer_of
+from nanogpt_edit.commands.parse import parse
+from nanogpt_edit.commands.show import show_metrics
+from nanogpt_edit.data.problems import Problem, ProblemsConfig, load_splits
+from nanogpt_edit.data.text import read_text, token_blocks
+from nanogpt_edit.data.world import WorldConfig, make_world, sanity_arithmetic
+from nanogpt_edit.devices import choose_device
+from nanogpt_edit.evaluate.suite import PROBES, EvaluateConfig, Skills, evaluate
+from nanogpt_edit.model.checkpoint import load
+from nanogpt_edit.progress import say
+
+Split = Literal["validation", "test", "train"]
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Measure a model on word problems, simple arithmetic and non-math prompts, with 95% intervals over problems."""
+
+    model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
+    """A model directory, a hub name (gpt2), or a nanoGPT ckpt.pt."""
+    split: Split = "validation"
+    """Which problems. Decide on validation; touch test once, at the end."""
+    text: str | None = None
+    """Held-out text for the perplexity: a file, a folder, or a hub data set (None: not measured)."""
+    out: Path | None = None
+    """Folder for the metrics (.json) and every completion (.jsonl), as `compare` reads them (None: only print)."""
+    seed: int = 0
+    """Cuts the validation problems from the training problems."""
+    device: str = "auto"
+    """auto (a GPU when there is one), cpu, cuda, cuda:1, …"""
+    problems: ProblemsConfig = ProblemsConfig()
+    world: WorldConfig = WorldConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+
+
+def run(arguments: list[str]) -> int:
+    """The verb `evaluate`."""
+    chosen = parse(Evaluate, arguments, verb="evaluate")
+    model = load(chosen.model, device=choose_device(chosen.device))
+    tokenizer = tokenizer_of(model)
+    skills = Skills(
+        problems=problems_of(chosen),
+        arithmetic=sanity_arithmetic(),
+        probes=PROBES,
+        text=None
+        if chosen.text is None
+        else token_blocks(read_text(chosen.text, split="test"), tokenizer, block_size=model.config.block_size - 1),
+    )
+    found = evaluate(model, skills, chosen.evaluate, stage=Path(chosen.model).name)
+    show_metrics(found.metrics)
+    if chosen.out is not None:
+        found.save(chosen.out)
+        say(f"Records: {chosen.out / found.stage}.jsonl")
+    return 0
+
+
+def problems_of(chosen: Evaluate) -> tuple[Problem, ...]:
+    """The problems of the chosen split, of the given data or of the embedded world."""
+    if chosen.problems.path is None:
+        splits = make_world(chosen.world).problems
+    else:
+        splits = load_splits(chosen.problems, seed=chosen.seed)
+    for note in splits.notes:
+        say(note)
+    by_name = {"validation": splits.validation, "test": splits.test, "train": splits.train}
+    return by_name[chosen.split]

@@ -1,0 +1,57 @@
+"""How the verbs show numbers in a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from rich.console import Console
+from rich.table import Table
+
+from nanogpt_edit.evaluate.stats import Difference, Interval
+
+MARKS = {"better": "▲ better", "worse": "▼ worse", "inconclusive": "≈ inconclusive"}
+
+
+def show_metrics(metrics: Mapping[str, Mapping[str, Interval]]) -> None:
+    """Every metric of every skill with its 95% interval, on standard output."""
+    table = _table("skill", "metric", "value", "95% interval", "n")
+    for skill, own in metrics.items():
+        for name, found in own.items():
+            bounds = f"{number(found.low)} to {number(found.high)}"
+            table.add_row(skill, name, number(found.value), bounds, f"{found.n:,}")
+    _print(table)
+
+
+def show_differences(differences: Mapping[str, Difference]) -> None:
+    """Every paired difference with its 95% interval and verdict, on standard output."""
+    table = _table("metric", "after − before", "95% interval", "p", "n", "smallest detectable", "verdict")
+    for name, found in differences.items():
+        table.add_row(
+            name,
+            f"{found.delta:+.4g}",
+            f"{found.low:+.4g} to {found.high:+.4g}",
+            f"{found.p_value:.2g}",
+            f"{found.n:,}",
+            number(found.smallest_detectable),
+            MARKS[found.verdict],
+        )
+    _print(table)
+
+
+def number(value: float) -> str:
+    """0.67812 -> '0.6781'."""
+    return f"{value:.4g}"
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=None, pad_edge=False)
+    for column in columns:
+        table.add_column(column, justify="left" if column in ("skill", "metric", "verdict") else "right", no_wrap=True)
+    return table
+
+
+def _print(table: Table) -> None:
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = 200  # a pipe cuts nothing
+    console.print(table)

@@ -1,0 +1,86 @@
+"""The verbs that measure: `evaluate`, `compare` and `report`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from report_run import make_run
+
+from nanogpt_edit import cli
+from nanogpt_edit.evaluate.records import read_records
+from nanogpt_edit.model.checkpoint import save
+from nanogpt_edit.model.gpt import GPT
+
+QUICK = ["--evaluate.problems", "3", "--evaluate.samples", "2", "--evaluate.arithmetic-samples", "1"]
+QUICK += ["--evaluate.max-new-tokens", "4", "--device", "cpu"]
+
+
+@pytest.fixture
+def saved(speaking_gpt: GPT, tmp_path: Path) -> Path:
+    save(speaking_gpt, tmp_path / "run" / "sft")
+    return tmp_path / "run" / "sft"
+
+
+@pytest.fixture
+def problems(tmp_path: Path) -> Path:
+    """Thirty problems of one file, which `load_splits` cuts into three."""
+    lines = [{"question": f"What is {n} + {n}?", "answer": f"{n} + {n} = {2 * n}\n#### {2 * n}"} for n in range(30)]
+    path = tmp_path / "sums.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path
+
+
+def test_an_evaluation_is_printed_kept_and_compared(
+    saved: Path, problems: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kept = saved.parent / "eval"
+    text = problems.with_name("text.txt")
+    text.write_text("Tom has 3 apples. " * 200)
+    extra = ["--problems.path", str(problems), "--text", str(text), "--out", str(kept)]
+    assert cli.main(["evaluate", str(saved), *extra, *QUICK]) == 0
+    printed = capsys.readouterr().out
+    assert "pass_at_1" in printed
+    assert "nats_per_token" in printed
+    records = [record for record in read_records(kept / "sft.jsonl") if record.skill == "problems"]
+    assert len(records) == 3 * 2
+    assert all(record.prompt.startswith("What is") for record in records)
+
+    # A stage of a run stands for the records the run keeps of it, and a file stands for itself.
+    assert cli.main(["compare", str(saved), str(kept / "sft.jsonl")]) == 0
+    (row,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("pass_at_1 ")]
+    assert row.split()[1] == "+0"
+    assert "inconclusive" in row
+
+
+def test_only_the_asked_split_is_measured(saved: Path, problems: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    asked = {}
+    for split in ("validation", "test"):
+        out = saved.parent / split
+        arguments = ["--split", split, "--problems.path", str(problems), "--out", str(out), *QUICK]
+        assert cli.main(["evaluate", str(saved), *arguments]) == 0
+        asked[split] = {r.prompt for r in read_records(out / "sft.jsonl") if r.skill == "problems"}
+    assert asked["validation"].isdisjoint(asked["test"])
+
+
+def test_what_cannot_be_measured_is_one_line(saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "empty.jsonl").write_text("")
+    for arguments, sentence in (
+        (["evaluate", str(saved), "--problems.path", str(tmp_path / "nowhere.jsonl")], "nowhere.jsonl"),
+        (["evaluate", str(saved), "--problems.path", str(tmp_path / "empty.jsonl")], "empty.jsonl"),
+        (["compare", str(saved), str(tmp_path / "nowhere.jsonl")], "no evaluation of it at"),
+        (["report", str(saved)], "not the folder of a run"),
+    ):
+        assert cli.main(arguments) == 2
+        printed = capsys.readouterr().err
+        assert sentence in printed
+        assert printed.count("\n") == 1
+
+
+def test_the_report_of_a_run_is_written_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = make_run(tmp_path / "run", problems=20, samples=2, steps=5)
+    assert cli.main(["report", str(folder)]) == 0
+    assert f"The report: {folder / 'report.html'}" in capsys.readouterr().out
+    assert (folder / "report.html").is_file()
+    assert json.loads((folder / "summary.json").read_text())["stages"]
