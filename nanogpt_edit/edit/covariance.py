@@ -180,7 +180,7 @@ def _solve_ridged(matrix: Tensor, columns: Tensor) -> Tensor:
 def tensor_sha256(tensor: Tensor) -> str:
     """Hash of a tensor's shape and bytes."""
     digest = hashlib.sha256(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
-    digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
 
