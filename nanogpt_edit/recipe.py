@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
@@ -31,8 +31,9 @@ class ModelConfig:
 
     source: str | None = None
     """A model directory, a hub name (gpt2), or a nanoGPT ckpt.pt. None: a new GPT-2 of the sizes below, pretrained."""
-    vocab_size: int = 419
-    """Entries of the byte-level BPE trained for a new model, the five special tokens included."""
+    vocab_size: int | None = None
+    """Entries of the byte-level BPE trained for a new model, the five special tokens included (None: 400 for the
+    embedded world, where names must be several tokens long, 2048 for other problems)."""
     block_size: int = 256
     """Longest sequence of a new model, in tokens."""
     n_layer: int = 4
@@ -41,6 +42,8 @@ class ModelConfig:
     """Attention heads per block of a new model; divides n_embd."""
     n_embd: int = 128
     """Width of a new model."""
+    activation: Literal["gelu_tanh", "gelu"] = "gelu_tanh"
+    """The MLP's nonlinearity in a new model."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +57,9 @@ class Recipe:
     device: str = "auto"
     """auto (a GPU when there is one), cpu, cuda, cuda:1, …"""
     threads: int | None = None
-    """CPU threads (None: one per core)."""
+    """CPU threads (None: torch's own choice)."""
+    facts: str = "facts50"
+    """The facts to edit: a .jsonl or .json file, or facts50, which comes with the package."""
     model: ModelConfig = ModelConfig()
     world: WorldConfig = WorldConfig()
     problems: ProblemsConfig = ProblemsConfig()

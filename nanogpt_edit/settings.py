@@ -58,6 +58,19 @@ def to_table(settings: object) -> dict[str, object]:
     return table
 
 
+def differences(one: object, other: object, prefix: str = "") -> list[str]:
+    """Dotted names of the fields in which two settings of one kind differ: `["seed", "grpo.steps"]`."""
+    assert is_dataclass(one)
+    found: list[str] = []
+    for field in fields(one):
+        mine, theirs = getattr(one, field.name), getattr(other, field.name)
+        if is_dataclass(mine) and type(mine) is type(theirs):
+            found += differences(mine, theirs, f"{prefix}{field.name}.")
+        elif mine != theirs:
+            found.append(prefix + field.name)
+    return found
+
+
 def _to_toml(value: object) -> object:
     if is_dataclass(value):
         return to_table(value)

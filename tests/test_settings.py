@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nanogpt_edit.errors import UserError
-from nanogpt_edit.settings import read_settings, to_table, write_settings
+from nanogpt_edit.settings import differences, read_settings, to_table, write_settings
 
 
 @dataclass(frozen=True)
@@ -143,3 +143,9 @@ def test_what_is_written_is_read_back(tmp_path_factory: pytest.TempPathFactory, 
     file = tmp_path_factory.mktemp("settings") / "plan.toml"
     write_settings(plan, file)
     assert read_settings(Plan, file) == plan
+
+
+def test_differences_name_the_fields_by_their_path() -> None:
+    other = Plan("b", grpo=Steps(steps=3, top_k=None), expect={"a": "> 1"})
+    assert differences(Plan("a"), other) == ["name", "grpo.steps", "grpo.top_k", "expect"]
+    assert differences(other, other) == []
