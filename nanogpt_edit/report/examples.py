@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from nanogpt_edit.report import labels
-from nanogpt_edit.report.records import Completion, EditedFact, Run, Stage
+from nanogpt_edit.report.records import Completion, EditedFact, RecalledFact, Run, Stage
 
 TAGS = re.compile(r"(</?(?:think|answer)>)")
 
@@ -104,15 +104,15 @@ def _kinds(chosen: list[str]) -> list[tuple[str, Callable[[Shares], bool], Calla
     last = labels.stage_label(chosen[-1]) if chosen else ""
     if len(chosen) < 2:
         return [
-            ("always right", lambda s: s[-1] == 1, lambda s: 0.0),
-            ("sometimes right", lambda s: 0 < s[-1] < 1, lambda s: abs(s[-1] - 0.5)),
-            ("never right", lambda s: s[-1] == 0, lambda s: 0.0),
+            ("Always right", lambda s: s[-1] == 1, lambda s: 0.0),
+            ("Sometimes right", lambda s: 0 < s[-1] < 1, lambda s: abs(s[-1] - 0.5)),
+            ("Never right", lambda s: s[-1] == 0, lambda s: 0.0),
         ]
     return [
         (f"{last} gained most", lambda s: s[-1] > s[0], lambda s: s[0] - s[-1]),
         (f"{last} lost most", lambda s: s[-1] < s[0], lambda s: s[-1] - s[0]),
-        ("solved by neither", lambda s: s[0] == s[-1] == 0, lambda s: 0.0),
-        ("solved by both", lambda s: s[0] == s[-1] == 1, lambda s: 0.0),
+        ("Solved by neither", lambda s: s[0] == s[-1] == 0, lambda s: 0.0),
+        ("Solved by both", lambda s: s[0] == s[-1] == 1, lambda s: 0.0),
     ]
 
 
@@ -162,7 +162,10 @@ def _one_right_one_wrong(completions: list[Completion]) -> list[Completion]:
 
 
 def lost_facts(run: Run) -> tuple[tuple[str, ...], list[LostFact]]:
-    """(names of the later checkpoints, facts that the first one recalled and at least one of them does not)."""
+    """(names of the later checkpoints, facts that the first one recalled and at least one of them does not).
+
+    Facts that the edit rewrote are meant to be lost, so they are left out.
+    """
     stages = [stage for stage in run.stages.values() if stage.facts]
     if len(stages) < 2:
         return (), []
@@ -170,9 +173,20 @@ def lost_facts(run: Run) -> tuple[tuple[str, ...], list[LostFact]]:
     lost = []
     for fact in stages[0].facts:
         answers = [facts[fact.prompt] for facts in later if fact.prompt in facts]
-        if fact.recalled and len(answers) == len(later) and not all(answer.recalled for answer in answers):
+        kept = all(answer.recalled for answer in answers)
+        if fact.recalled and not kept and len(answers) == len(later) and not _rewritten(run, fact):
             lost.append(LostFact(fact.prompt, fact.target, tuple((a.greedy, a.recalled) for a in answers)))
     return tuple(stage.name for stage in stages[1:]), lost
+
+
+def _rewritten(run: Run, fact: RecalledFact) -> bool:
+    """Whether an edit replaced this answer of this subject, in whatever phrasing."""
+    target = fact.target.strip().casefold()
+    return run.edit is not None and any(
+        edited.target_true.strip().casefold() == target
+        and re.search(rf"(?<!\w){re.escape(edited.subject)}(?!\w)", fact.prompt, re.IGNORECASE)
+        for edited in run.edit.facts
+    )
 
 
 def edit_groups(facts: Sequence[EditedFact]) -> list[FactGroup]:

@@ -42,7 +42,6 @@ METRIC_LABELS = {
     "p_target_after": "p(new answer) after",
 }
 LOWER_IS_BETTER = ("nats_per_token", "perplexity", "neighbourhood_drop", "truncated")
-NO_DIRECTION = ("p_target_before",)
 SIZES = re.compile(r"tokens|seconds|perplexity|nats|length|bits|mean_|entropy$|rank")
 
 
@@ -101,7 +100,8 @@ def path_label(path: str) -> str:
 
 def is_share(metric: str) -> bool:
     """Whether a metric is a share from 0 to 1, shown in percent, and its changes in points."""
-    return SIZES.search(metric.rpartition(".")[2]) is None
+    name = metric.rpartition(".")[2]
+    return SIZES.search(name) is None and not name.startswith("p_")
 
 
 def direction(metric: str) -> int:
@@ -109,7 +109,7 @@ def direction(metric: str) -> int:
     name = metric.rpartition(".")[2]
     if name in LOWER_IS_BETTER:
         return -1
-    return 0 if name in NO_DIRECTION or not is_share(name) else 1
+    return 1 if is_share(name) else 0
 
 
 def number(value: float, *, digits: int = 3) -> str:
@@ -127,7 +127,14 @@ def percent(value: float) -> str:
     return "100%" if value == 1 else f"{100 * value:.1f}%".replace("-", "−")
 
 
+def short_percent(value: float) -> str:
+    """A share of few: 0.5 -> '50%', 0.333 -> '33.3%'."""
+    return f"{100 * value:.3g}%"
+
+
 def quantity(metric: str, value: float) -> str:
+    if metric.rpartition(".")[2].startswith("p_"):
+        return probability(value)
     return percent(value) if is_share(metric) else number(value)
 
 
@@ -146,8 +153,10 @@ def interval(metric: str, measured: Interval) -> str:
 
 
 def signed(metric: str, value: float) -> str:
-    """A change: '+4.9' in points for a share, '−0.12' otherwise."""
+    """A change: '+4.9' in points for a share, '−0.12' otherwise; what rounds to nothing has no sign."""
     size = f"{100 * abs(value):.1f}" if is_share(metric) else number(abs(value), digits=2)
+    if float(size.replace(",", "")) == 0:
+        return size
     return ("−" if value < 0 else "+") + size
 
 
@@ -199,9 +208,10 @@ def count(n: int, noun: str) -> str:
     return f"{n:,} {noun}" + ("" if n == 1 else "s")
 
 
-def listing(items: Sequence[str]) -> str:
+def listing(items: Sequence[object]) -> str:
     """'a', 'a and b', 'a, b and c'."""
-    return items[0] if len(items) == 1 else ", ".join(items[:-1]) + " and " + items[-1] if items else ""
+    words = [str(item) for item in items]
+    return " and ".join([", ".join(words[:-1]), words[-1]]) if len(words) > 1 else "".join(words)
 
 
 def bound_label(expectation: Expectation) -> str:
@@ -237,4 +247,4 @@ def measured(expectation: Expectation) -> str:
         return shown
     if expectation.n_needed is None:
         return f"{shown}, on the bound itself: no n would decide"
-    return f"{shown} at n = {expectation.n:,}; about n = {expectation.n_needed:,} would decide"
+    return f"{shown}, n {expectation.n:,}; n ≈ {expectation.n_needed:,} would decide"

@@ -10,23 +10,27 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from nanogpt_edit.report import labels
 from nanogpt_edit.report.intervals import mean_interval, paired_change
-from nanogpt_edit.report.labels import Column
 from nanogpt_edit.report.records import Change, Comparison, EditedFact, Interval, Run, Stage
 
+STEPS = {"base": "Pretraining", "sft": "SFT", "grpo": "GRPO", "edited": "The edit"}
 Verdict = Literal["better", "worse", "changed", "inconclusive", "untested"]
 
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """One measured skill of one checkpoint. `delta` is the change since the row above (None in the first row)."""
+    """One measured skill of one checkpoint, and since the row above: `earlier` value, `delta`, tested `change`.
+
+    Those and `verdict` are None where there is no row above that measured it.
+    """
 
     value: Interval
+    earlier: float | None
     delta: float | None
     change: Change | None
     verdict: Verdict | None
@@ -34,17 +38,21 @@ class Cell:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One checkpoint. `cells` has one entry per column, None where the skill was not measured."""
+    """One checkpoint. `cells` has one entry per column, None where the skill was not measured.
+
+    `step` is what was done since the row above ("SFT", "The edit"), `outcome` what it gained and cost, in words.
+    """
 
     stage: str
     before: str | None
     cells: tuple[Cell | None, ...]
-    sentence: str
+    step: str
+    outcome: str
 
 
 @dataclass(frozen=True, slots=True)
 class Ledger:
-    columns: tuple[Column, ...]
+    columns: tuple[labels.Column, ...]
     rows: tuple[Row, ...]
 
 
@@ -56,8 +64,9 @@ def make_ledger(run: Run) -> Ledger:
     for place, stage in enumerate(stages):
         before = stages[place - 1] if place else None
         cells = tuple(_cell(run, stage, before, column) for column in columns)
-        sentence = _sentence(stage, before, dict(zip(columns, cells, strict=True)))
-        rows.append(Row(stage.name, before.name if before else None, cells, sentence))
+        outcome = _outcome(dict(zip(columns, cells, strict=True))) if before else ""
+        step = STEPS.get(stage.name, stage.name)
+        rows.append(Row(stage.name, before.name if before else None, cells, step, outcome))
     return Ledger(columns=columns, rows=tuple(rows))
 
 
@@ -79,14 +88,14 @@ def find_change(comparison: Comparison | None, skill: str, metric: str) -> Chang
     return next((comparison.metrics[name] for name in names if name in comparison.metrics), None)
 
 
-def _columns(run: Run) -> tuple[Column, ...]:
+def _columns(run: Run) -> tuple[labels.Column, ...]:
     """Two columns for the problems (pass@1 and the largest pass@k), one for every other skill, then the edit's two."""
     measured: dict[str, list[str]] = {}
     for stage in run.stages.values():
         for skill, metrics in stage.skills.items():
             known = measured.setdefault(skill, [])
             known.extend(metric for metric in metrics if metric not in known)
-    columns: list[Column] = []
+    columns: list[labels.Column] = []
     for skill in sorted(measured, key=_skill_place):
         if skill == "problems":
             columns += [(skill, metric) for metric in _pass_metrics(measured[skill])]
@@ -113,21 +122,21 @@ def _main_metric(metrics: list[str]) -> str:
     return next((metric for metric in preferred if metric in metrics), metrics[0])
 
 
-def _cell(run: Run, stage: Stage, before: Stage | None, column: Column) -> Cell | None:
+def _cell(run: Run, stage: Stage, before: Stage | None, column: labels.Column) -> Cell | None:
     skill, metric = column
     if skill == "edit":
-        return _edit_cell(run, stage, before, metric)
+        return _edit_cell(run, stage, metric)
     value = stage.skills.get(skill, {}).get(metric)
     if value is None:
         return None
     earlier = before.skills.get(skill, {}).get(metric) if before else None
     if before is None or earlier is None:
-        return Cell(value, None, None, None)
+        return Cell(value, None, None, None, None)
     change = find_change(run.comparisons.get(f"{stage.name}-{before.name}"), skill, metric)
     change = change or _change_from_records(before, stage, skill, metric)
     if change is None:
-        return Cell(value, value.value - earlier.value, None, "untested")
-    return Cell(value, change.delta, change, verdict_of(metric, change))
+        return Cell(value, earlier.value, value.value - earlier.value, None, "untested")
+    return Cell(value, earlier.value, change.delta, change, verdict_of(metric, change))
 
 
 def _change_from_records(before: Stage, after: Stage, skill: str, metric: str) -> Change | None:
@@ -156,7 +165,7 @@ def _per_unit(stage: Stage, skill: str, metric: str) -> Mapping[str, float]:
     }
 
 
-def _edit_cell(run: Run, stage: Stage, before: Stage | None, metric: str) -> Cell | None:
+def _edit_cell(run: Run, stage: Stage, metric: str) -> Cell | None:
     """The edited facts and their neighbours, from the edit's own records: before it and after it."""
     stages = list(run.stages)
     origin = stages[stages.index("edited") - 1] if stages.index("edited") else None
@@ -167,12 +176,12 @@ def _edit_cell(run: Run, stage: Stage, before: Stage | None, metric: str) -> Cel
         return None
     old, new = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
     if stage.name == origin:
-        return Cell(mean_interval(old), None, None, None)
+        return Cell(mean_interval(old), None, None, None, None)
     name = "success" if metric == "success" else "neighbourhood_after"
     written = run.edit.scores.get(name)
     change = paired_change(old, new)
     value = written if isinstance(written, Interval) else mean_interval(new)
-    return Cell(value, change.delta, change if before else None, verdict_of(metric, change))
+    return Cell(value, sum(old) / len(old), change.delta, change, verdict_of(metric, change))
 
 
 def _edit_pairs(facts: tuple[EditedFact, ...], metric: str) -> list[tuple[float, float]]:
@@ -185,33 +194,34 @@ def _edit_pairs(facts: tuple[EditedFact, ...], metric: str) -> list[tuple[float,
     ]
 
 
-def _sentence(stage: Stage, before: Stage | None, cells: Mapping[Column, Cell | None]) -> str:
-    """One plain sentence: what the step gained, what it cost, what stays open."""
-    name = labels.stage_label(stage.name)
-    if before is None:
-        return f"{name} is where the comparison starts."
-    groups: dict[Verdict, list[str]] = {}
+def _outcome(cells: Mapping[labels.Column, Cell | None]) -> str:
+    """What a step gained, what it cost, what stays open: 'gained …. It cost …. Inconclusive: ….'"""
+    groups: dict[Verdict, list[tuple[labels.Column, Cell]]] = {}
     for column, cell in cells.items():
         if cell is not None and cell.verdict is not None:
-            groups.setdefault(cell.verdict, []).append(_phrase(column, cell))
-    parts = [
-        "gained " + labels.listing(groups["better"]) if "better" in groups else "gained nothing that could be shown",
-        "cost " + labels.listing(groups["worse"]) if "worse" in groups else "cost nothing that could be shown",
+            groups.setdefault(cell.verdict, []).append((column, cell))
+    gained, cost = _phrases(groups.get("better", [])), _phrases(groups.get("worse", []))
+    sentences = [
+        f"gained {labels.listing(gained)}." if gained else "gained nothing that could be shown.",
+        f"It cost {labels.listing(cost)}." if cost else "It cost nothing that could be shown.",
     ]
-    if "changed" in groups:
-        parts.append("changed " + labels.listing(groups["changed"]))
-    text = f"{name} (after {labels.stage_label(before.name)}) {'; it '.join(parts)}."
-    if "inconclusive" in groups:
-        text += f" Inconclusive: {labels.listing(groups['inconclusive'])}."
-    if "untested" in groups:
-        text += f" Not tested in pairs: {labels.listing(groups['untested'])}."
-    return text
+    if changed := _phrases(groups.get("changed", [])):
+        sentences.append(f"It changed {labels.listing(changed)}.")
+    if unclear := [labels.column_label(column) for column, _ in groups.get("inconclusive", [])]:
+        sentences.append(f"Inconclusive: {labels.listing(unclear)}.")
+    if untested := [(column, cell) for column, cell in groups.get("untested", []) if cell.delta]:
+        sentences.append(f"Not tested in pairs: {labels.listing(_phrases(untested))}.")
+    return " ".join(sentences)
 
 
-def _phrase(column: Column, cell: Cell) -> str:
-    """'+4.9 points of problems pass@1 (to 67.8%)'."""
-    metric = column[1]
-    delta = labels.signed(metric, cell.delta or 0.0)
-    if labels.is_share(metric):
-        return f"{delta} points of {labels.column_label(column)} (to {labels.quantity(metric, cell.value.value)})"
-    return f"{delta} in {labels.column_label(column)} (to {labels.quantity(metric, cell.value.value)})"
+def _phrases(changes: Sequence[tuple[labels.Column, Cell]]) -> list[str]:
+    """'4.9 points of problems pass@1 (62.9% → 67.8%)', '0.02 nats per token on held-out text (0.93 → 0.95)'."""
+    phrases = []
+    for (skill, metric), cell in changes:
+        size = labels.signed(metric, abs(cell.delta or 0.0)).removeprefix("+")
+        what = f"points of {labels.column_label((skill, metric))}"
+        if not labels.is_share(metric):
+            what = f"{labels.metric_label(metric)} on {labels.skill_label(skill)}"
+        then, now = labels.quantity(metric, cell.earlier or 0.0), labels.quantity(metric, cell.value.value)
+        phrases.append(f"{size} {what} ({then} → {now})")
+    return phrases

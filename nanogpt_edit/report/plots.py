@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy
 from matplotlib.axes import Axes
-from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, MultipleLocator, NullLocator
 
 from nanogpt_edit.report import labels
 from nanogpt_edit.report.canvas import Picture, colour, draw
@@ -80,10 +80,10 @@ def _curve(panel: Panel, lines: Sequence[tuple[Series, str, str, str]]) -> Pictu
             axes.set_ylim(low - 0.5 * max(abs(low), 1e-3), high + 0.5 * max(abs(high), 1e-3))
 
     shown = labels.percent if panel.share else labels.number
-    ends = [f"{label} {shown(_start(series))} → {shown(_end(series))}" for series, label, _, _ in lines]
-    caption = "; ".join(ends) + (f" ({panel.note})" if panel.note else "")
-    legend = tuple((role, label) for _, label, role, _ in lines) if len(lines) > 1 else ()
-    return draw(panel.name, paint, title=panel.title, caption=caption, legend=legend)
+    legend = tuple(
+        (role, f"{label} {shown(_start(series))} → {shown(_end(series))}") for series, label, role, _ in lines
+    )
+    return draw(panel.name, paint, title=panel.title, caption=panel.note, legend=legend)
 
 
 def rolling_mean(values: numpy.ndarray, *, window: int) -> numpy.ndarray:
@@ -152,17 +152,17 @@ def solved_counts(run: Run) -> Picture | None:
     counts = {name: values for name, values in counts.items() if sum(values[1:])}
     if not counts:
         return None
+    samples = max(len(values) for values in counts.values()) - 1
 
     def paint(axes: Axes) -> None:
         for place, (name, values) in enumerate(counts.items()):
             width = 0.84 / len(counts)
             where = numpy.arange(len(values)) - 0.42 + (place + 0.5) * width
             axes.bar(where, numpy.asarray(values) / sum(values), width=width, color=colour(name), linewidth=0)
-        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        axes.xaxis.set_major_locator(MultipleLocator(max(1, samples // 4)))
         axes.yaxis.set_major_locator(MaxNLocator(4))
         axes.yaxis.set_major_formatter(FuncFormatter(_percent_tick))
 
-    samples = max(len(values) for values in counts.values()) - 1
     return draw(
         "solved-counts",
         paint,

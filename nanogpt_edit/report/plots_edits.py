@@ -6,7 +6,8 @@ import math
 from collections.abc import Mapping, Sequence
 
 from matplotlib.axes import Axes
-from matplotlib.patches import Rectangle
+from matplotlib.collections import LineCollection, PolyCollection
+from matplotlib.colors import to_rgba
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from nanogpt_edit.report import labels
@@ -23,8 +24,8 @@ def edit_pictures(facts: Sequence[EditedFact]) -> list[Picture]:
         draw(
             "edit-probability",
             lambda axes: _paint_probability(axes, facts),
-            title="Probability of the new answer, after against before",
-            caption="one mark per fact",
+            title="Probability of the new answer",
+            caption="one mark per fact; after (up) against before (across)",
             legend=legend,
             height=230,
             margins=(46, 8, 10, 42),
@@ -33,7 +34,7 @@ def edit_pictures(facts: Sequence[EditedFact]) -> list[Picture]:
             "edit-rank",
             lambda axes: _paint_rank(axes, facts),
             title="Rank of the new answer's first token",
-            caption="one line per fact, 1 is first",
+            caption="one line per fact; 1 is first",
             legend=legend,
             height=230,
         ),
@@ -51,14 +52,16 @@ def _paint_probability(axes: Axes, facts: Sequence[EditedFact]) -> None:
     axes.xaxis.set_major_formatter(FuncFormatter(lambda p, _: labels.power(p)))
     axes.set_ylim(-0.03, 1.03)
     axes.yaxis.set_major_locator(FixedLocator([0, 0.25, 0.5, 0.75, 1]))
-    axes.set_xlabel("p(new answer) before")
+    axes.set_xlabel("before")
 
 
 def _paint_rank(axes: Axes, facts: Sequence[EditedFact]) -> None:
-    for fact in sorted(facts, key=lambda fact: not fact.success):  # failures last, on top
-        role, alpha = ("accent", 0.5) if fact.success else ("bad", 0.95)
-        ends = [max(1, fact.rank_before), max(1, fact.rank_after)]
-        axes.plot([0, 1], ends, color=colour(role), linewidth=1.0, alpha=alpha, marker="o", markersize=2.6)
+    for success, role, alpha in ((True, "accent", 0.5), (False, "bad", 0.95)):  # failures last, on top
+        chosen = [fact for fact in facts if fact.success == success]
+        lines = [[(0, max(1, fact.rank_before)), (1, max(1, fact.rank_after))] for fact in chosen]
+        axes.add_collection(LineCollection(lines, colors=[to_rgba(colour(role), alpha)], linewidths=1.0))
+        ends = [end for line in lines for end in line]
+        axes.scatter([x for x, _ in ends], [y for _, y in ends], s=7, color=colour(role), alpha=alpha, linewidth=0)
     axes.set_yscale("log")
     axes.invert_yaxis()
     axes.yaxis.set_minor_locator(NullLocator())
@@ -125,9 +128,7 @@ def heat_map(
     def paint(axes: Axes) -> None:
         axes.grid(visible=False)
         axes.spines["bottom"].set_visible(False)
-        for y, row in enumerate(grid):
-            for x, value in enumerate(row):
-                _paint_cell(axes, x, y, value, top=top, with_text=len(columns) <= 8)
+        _paint_cells(axes, grid, top=top, with_text=len(columns) <= 8)
         axes.set_xlim(-0.5, len(columns) - 0.5)
         axes.set_ylim(len(rows) - 0.5, -0.5)
         step = max(1, math.ceil(len(columns) / 12))
@@ -150,22 +151,22 @@ def heat_map(
     caption = ""
     if cells:
         value, y, x = max(cells)
-        caption = f"largest {labels.probability(value)}: {rows[-y]}, layer {columns[-x]}"
+        caption = f"largest: {labels.effect(value)} at {rows[-y]}, layer {columns[-x]}"
     return draw(name, paint, title=title, caption=caption, height=24.0 * len(rows) + 30, margins=(112, 6, 4, 26))
 
 
-def _paint_cell(axes: Axes, x: int, y: int, value: float, *, top: float, with_text: bool) -> None:
-    if math.isnan(value):
-        axes.text(x, y, "–", ha="center", va="center", color=colour("muted"))
-        return
-    strength = min(1.0, abs(value) / top) if top > 0 else 0.0
-    for role, alpha in (("rule", 0.3), ("accent" if value >= 0 else "bad", strength)):
-        axes.add_patch(Rectangle((x - 0.48, y - 0.46), 0.96, 0.92, facecolor=colour(role), alpha=alpha, linewidth=0))
-    if with_text:
-        shown = f"{value:.2f}".replace("-", "−")
-        axes.text(
-            x, y, shown, ha="center", va="center", fontsize=10, color=colour("paper" if strength > 0.55 else "ink")
-        )
+def _paint_cells(axes: Axes, grid: Grid, *, top: float, with_text: bool) -> None:
+    boxes, colours = [], []
+    for y, row in enumerate(grid):
+        for x, value in enumerate(row):
+            strength = 0.0 if math.isnan(value) or top <= 0 else min(1.0, abs(value) / top)
+            left, right, upper, lower = x - 0.48, x + 0.48, y - 0.46, y + 0.46
+            boxes += [[(left, upper), (right, upper), (right, lower), (left, lower)]] * 2
+            colours += [to_rgba(colour("rule"), 0.3), to_rgba(colour("accent" if value >= 0 else "bad"), strength)]
+            if with_text:
+                ink = colour("muted" if math.isnan(value) else "paper" if strength > 0.55 else "ink")
+                axes.text(x, y, labels.effect(value), ha="center", va="center", fontsize=10, color=ink)
+    axes.add_collection(PolyCollection(boxes, facecolors=colours, linewidths=0))
 
 
 def visible(token: str) -> str:

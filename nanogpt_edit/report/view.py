@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from itertools import groupby
 
 from nanogpt_edit.report import examples, labels
@@ -91,6 +92,10 @@ class View:
         return [(pair, list(rows)) for pair, rows in groupby(self.tested, key=lambda row: row.pair)]
 
     @property
+    def problems_by_kind(self) -> list[tuple[str, list[Example]]]:
+        return [(kind, list(found)) for kind, found in groupby(self.problems, key=lambda one: one.kind)]
+
+    @property
     def lookups(self) -> str:
         """How the edits' subjects were found in their prompts: '40 exact, 10 ignoring case'."""
         facts = self.run.edit.facts if self.run.edit else ()
@@ -174,15 +179,26 @@ def _lead(run: Run) -> str:
 
 def _header_facts(run: Run, summary: Summary) -> tuple[str, ...]:
     environment = run.environment
-    shown = [str(environment[key]) for key in ("started", "cpu", "device") if environment.get(key)]
+    machine = [str(environment[key]) for key in ("cpu", "device") if environment.get(key)]
     if environment.get("threads"):
-        shown.append(f"{environment['threads']} threads")
+        machine.append(f"{environment['threads']} threads")
+    shown = [_moment(environment["started"])] if environment.get("started") else []
+    shown += [", ".join(machine)] if machine else []
     shown += [f"{key} {environment[key]}" for key in ("torch", "python") if environment.get(key)]
     if environment.get("version"):
         shown.append(f"nanogpt_edit {environment['version']}")
     if "total" in summary.seconds:
         shown.append(f"{labels.duration(summary.seconds['total'])} in all")
     return tuple(shown)
+
+
+def _moment(text: object) -> str:
+    """'2026-03-01T12:00:00+00:00' -> '2026-03-01 12:00 UTC'; anything else as it stands."""
+    try:
+        moment = datetime.fromisoformat(str(text))
+    except ValueError:
+        return str(text)
+    return moment.strftime("%Y-%m-%d %H:%M ") + (moment.tzname() or "").replace("UTC+00:00", "UTC")
 
 
 def _verdict(summary: Summary) -> str:
