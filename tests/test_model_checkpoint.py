@@ -155,10 +155,10 @@ def test_loading_needs_little_more_memory_than_the_model(tmp_path: Path) -> None
         reset.write_text("5")  # the peak starts anew from here
     except OSError:
         pytest.skip("the peak of this process' memory cannot be measured here")
-    config = GPTConfig(vocab_size=1024, block_size=64, n_layer=6, n_head=4, n_embd=384)
-    checkpoint.save(GPT(config, seed=0), tmp_path / "m")
+    # Three tensors of 35 MB each: memory of that size comes fresh from the system and goes back to it.
+    config = replace(tiny_config("gpt2", vocab_size=17_000, block_size=17_000), n_embd=512, tie_embeddings=False)
+    checkpoint.save(GPT(config), tmp_path / "m")
     size = (tmp_path / "m" / "model.safetensors").stat().st_size
-    assert size > 40_000_000
 
     def resident(kind: str) -> int:
         return 1024 * int(re.search(rf"{kind}:\s+(\d+) kB", status.read_text())[1])  # type: ignore[index]
@@ -166,7 +166,8 @@ def test_loading_needs_little_more_memory_than_the_model(tmp_path: Path) -> None
     reset.write_text("5")
     before = resident("VmRSS")
     model = checkpoint.load(tmp_path / "m")
-    assert resident("VmHWM") - before < 1.3 * size
+    ratio = (resident("VmHWM") - before) / size
+    assert 0.7 < ratio < 1.5  # 2.0 where a file stays mapped while its tensors are copied
     assert model.config == config
 
 

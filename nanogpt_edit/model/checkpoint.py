@@ -170,9 +170,9 @@ def _open_nanogpt(path: Path) -> _Source:
     checkpoint = nanogpt.read(path)
     progress.say(f"{path}: {checkpoint.note}.")
     tokenizer = _tokenizer(path.parent)
-    gpt2 = hub.cached("gpt2", "tokenizer.json") or hub.cached("openai-community/gpt2", "tokenizer.json")
-    if tokenizer is None and gpt2 is not None and checkpoint.config.vocab_size in (50257, 50304):
-        tokenizer = Tokenizer.load(gpt2.parent)
+    if tokenizer is None and checkpoint.config.vocab_size in (50257, 50304):
+        gpt2 = hub.cached("gpt2", "tokenizer.json") or hub.cached("openai-community/gpt2", "tokenizer.json")
+        tokenizer = None if gpt2 is None else Tokenizer.load(gpt2.parent)
     if tokenizer is None:
         progress.say(f"{path}: no tokenizer. Put tokenizer.json (for GPT-2's vocabulary: the one of gpt2) beside it.")
     return _Source(
