@@ -237,6 +237,14 @@ def test_a_world_is_the_same_on_every_machine() -> None:
     assert make_world(WorldConfig(problems=300, validation=20, test=40, seed=8)).problems != world.problems
 
 
+def test_a_world_that_runs_out_of_different_problems_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    times = next(story for story in STORIES if story.questions == ("What is {a} * {b}?",))
+    monkeypatch.setattr("nanogpt_edit.data.world.STORIES", (times,))
+    # 8 x 8 products, of which ten are among the sanity problems.
+    with pytest.raises(UserError, match="no more than about 54 different"):
+        make_world(WorldConfig(problems=100, validation=5, test=5, step_weights=(1, 0, 0)))
+
+
 @settings(max_examples=25, deadline=None)
 @given(
     seed=st.integers(0, 2**32),

@@ -155,7 +155,7 @@ def _different_problems(config: WorldConfig, *, excluded: frozenset[str]) -> Ite
         seen.add(told[0])
         yield told
     raise UserError(
-        f"the world has no more than about {len(seen):,} different word problems with largest_addend "
+        f"the world has no more than about {len(seen) - len(excluded):,} different word problems with largest_addend "
         f"{config.largest_addend} and largest_factor {config.largest_factor}; raise them or ask for fewer problems."
     )
 
