@@ -113,7 +113,7 @@ def make_run(folder: Path, *, seed: int = 0, problems: int = 60, samples: int = 
     seconds = {"world": 1.9, "base": 88.4, "sft": 51.2, "grpo": 118.7, "evaluate_base": 6.1, "evaluate_sft": 7.7}
     seconds |= {"evaluate_grpo": 7.9, "edit": 4.3, "evaluate_edited": 8.1, "trace": 5.2}
     write_json(folder / "timing.json", {"stages": seconds})
-    environment = {"version": "0.1.0", "python": "3.11.7", "torch": "2.13.0+cpu", "platform": "Linux-6.1-x86_64"}
+    environment = {"nanogpt-edit": "0.1.0", "python": "3.11.7", "torch": "2.13.0+cpu", "platform": "Linux-6.1-x86_64"}
     environment |= {"cpu": "Xeon 2.6 GHz", "threads": 2, "device": "cpu", "started": "2026-03-01T12:00:00+00:00"}
     environment |= {"parameters": 1034112, "data": {"facts50.jsonl": "9f" * 32, "world": "3c" * 32}}
     write_json(folder / "environment.json", environment)
@@ -151,7 +151,7 @@ def write_logs(folder: Path, random: numpy.random.Generator, steps: int) -> None
         accuracy = 0.60 + 0.07 * done + float(random.normal(0, 0.02))
         line = {
             "step": step, "reward": accuracy, "reward_accuracy": accuracy, "reward_format": 0.98 + 0.015 * done,
-            "accuracy": accuracy, "well_formed": 0.98 + 0.015 * done,
+            "well_formed": 0.98 + 0.015 * done,
             "groups_dropped": 0.45 + float(random.normal(0, 0.04)),
             "clip_low_share": 0.002 + 0.001 * float(random.random()),
             "clip_high_share": 0.003 + 0.001 * float(random.random()),
@@ -285,7 +285,9 @@ def write_facts(folder: Path, random: numpy.random.Generator, name: str) -> list
         known = bool(random.random() < chance)
         lines.append(
             {
-                "prompt": TEMPLATES[RELATIONS[index % 10]].format(f"{PLACES[index % 7]} {index}"), "target": OLD[index % 10],
+                "group": "recall", "subject": f"{PLACES[index % 7]} {index}",
+                "prompt": TEMPLATES[RELATIONS[index % 10]].format(f"{PLACES[index % 7]} {index}"),
+                "target": OLD[index % 10],
                 "greedy": OLD[index % 10] if known else NEW[(index + 3) % 10], "rank": 1 if known else 4,
                 "p_target": 0.97 if known else 0.04, "recalled": known,
             }
@@ -303,7 +305,7 @@ def write_comparison(folder: Path, after: str, before: str, units: dict[str, dic
         mean = float(delta.mean())
         low, high = mean - half, mean + half
         verdict = "better" if low > 0 else "worse" if high < 0 else "inconclusive"
-        p_value = math.erfc(abs(mean) / (half / 1.96) / math.sqrt(2)) if half else 1.0
+        p_value = math.erfc(abs(mean) / (half / 1.96) / math.sqrt(2)) if half else float(mean == 0)
         metrics[name] = {"delta": mean, "low": low, "high": high, "p_value": p_value, "n": len(delta)}
         metrics[name] |= {"smallest_detectable": half * 1.43, "verdict": verdict}
     write_json(folder / f"compare_{after}-{before}.json", {"metrics": metrics})
@@ -327,7 +329,7 @@ def write_edit(folder: Path, random: numpy.random.Generator) -> None:
                 "success": good, "efficacy": good or index == 17, "paraphrase_success": 1.0 if index % 9 else 0.5,
                 "neighbourhood_before": 1.0, "neighbourhood_after": 1.0 if index % 16 else 0.5,
                 "subject_lookup": "exact" if index % 5 else "ignoring case",
-                "reason": "" if good else "the true answer is still first",
+                "reason": "" if good else f"no value found: the optimisation reached p 0.{index + 1}; rank 90 to 3",
             }
         )  # fmt: skip
     write_jsonl(folder / "facts50.jsonl", facts)

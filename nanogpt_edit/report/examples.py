@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from nanogpt_edit.report import labels
-from nanogpt_edit.report.records import Completion, EditedFact, RecalledFact, Run, Stage
+from nanogpt_edit.report.records import Completion, EditedFact, Run, Stage
 
 TAGS = re.compile(r"(</?(?:think|answer)>)")
 
@@ -162,31 +162,24 @@ def _one_right_one_wrong(completions: list[Completion]) -> list[Completion]:
 
 
 def lost_facts(run: Run) -> tuple[tuple[str, ...], list[LostFact]]:
-    """(names of the later checkpoints, facts that the first one recalled and at least one of them does not).
+    """(names of the later checkpoints, true facts that the first one recalled and at least one of them does not).
 
-    Facts that the edit rewrote are meant to be lost, so they are left out.
+    Facts that the edit rewrote are meant to be lost; they are not among the true ones.
     """
-    stages = [stage for stage in run.stages.values() if stage.facts]
-    if len(stages) < 2:
+    recalled = {
+        stage.name: {fact.prompt: fact for fact in stage.facts if fact.group == "recall"}
+        for stage in run.stages.values()
+    }
+    recalled = {name: facts for name, facts in recalled.items() if facts}
+    if len(recalled) < 2:
         return (), []
-    later = [{fact.prompt: fact for fact in stage.facts} for stage in stages[1:]]
+    first, *later = recalled.values()
     lost = []
-    for fact in stages[0].facts:
-        answers = [facts[fact.prompt] for facts in later if fact.prompt in facts]
-        kept = all(answer.recalled for answer in answers)
-        if fact.recalled and not kept and len(answers) == len(later) and not _rewritten(run, fact):
-            lost.append(LostFact(fact.prompt, fact.target, tuple((a.greedy, a.recalled) for a in answers)))
-    return tuple(stage.name for stage in stages[1:]), lost
-
-
-def _rewritten(run: Run, fact: RecalledFact) -> bool:
-    """Whether an edit replaced this answer of this subject, in whatever phrasing."""
-    target = fact.target.strip().casefold()
-    return run.edit is not None and any(
-        edited.target_true.strip().casefold() == target
-        and re.search(rf"(?<!\w){re.escape(edited.subject)}(?!\w)", fact.prompt, re.IGNORECASE)
-        for edited in run.edit.facts
-    )
+    for prompt, fact in first.items():
+        answers = [facts[prompt] for facts in later if prompt in facts]
+        if fact.recalled and len(answers) == len(later) and not all(answer.recalled for answer in answers):
+            lost.append(LostFact(prompt, fact.target, tuple((a.greedy, a.recalled) for a in answers)))
+    return tuple(recalled)[1:], lost
 
 
 def edit_groups(facts: Sequence[EditedFact]) -> list[FactGroup]:
@@ -194,7 +187,7 @@ def edit_groups(facts: Sequence[EditedFact]) -> list[FactGroup]:
     failed: dict[str, list[EditedFact]] = {}
     for fact in facts:
         if not fact.success:
-            failed.setdefault(fact.reason or "the new answer is not first", []).append(fact)
+            failed.setdefault(_kind_of_failure(fact.reason), []).append(fact)
     groups = [
         FactGroup(f"Failed: {reason}", "bad", tuple(group))
         for reason, group in sorted(failed.items(), key=lambda item: (-len(item[1]), item[0]))
@@ -206,6 +199,11 @@ def edit_groups(facts: Sequence[EditedFact]) -> list[FactGroup]:
     if clean:
         groups.append(FactGroup("Rewritten, paraphrases and neighbours right", "good", tuple(clean)))
     return groups
+
+
+def _kind_of_failure(reason: str) -> str:
+    """The general part of a reason, before its figures: 'no value found: the optimisation …' -> 'no value found'."""
+    return re.split(r"[:;(]", reason)[0].strip(" ,") or "the new answer is not first"
 
 
 def _clean(fact: EditedFact) -> bool:

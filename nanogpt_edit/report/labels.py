@@ -18,7 +18,7 @@ STAGE_LABELS = {"base": "base", "sft": "SFT", "grpo": "GRPO", "edited": "edited"
 SKILL_LABELS = {
     "problems": "problems",
     "arithmetic": "arithmetic",
-    "facts": "true facts",
+    "facts": "facts",
     "probes": "non-math probes",
     "perplexity": "held-out text",
     "edit": "edit",
@@ -27,7 +27,9 @@ METRIC_LABELS = {
     "well_formed": "well-formed",
     "thinking_tokens": "thinking tokens",
     "answer_tokens": "answer tokens",
-    "recall": "recalled",
+    "recall": "true facts recalled",
+    "recall_edited": "true answers to the edited facts",
+    "edited": "new answers to the edited facts",
     "non_arithmetic": "answered in words",
     "nats_per_token": "nats per token",
     "perplexity": "perplexity",
@@ -37,6 +39,11 @@ METRIC_LABELS = {
     "neighbourhood_before": "neighbours right before",
     "neighbourhood_after": "neighbours right after",
     "neighbourhood_drop": "neighbours lost",
+    "contains": "answer holds the whole new one",
+    "token_accuracy": "tokens of the new answer right",
+    "paraphrase_rank1": "first on paraphrases",
+    "neighbourhood_rank1_before": "neighbours first before",
+    "neighbourhood_rank1_after": "neighbours first after",
     "score": "harmonic mean of the three",
     "p_target_before": "p(new answer) before",
     "p_target_after": "p(new answer) after",
@@ -68,8 +75,8 @@ def column_label(column: Column) -> str:
         return f"held-out text, {metric_label(metric)}"
     if skill == "edit":
         return {"success": "edited facts", "neighbourhood": "neighbours of the edits"}[metric]
-    if column == ("facts", "recall"):
-        return "true facts recalled"
+    if skill == "facts":
+        return metric_label(metric)
     if column == ("probes", "non_arithmetic"):
         return "non-math probes answered in words"
     return f"{skill_label(skill)} {metric_label(metric)}"
@@ -113,11 +120,13 @@ def direction(metric: str) -> int:
 
 
 def number(value: float, *, digits: int = 3) -> str:
-    """Significant digits (three unless told), thousands separated: 0.0123, 1.94, 37.1, 12,345."""
+    """Significant digits (three unless told), thousands separated: 2·10⁻⁶, 0.0123, 1.94, 37.1, 12,345."""
     if not math.isfinite(value):
         return "–"
     if value == 0:
         return "0"
+    if abs(value) < 1e-4:
+        return _scientific(value)
     places = max(0, digits - 1 - math.floor(math.log10(abs(value)) + 1e-12))
     return f"{value:,.{min(places, 6)}f}".replace("-", "−")
 
@@ -155,7 +164,7 @@ def interval(metric: str, measured: Interval) -> str:
 def signed(metric: str, value: float) -> str:
     """A change: '+4.9' in points for a share, '−0.12' otherwise; what rounds to nothing has no sign."""
     size = f"{100 * abs(value):.1f}" if is_share(metric) else number(abs(value), digits=2)
-    if float(size.replace(",", "")) == 0:
+    if not size.strip("0."):
         return size
     return ("−" if value < 0 else "+") + size
 
@@ -178,9 +187,13 @@ def p_value(value: float | None) -> str:
 def probability(value: float) -> str:
     """A model's probability: '0.895'; tiny ones in powers of ten."""
     if value != 0 and abs(value) < 0.001:
-        digit, exponent = f"{value:.0e}".split("e")
-        return f"{digit}·{power(10.0 ** int(exponent))}"
+        return _scientific(value)
     return f"{value:.3f}"
+
+
+def _scientific(value: float) -> str:
+    digit, exponent = f"{value:.0e}".split("e")
+    return f"{digit}·{power(10.0 ** int(exponent))}".replace("-", "−")
 
 
 def effect(value: float) -> str:

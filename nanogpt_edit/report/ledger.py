@@ -1,9 +1,9 @@
 """The ledger: what did each step gain, and what did it cost?
 
 Rows are checkpoints, columns are skills. A cell holds the value with its interval and the change since the row above,
-tested in pairs: better or worse when the 95% interval of the difference leaves zero out, inconclusive when it does
-not, untested when neither a comparison file nor the raw records pair the two checkpoints on that skill. Edited facts
-and neighbours are measured around the edit only: the row it started from and the edited row.
+tested in pairs: better or worse when the 95% interval of the difference leaves zero out and p < 0.05, else
+inconclusive; untested when neither a comparison file nor the raw records pair the two checkpoints on that skill.
+Edited facts and neighbours are measured around the edit only: the row it started from and the edited row.
 """
 
 from __future__ import annotations
@@ -71,8 +71,8 @@ def make_ledger(run: Run) -> Ledger:
 
 
 def verdict_of(metric: str, change: Change) -> Verdict:
-    """better / worse when the interval leaves zero out ("changed" for a metric without a good side)."""
-    if change.low <= 0 <= change.high:
+    """better / worse when the interval leaves zero out and p < 0.05 ("changed" for a metric without a good side)."""
+    if change.low <= 0 <= change.high or (change.p_value is not None and change.p_value >= 0.05):
         return "inconclusive"
     side = labels.direction(metric)
     return "changed" if side == 0 else "better" if (change.delta > 0) == (side > 0) else "worse"
@@ -147,9 +147,13 @@ def _change_from_records(before: Stage, after: Stage, skill: str, metric: str) -
 
 
 def _per_unit(stage: Stage, skill: str, metric: str) -> Mapping[str, float]:
-    """A metric per problem or fact, as far as the raw records tell it: pass@k = 1 - C(n - c, k) / C(n, k), recall."""
-    if (skill, metric) == ("facts", "recall"):
-        return {fact.prompt: float(fact.recalled) for fact in stage.facts}
+    """A metric per problem or subject, as far as the records tell it: pass@k = 1 - C(n - c, k) / C(n, k), recall."""
+    if skill == "facts":
+        subjects: dict[str, list[bool]] = {}
+        for fact in stage.facts:
+            if fact.group == metric:
+                subjects.setdefault(fact.subject, []).append(fact.recalled)
+        return {subject: sum(recalled) / len(recalled) for subject, recalled in subjects.items()}
     found = re.fullmatch(r"pass_at_(\d+)", metric)
     if found is None:
         return {}

@@ -29,6 +29,11 @@ EDIT_SCORES = (
     "neighbourhood_after",
     "neighbourhood_drop",
     "score",
+    "paraphrase_rank1",
+    "neighbourhood_rank1_before",
+    "neighbourhood_rank1_after",
+    "contains",
+    "token_accuracy",
     "p_target_before",
     "p_target_after",
 )

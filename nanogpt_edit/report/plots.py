@@ -21,7 +21,10 @@ MOST_POINTS = 300
 
 @dataclass(frozen=True, slots=True)
 class Panel:
-    """One small multiple: columns of one log. `lines` are (column, label, role); "val" columns are drawn with dots."""
+    """One small multiple: columns of one log. `lines` are (column, label, role); "val" columns are drawn with dots.
+
+    "accuracy|reward_accuracy" is the first of the two that the log has.
+    """
 
     log: str
     name: str
@@ -32,20 +35,23 @@ class Panel:
 
 
 TRAIN_AND_VALIDATION = (("loss", "train", "accent"), ("val_loss", "validation", "second"))
-ACCURACY = (("accuracy", "rollouts", "accent"), ("val_pass_at_1", "validation pass@1", "second"))
+ACCURACY = (("accuracy|reward_accuracy", "rollouts", "accent"), ("val_pass_at_1", "validation pass@1", "second"))
 CLIPPED = (("clip_low_share", "at the lower bound", "accent"), ("clip_high_share", "at the upper bound", "second"))
 PANELS = (
     Panel("pretrain", "pretrain-loss", "Pretraining loss", TRAIN_AND_VALIDATION, note="nats per token"),
     Panel("sft", "sft-loss", "SFT loss", TRAIN_AND_VALIDATION, note="nats per completion token"),
     Panel("grpo", "grpo-accuracy", "GRPO accuracy", ACCURACY, share=True),
     Panel("grpo", "grpo-reward", "GRPO reward", (("reward", "mean of the step", "accent"),)),
-    Panel("grpo", "grpo-well-formed", "Well-formed", (("well_formed", "rollouts", "accent"),), share=True),
+    Panel(
+        "grpo", "grpo-well-formed", "Well-formed", (("well_formed|reward_format", "rollouts", "accent"),), share=True
+    ),
     Panel("grpo", "grpo-entropy", "Entropy", (("entropy", "policy", "accent"),), note="nats per token"),
     Panel("grpo", "grpo-kl", "KL to the SFT model", (("kl", "policy", "accent"),), note="nats per token"),
     Panel("grpo", "grpo-clipped", "Clipped tokens", CLIPPED, share=True),
     Panel("grpo", "grpo-groups", "Groups dropped", (("groups_dropped", "all rewards equal", "accent"),), share=True),
     Panel("grpo", "grpo-length", "Completion length", (("mean_tokens", "mean", "accent"),), note="tokens"),
     Panel("grpo", "grpo-truncated", "Truncated completions", (("truncated", "rollouts", "accent"),), share=True),
+    Panel("grpo", "grpo-gap", "Sampler gap", (("sampler_gap", "max |log ρ| at the first update", "accent"),)),
     Panel("grpo", "grpo-gradient", "Gradient norm", (("grad_norm", "before clipping", "accent"),)),
 )
 
@@ -55,7 +61,11 @@ def learning_curves(run: Run) -> list[Picture]:
     pictures = []
     for panel in PANELS:
         log = run.logs.get(panel.log, {})
-        lines = [(log[column], label, role, column) for column, label, role in panel.lines if column in log]
+        lines = [
+            (log[column], label, role, column)
+            for columns, label, role in panel.lines
+            for column in [name for name in columns.split("|") if name in log][:1]
+        ]
         if lines:
             pictures.append(_curve(panel, lines))
     return pictures

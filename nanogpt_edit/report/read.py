@@ -163,6 +163,8 @@ def _read_facts(path: Path) -> tuple[RecalledFact, ...]:
         fields = Fields(record, f"{path}: record {number}")
         facts.append(
             RecalledFact(
+                group=fields.text("group", "recall"),
+                subject=fields.text("subject", fields.text("prompt")),
                 prompt=fields.text("prompt"),
                 target=fields.text("target"),
                 greedy=fields.text("greedy"),

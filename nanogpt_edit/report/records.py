@@ -61,8 +61,13 @@ class Completion:
 
 @dataclass(frozen=True, slots=True)
 class RecalledFact:
-    """One true fact asked of one checkpoint: "The capital of Egypt is" -> greedy "Cairo", rank 1."""
+    """One fact asked of one checkpoint: "The capital of Egypt is" -> greedy "Cairo", rank 1.
 
+    `group` says which set of facts it belongs to: "recall" are the true ones that no edit touches.
+    """
+
+    group: str
+    subject: str
     prompt: str
     target: str
     greedy: str

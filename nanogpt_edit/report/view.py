@@ -179,14 +179,14 @@ def _lead(run: Run) -> str:
 
 def _header_facts(run: Run, summary: Summary) -> tuple[str, ...]:
     environment = run.environment
-    machine = [str(environment[key]) for key in ("cpu", "device") if environment.get(key)]
+    machine = [str(environment[key]) for key in ("cpu", "device") if environment.get(key) not in (None, "", "cpu")]
     if environment.get("threads"):
         machine.append(f"{environment['threads']} threads")
     shown = [_moment(environment["started"])] if environment.get("started") else []
     shown += [", ".join(machine)] if machine else []
     shown += [f"{key} {environment[key]}" for key in ("torch", "python") if environment.get(key)]
-    if environment.get("version"):
-        shown.append(f"nanogpt_edit {environment['version']}")
+    version = environment.get("nanogpt-edit", environment.get("version"))
+    shown += [f"nanogpt_edit {version}"] if version else []
     if "total" in summary.seconds:
         shown.append(f"{labels.duration(summary.seconds['total'])} in all")
     return tuple(shown)
