@@ -2,67 +2,122 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
-from nanogpt_edit.data.problems import prompt_ids
-from nanogpt_edit.engine.engine import Engine
-from nanogpt_edit.engine.sampling import Sampling
-from nanogpt_edit.errors import UserError
+from nanogpt_edit.data.problems import Problem
+from nanogpt_edit.data.text import read_text, token_blocks
+from nanogpt_edit.data.world import WorldConfig, make_world
+from nanogpt_edit.edit.config import EditConfig
+from nanogpt_edit.edit.contexts import tokenizer_of
+from nanogpt_edit.edit.editor import edit_model
+from nanogpt_edit.edit.facts import Fact
+from nanogpt_edit.edit.patch import EditPatch
+from nanogpt_edit.edit.scores import FactState, measure_facts
+from nanogpt_edit.errors import UserError, did_you_mean
+from nanogpt_edit.evaluate import suite
+from nanogpt_edit.evaluate.stats import Interval, bootstrap_mean
+from nanogpt_edit.evaluate.suite import EvaluateConfig, Evaluation
 from nanogpt_edit.model.gpt import GPT
-from nanogpt_edit.model.tokenizer import Tokenizer
+from nanogpt_edit.recipe import Recipe, load_recipe
+
+COVARIANCE_BLOCK = 128  # tokens per row of the text the covariance is taken over
+
+
+def edit(
+    model: GPT,
+    facts: Sequence[Fact],
+    *,
+    text: str | Path | Sequence[str] | None = None,
+    config: EditConfig | None = None,
+    **fields: object,
+) -> EditPatch:
+    """The patch that makes `model` say every fact's `target_new`; the model itself is left as it is.
+
+    `fields` are those of `EditConfig` (method="memit", layers=(0, 1), …), on top of `config`. `text` is ordinary text,
+    whose keys the edit spares: a file, a folder, a hub data set, or a list of documents; None takes the embedded
+    world, which is right for models trained on it only.
+    Raises UserError for a field or a method that is none, and for whatever `edit_model` refuses.
+    """
+    settings = with_fields(config or EditConfig(), fields)
+    blocks = None
+    if settings.method != "ft":
+        documents = read_text(text) if isinstance(text, str | Path) else list(text or world_documents())
+        block_size = min(COVARIANCE_BLOCK, model.config.block_size - 1)
+        blocks = token_blocks(documents, tokenizer_of(model), block_size=block_size)
+    return edit_model(model, facts, settings, covariance_blocks=blocks)
+
+
+def world_documents() -> list[str]:
+    """The embedded world as plain text: every fact, and its training problems."""
+    world = make_world(WorldConfig())
+    return [*world.sentences, *(f"{problem.question} {problem.rationale}" for problem in world.problems.train)]
+
+
+def with_fields(config: EditConfig, fields: Mapping[str, object]) -> EditConfig:
+    """`config` with some fields changed. Raises UserError for a name that is none."""
+    known = {field.name for field in dataclasses.fields(EditConfig)}
+    for name in fields:
+        if name not in known:
+            raise UserError(f'an edit has no setting "{name}"{did_you_mean(name, known)}')
+    return dataclasses.replace(config, **fields)  # type: ignore[arg-type]  # the names are checked above
 
 
 @dataclass(frozen=True)
-class Generation:
-    """One completion as text: `Generation("2 + 2?", "<think>…</think><answer>4</answer>", (404, …), "stop")`."""
+class Scores:
+    """What a model says to some facts: shares with 95% intervals over facts. Printed, it is four lines."""
 
-    prompt: str
-    text: str
-    """The completion alone, reasoning tags included."""
-    token_ids: tuple[int, ...]
-    """What was sampled, the stop token included."""
-    finish_reason: str
-    """stop (the model ended it) or length (it was cut)."""
+    facts: tuple[FactState, ...]
+    success: Interval
+    """The new answer's first token has rank 1."""
+    efficacy: Interval
+    """The new answer is more probable than the true one."""
+    paraphrase: Interval | None
+    """The same on paraphrases; None when no fact has any."""
+    neighbourhood: Interval | None
+    """On neighbours, the true answer is more probable than the new one; None when no fact has any."""
 
-
-def generate(
-    model: GPT,
-    prompts: str | Sequence[str],
-    *,
-    n: int = 1,
-    temperature: float = 0.7,
-    top_k: int | None = 50,
-    top_p: float = 1.0,
-    max_new_tokens: int = 256,
-    seed: int = 0,
-) -> list[Generation]:
-    """`n` completions of each prompt, ordered by prompt; generation ends at `</answer>` or the end of the text.
-
-    The text depends on the seed and the prompt's place in the list, not on how many run at once.
-    Raises UserError for a model without a tokenizer and for an empty or over-long prompt.
-    """
-    prompts = [prompts] if isinstance(prompts, str) else list(prompts)
-    tokenizer = tokenizer_of(model)
-    completions = Engine(model).generate(
-        [prompt_ids(prompt, tokenizer) for prompt in prompts],
-        n=n,
-        sampling=Sampling(temperature=temperature, top_k=top_k, top_p=top_p, max_new_tokens=max_new_tokens, seed=seed),
-        stop_ids=frozenset(i for i in (tokenizer.answer_end, tokenizer.eos_id) if i is not None),
-    )
-    return [
-        Generation(
-            prompt=prompts[completion.prompt_index],
-            text=tokenizer.decode([i for i in completion.token_ids if i != tokenizer.eos_id]),
-            token_ids=completion.token_ids,
-            finish_reason=completion.finish_reason,
+    def __str__(self) -> str:
+        shares = {name: getattr(self, name) for name in ("success", "efficacy", "paraphrase", "neighbourhood")}
+        return "\n".join(
+            f"{name:<14}{share.value:6.1%}  ({share.low:.1%} to {share.high:.1%}, n = {share.n})"
+            for name, share in shares.items()
+            if share is not None
         )
-        for completion in completions
-    ]
 
 
-def tokenizer_of(model: GPT) -> Tokenizer:
-    """The tokenizer the model carries. Raises UserError when it has none."""
-    if model.tokenizer is None:
-        raise UserError("the model has no tokenizer; load it with nanogpt_edit.load, or set model.tokenizer.")
-    return model.tokenizer
+def score(model: GPT, facts: Sequence[Fact]) -> Scores:
+    """How far `model`, as it is now, says the new answers of `facts`, and still the old ones to their neighbours."""
+    states = measure_facts(model, facts)
+
+    def share(wins: Sequence[Sequence[bool]]) -> Interval | None:
+        means = [sum(own) / len(own) for own in wins if own]
+        return bootstrap_mean(means) if means else None
+
+    return Scores(
+        facts=states,
+        success=bootstrap_mean([float(state.new.rank == 1) for state in states]),
+        efficacy=bootstrap_mean([float(state.new.p_token > state.true.p_token) for state in states]),
+        paraphrase=share([[new.p_token > true.p_token for new, true in state.paraphrases] for state in states]),
+        neighbourhood=share([[true.p_token > new.p_token for true, new in state.neighbourhood] for state in states]),
+    )
+
+
+def evaluate(
+    model: GPT, problems: Sequence[Problem], *, n: int = 16, config: EvaluateConfig | None = None
+) -> Evaluation:
+    """`n` graded completions of each problem: `.metrics["problems"]["pass_at_1"]` with its interval, raw `.records`."""
+    settings = dataclasses.replace(config or EvaluateConfig(), problems=len(problems), samples=n)
+    return suite.evaluate(model, suite.Skills(problems=problems), settings, stage="model")
+
+
+def run(recipe: str | Path | Recipe, *, out: str | Path) -> int:
+    """Run a recipe (a packaged name, a path, or a `Recipe`) in the folder `out`; called again, it goes on.
+
+    Returns 0, or 3 when an expectation of the recipe failed.
+    """
+    from nanogpt_edit import pipeline  # here, for it brings every room with it
+
+    return pipeline.run(recipe if isinstance(recipe, Recipe) else load_recipe(recipe), Path(out))

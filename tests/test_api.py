@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 
-from nanogpt_edit.api import Generation, generate
+import nanogpt_edit as ne
+from nanogpt_edit.data.problems import Problem
+from nanogpt_edit.edit.facts import Fact
 from nanogpt_edit.errors import UserError
+from nanogpt_edit.evaluate.suite import EvaluateConfig
+from nanogpt_edit.generation import Generation, generate
+from nanogpt_edit.model.checkpoint import fingerprint
 from nanogpt_edit.model.gpt import GPT
 
 QUESTIONS = ["Tom has 3 apples. He buys 14 more.", "A baker bakes 120 loaves."]
@@ -49,3 +57,54 @@ def test_a_model_without_a_tokenizer_is_named(gpt: GPT) -> None:
 def test_an_empty_prompt_is_named(speaking_gpt: GPT) -> None:
     with pytest.raises(UserError, match="prompt 1 is empty"):
         generate(speaking_gpt, ["Hello", "  "])
+
+
+def test_importing_the_package_loads_nothing_heavy() -> None:
+    code = (
+        "import sys, nanogpt_edit as ne; print(ne.__version__, sorted({'torch', 'numpy', 'tyro'} & set(sys.modules)))"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ended.stdout == f"{ne.__version__} []\n"
+
+
+@pytest.mark.parametrize("name", ne.__all__)
+def test_every_public_name_is_there_and_can_be_called(name: str) -> None:
+    assert callable(getattr(ne, name))
+    assert name in dir(ne)
+
+
+def test_an_unknown_name_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="has no attribute 'finetune'"):
+        ne.finetune  # noqa: B018
+
+
+def test_edit_is_a_verb_and_a_room(speaking_gpt: GPT) -> None:
+    before = fingerprint(speaking_gpt)
+    facts = [Fact("The capital of France", "France", target_new="Tom", target_true="Paris", paraphrases=("In",))]
+    text = ["The capital of France is Paris. Tom has 3 apples."] * 100
+    loose = {"covariance_weight": 0.01, "clamp": 20.0, "weight_decay": 0.0, "kl_coef": 0.0}
+    patch = ne.edit(speaking_gpt, facts, method="memit", text=text, n_prefixes=0, **loose)
+    assert fingerprint(speaking_gpt) == before
+    old = ne.score(speaking_gpt, patch.facts)
+    with patch.applied(speaking_gpt):
+        new = ne.score(speaking_gpt, patch.facts)
+    assert fingerprint(speaking_gpt) == before
+    assert old.success.value == 0
+    assert new.facts[0].new.p_target > 1.5 * old.facts[0].new.p_target
+    assert new.efficacy.value == 1
+    assert new.neighbourhood is None
+    assert [line.split()[0] for line in str(new).splitlines()] == ["success", "efficacy", "paraphrase"]
+
+
+def test_an_unknown_edit_setting_names_the_nearest(speaking_gpt: GPT) -> None:
+    with pytest.raises(UserError, match='no setting "layer"; did you mean "layers"?'):
+        ne.edit(speaking_gpt, [], layer=3)
+
+
+def test_evaluate_grades_n_completions_of_each_problem(speaking_gpt: GPT) -> None:
+    problems = [
+        Problem(question=question, rationale="", answer="17", id=str(i)) for i, question in enumerate(QUESTIONS)
+    ]
+    found = ne.evaluate(speaking_gpt, problems, n=3, config=EvaluateConfig(max_new_tokens=4))
+    assert len(found.records) == 2 * 3
+    assert found.metrics["problems"]["pass_at_1"].n == 2

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from nanogpt_edit import cli
-from nanogpt_edit.api import generate
 from nanogpt_edit.devices import choose_device
 from nanogpt_edit.errors import UserError
+from nanogpt_edit.generation import generate
 from nanogpt_edit.model.checkpoint import fingerprint, load, save
 from nanogpt_edit.model.gpt import GPT
 

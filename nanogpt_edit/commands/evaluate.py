@@ -8,13 +8,13 @@ from typing import Annotated, Literal
 
 import tyro
 
-from nanogpt_edit.api import tokenizer_of
 from nanogpt_edit.commands.parse import parse
 from nanogpt_edit.commands.show import show_metrics
 from nanogpt_edit.data.problems import Problem, ProblemsConfig, load_splits
 from nanogpt_edit.data.text import read_text, token_blocks
 from nanogpt_edit.data.world import WorldConfig, make_world, sanity_arithmetic
 from nanogpt_edit.devices import choose_device
+from nanogpt_edit.edit.contexts import tokenizer_of
 from nanogpt_edit.evaluate.suite import PROBES, EvaluateConfig, Skills, evaluate
 from nanogpt_edit.model.checkpoint import load
 from nanogpt_edit.progress import say

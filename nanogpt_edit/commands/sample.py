@@ -8,12 +8,13 @@ from typing import Annotated
 import tyro
 from rich.console import Console
 
-from nanogpt_edit.api import generate, tokenizer_of
 from nanogpt_edit.commands.parse import parse
 from nanogpt_edit.data.problems import prompt_ids
 from nanogpt_edit.devices import choose_device
+from nanogpt_edit.edit.contexts import tokenizer_of
 from nanogpt_edit.engine.sampling import Sampling
 from nanogpt_edit.evaluate.transcript import count_tokens, transcript_text
+from nanogpt_edit.generation import generate
 from nanogpt_edit.model.checkpoint import load
 
 
