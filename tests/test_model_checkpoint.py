@@ -13,10 +13,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import huggingface_hub.constants
+import huggingface_hub
 import pytest
 import torch
 from conftest import TEXTS, shared_data, tiny_config
+from huggingface_hub import constants, errors
 from safetensors.torch import load_file, save_file
 
 from nanogpt_edit import progress
@@ -383,7 +384,7 @@ def test_other_pt_files_are_named(tmp_path: Path) -> None:
 @pytest.fixture
 def hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty hub cache; the network is never asked."""
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     return tmp_path / "hub"
 
 
@@ -408,9 +409,11 @@ def test_a_cached_hub_model_loads_without_network(saved: Path, hub_cache: Path) 
     assert checkpoint.fingerprint(model) == checkpoint.fingerprint(checkpoint.load(saved))
 
 
-def test_a_sharded_hub_model_loads(any_gpt: GPT, hub_cache: Path, tmp_path: Path, monkeypatch: Any) -> None:
+def test_a_sharded_hub_model_loads(
+    any_gpt: GPT, tokenizer: Tokenizer, hub_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(weights, "SHARD_BYTES", 40_000)
-    checkpoint.save(any_gpt, tmp_path / "m")
+    checkpoint.save(any_gpt, tmp_path / "m", tokenizer=tokenizer)
     snapshot = into_cache(hub_cache, "a/b", tmp_path / "m")
     assert checkpoint.fingerprint(checkpoint.load("a/b")) == checkpoint.fingerprint(any_gpt)
     shard = min(snapshot.glob("model-*.safetensors"))
@@ -427,6 +430,53 @@ def test_offline_the_missing_file_and_both_remedies_are_named(saved: Path, hub_c
     with pytest.raises(UserError, match=r"a/b: no such directory here, and model\.safetensors is neither") as caught:
         checkpoint.load("a/b")
     assert "\n" not in str(caught.value)
+
+
+def test_only_the_needed_files_are_fetched_and_of_one_commit(
+    saved: Path, hub_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served, snapshot, fetched = tmp_path / "served", tmp_path / "c0ffee", set()
+    shutil.copytree(saved, served)
+    (served / "pytorch_model.bin").write_bytes(b"not for us")
+    snapshot.mkdir()
+
+    def download(name: str, file: str, *, revision: str | None, local_files_only: bool) -> str:
+        if local_files_only:
+            raise errors.LocalEntryNotFoundError("not in the cache")
+        assert (name, revision) == ("a/b", None if file == "config.json" else "c0ffee")
+        if not (served / file).exists():
+            raise errors.EntryNotFoundError("not in the repository")
+        fetched.add(file)
+        return str(shutil.copy(served / file, snapshot / file))
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", lambda url: None)
+    assert checkpoint.fingerprint(checkpoint.load("a/b")) == checkpoint.fingerprint(checkpoint.load(saved))
+    assert fetched == {"config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors"}
+    (served / "model.safetensors").unlink()
+    with pytest.raises(UserError, match=r"a/b: the model has no model\.safetensors on the hub"):
+        checkpoint.load("a/b")
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        (errors.GatedRepoError, "accepted the model's licence.*hf auth login"),
+        (errors.RepositoryNotFoundError, "no such directory here, and no such model"),
+        (errors.HfHubHTTPError, r"config\.json cannot be fetched from the hub \(503\)"),
+    ],
+)
+def test_what_the_hub_refuses_is_said(
+    kind: type[errors.HfHubHTTPError], message: str, hub_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(url: str) -> None:
+        error = kind.__new__(kind)
+        error.args = ("503",)
+        raise error
+
+    monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", refuse)
+    with pytest.raises(UserError, match=message):
+        checkpoint.load("a/b")
 
 
 # What is refused

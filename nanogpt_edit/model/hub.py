@@ -16,21 +16,17 @@ def is_name(source: str) -> bool:
 
 
 def fetch(name: str) -> Path:
-    """The local directory with the files of model `name`, downloaded where the cache has not got them.
+    """The local directory with the files of model `name`, downloaded where the cache has not got them all.
 
-    Raises UserError when a file cannot be had: it names the file and the ways to supply it. With HF_HUB_OFFLINE set
-    only the cache is looked at.
+    What is cached is used without asking the network, so a model stays the same until its cache is cleared.
+    Raises UserError when a file cannot be had: it names the file and the ways to supply it.
     """
-    directory = _fetch(name, "config.json", revision=None).parent
-    revision = directory.name  # all files from the commit of the first
-    if _fetch_optional(name, "tokenizer.json", revision) is None:
-        for file in ("vocab.json", "merges.txt"):
-            _fetch_optional(name, file, revision)
-    _fetch_optional(name, "tokenizer_config.json", revision)
-    index = _fetch_optional(name, "model.safetensors.index.json", revision)
-    for file in ("model.safetensors",) if index is None else shard_names(index):
-        _fetch(name, file, revision)
-    return directory
+    try:
+        return _collect(name, local=True)
+    except UserError:
+        if not _reachable(name):
+            raise
+    return _collect(name, local=False)
 
 
 def cached(name: str, file: str) -> Path | None:
@@ -51,30 +47,61 @@ def shard_names(index: Path) -> tuple[str, ...]:
     return tuple(sorted({str(file) for file in weight_map.values()}))
 
 
-def _fetch_optional(name: str, file: str, revision: str) -> Path | None:
+def _collect(name: str, *, local: bool) -> Path:
+    """All files `checkpoint` reads, from the cache alone if `local`; their directory."""
+    directory = _fetch(name, "config.json", revision=None, local=local).parent
+    revision = directory.name  # all files from the commit of the first
+    if _fetch_optional(name, "tokenizer.json", revision, local) is None:
+        older = [_fetch_optional(name, file, revision, local) for file in ("vocab.json", "merges.txt")]
+        if local and None in older:
+            _fetch(name, "tokenizer.json", revision, local)  # says that it is missing
+    _fetch_optional(name, "tokenizer_config.json", revision, local)
+    index = _fetch_optional(name, "model.safetensors.index.json", revision, local)
+    for file in ("model.safetensors",) if index is None else shard_names(index):
+        _fetch(name, file, revision, local)
+    return directory
+
+
+def _reachable(name: str) -> bool:
+    """Whether the hub answers; one request without the patient retries of a download.
+
+    Raises UserError when it answers that there is no such model, or not for this person.
+    """
+    from huggingface_hub import errors, get_hf_file_metadata, hf_hub_url
+
+    try:
+        get_hf_file_metadata(hf_hub_url(name, "config.json"))
+    except errors.HfHubHTTPError as error:
+        raise _readable(error, name, "config.json") from None
+    except Exception:  # offline, no route, no answer: each in the words of the HTTP library in use
+        return False
+    return True
+
+
+def _fetch_optional(name: str, file: str, revision: str, local: bool) -> Path | None:
     from huggingface_hub import errors
 
     try:
-        return _download(name, file, revision)
-    except errors.EntryNotFoundError:  # not in the repository, or (offline) not in the cache
+        return _download(name, file, revision, local)
+    except errors.EntryNotFoundError:  # not in the repository, or not in the cache
         return None
     except (errors.HfHubHTTPError, OSError, ValueError) as error:
         raise _readable(error, name, file) from None
 
 
-def _fetch(name: str, file: str, revision: str | None) -> Path:
+def _fetch(name: str, file: str, revision: str | None, local: bool) -> Path:
     from huggingface_hub import errors
 
     try:
-        return _download(name, file, revision)
+        return _download(name, file, revision, local)
     except (errors.EntryNotFoundError, errors.HfHubHTTPError, OSError, ValueError) as error:
         raise _readable(error, name, file) from None
 
 
-def _download(name: str, file: str, revision: str | None) -> Path:
+def _download(name: str, file: str, revision: str | None, local: bool) -> Path:
     from huggingface_hub import hf_hub_download
 
-    return Path(hf_hub_download(name, file, revision=revision))
+    return Path(hf_hub_download(name, file, revision=revision, local_files_only=local))
 
 
 def _readable(error: Exception, name: str, file: str) -> UserError:
