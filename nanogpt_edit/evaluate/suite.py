@@ -10,9 +10,8 @@ from __future__ import annotations
 import math
 import time
 import zlib
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from itertools import groupby
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -25,11 +24,11 @@ from nanogpt_edit.engine.engine import Completion, Engine
 from nanogpt_edit.engine.sampling import Sampling
 from nanogpt_edit.errors import UserError
 from nanogpt_edit.evaluate.answers import extract, is_correct
-from nanogpt_edit.evaluate.metrics import majority_at_k, pass_at_k
+from nanogpt_edit.evaluate.metrics import score_problems
 from nanogpt_edit.evaluate.records import EvalRecord, write_records
 from nanogpt_edit.evaluate.stats import Difference, Interval, bootstrap_mean, mcnemar_exact, paired_difference
 from nanogpt_edit.evaluate.transcript import count_tokens
-from nanogpt_edit.files import write_json, write_jsonl
+from nanogpt_edit.files import read_jsonl, write_json, write_jsonl
 from nanogpt_edit.model.checkpoint import fingerprint
 from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.progress import progress
@@ -50,6 +49,7 @@ PROBES = (
     "My favourite colour is",
 )
 EQUATION_SIGNS = frozenset("=+*/")
+PASS_AT = (1, 4, 16)  # the k of pass@k and majority@k, where there are that many samples
 
 
 @dataclass(frozen=True)
@@ -60,14 +60,16 @@ class EvaluateConfig:
     """Test problems (all there are, if fewer)."""
     samples: int = 16
     """Completions of each."""
+    edited_samples: int = 4
+    """Completions of each for the edited model, where only the change is of interest."""
     arithmetic_samples: int = 8
     """Completions of each of the simple arithmetic problems."""
     temperature: float = 0.7
     """Divides the logits before sampling."""
     top_k: int | None = 50
     """Only the k most probable tokens can be drawn."""
-    max_new_tokens: int = 128
-    """A completion is cut after this many tokens."""
+    max_new_tokens: int | None = None
+    """A completion is cut after this many tokens (None: a quarter more than the longest worked solution has)."""
     max_slots: int = 512
     """Completions written at once; speed and memory only, the text is the same."""
     perplexity_tokens: int = 16_384
@@ -89,6 +91,14 @@ class Recall:
     p_first: float
     p_target: float  # of the whole target
     recalled: bool  # greedy decoding writes the target
+
+
+def read_recalls(path: Path) -> list[Recall]:
+    """Read `eval/<stage>_facts.jsonl`. Raises UserError naming the file when a line is not a recall."""
+    try:
+        return [Recall(**record) for record in read_jsonl(path)]  # type: ignore[arg-type]
+    except TypeError as error:
+        raise UserError(f"{path}: not a file of recalled facts ({error}).") from None
 
 
 @dataclass(frozen=True)
@@ -141,13 +151,14 @@ def evaluate(model: GPT, skills: Skills, config: EvaluateConfig, *, stage: str) 
     started = time.perf_counter()
     engine = Engine(model, max_slots=config.max_slots)
     sampling = Sampling(
-        temperature=config.temperature, top_k=config.top_k, max_new_tokens=config.max_new_tokens, seed=config.seed
+        temperature=config.temperature,
+        top_k=config.top_k,
+        max_new_tokens=config.max_new_tokens or model.config.block_size,
+        seed=config.seed,
     )
     problems = skills.problems[: config.problems]
     records = solve(engine, problems, n=config.samples, sampling=sampling, skill="problems", label=f"evaluate {stage}")
-    records += solve(
-        engine, skills.arithmetic, n=config.arithmetic_samples, sampling=sampling, skill="arithmetic"
-    )
+    records += solve(engine, skills.arithmetic, n=config.arithmetic_samples, sampling=sampling, skill="arithmetic")
     probes = [Problem(question=text, rationale="", answer="", id=f"probe-{i}") for i, text in enumerate(skills.probes)]
     records += solve(engine, probes, n=4, sampling=sampling, skill="probes")
     recalls = recall(model, skills.questions)
@@ -158,8 +169,7 @@ def evaluate(model: GPT, skills: Skills, config: EvaluateConfig, *, stage: str) 
         if own:
             metrics[skill] = problem_metrics(own, seed=config.seed)
     if probes:
-        own = [record for record in records if record.skill == "probes"]
-        metrics["probes"] = {"non_arithmetic": _mean_over_problems(own, lambda r: not is_arithmetic(r.text))}
+        metrics["probes"] = probe_metrics([record for record in records if record.skill == "probes"])
     if recalls:
         metrics["facts"] = fact_metrics(recalls)
     if skills.text is not None:
@@ -197,7 +207,7 @@ def solve(
         prompts,
         n=n,
         sampling=sampling,
-        stop_ids=frozenset({tokenizer.answer_end}),
+        stop_ids=frozenset(i for i in (tokenizer.answer_end, tokenizer.eos_id) if i is not None),
         prompt_keys=[zlib.crc32(problem.id.encode()) for problem in problems],
     )
     with progress(label or skill, len(problems) * n, unit="completions") as bar:
@@ -209,7 +219,7 @@ def solve(
     records = []
     for completion in finished:
         problem = problems[completion.prompt_index]
-        text = tokenizer.decode(completion.token_ids)
+        text = tokenizer.decode([i for i in completion.token_ids if i != tokenizer.eos_id])
         found = extract(text)
         thinking_tokens, answer_tokens = count_tokens(completion.token_ids, tokenizer)
         records.append(
@@ -233,36 +243,17 @@ def solve(
 
 
 def problem_metrics(records: Sequence[EvalRecord], *, seed: int = 0) -> dict[str, Interval]:
-    """pass@k for k = 1, 4, n, majority@n, share well-formed, lengths: means over problems with intervals."""
-    per_problem = by_problem(records)
-    n = min(len(own) for own in per_problem)
-    correct = np.array([sum(record.correct for record in own[:n]) for own in per_problem])
-    metrics = {
-        f"pass_at_{k}": bootstrap_mean(pass_at_k(n, correct, k), seed=seed) for k in sorted({1, min(4, n), n})
-    }
-    if n > 1:
-        metrics[f"majority_at_{n}"] = bootstrap_mean(majorities(per_problem, n), seed=seed)
-    metrics["well_formed"] = _mean_over_problems(records, lambda r: r.well_formed)
-    metrics["truncated"] = _mean_over_problems(records, lambda r: r.finish_reason == "length")
-    metrics["thinking_tokens"] = _mean_over_problems(records, lambda r: r.thinking_tokens)
-    metrics["answer_tokens"] = _mean_over_problems(records, lambda r: r.answer_tokens)
-    return metrics
+    """pass@k, majority@k, format and lengths: means over problems with their intervals."""
+    scores = score_problems(records, ks=PASS_AT, seed=seed)
+    return {name: bootstrap_mean(values, seed=seed) for name, values in scores.values.items()}
 
 
-def majorities(per_problem: Sequence[Sequence[EvalRecord]], k: int) -> np.ndarray:
-    """Per problem, the share of its majority answer(s) that is right."""
-    return np.array(
-        [majority_at_k([record.strict for record in own], own[0].gold, k=k) for own in per_problem], dtype=float
-    )
-
-
-def by_problem(records: Sequence[EvalRecord]) -> list[list[EvalRecord]]:
-    """Records of each problem, in the order they come (a problem's records stand together)."""
-    return [list(own) for _, own in groupby(records, key=lambda record: record.problem_id)]
-
-
-def _mean_over_problems(records: Sequence[EvalRecord], value: Callable[[EvalRecord], float]) -> Interval:
-    return bootstrap_mean(np.array([np.mean([value(record) for record in own]) for own in by_problem(records)]))
+def probe_metrics(records: Sequence[EvalRecord]) -> dict[str, Interval]:
+    """Share of completions that do not turn to arithmetic, over prompts."""
+    answers: dict[str, list[bool]] = {}
+    for record in records:
+        answers.setdefault(record.problem_id, []).append(not is_arithmetic(record.text))
+    return {"non_arithmetic": bootstrap_mean([float(np.mean(own)) for own in answers.values()])}
 
 
 def is_arithmetic(text: str) -> bool:
@@ -310,15 +301,16 @@ def recall(model: GPT, questions: Sequence[Question], *, rows: int = 256) -> lis
 
 
 def fact_metrics(recalls: Sequence[Recall]) -> dict[str, Interval]:
-    """Share recalled in each group, over subjects: a subject's questions are averaged first."""
-    metrics = {}
-    for group in dict.fromkeys(recall.group for recall in recalls):
-        subjects: dict[str, list[bool]] = {}
-        for each in recalls:
-            if each.group == group:
-                subjects.setdefault(each.subject, []).append(each.recalled)
-        metrics[group] = bootstrap_mean(np.array([np.mean(own) for own in subjects.values()]))
-    return metrics
+    """Share recalled in each group, over subjects."""
+    return {group: bootstrap_mean(values) for group, values in recalled_by_subject(recalls).items()}
+
+
+def recalled_by_subject(recalls: Sequence[Recall]) -> dict[str, list[float]]:
+    """group -> share recalled of each subject's questions, subjects in order of appearance."""
+    groups: dict[str, dict[str, list[bool]]] = {}
+    for each in recalls:
+        groups.setdefault(each.group, {}).setdefault(each.subject, []).append(each.recalled)
+    return {group: [float(np.mean(own)) for own in subjects.values()] for group, subjects in groups.items()}
 
 
 @torch.inference_mode()
@@ -336,55 +328,38 @@ def perplexity(model: GPT, blocks: Tensor, *, rows: int = 32) -> dict[str, Inter
     return {"perplexity": Interval(**bounds, n=mean.n), "nats_per_token": mean}
 
 
-def compare(before: Evaluation, after: Evaluation) -> dict[str, Difference]:
-    """Paired differences on the same problems, facts and blocks: what `after` gained or lost over `before`."""
-    return compare_records(before.records, after.records) | compare_recalls(before.recalls, after.recalls)
-
-
 def compare_records(before: Sequence[EvalRecord], after: Sequence[EvalRecord]) -> dict[str, Difference]:
-    """pass@1, pass@n, majority@n, format and length on the problems, pass@1 on arithmetic.
+    """Paired differences on the same problems: what `after` gained or lost over `before`.
 
+    With different numbers of samples the first ones of each problem count. pass@k and majority@k of the problems (the
+    latter with McNemar's exact p-value where the majorities are right or wrong), format, length; pass@1 of arithmetic.
     Raises UserError when the two were not measured on the same problems.
     """
     differences: dict[str, Difference] = {}
-    for skill in ("problems", "arithmetic"):
-        pair = [by_problem([r for r in records if r.skill == skill]) for records in (before, after)]
-        if not pair[0] or not pair[1]:
+    for skill, prefix in (("problems", ""), ("arithmetic", "arithmetic_")):
+        sides = [[record for record in records if record.skill == skill] for records in (before, after)]
+        if not all(sides):
             continue
-        if [own[0].problem_id for own in pair[0]] != [own[0].problem_id for own in pair[1]]:
+        samples = min(1 + max(record.sample_index for record in side) for side in sides)
+        old, new = (
+            score_problems([record for record in side if record.sample_index < samples], ks=PASS_AT) for side in sides
+        )
+        if old.problem_ids != new.problem_ids:
             raise UserError(f"the two evaluations used different {skill}; evaluate both with the same settings.")
-        n = min(len(own) for side in pair for own in side)
-        correct = [np.array([sum(record.correct for record in own[:n]) for own in side]) for side in pair]
-        prefix = "" if skill == "problems" else f"{skill}_"
-        for k in sorted({1, n}) if skill == "problems" else [1]:
-            differences[f"{prefix}pass_at_{k}"] = paired_difference(*(pass_at_k(n, c, k) for c in correct))
-        if skill == "problems":
-            if n > 1:
-                majority = [majorities(side, n) for side in pair]
-                differences[f"majority_at_{n}"] = _with_mcnemar(paired_difference(*majority), *majority)
-            for name in ("well_formed", "thinking_tokens"):
-                values = [np.array([np.mean([getattr(r, name) for r in own]) for own in side]) for side in pair]
-                differences[name] = paired_difference(*values)
+        for name in old.values if skill == "problems" else ("pass_at_1",):
+            pair = old.values[name], new.values[name]
+            difference = paired_difference(*pair, higher_is_better=name not in ("truncated", "thinking_tokens"))
+            if name.startswith("majority"):
+                difference = replace(difference, p_value=mcnemar_exact(*(values > 0.5 for values in pair)))
+            differences[prefix + name] = difference
     return differences
-
-
-def _with_mcnemar(difference: Difference, before: np.ndarray, after: np.ndarray) -> Difference:
-    """The same difference with the p-value of McNemar's exact test on right / wrong majorities."""
-    fields = asdict(difference) | {"p_value": mcnemar_exact(before > 0.5, after > 0.5)}
-    return Difference(**fields)
 
 
 def compare_recalls(before: Sequence[Recall], after: Sequence[Recall]) -> dict[str, Difference]:
-    """Paired differences of the share recalled, by group of facts, over subjects."""
-    differences = {}
-    for group in dict.fromkeys(recall.group for recall in before):
-        sides = []
-        for recalls in (before, after):
-            subjects: dict[str, list[bool]] = {}
-            for each in recalls:
-                if each.group == group:
-                    subjects.setdefault(each.subject, []).append(each.recalled)
-            sides.append(np.array([np.mean(own) for own in subjects.values()]))
-        if len(sides[0]) == len(sides[1]):
-            differences[f"facts_{group}"] = paired_difference(sides[0], sides[1])
-    return differences
+    """Paired differences of the share recalled, by group of facts, over the subjects."""
+    old, new = recalled_by_subject(before), recalled_by_subject(after)
+    return {
+        f"facts_{group}": paired_difference(old[group], new[group])
+        for group in old
+        if len(old[group]) == len(new.get(group, ()))
+    }

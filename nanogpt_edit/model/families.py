@@ -10,10 +10,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
 
 from nanogpt_edit.errors import UserError
-from nanogpt_edit.model.gpt import GPTConfig, RopeScaling
+from nanogpt_edit.model.gpt import Activation, GPTConfig, RopeScaling
 
 ARCHITECTURES = {
     "gpt2": "GPT2LMHeadModel",
@@ -51,10 +50,11 @@ CONV1D_MODULES = frozenset({"attn.qkv", "attn.out", "mlp.up", "mlp.down"})
 # Tensors of older files that are no weights: the causal mask, the rotary frequencies.
 NOT_WEIGHTS = (".attn.bias", ".attn.masked_bias", ".rotary_emb.inv_freq")
 
-GELUS: dict[str, Literal["gelu_tanh", "gelu"]] = {
+GPT2_ACTIVATIONS: dict[str, Activation] = {
     "gelu_new": "gelu_tanh",
     "gelu_pytorch_tanh": "gelu_tanh",
     "gelu": "gelu",
+    "relu": "relu",
 }
 
 
@@ -133,8 +133,10 @@ def _gpt2_config(keys: _Keys) -> GPTConfig:
     keys.expect("scale_attn_by_inverse_layer_idx", False)
     keys.expect("add_cross_attention", False)
     activation = keys.text("activation_function", "gelu_new")
-    if activation not in GELUS:
-        raise UserError(f'{keys.file}: activation "{activation}" is not supported; supported are {_list(GELUS)}.')
+    if activation not in GPT2_ACTIVATIONS:
+        raise UserError(
+            f'{keys.file}: activation "{activation}" is not supported; supported are {_list(GPT2_ACTIVATIONS)}.'
+        )
     return GPTConfig(
         vocab_size=keys.integer("vocab_size"),
         block_size=keys.integer("n_positions"),
@@ -143,7 +145,7 @@ def _gpt2_config(keys: _Keys) -> GPTConfig:
         n_embd=keys.integer("n_embd"),
         mlp_dim=keys.optional_integer("n_inner"),
         norm_eps=keys.number("layer_norm_epsilon", 1e-5),
-        activation=GELUS[activation],
+        activation=GPT2_ACTIVATIONS[activation],
         bias=keys.flag("bias", True),
         qkv_bias=keys.flag("bias", True),
         tie_embeddings=keys.flag("tie_word_embeddings", True),
@@ -158,7 +160,7 @@ def _gpt2_json(config: GPTConfig) -> dict[str, object]:
         "n_layer": config.n_layer,
         "n_head": config.n_head,
         "n_inner": config.mlp_dim,
-        "activation_function": "gelu" if config.activation == "gelu" else "gelu_new",
+        "activation_function": next(name for name, ours in GPT2_ACTIVATIONS.items() if ours == config.activation),
         "layer_norm_epsilon": config.norm_eps,
         "tie_word_embeddings": config.tie_embeddings,
         "attn_pdrop": 0.0,

@@ -14,7 +14,9 @@ F MLP width, V vocabulary.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -26,6 +28,15 @@ from nanogpt_edit.errors import UserError
 if TYPE_CHECKING:
     from nanogpt_edit.model.kv_cache import KVCache
     from nanogpt_edit.model.tokenizer import Tokenizer
+
+
+Activation = Literal["gelu_tanh", "gelu", "relu", "swiglu"]
+ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
+    "gelu_tanh": partial(F.gelu, approximate="tanh"),
+    "gelu": F.gelu,
+    "relu": F.relu,
+    "swiglu": F.silu,  # of the gate
+}
 
 
 @dataclass(frozen=True)
@@ -60,7 +71,7 @@ class GPTConfig:
     """Width of the MLP (None: 4 n_embd)."""
     norm: Literal["layernorm", "rmsnorm"] = "layernorm"
     norm_eps: float = 1e-5
-    activation: Literal["gelu_tanh", "gelu", "swiglu"] = "gelu_tanh"
+    activation: Activation = "gelu_tanh"
     positions: Literal["learned", "rope"] = "learned"
     rope_theta: float = 10_000.0
     rope_scaling: RopeScaling | None = None
@@ -131,18 +142,17 @@ class MLP(nn.Module):
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
         gated = config.activation == "swiglu"
-        self.approximate = "tanh" if config.activation == "gelu_tanh" else "none"
         self.gate = nn.Linear(config.n_embd, config.mlp_size, bias=config.bias) if gated else None
         self.up = nn.Linear(config.n_embd, config.mlp_size, bias=config.bias)
         self.down = nn.Linear(config.mlp_size, config.n_embd, bias=config.bias)
-        self.relu = config.activation == "relu"
+        self.activation = ACTIVATIONS[config.activation]
         self.mlp_key = Site()
 
     def forward(self, x: Tensor) -> Tensor:
         if self.gate is None:
-            key = F.gelu(self.up(x), approximate=self.approximate)  # (B, T, F)
+            key = self.activation(self.up(x))  # (B, T, F)
         else:
-            key = F.silu(self.gate(x)) * self.up(x)
+            key = self.activation(self.gate(x)) * self.up(x)
         return self.down(self.mlp_key(key))
 
 

@@ -45,8 +45,8 @@ class GRPOConfig(LoopConfig):
     """Completions of each problem (G)."""
     temperature: float = 1.0
     """Of the sampler and of the trainer's log-probabilities."""
-    max_new_tokens: int = 128
-    """A completion is cut after this many tokens."""
+    max_new_tokens: int | None = None
+    """A completion is cut after this many tokens (None: a quarter more than the longest worked solution has)."""
     rewards: dict[str, float] = field(default_factory=lambda: {"accuracy": 1.0})
     """Weight of each reward: accuracy, format, or any module:function."""
     advantage: Advantage = "zscore"
@@ -98,7 +98,7 @@ class RolloutGroup:
     prompt: tuple[int, ...]
     completions: tuple[Completion, ...]
     rewards: Mapping[str, tuple[float, ...]]
-    """By reward name, unweighted, one number per completion."""
+    """By reward name, unweighted, one number per completion; accuracy and format are always among them."""
     total: Tensor
     """(G,) weighted sum of the rewards."""
 
@@ -126,6 +126,7 @@ def grpo(
     engine = Engine(model, max_slots=config.problems_per_step * config.group_size)
     trainer = Trainer(model, config, label="grpo", state=state, log=log)
     for step in trainer.steps():
+        model.eval()  # no dropout in reinforcement learning: the policy that is trained is the one that was sampled
         metrics: dict[str, float] = {}
         if trainer.is_time_to_evaluate():
             metrics["val_pass_at_1"] = validation_accuracy(engine, validation, config, seed=seed)
@@ -136,7 +137,9 @@ def grpo(
         metrics |= describe(sampled)
         metrics |= update(model, reference, groups, config, trainer)
         trainer.log(
-            tokens=sum(group.tokens for group in sampled), shown=("reward", "entropy", "mean_tokens"), **metrics
+            tokens=sum(group.tokens for group in sampled),
+            shown=("accuracy", "well_formed", "entropy", "mean_tokens", "val_pass_at_1"),
+            **metrics,
         )
         explain_stall(metrics, step)
     if config.keep == "best" and config.steps:
@@ -153,7 +156,9 @@ def rollouts(
     with_signal = 0
     for number in range(rounds):
         chosen = rows_of_step(len(problems), rows=config.problems_per_step, seed=seed, step=step * rounds + number)
-        for group in sample_groups(engine, [problems[i] for i in chosen], config, seed=seed, step=step * rounds + number):
+        for group in sample_groups(
+            engine, [problems[i] for i in chosen], config, seed=seed, step=step * rounds + number
+        ):
             with_signal += group.has_signal
             yield group
         if with_signal >= config.problems_per_step:
@@ -170,7 +175,7 @@ def sample_groups(
     sampling = Sampling(
         temperature=config.temperature,
         top_k=None,
-        max_new_tokens=config.max_new_tokens,
+        max_new_tokens=config.max_new_tokens or engine.model.config.block_size,
         seed=int(np.random.default_rng([seed, step]).integers(2**62)),
     )
     completions = engine.generate(
@@ -180,7 +185,7 @@ def sample_groups(
     for i, problem in enumerate(problems):
         own = completions[i * config.group_size : (i + 1) * config.group_size]
         texts = [tokenizer.decode(completion.token_ids) for completion in own]
-        rewards = score(config.rewards, problem, texts)
+        rewards = score({"accuracy": 0.0, "format": 0.0} | config.rewards, problem, texts)
         total = sum(torch.tensor(rewards[name]) * weight for name, weight in config.rewards.items())
         assert isinstance(total, Tensor)
         groups.append(
@@ -202,11 +207,21 @@ def update(
     entropy_coef = config.entropy_coef_at(trainer.step)
     metrics = {"loss": 0.0, "kl": 0.0, "entropy": 0.0, "clip_low_share": 0.0, "clip_high_share": 0.0}
     metrics |= {"grad_norm": 0.0, "sampler_gap": 0.0, "entropy_coef": entropy_coef}
-    parts = [part for part in (groups[i :: config.updates_per_rollout] for i in range(config.updates_per_rollout)) if part]
+    parts = [
+        part for part in (groups[i :: config.updates_per_rollout] for i in range(config.updates_per_rollout)) if part
+    ]
     for number, part in enumerate(parts):
         tokens = sum(group.tokens for group in part)
         for micro_batch in group_batches(part, max_tokens=config.micro_batch_tokens):
-            terms = group_terms(model, reference, micro_batch, config, tokens=tokens, groups_of_update=len(part), entropy_coef=entropy_coef)
+            terms = group_terms(
+                model,
+                reference,
+                micro_batch,
+                config,
+                tokens=tokens,
+                groups_of_update=len(part),
+                entropy_coef=entropy_coef,
+            )
             terms.loss.backward()
             metrics["loss"] += terms.loss.item() / len(parts)
             metrics["kl"] += terms.kl / len(parts)
@@ -291,6 +306,8 @@ def describe(groups: Sequence[RolloutGroup]) -> dict[str, float]:
     return {
         "reward": float(np.mean([group.total.mean().item() for group in groups])),
         **means,
+        "accuracy": means["reward_accuracy"],
+        "well_formed": means["reward_format"],
         "groups_dropped": float(np.mean([not group.has_signal for group in groups])),
         "mean_tokens": float(lengths.mean()),
         "max_tokens": float(lengths.max()),
@@ -300,7 +317,8 @@ def describe(groups: Sequence[RolloutGroup]) -> dict[str, float]:
 
 def validation_accuracy(engine: Engine, problems: Sequence[Problem], config: GRPOConfig, *, seed: int) -> float:
     """pass@1 at temperature 0.7 on the first `evaluate_problems` validation problems, always with the same seed."""
-    sampling = Sampling(temperature=0.7, top_k=50, max_new_tokens=config.max_new_tokens, seed=seed)
+    limit = config.max_new_tokens or engine.model.config.block_size
+    sampling = Sampling(temperature=0.7, top_k=50, max_new_tokens=limit, seed=seed)
     records = solve(
         engine, problems[: config.evaluate_problems], n=config.evaluate_samples, sampling=sampling, skill="validation"
     )

@@ -30,6 +30,7 @@ from nanogpt_edit.errors import UserError
 from nanogpt_edit.files import append_jsonl, atomic_file, read_jsonl, write_jsonl
 from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.progress import progress, say
+from nanogpt_edit.train.muon import Muon
 
 STATES_KEPT = 2
 SKIPS_ALLOWED = 5  # steps in a row with a non-finite loss or gradient before the run stops
@@ -41,8 +42,12 @@ class LoopConfig:
 
     steps: int = 1000
     """Optimizer steps; 0 leaves the stage out."""
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    """adamw for every weight, or muon for the matrices of the blocks and adamw for the rest."""
     learning_rate: float = 1e-3
     """AdamW's peak step size."""
+    muon_learning_rate: float = 0.02
+    """Muon's peak step size."""
     warmup_steps: int = 0
     """Steps over which the learning rate rises from 0."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
@@ -71,15 +76,35 @@ class LoopConfig:
                 raise UserError(f"{name} is {getattr(self, name)}; it must be above 0.")
 
 
-def learning_rate_at(step: int, config: LoopConfig) -> float:
-    """The learning rate of step 0, 1, …: linear warm-up, then cosine or linear to `final_learning_rate`, or flat."""
+def schedule_at(step: int, config: LoopConfig) -> float:
+    """The share of the peak learning rate at step 0, 1, …: linear warm-up, then cosine or linear decay, or flat."""
     if step < config.warmup_steps:
-        return config.learning_rate * (step + 1) / config.warmup_steps
+        return (step + 1) / config.warmup_steps
     if config.schedule == "constant":
-        return config.learning_rate
+        return 1.0
     done = (step - config.warmup_steps) / max(1, config.steps - 1 - config.warmup_steps)
     left = (1 + math.cos(math.pi * done)) / 2 if config.schedule == "cosine" else 1 - done
-    return config.learning_rate * (config.final_learning_rate + (1 - config.final_learning_rate) * left)
+    return config.final_learning_rate + (1 - config.final_learning_rate) * left
+
+
+def make_optimizers(model: GPT, config: LoopConfig) -> list[torch.optim.Optimizer]:
+    """AdamW, decaying matrices only; with Muon for the matrices of the blocks where the config says so."""
+    inner = dict(model.blocks.named_parameters()) if config.optimizer == "muon" else {}
+    orthogonal = [weight for weight in inner.values() if weight.dim() == 2]
+    taken = {id(weight) for weight in orthogonal}
+    others = [weight for weight in model.parameters() if id(weight) not in taken]
+    adamw = torch.optim.AdamW(
+        [
+            {"params": [w for w in others if w.dim() >= 2], "weight_decay": config.weight_decay},
+            {"params": [w for w in others if w.dim() < 2], "weight_decay": 0.0},
+        ],
+        lr=config.learning_rate,
+        betas=(0.9, config.beta2),
+        fused=True,
+    )
+    if not orthogonal:
+        return [adamw]
+    return [adamw, Muon(orthogonal, lr=config.muon_learning_rate, weight_decay=config.weight_decay)]
 
 
 class Trainer:
@@ -91,14 +116,10 @@ class Trainer:
         self.step = 0
         self.best_score = -math.inf
         self.skipped_in_a_row = 0
-        matrices = [p for p in model.parameters() if p.dim() >= 2]
-        vectors = [p for p in model.parameters() if p.dim() < 2]
-        self.optimizer = torch.optim.AdamW(
-            [{"params": matrices, "weight_decay": config.weight_decay}, {"params": vectors, "weight_decay": 0.0}],
-            lr=config.learning_rate,
-            betas=(0.9, config.beta2),
-            fused=True,
-        )
+        self.optimizers = make_optimizers(model, config)
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["peak"] = group["lr"]
 
     def steps(self) -> Iterator[int]:
         """The steps still to do. Saves the state now and then, and when SIGINT or SIGTERM asks to stop."""
@@ -122,14 +143,15 @@ class Trainer:
         """
         norm = float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.grad_clip))
         if math.isfinite(norm):
-            for group in self.optimizer.param_groups:
-                group["lr"] = learning_rate_at(self.step, self.config)
-            self.optimizer.step()
+            for optimizer in self.optimizers:
+                for group in optimizer.param_groups:
+                    group["lr"] = group["peak"] * schedule_at(self.step, self.config)
+                optimizer.step()
             self.skipped_in_a_row = 0
         else:
             self.skipped_in_a_row += 1
             say(f"{self.label}: step {self.step} has a gradient that is not finite; it is skipped.")
-        self.optimizer.zero_grad(set_to_none=True)
+        self.model.zero_grad(set_to_none=True)
         if self.skipped_in_a_row >= SKIPS_ALLOWED:
             raise UserError(
                 f"{self.label}: {SKIPS_ALLOWED} steps in a row had a gradient that is not finite, up to step "
@@ -143,7 +165,7 @@ class Trainer:
         line = {
             "step": self.step,
             **metrics,
-            "lr": learning_rate_at(self.step, self.config),
+            "lr": self.config.learning_rate * schedule_at(self.step, self.config),
             "tokens_per_second": tokens / seconds,
             "seconds": seconds,
         }
@@ -177,8 +199,9 @@ class Trainer:
     def _save_state(self) -> None:
         tensors = dict(self.model.named_parameters())
         for name, parameter in self.model.named_parameters():
-            for moment, value in self.optimizer.state.get(parameter, {}).items():
-                tensors[f"{moment}/{name}"] = value
+            for optimizer in self.optimizers:
+                for moment, value in optimizer.state.get(parameter, {}).items():
+                    tensors[f"{moment}/{name}"] = value
         save_tensors(
             self.state / f"step_{self.step:08}.safetensors", tensors, {"step": self.step, "best_score": self.best_score}
         )
@@ -194,12 +217,12 @@ class Trainer:
                 continue
             parameters = dict(self.model.named_parameters())
             _copy_into(parameters, {name: tensors[name] for name in parameters})
-            for name, parameter in parameters.items():
-                moments = {key.split("/")[0]: value for key, value in tensors.items() if key.endswith(f"/{name}")}
-                if moments:
-                    self.optimizer.state[parameter] = {
-                        moment: value.to(parameter.device) for moment, value in moments.items()
-                    }
+            owners = {id(p): o for o in self.optimizers for group in o.param_groups for p in group["params"]}
+            for key, value in tensors.items():
+                moment, _, name = key.rpartition("/")
+                if moment:
+                    parameter = parameters[name]
+                    owners[id(parameter)].state[parameter][moment] = value.to(parameter.device)
             self.step, self.best_score = int(notes["step"]), float(notes["best_score"])
             say(f"{self.label}: goes on at step {self.step} of {self.config.steps}.")
             break

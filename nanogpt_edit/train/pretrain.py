@@ -31,6 +31,9 @@ class PretrainConfig(LoopConfig):
     """Tokens per row."""
     fact_repeats: int = 8
     """How often the world's facts occur in the text for each time its word problems do."""
+    text: str | None = "auto"
+    """Further plain text: a file, a folder or a hub data set; auto takes a folder "text" beside the problems' folder if
+    there is one, none takes nothing."""
 
 
 @dataclass(frozen=True)
