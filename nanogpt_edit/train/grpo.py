@@ -137,9 +137,9 @@ def grpo(
         metrics |= describe(sampled)
         metrics |= update(model, reference, groups, config, trainer)
         trainer.log(
+            metrics,
             tokens=sum(group.tokens for group in sampled),
             shown=("accuracy", "well_formed", "entropy", "mean_tokens", "val_pass_at_1"),
-            **metrics,
         )
         explain_stall(metrics, step)
     if config.keep == "best" and config.steps:

@@ -14,7 +14,7 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -159,8 +159,8 @@ class Trainer:
             )
         return norm
 
-    def log(self, *, tokens: int, shown: tuple[str, ...] = ("loss",), **metrics: float) -> None:
-        """Write one line for this step: what happened, its learning rate, tokens/s and seconds."""
+    def log(self, metrics: Mapping[str, float], *, tokens: int, shown: Sequence[str] = ("loss", "val_loss")) -> None:
+        """Write one line for this step: what happened, its learning rate, tokens/s and seconds; show some of it."""
         seconds = time.perf_counter() - self._started
         line = {
             "step": self.step,
@@ -197,7 +197,7 @@ class Trainer:
         shutil.rmtree(self.state, ignore_errors=True)
 
     def _save_state(self) -> None:
-        tensors = dict(self.model.named_parameters())
+        tensors: dict[str, Tensor] = dict(self.model.named_parameters())
         for name, parameter in self.model.named_parameters():
             for optimizer in self.optimizers:
                 for moment, value in optimizer.state.get(parameter, {}).items():
@@ -231,10 +231,10 @@ class Trainer:
             write_jsonl(self.log_path, done)
 
 
-def save_tensors(path: Path, tensors: dict[str, Tensor], notes: dict[str, float]) -> None:
+def save_tensors(path: Path, tensors: Mapping[str, Tensor], notes: Mapping[str, float]) -> None:
     """Write tensors and a few numbers as one safetensors file with a checksum, atomically."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    metadata = {"notes": json.dumps(notes), "sha256": _checksum(tensors)}
+    metadata = {"notes": json.dumps(dict(notes)), "sha256": _checksum(tensors)}
     with atomic_file(path) as temporary:
         save_file(tensors, temporary, metadata=metadata)
 

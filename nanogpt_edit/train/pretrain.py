@@ -100,6 +100,6 @@ def pretrain(
         metrics = {"loss": loss.item(), "grad_norm": norm}
         if trainer.is_time_to_evaluate():
             metrics["val_loss"] = held_out_loss(model, validation)
-        trainer.log(tokens=windows[:, 1:].numel(), **metrics)
+        trainer.log(metrics, tokens=windows[:, 1:].numel())
     trainer.finish(use_best=False)
     return trainer

@@ -124,7 +124,7 @@ def sft(
                 model, validation, max_tokens=config.micro_batch_tokens, pad_id=pad_id
             )
             trainer.keep_if_best(-metrics["val_loss"])
-        trainer.log(tokens=sum(len(row.token_ids) for row in rows), shown=("loss", "val_loss"), **metrics)
+        trainer.log(metrics, tokens=sum(len(row.token_ids) for row in rows))
     trainer.finish(use_best=True)
     return trainer
 
