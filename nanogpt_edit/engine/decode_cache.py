@@ -26,7 +26,14 @@ class DecodeCache(KVCache):
     """A `KVCache` of the rows' own tokens, with the prompts they continue in front."""
 
     def __init__(
-        self, config: GPTConfig, *, rows: int, capacity: int, longest_prompt: int, device: torch.device, dtype: torch.dtype
+        self,
+        config: GPTConfig,
+        *,
+        rows: int,
+        capacity: int,
+        longest_prompt: int,
+        device: torch.device,
+        dtype: torch.dtype,
     ) -> None:
         super().__init__(config, rows=rows, capacity=capacity, device=device, dtype=dtype)
         self.slots, self.longest_prompt = rows, longest_prompt
@@ -117,7 +124,9 @@ class DecodeCache(KVCache):
         self._is_grid = cells == self.rows and bool((self._cell == torch.arange(self.rows, device=order.device)).all())
         width = int(self.prompt_lengths.max())
         hidden = torch.arange(width, device=order.device) >= self.prompt_lengths[self.prompt_of_row][:, None]
-        self._prompt_bias = torch.zeros(hidden.shape, device=order.device, dtype=self.keys.dtype).masked_fill_(hidden, NEVER)
+        self._prompt_bias = torch.zeros(hidden.shape, device=order.device, dtype=self.keys.dtype).masked_fill_(
+            hidden, NEVER
+        )
         self._width = width
         self._bias_length = -1
 

@@ -136,7 +136,12 @@ class _Batch:
     """The running rows: what each was asked for, has written, and may still write."""
 
     def __init__(
-        self, engine: Engine, prompts: Sequence[Sequence[int]], sampling: Sampling, stop_ids: frozenset[int], wanted: int
+        self,
+        engine: Engine,
+        prompts: Sequence[Sequence[int]],
+        sampling: Sampling,
+        stop_ids: frozenset[int],
+        wanted: int,
     ) -> None:
         self.model, self.prompts, self.sampling = engine.model, prompts, sampling
         config, self.device = engine.model.config, engine.model.device
@@ -144,9 +149,7 @@ class _Batch:
         self.vocab_size = tokenizer.vocab_size if tokenizer is not None else config.vocab_size
         self.stop_ids = torch.tensor(sorted(stop_ids), dtype=torch.long, device=self.device)
         self.max_new = min(sampling.max_new_tokens, config.block_size - min(map(len, prompts)))
-        self.cache = engine.cache_for(
-            wanted, own=self.max_new + SLACK_COLUMNS, longest_prompt=max(map(len, prompts))
-        )
+        self.cache = engine.cache_for(wanted, own=self.max_new + SLACK_COLUMNS, longest_prompt=max(map(len, prompts)))
         self.slots = min(wanted, self.cache.slots)
         self.last_logits: dict[int, Tensor] = {}  # of the running prompts: what follows their last token, (V,)
         self.requests: list[Request] = []
@@ -209,7 +212,11 @@ class _Batch:
         for row, prompt in enumerate(prompts):
             token_ids[row, : len(prompt)] = torch.tensor(prompt, device=self.device)
         prefix = KVCache(
-            self.model.config, rows=len(prompts), capacity=token_ids.shape[1], device=self.device, dtype=self.model.dtype
+            self.model.config,
+            rows=len(prompts),
+            capacity=token_ids.shape[1],
+            device=self.device,
+            dtype=self.model.dtype,
         )
         states = self.model.hidden(token_ids, cache=prefix)
         self.cache.add_prompts(prompt_indices, prefix, lengths)

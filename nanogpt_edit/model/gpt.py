@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from nanogpt_edit.model.tokenizer import Tokenizer
 
 
+SINUSOID_AMPLITUDE = 0.03  # a root mean square of 0.02
+
 Activation = Literal["gelu_tanh", "gelu", "relu", "swiglu"]
 ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
     "gelu_tanh": partial(F.gelu, approximate="tanh"),
@@ -198,7 +200,11 @@ class GPT(nn.Module):
 
     @torch.no_grad()
     def _initialise(self, seed: int) -> None:
-        """Normal(0, 0.02); what is added to the residual stream is scaled by 1/√(2 n_layer); biases 0 (GPT-2)."""
+        """Normal(0, 0.02); what is added to the residual stream is scaled by 1/√(2 n_layer); biases 0 (GPT-2).
+
+        One difference: learned positions begin as sinusoids instead of noise, so that "one place back" is the same
+        rotation everywhere from the start.
+        """
         generator = torch.Generator(device=self.device).manual_seed(seed)
         for name, weight in self.named_parameters():
             if name.endswith("bias"):
@@ -209,6 +215,8 @@ class GPT(nn.Module):
                 residual = name.endswith(("attn.out.weight", "mlp.down.weight"))
                 spread = 0.02 / math.sqrt(2 * self.config.n_layer) if residual else 0.02
                 weight.normal_(0.0, spread, generator=generator)
+        if self.positions is not None:
+            self.positions.weight.copy_(sinusoids(self.config.block_size, self.config.n_embd))
 
     @property
     def device(self) -> torch.device:
@@ -321,6 +329,14 @@ def make_norm(config: GPTConfig) -> nn.Module:
 def causal_mask(new: int, seen: int, *, device: torch.device) -> Tensor:
     """(new, seen) bool: the last `new` of `seen` tokens may look at themselves and everything before."""
     return torch.ones(new, seen, dtype=torch.bool, device=device).tril(diagonal=seen - new)
+
+
+def sinusoids(positions: int, width: int) -> Tensor:
+    """(positions, width) sines and cosines of geometrically spaced frequencies (Vaswani et al. 2017, §3.5), as large as
+    the token embeddings they are added to."""
+    frequencies = 10_000.0 ** (-torch.arange(0, width, 2) / width)  # (width / 2,)
+    angles = torch.arange(positions)[:, None] * frequencies
+    return SINUSOID_AMPLITUDE * torch.cat((angles.sin(), angles.cos()), dim=1)[:, :width]
 
 
 def rotary_angles(config: GPTConfig, position_ids: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
