@@ -89,9 +89,10 @@ def test_a_model_comes_back_bit_for_bit(any_gpt: GPT, tokenizer: Tokenizer, dtyp
     [
         {"bias": False, "qkv_bias": False},
         {"activation": "gelu"},
+        {"activation": "relu"},
         {"mlp_dim": 40, "tie_embeddings": False, "norm_eps": 1e-6},
     ],
-    ids=["no biases", "exact gelu", "untied"],
+    ids=["no biases", "exact gelu", "relu", "untied"],
 )
 def test_variants_of_gpt2_come_back(changes: dict[str, Any], tmp_path: Path) -> None:
     model = GPT(replace(tiny_config("gpt2"), **changes), seed=1)
@@ -504,7 +505,10 @@ REFUSED: dict[str, tuple[Damage, str]] = {
         lambda d: edit_json(d / "config.json", model_type="mamba"),
         '"mamba" is not supported; supported are gpt2, llama, qwen2, qwen3',
     ),
-    "activation": (lambda d: edit_json(d / "config.json", activation_function="relu"), 'activation "relu"'),
+    "activation": (
+        lambda d: edit_json(d / "config.json", activation_function="tanh"),
+        'activation "tanh" is not supported',
+    ),
     "attention scale": (
         lambda d: edit_json(d / "config.json", scale_attn_by_inverse_layer_idx=True),
         '"scale_attn_by_inverse_layer_idx": True is not supported',
