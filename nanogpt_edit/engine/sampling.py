@@ -71,12 +71,14 @@ def draw_tokens(logits: Tensor, uniforms: Tensor, sampling: Sampling) -> tuple[T
 
 
 def invert_cdf(probabilities: Tensor, uniforms: Tensor) -> Tensor:
-    """(R, V) weights and (R,) uniforms -> (R, 1) index of the first column whose cumulated weight exceeds u · total."""
+    """(R, V) weights and (R,) uniforms -> (R, 1) index of the first column whose cumulated weight exceeds u · total.
+
+    A column of weight 0 is never chosen, even where u · total is rounded up to the total.
+    """
     cumulated = probabilities.cumsum(dim=-1)
-    target = uniforms[:, None].to(cumulated.dtype) * cumulated[:, -1:]
-    chosen = torch.searchsorted(cumulated, target, right=True)
-    last = (probabilities > 0).shape[-1] - 1
-    return chosen.clamp_(max=last)
+    total = cumulated[:, -1:].contiguous()
+    chosen = torch.searchsorted(cumulated, uniforms[:, None].to(cumulated.dtype) * total, right=True)
+    return torch.minimum(chosen, torch.searchsorted(cumulated, total))  # the column that completes the total
 
 
 def stream_keys(seed: int, prompt_keys: Tensor, sample_indices: Tensor) -> Tensor:
