@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 
 ROLES = {
@@ -87,41 +88,50 @@ def draw(
             (left / width, bottom / height, 1 - (left + right) / width, 1 - (top + bottom) / height), facecolor="none"
         )
         paint(axes)
+        _draw_ticks(axes)
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
     return Picture(name=name, title=title, caption=caption, svg=_tidy(buffer.getvalue(), name, title), legend=legend)
 
 
 def _style() -> AbstractContextManager[None]:
-    """Quiet axes: a rule below, light lines across, no box, no ticks; text is never read as mathematics."""
+    """Text stays text and is never read as mathematics; the same figure has the same ids every time."""
     return matplotlib.rc_context(
         {
             "svg.fonttype": "none",
             "svg.hashsalt": "report",
             "font.family": "sans-serif",
             "font.size": 11.0,
-            "axes.spines.top": False,
-            "axes.spines.right": False,
-            "axes.spines.left": False,
-            "axes.edgecolor": ROLES["rule"][0],
-            "axes.labelcolor": ROLES["muted"][0],
-            "axes.unicode_minus": True,
-            "axes.grid": True,
-            "axes.grid.axis": "y",
-            "axes.axisbelow": True,
             "axes.xmargin": 0.02,
-            "grid.color": ROLES["rule"][0],
-            "grid.linewidth": 0.8,
-            "xtick.color": ROLES["muted"][0],
-            "ytick.color": ROLES["muted"][0],
-            "xtick.major.size": 0,
-            "ytick.major.size": 0,
-            "xtick.minor.size": 0,
-            "ytick.minor.size": 0,
             "text.color": ROLES["ink"][0],
             "text.parse_math": False,
             "lines.linewidth": 1.8,
         }
+    )
+
+
+def _draw_ticks(axes: Axes) -> None:
+    """Quiet axes: a light line across for every tick of y and at the foot, a label for every tick, no box.
+
+    Drawn here from the locators and formatters, because matplotlib's own ticks take half the time of a figure this
+    small.
+    """
+    axes.set_axis_off()
+    across, up = axes.get_yaxis_transform(), axes.get_xaxis_transform()
+    lines = []
+    for axis, limits in ((axes.xaxis, axes.get_xlim()), (axes.yaxis, axes.get_ylim())):
+        low, high = sorted(limits)
+        places = [float(place) for place in axis.get_major_locator()() if low <= place <= high]
+        for place, label in zip(places, axis.get_major_formatter().format_ticks(places), strict=True):
+            if axis is axes.xaxis:
+                axes.text(place, -0.02, label, transform=up, ha="center", va="top", color=colour("muted"))
+            else:
+                axes.text(-0.02, place, label, transform=across, ha="right", va="center", color=colour("muted"))
+                lines.append([(0, place), (1, place)])
+    if lines:
+        lines.append([(0, axes.get_ylim()[0]), (1, axes.get_ylim()[0])])
+    axes.add_collection(
+        LineCollection(lines, transform=across, colors=[colour("rule")], linewidths=0.8, zorder=0.5), autolim=False
     )
 
 

@@ -85,9 +85,10 @@ def _curve(panel: Panel, lines: Sequence[tuple[Series, str, str, str]]) -> Pictu
         axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
         axes.yaxis.set_major_locator(MaxNLocator(4))
         axes.yaxis.set_major_formatter(FuncFormatter(_percent_tick if panel.share else _number_tick))
-        low, high = axes.get_ylim()
-        if high - low < 1e-9:  # a flat line stands in the middle, not in rounding noise
-            axes.set_ylim(low - 0.5 * max(abs(low), 1e-3), high + 0.5 * max(abs(high), 1e-3))
+        every = [value for series, *_ in lines for value in series.values]
+        middle = sum(every) / len(every)
+        if max(every) - min(every) <= 1e-6 * abs(middle):  # a flat line stands in the middle, not in rounding noise
+            axes.set_ylim(middle - (abs(middle) or 1) / 2, middle + (abs(middle) or 1) / 2)
 
     shown = labels.percent if panel.share else labels.number
     legend = tuple(
@@ -118,7 +119,7 @@ def _percent_tick(value: float, _: int | None = None) -> str:
 
 
 def _number_tick(value: float, _: int | None = None) -> str:
-    return f"{value:,.4g}".replace("-", "−")
+    return labels.number(value) if 0 < abs(value) < 1e-3 else f"{value:,.4g}".replace("-", "−")
 
 
 def pass_at_k(run: Run) -> Picture | None:

@@ -25,7 +25,7 @@ def edit_pictures(facts: Sequence[EditedFact]) -> list[Picture]:
             "edit-probability",
             lambda axes: _paint_probability(axes, facts),
             title="Probability of the new answer",
-            caption="one mark per fact; after (up) against before (across)",
+            caption="up: after; across: before",
             legend=legend,
             height=230,
             margins=(46, 8, 10, 42),
@@ -52,7 +52,7 @@ def _paint_probability(axes: Axes, facts: Sequence[EditedFact]) -> None:
     axes.xaxis.set_major_formatter(FuncFormatter(lambda p, _: labels.power(p)))
     axes.set_ylim(-0.03, 1.03)
     axes.yaxis.set_major_locator(FixedLocator([0, 0.25, 0.5, 0.75, 1]))
-    axes.set_xlabel("before")
+    axes.text(1, -0.16, "before", transform=axes.transAxes, ha="right", va="top", color=colour("muted"))
 
 
 def _paint_rank(axes: Axes, facts: Sequence[EditedFact]) -> None:
@@ -126,14 +126,13 @@ def heat_map(
     """Rows of tokens down, layers across; the deeper the colour the larger the effect, another colour below zero."""
 
     def paint(axes: Axes) -> None:
-        axes.grid(visible=False)
-        axes.spines["bottom"].set_visible(False)
         _paint_cells(axes, grid, top=top, with_text=len(columns) <= 8)
         axes.set_xlim(-0.5, len(columns) - 0.5)
         axes.set_ylim(len(rows) - 0.5, -0.5)
         step = max(1, math.ceil(len(columns) / 12))
-        axes.set_xticks(range(0, len(columns), step), [str(layer) for layer in columns[::step]])
-        axes.set_yticks([])
+        axes.xaxis.set_major_locator(FixedLocator(range(0, len(columns), step)))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: str(columns[round(x)])))
+        axes.yaxis.set_major_locator(NullLocator())
         for y, (row_name, bold) in enumerate(zip(rows, marked, strict=True)):
             axes.annotate(
                 _clip(row_name, 17),
