@@ -13,8 +13,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch.overrides import TorchFunctionMode
 
 from nanogpt_edit import files, progress
 from nanogpt_edit.errors import UserError
@@ -76,7 +78,7 @@ def load(source: str | Path, *, device: torch.device | str = "cpu", dtype: torch
     _check_tokenizer(opened)
     if opened.tokenizer is not None and opened.tokenizer.vocab_size > stored_rows:
         config = replace(config, vocab_size=-(-opened.tokenizer.vocab_size // ROWS_MULTIPLE) * ROWS_MULTIPLE)
-    with torch.device("meta"):
+    with torch.device("meta"), _NoInitialisation():
         model = GPT(config)
     plan = weights.make_plan(model, opened.tensors, opened.config, opened.path, conv1d=opened.conv1d)
     model = model.to(dtype or weights.stored_dtype(plan, opened.tensors)).to_empty(device=device)
@@ -84,6 +86,18 @@ def load(source: str | Path, *, device: torch.device | str = "cpu", dtype: torch
     model.tokenizer, model.lineage = opened.tokenizer, opened.lineage
     _new_rows(model, opened, stored_rows)
     return model.eval()
+
+
+class _NoInitialisation(TorchFunctionMode):
+    """Leaves out the random values that torch's layers start with: on the meta device there are none to set, and the
+    attempt imports torch's compiler, which takes seconds."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func in (torch.Tensor.normal_, torch.Tensor.uniform_) or getattr(func, "__module__", "") == "torch.nn.init":
+            return (kwargs or {}).get("tensor", args[0] if args else None)
+        return func(*args, **(kwargs or {}))
 
 
 def save(
