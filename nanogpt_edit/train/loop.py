@@ -52,6 +52,8 @@ class LoopConfig:
     """Steps over which the learning rate rises from 0."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     """How the learning rate falls after the warm-up."""
+    decay_share: float = 1.0
+    """The learning rate falls over this last share of the steps after the warm-up, and is flat before."""
     final_learning_rate: float = 0.1
     """The last learning rate, as a share of the peak."""
     weight_decay: float = 0.0
@@ -77,12 +79,14 @@ class LoopConfig:
 
 
 def schedule_at(step: int, config: LoopConfig) -> float:
-    """The share of the peak learning rate at step 0, 1, …: linear warm-up, then cosine or linear decay, or flat."""
+    """The share of the peak learning rate at step 0, 1, …: linear warm-up, flat, then cosine or linear decay."""
     if step < config.warmup_steps:
         return (step + 1) / config.warmup_steps
     if config.schedule == "constant":
         return 1.0
-    done = (step - config.warmup_steps) / max(1, config.steps - 1 - config.warmup_steps)
+    last = config.steps - 1
+    begin = last - config.decay_share * (last - config.warmup_steps)
+    done = max(0.0, step - begin) / max(1.0, last - begin)
     left = (1 + math.cos(math.pi * done)) / 2 if config.schedule == "cosine" else 1 - done
     return config.final_learning_rate + (1 - config.final_learning_rate) * left
 

@@ -1,0 +1,365 @@
+"""A recipe, from nothing to the report: the stages in order.
+
+Each stage reads its inputs from the run folder and leaves its result there, complete or not at all. So a stage whose
+result is there is skipped, a half-done one goes on from its saved state, and a killed run is continued by calling it
+again. The models are loaded anew for each stage: what the next stage sees is what a person finds in the folder.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property, partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from nanogpt_edit import report
+from nanogpt_edit.data.problems import Problem, ProblemSplits, Sample, load_splits, prompt_ids, to_samples
+from nanogpt_edit.data.text import read_text, token_blocks
+from nanogpt_edit.data.world import World, make_world
+from nanogpt_edit.edit.editor import edit_model
+from nanogpt_edit.edit.fact_files import read_facts
+from nanogpt_edit.edit.facts import Fact
+from nanogpt_edit.edit.patch_files import save_patch
+from nanogpt_edit.edit.scores import score_patch
+from nanogpt_edit.errors import UserError
+from nanogpt_edit.evaluate import suite
+from nanogpt_edit.evaluate.records import read_records
+from nanogpt_edit.evaluate.transcript import transcript_record
+from nanogpt_edit.files import write_json
+from nanogpt_edit.model import checkpoint
+from nanogpt_edit.model.gpt import GPT, GPTConfig
+from nanogpt_edit.model.tokenizer import Tokenizer
+from nanogpt_edit.progress import console, say
+from nanogpt_edit.recipe import Recipe
+from nanogpt_edit.run_folder import RunFolder
+from nanogpt_edit.train.grpo import grpo
+from nanogpt_edit.train.pretrain import TokenStream, pretrain, token_stream
+from nanogpt_edit.train.sft import sft
+
+STAGES = ("base", "sft", "grpo", "edited")
+EXPECTATION_FAILED = 3
+WORLD_VOCABULARY, OTHER_VOCABULARY = 400, 2048
+TOKENIZER_PROBLEMS, TOKENIZER_FACTS = 1000, 3  # the vocabulary's text: so many problems, and all facts so many times
+HELD_OUT_DOCUMENTS, HELD_OUT_TOKENS = 400, 64
+
+
+def run(recipe: Recipe, out: Path) -> int:
+    """Run `recipe` in the folder `out`, or go on where an earlier call stopped -> exit status (3: expectation failed).
+
+    Raises UserError for bad input, before anything long begins.
+    """
+    folder = RunFolder(out)
+    with folder.locked():
+        folder.keep_recipe(recipe)
+        if recipe.threads is not None:
+            torch.set_num_threads(recipe.threads)
+        pipeline = Pipeline(recipe, folder, pick_device(recipe.device))
+        folder.keep_environment(pipeline.device)
+        for stage, work in pipeline.stages().items():
+            with folder.timed(stage):
+                work()
+        with folder.timed("report"):
+            summary = report.build(out)
+        summary = report.build(out)  # once more, with the report's own seconds in it
+    console.print(report.terminal_summary(summary))
+    say(f"The report: {out / 'report.html'}")
+    return EXPECTATION_FAILED if summary.any_failed else 0
+
+
+def pick_device(name: str) -> torch.device:
+    """auto: the first GPU when there is one. Raises UserError for a device this machine does not have."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UserError(f'device "{name}" is unknown; use auto, cpu, cuda or cuda:1.') from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise UserError(f'device "{name}" was asked for, but PyTorch sees no GPU here; use --device cpu.')
+    return device
+
+
+@dataclass
+class Pipeline:
+    """One run: its recipe, its folder, and the data its stages share (made when first asked for)."""
+
+    recipe: Recipe
+    folder: RunFolder
+    device: torch.device
+
+    def stages(self) -> dict[str, Callable[[], None]]:
+        """What is to be done, in order, under the names it is timed by."""
+        work: dict[str, Callable[[], None]] = {"world": self.prepare}
+        makers = {"base": self.make_base, "sft": self.make_sft, "grpo": self.make_grpo, "edited": self.make_edited}
+        previous = ""
+        for stage, maker in makers.items():
+            work[stage] = maker
+            work[f"evaluate_{stage}"] = partial(self.evaluate, stage, previous)
+            previous = stage
+        return work
+
+    # --- data ---------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def world(self) -> World:
+        return make_world(replace(self.recipe.world, seed=self.recipe.seed))
+
+    @cached_property
+    def problems(self) -> ProblemSplits:
+        if self.recipe.problems.path is None:
+            return self.world.problems
+        return load_splits(self.recipe.problems, seed=self.recipe.seed)
+
+    @cached_property
+    def facts(self) -> tuple[Fact, ...]:
+        return read_facts(self.recipe.facts)
+
+    @cached_property
+    def extra_text(self) -> list[str]:
+        """Plain text beside the world: `pretrain.text`, or a folder "text" that stands beside the problems."""
+        source = self.recipe.pretrain.text
+        if source == "auto":
+            beside = Path(self.recipe.problems.path or "").resolve().parent / "text"
+            if self.recipe.problems.path is None or not beside.is_dir():
+                return []
+            say(f"Base text: {beside} is read too, as it stands beside the problems (--pretrain.text none: leave out).")
+            source = str(beside)
+        return [] if source in (None, "none") else read_text(source)
+
+    @cached_property
+    def documents(self) -> list[str]:
+        """The base text: every fact several times, every training question once, further text once; shuffled."""
+        questions = [problem.question for problem in self.problems.train]
+        documents = list(self.world.sentences) * self.recipe.pretrain.fact_repeats + questions + self.extra_text
+        random.Random(self.recipe.seed).shuffle(documents)
+        return documents
+
+    def stream(self, tokenizer: Tokenizer) -> TokenStream:
+        return token_stream(self.documents, tokenizer, context_tokens=self.recipe.pretrain.context_tokens)
+
+    def held_out_blocks(self, tokenizer: Tokenizer, block_size: int) -> Tensor:
+        """Text no stage trains on: the questions of the validation problems."""
+        held_out = [problem.question for problem in self.problems.validation[:HELD_OUT_DOCUMENTS]]
+        return token_blocks(held_out, tokenizer, block_size=min(HELD_OUT_TOKENS, block_size))
+
+    def questions(self) -> list[suite.Question]:
+        """True facts the edits leave alone, the facts they change, and the new answers."""
+        edited = {(fact.relation, fact.subject.lower()) for fact in self.facts}
+        questions = [
+            suite.Question("recall", f"{s.relation}: {s.subject}", prompt, s.target)
+            for s in self.world.statements
+            if s.held_out < 0 and (s.relation, s.subject.lower()) not in edited
+            for prompt in s.prompts
+        ]
+        for fact in self.facts:
+            subject = f"{fact.relation}: {fact.subject}"
+            questions.append(suite.Question("recall_edited", subject, fact.prompt, fact.target_true))
+            questions.append(suite.Question("edited", subject, fact.prompt, fact.target_new))
+        return questions
+
+    def prepare(self) -> None:
+        """Read and check all data before anything long begins."""
+        for note in self.problems.notes:
+            say(note)
+        splits = {name: len(getattr(self.problems, name)) for name in ("train", "validation", "test")}
+        say(f"World: {len(self.world.statements)} facts, {splits['train']} problems, {len(self.facts)} edits to come.")
+        self.folder.keep_environment(self.device, problems=splits, facts=len(self.world.statements))
+
+    # --- models -------------------------------------------------------------------------------------------------
+
+    def load(self, stage: str) -> GPT:
+        return checkpoint.load(self.folder.model(stage), device=self.device)
+
+    def samples(self, problems: Sequence[Problem], model: GPT, what: str) -> list[Sample]:
+        assert model.tokenizer is not None
+        samples, notes = to_samples(problems, model.tokenizer, block_size=model.config.block_size)
+        for note in notes:
+            say(f"{what}: {note}")
+        return samples
+
+    def longest_completion(self, model: GPT) -> int:
+        """Room for a completion: a quarter more tokens than the longest worked solution in train."""
+        samples = self.samples(self.problems.train, model, "sft")
+        return min(model.config.block_size - 1, max(sum(sample.loss_mask) for sample in samples) * 5 // 4)
+
+    def make_base(self) -> None:
+        """A new model, pretrained on the base text; or an existing one, taken over."""
+        if self.folder.has_model("base"):
+            return
+        sizes = self.recipe.model
+        if sizes.source is not None:
+            model = checkpoint.load(sizes.source, device=self.device)
+            checkpoint.save(model, self.folder.model("base"), lineage_note=f"taken from {sizes.source}")
+            return
+        tokenizer = self.new_tokenizer()
+        config = GPTConfig(
+            vocab_size=tokenizer.vocab_size,
+            block_size=sizes.block_size,
+            n_layer=sizes.n_layer,
+            n_head=sizes.n_head,
+            n_embd=sizes.n_embd,
+            activation=sizes.activation,
+        )
+        model = GPT(config, seed=self.recipe.seed).to(self.device)
+        model.tokenizer = tokenizer
+        parameters = sum(parameter.numel() for parameter in model.parameters())
+        self.folder.keep_environment(self.device, parameters=parameters, vocabulary=tokenizer.vocab_size)
+        say(f"Base: a new {parameters / 1e6:.2f} M-parameter GPT-2 with {tokenizer.vocab_size} tokens.")
+        trainer = pretrain(
+            model,
+            self.stream(tokenizer),
+            self.held_out_blocks(tokenizer, config.block_size),
+            self.recipe.pretrain,
+            seed=self.recipe.seed,
+            state=self.folder.state("base"),
+            log=self.folder.log("pretrain"),
+        )
+        note = f"pretrained for {self.recipe.pretrain.steps} steps"
+        checkpoint.save(model, self.folder.model("base"), lineage_note=note)
+        trainer.clear()
+
+    def new_tokenizer(self) -> Tokenizer:
+        """A byte-level BPE of the facts and some of the problems; small, so that names are several tokens long."""
+        embedded = self.recipe.problems.path is None
+        entries = self.recipe.model.vocab_size or (WORLD_VOCABULARY if embedded else OTHER_VOCABULARY)
+        problems = [f"{problem.question} {problem.rationale}" for problem in self.problems.train[:TOKENIZER_PROBLEMS]]
+        return Tokenizer.train(
+            [*self.world.sentences * TOKENIZER_FACTS, *problems, *self.extra_text], vocab_size=entries
+        )
+
+    def make_sft(self) -> None:
+        if self.folder.has_model("sft"):
+            return
+        model = self.load("base")
+        assert model.tokenizer is not None
+        replays = self.recipe.sft.replay > 0 and self.recipe.model.source is None
+        trainer = sft(
+            model,
+            self.samples(self.problems.train, model, "sft"),
+            self.samples(self.problems.validation, model, "sft validation"),
+            self.recipe.sft,
+            replay=self.stream(model.tokenizer) if replays else None,
+            seed=self.recipe.seed,
+            pad_id=model.tokenizer.pad_id,
+            state=self.folder.state("sft"),
+            log=self.folder.log("sft"),
+        )
+        checkpoint.save(model, self.folder.model("sft"), lineage_note=f"SFT for {self.recipe.sft.steps} steps")
+        trainer.clear()
+
+    def make_grpo(self) -> None:
+        if self.folder.has_model("grpo"):
+            return
+        model = self.load("sft")
+        room = self.recipe.grpo.max_new_tokens or self.longest_completion(model)
+        config = replace(self.recipe.grpo, max_new_tokens=room)
+        problems = [problem for problem in self.problems.train if fits(problem, model, room)]
+        if left_out := len(self.problems.train) - len(problems):
+            say(f"grpo: {left_out} problems leave no room for a completion of {room} tokens; they are left out.")
+        trainer = grpo(
+            model,
+            problems,
+            self.problems.validation,
+            config,
+            seed=self.recipe.seed,
+            state=self.folder.state("grpo"),
+            log=self.folder.log("grpo"),
+        )
+        checkpoint.save(model, self.folder.model("grpo"), lineage_note=f"GRPO for {config.steps} steps")
+        trainer.clear()
+
+    def make_edited(self) -> None:
+        """All edits at once into the GRPO model: the patch, its scores, and the edited model."""
+        name = Path(self.recipe.facts).stem
+        if self.folder.has_model("edited"):
+            return
+        model = self.load("grpo")
+        assert model.tokenizer is not None
+        stream = self.stream(model.tokenizer)
+        context = self.recipe.pretrain.context_tokens
+        usable = len(stream.token_ids) // context * context
+        patch = edit_model(
+            model, self.facts, self.recipe.edit, covariance_blocks=stream.token_ids[:usable].view(-1, context)
+        )
+        scores = score_patch(model, patch)
+        patch = patch.bound_to(model)
+        save_patch(patch, self.folder.edits / f"{name}.safetensors")
+        scores.save(self.folder.edits, name, patch=patch)
+        say(f"Edit: {scores.success.value:.0%} of {len(self.facts)} facts at rank 1, in {patch.seconds:.1f} s.")
+        patch.apply(model)
+        checkpoint.save(model, self.folder.model("edited"))
+
+    # --- measurements -------------------------------------------------------------------------------------------
+
+    def evaluate(self, stage: str, previous: str) -> None:
+        """Measure one checkpoint, and compare it in pairs with the one before."""
+        folder = self.folder.evaluations
+        model = None
+        if not (folder / f"{stage}.json").exists():
+            model = self.load(stage)
+            assert model.tokenizer is not None
+            config = self.recipe.evaluate
+            if config.max_new_tokens is None:
+                config = replace(config, max_new_tokens=self.longest_completion(model))
+            if stage == "edited":
+                config = replace(config, samples=config.edited_samples)
+            test = [problem for problem in self.problems.test if fits(problem, model, 1)]
+            if len(test) < len(self.problems.test):
+                say(
+                    f"evaluate: {len(self.problems.test) - len(test)} test problems exceed block_size and are left out."
+                )
+            skills = suite.Skills(
+                problems=test,
+                arithmetic=self.world.arithmetic,
+                questions=self.questions(),
+                probes=suite.PROBES,
+                text=self.held_out_blocks(model.tokenizer, model.config.block_size),
+            )
+            suite.evaluate(model, skills, config, stage=stage).save(folder)
+            if stage == "grpo":
+                self.keep_transcript(model, folder)
+        if previous:
+            self.compare(previous, stage)
+
+    def compare(self, before: str, after: str) -> None:
+        folder = self.folder.evaluations
+        path = folder / f"compare_{after}-{before}.json"
+        if path.exists():
+            return
+        records = [read_records(folder / f"{stage}.jsonl") for stage in (before, after)]
+        recalls = [suite.read_recalls(folder / f"{stage}_facts.jsonl") for stage in (before, after)]
+        differences = suite.compare_records(*records) | suite.compare_recalls(*recalls)
+        write_json(path, {"metrics": {name: asdict(difference) for name, difference in differences.items()}})
+
+    def keep_transcript(self, model: GPT, folder: Path) -> None:
+        """One completion, token by token: the first correct one of the test problems."""
+        assert model.tokenizer is not None
+        records = [record for record in read_records(folder / "grpo.jsonl") if record.skill == "problems"]
+        record = next((record for record in records if record.correct), records[0])
+        write_json(
+            folder / "transcript.json",
+            transcript_record(
+                prompt_ids(record.prompt, model.tokenizer),
+                model.tokenizer.encode(record.text),
+                model.tokenizer,
+                stage="grpo",
+                gold=record.gold,
+                correct=record.correct,
+            ),
+        )
+
+    def trace(self) -> None:
+        """Where the base model recalls its facts: causal tracing, averaged over some of them."""
+        path = self.folder.edits / "trace.json"
+        if not path.exists():
+            write_json(path, trace_facts(self.load("base"), self.facts))
+
+
+def fits(problem: Problem, model: GPT, room: int) -> bool:
+    """Does the question leave `room` tokens for a completion?"""
+    assert model.tokenizer is not None
+    return len(prompt_ids(problem, model.tokenizer)) + room <= model.config.block_size

@@ -1,0 +1,134 @@
+"""A run's folder: who owns it, what recipe it was made with, how long each stage took, and on what machine."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import platform
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+
+import torch
+
+from nanogpt_edit.errors import UserError
+from nanogpt_edit.files import read_json, write_json
+from nanogpt_edit.recipe import Recipe, load_recipe, save_recipe
+from nanogpt_edit.settings import differences
+
+PACKAGES = ("nanogpt-edit", "torch", "numpy", "tokenizers", "safetensors")
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Where the files of a run are."""
+
+    path: Path
+
+    def model(self, stage: str) -> Path:
+        return self.path / stage
+
+    def has_model(self, stage: str) -> bool:
+        return (self.path / stage / "config.json").exists()
+
+    def state(self, stage: str) -> Path:
+        return self.path / "state" / stage
+
+    def log(self, stage: str) -> Path:
+        return self.path / "logs" / f"{stage}.jsonl"
+
+    @property
+    def evaluations(self) -> Path:
+        return self.path / "eval"
+
+    @property
+    def edits(self) -> Path:
+        return self.path / "edits"
+
+    def keep_recipe(self, recipe: Recipe) -> None:
+        """Write recipe.toml, or check that the one there asks for the same run.
+
+        What a run expects and how many threads it uses may change between calls. Raises UserError naming the fields
+        that differ.
+        """
+        path = self.path / "recipe.toml"
+        if path.exists():
+            changed = [name for name in differences(load_recipe(path), recipe) if name not in ("threads", "expect")]
+            if changed:
+                raise UserError(
+                    f"{self.path} holds a run with other settings ({', '.join(changed)}); choose another --out, or "
+                    f"delete the folder."
+                )
+        save_recipe(recipe, path)
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the folder: a second run in it is refused while the first lives. A killed run's lock is free."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        with (self.path / ".lock").open("a+") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                lock.seek(0)
+                raise UserError(
+                    f"{self.path} is in use by process {lock.read().strip() or 'unknown'}; wait for it, or choose "
+                    f"another --out."
+                ) from None
+            lock.truncate(0)
+            lock.write(str(os.getpid()))
+            lock.flush()
+            yield
+
+    @contextmanager
+    def timed(self, stage: str) -> Iterator[None]:
+        """Add the seconds spent inside to the stage's entry in timing.json, also when it is interrupted."""
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            path = self.path / "timing.json"
+            stages = read_json(path)["stages"] if path.exists() else {}
+            assert isinstance(stages, dict)
+            stages[stage] = round(stages.get(stage, 0.0) + time.perf_counter() - started, 3)
+            write_json(path, {"stages": stages})
+
+    def keep_environment(self, device: torch.device, **facts: object) -> None:
+        """Write what this run ran on, once, and any further `facts` about its data and model."""
+        path = self.path / "environment.json"
+        known = read_json(path) if path.exists() else environment(device)
+        write_json(path, known | facts)
+
+
+def environment(device: torch.device) -> dict[str, object]:
+    """Machine, versions and time, for the report."""
+    return {
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "platform": platform.platform(),
+        "python": platform.python_version(),
+        "cpu": cpu_name(),
+        "cores": os.cpu_count() or 1,
+        "threads": torch.get_num_threads(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
+        **{name: version(name) for name in PACKAGES},
+    }
+
+
+def cpu_name() -> str:
+    """The processor's name as the operating system gives it."""
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            names = [line.split(":", 1)[1].strip() for line in file if line.startswith("model name")]
+    except OSError:
+        names = []
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "not installed"

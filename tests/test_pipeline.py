@@ -1,0 +1,135 @@
+"""The whole pipeline on a model of a few thousand weights: every stage runs, is skipped when done, and is resumed."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from nanogpt_edit import pipeline
+from nanogpt_edit.data.world import WorldConfig
+from nanogpt_edit.edit.config import EditConfig
+from nanogpt_edit.errors import UserError
+from nanogpt_edit.evaluate.suite import EvaluateConfig
+from nanogpt_edit.files import read_json
+from nanogpt_edit.model import checkpoint
+from nanogpt_edit.recipe import ModelConfig, Recipe, save_recipe
+from nanogpt_edit.train.grpo import GRPOConfig
+from nanogpt_edit.train.pretrain import PretrainConfig
+from nanogpt_edit.train.sft import SFTConfig
+
+MICRO = Recipe(
+    name="micro",
+    device="cpu",
+    model=ModelConfig(vocab_size=320, block_size=160, n_layer=2, n_head=2, n_embd=16),
+    world=WorldConfig(problems=60, validation=10, test=10, largest_addend=10),
+    pretrain=PretrainConfig(steps=6, batch_size=4, context_tokens=32, fact_repeats=1, save_every=2, evaluate_every=5),
+    sft=SFTConfig(steps=6, batch_size=4, replay_tokens=32, save_every=2, evaluate_every=3, optimizer="muon"),
+    grpo=GRPOConfig(
+        steps=4,
+        problems_per_step=3,
+        group_size=2,
+        max_new_tokens=8,
+        rewards={"tests.test_pipeline:length": 1.0},
+        evaluate_problems=3,
+        evaluate_samples=1,
+        evaluate_every=2,
+        save_every=1,
+    ),
+    evaluate=EvaluateConfig(
+        problems=4, samples=2, edited_samples=2, arithmetic_samples=1, max_new_tokens=8, perplexity_tokens=512
+    ),
+    edit=EditConfig(layers=(0, 1), steps=2, n_prefixes=1, prefix_tokens=2, covariance_tokens=2000),
+)
+STAGES = ("base", "sft", "grpo", "edited")
+
+
+def length(problem: object, completion_text: str) -> float:
+    """A reward that an untrained model earns differently from sample to sample."""
+    return len(completion_text) / 100
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("run") / "micro"
+    assert pipeline.run(MICRO, out) == 0
+    return out
+
+
+def fingerprints(out: Path) -> dict[str, str]:
+    return {stage: checkpoint.fingerprint(checkpoint.load(out / stage)) for stage in STAGES}
+
+
+def test_a_run_leaves_the_files_a_person_expects(finished: Path) -> None:
+    for name in ("recipe.toml", "report.html", "report.md", "summary.json", "environment.json", "timing.json"):
+        assert (finished / name).is_file(), name
+    for stage in STAGES:
+        assert (finished / "eval" / f"{stage}.json").is_file()
+    for name in ("facts50.safetensors", "facts50.jsonl", "facts50.json", "trace.json"):
+        assert (finished / "edits" / name).is_file(), name
+    summary = read_json(finished / "summary.json")
+    assert set(STAGES) == set(summary["stages"])
+    assert summary["edit"]["n"] == 50
+    assert not list((finished / "state").rglob("*.safetensors"))  # saved states are gone once a stage is done
+
+
+def test_every_model_directory_gives_transformers_the_same_logits(finished: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    for stage in STAGES:
+        ours = checkpoint.load(finished / stage)
+        theirs = transformers.AutoModelForCausalLM.from_pretrained(finished / stage).eval()
+        tokenizer = transformers.AutoTokenizer.from_pretrained(finished / stage)
+        text = "The capital of Egypt is<think>2 + 3 = 5</think><answer>5</answer>"
+        ids = tokenizer(text, return_tensors="pt").input_ids
+        assert ids[0].tolist() == ours.tokenizer.encode(text)
+        with torch.no_grad():
+            torch.testing.assert_close(ours(ids), theirs(ids).logits, atol=1e-4, rtol=0)
+
+
+def test_a_second_call_does_nothing_again(finished: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in finished.rglob("*.safetensors")}
+    assert pipeline.run(MICRO, finished) == 0
+    assert before == {path: path.stat().st_mtime_ns for path in finished.rglob("*.safetensors")}
+
+
+def test_an_expectation_that_fails_gives_exit_status_3(finished: Path) -> None:
+    assert pipeline.run(replace(MICRO, expect={"stages.base.problems.well_formed": ">= 0.99"}), finished) == 3
+
+
+def test_another_recipe_in_the_same_folder_is_refused_by_name(finished: Path) -> None:
+    with pytest.raises(UserError, match=r"sft\.steps"):
+        pipeline.run(replace(MICRO, sft=replace(MICRO.sft, steps=7)), finished)
+
+
+def test_a_killed_run_goes_on_and_ends_with_the_same_weights(finished: Path, tmp_path: Path) -> None:
+    recipe, out = tmp_path / "micro.toml", tmp_path / "run"
+    save_recipe(MICRO, recipe)
+    command = [sys.executable, "-m", "nanogpt_edit", "run", str(recipe), "--out", str(out)]
+    environment = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
+    for stage in ("pretrain", "sft", "grpo"):
+        process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE)
+        log, deadline = out / "logs" / f"{stage}.jsonl", time.monotonic() + 60
+        while not (log.exists() and len(log.read_text().splitlines()) >= 3):
+            assert time.monotonic() < deadline and process.poll() is None, "the stage did not get going"
+            time.sleep(0.005)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        process.stderr.close()
+    assert subprocess.run(command, env=environment, capture_output=True).returncode == 0
+    assert fingerprints(out) == fingerprints(finished)
+
+
+def test_a_second_run_in_a_folder_in_use_is_refused(tmp_path: Path) -> None:
+    folder = pipeline.RunFolder(tmp_path / "run")
+    with folder.locked():
+        code = f"from nanogpt_edit.run_folder import RunFolder, Path\nwith RunFolder(Path({str(folder.path)!r})).locked(): pass"
+        second = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert second.returncode != 0
+    assert str(os.getpid()) in second.stderr
