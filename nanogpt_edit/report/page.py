@@ -60,7 +60,7 @@ def render_markdown(view: View) -> str:
 
 def cell(value: object) -> str:
     """Text for one Markdown line or table cell: no markup, no line break, no column break survives."""
-    text = " ".join(str(value).split("\n")).strip()
+    text = " ".join(str(value).split())
     text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     return re.sub(r"([\\`*_\[\]|~$#])", r"\\\1", text)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 
 from matplotlib.axes import Axes
@@ -76,7 +77,7 @@ def trace_pictures(trace: Trace) -> list[Picture]:
     top = _largest(trace.effect)
     return [
         heat_map(
-            f"trace-{site}",
+            _file_name("trace", site),
             trace.effect[site],
             rows=trace.token_groups,
             columns=trace.layers,
@@ -96,7 +97,7 @@ def example_pictures(trace: Trace) -> list[Picture]:
     top = _largest(example.effect)
     return [
         heat_map(
-            f"trace-example-{site}",
+            _file_name("trace-example", site),
             grid,
             rows=[visible(token) for token in example.tokens],
             columns=trace.layers,
@@ -106,6 +107,10 @@ def example_pictures(trace: Trace) -> list[Picture]:
         )
         for site, grid in example.effect.items()
     ]
+
+
+def _file_name(kind: str, site: str) -> str:
+    return kind + "-" + re.sub(r"\W+", "-", site)
 
 
 def _largest(effect: Mapping[str, Grid]) -> float:

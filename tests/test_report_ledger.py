@@ -1,0 +1,290 @@
+"""The ledger's verdicts and words, the examples it chooses, and the intervals it makes, on numbers worked by hand."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nanogpt_edit.report import labels
+from nanogpt_edit.report.examples import edit_groups, lost_facts, problem_examples, prompt_examples, split_completion
+from nanogpt_edit.report.intervals import mean_interval, paired_change
+from nanogpt_edit.report.ledger import make_ledger, verdict_of
+from nanogpt_edit.report.page import cell, fenced
+from nanogpt_edit.report.plots import rolling_mean
+from nanogpt_edit.report.records import (
+    Change,
+    Comparison,
+    Completion,
+    Edit,
+    EditedFact,
+    Interval,
+    RecalledFact,
+    Run,
+    Stage,
+)
+
+
+def stage(
+    name: str,
+    *,
+    skills: dict[str, dict[str, Interval]] | None = None,
+    completions: list[Completion] | None = None,
+    facts: list[RecalledFact] | None = None,
+) -> Stage:
+    return Stage(name, "", None, {}, skills or {}, tuple(completions or ()), tuple(facts or ()))
+
+
+def run_of(*stages: Stage, comparisons: list[Comparison] | None = None, edit: Edit | None = None) -> Run:
+    return Run(
+        path=Path("runs/x"),
+        recipe={},
+        logs={},
+        stages={one.name: one for one in stages},
+        comparisons={pair.name: pair for pair in comparisons or ()},
+        edit=edit,
+        trace=None,
+        transcript=None,
+        seconds={},
+        environment={},
+        notes=(),
+    )
+
+
+def interval(value: float) -> Interval:
+    return Interval(value, value - 0.02, value + 0.02, 400)
+
+
+def change(delta: float, low: float, high: float, p_value: float | None = 0.01) -> Change:
+    return Change(delta, low, high, p_value, 400, None)
+
+
+def completion(problem: str, sample: int, *, correct: bool, skill: str = "problems") -> Completion:
+    text = f"<think>{sample}</think><answer>{problem}</answer>"
+    return Completion(skill, problem, sample, f"question {problem}", "1", text, problem, correct, True, 1, 1, "stop")
+
+
+def answers(pattern: dict[str, str]) -> list[Completion]:
+    """{'a': '110'}: problem a, three samples, the first two right."""
+    return [
+        completion(problem, sample, correct=mark == "1")
+        for problem, marks in pattern.items()
+        for sample, mark in enumerate(marks)
+    ]
+
+
+def edited(**changes: object) -> EditedFact:
+    fact = {
+        "id": "1", "relation": "capital", "prompt": "The capital of Egypt is", "subject": "Egypt",
+        "target_true": "Cairo", "target_new": "Alexandria", "old_answer": "Cairo", "new_answer": "Alexandria",
+        "p_first_before": 0.01, "p_first_after": 0.9, "rank_before": 7, "rank_after": 1, "p_target_before": 0.01,
+        "p_target_after": 0.9, "success": True, "efficacy": 1.0, "paraphrase": 1.0, "neighbourhood_before": 1.0,
+        "neighbourhood_after": 1.0, "subject_lookup": "exact", "reason": "",
+    }  # fmt: skip
+    return EditedFact(**{**fact, **changes})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("metric", "tested", "verdict"),
+    [
+        ("pass_at_1", change(0.05, 0.01, 0.09), "better"),
+        ("pass_at_1", change(-0.05, -0.09, -0.01), "worse"),
+        ("pass_at_1", change(0.05, 0.0, 0.09), "inconclusive"),  # the interval touches zero
+        ("pass_at_1", change(0.05, 0.01, 0.09, p_value=0.06), "inconclusive"),  # the test disagrees
+        ("pass_at_1", change(0.05, 0.01, 0.09, p_value=None), "better"),
+        ("nats_per_token", change(0.05, 0.01, 0.09), "worse"),  # less is better
+        ("thinking_tokens", change(-9, -10, -8), "changed"),  # neither is better
+    ],
+)
+def test_a_verdict_knows_which_side_is_good(metric: str, tested: Change, verdict: str) -> None:
+    assert verdict_of(metric, tested) == verdict
+
+
+def test_a_step_is_told_in_plain_words() -> None:
+    before = stage(
+        "sft", skills={"problems": {"pass_at_1": interval(0.629)}, "perplexity": {"nats_per_token": interval(0.9)}}
+    )
+    after = stage(
+        "grpo", skills={"problems": {"pass_at_1": interval(0.678)}, "perplexity": {"nats_per_token": interval(0.92)}}
+    )
+    tested = Comparison(
+        "grpo", "sft", {"pass_at_1": change(0.049, 0.03, 0.07), "perplexity_nats_per_token": change(0.02, 0.01, 0.03)}
+    )
+    rows = make_ledger(run_of(before, after, comparisons=[tested])).rows
+    assert rows[0].outcome == ""
+    assert rows[1].step == "GRPO"
+    assert rows[1].outcome == (
+        "gained 4.9 points of problems pass@1 (62.9% → 67.8%). "
+        "It cost 0.020 nats per token on held-out text (0.900 → 0.920)."
+    )
+
+
+def test_a_skill_without_a_comparison_is_paired_from_the_records_or_called_untested() -> None:
+    skills = {"problems": {"pass_at_1": interval(0.5)}, "probes": {"non_arithmetic": interval(0.5)}}
+    before = stage("sft", skills=skills, completions=answers({"a": "10", "b": "00", "c": "00", "d": "11"}))
+    after = stage("grpo", skills=skills, completions=answers({"d": "11", "a": "11", "b": "11", "c": "11"}))
+    problems, probes = make_ledger(run_of(before, after)).rows[1].cells
+    assert problems is not None
+    assert problems.change is not None
+    assert problems.delta == pytest.approx((0.5 + 1 + 1 + 0) / 4)  # per problem: a 0.5, b 1, c 1, d 0
+    assert probes is not None
+    assert (probes.verdict, probes.change) == ("untested", None)
+
+
+def test_the_edit_is_weighed_on_its_own_facts() -> None:
+    facts = [edited(id=str(n), neighbourhood_after=0.5 if n < 2 else 1.0) for n in range(10)]
+    edit = Edit("x", 10, "memit", (0,), 1.0, {"success": Interval(1.0, 1.0, 1.0, 10)}, {}, tuple(facts))
+    skills = {"problems": {"pass_at_1": interval(0.5)}}
+    ledger = make_ledger(
+        run_of(stage("sft", skills=skills), stage("grpo", skills=skills), stage("edited", skills=skills), edit=edit)
+    )
+    assert ledger.columns[1:] == (("edit", "success"), ("edit", "neighbourhood"))
+    assert [cell is None for row in ledger.rows for cell in row.cells[1:]] == [True, True, False, False, False, False]
+    success, neighbours = ledger.rows[2].cells[1:]
+    assert success is not None
+    assert neighbours is not None
+    assert (success.earlier, success.value.value, success.verdict) == (0.0, 1.0, "better")
+    assert (neighbours.earlier, neighbours.value.value) == (1.0, 0.9)
+    assert neighbours.delta == pytest.approx(-0.1)
+
+
+def test_problems_are_chosen_by_their_gain() -> None:
+    before = stage(
+        "sft", completions=answers({"same": "1111", "gain": "0001", "more": "0000", "loss": "1110", "none": "0000"})
+    )
+    after = stage(
+        "grpo", completions=answers({"same": "1111", "gain": "0011", "more": "1110", "loss": "1000", "none": "0000"})
+    )
+    chosen = [(example.kind, example.prompt.split()[1]) for example in problem_examples(run_of(before, after))]
+    assert chosen == [
+        ("GRPO gained most", "more"),
+        ("GRPO gained most", "gain"),
+        ("GRPO lost most", "loss"),
+        ("Solved by neither", "none"),
+        ("Solved by both", "same"),
+    ]
+    more = problem_examples(run_of(before, after))[0]
+    assert [(side.stage, side.right, side.samples) for side in more.sides] == [("sft", 0, 4), ("grpo", 3, 4)]
+    assert [[one.correct for one in side.shown] for side in more.sides] == [[False], [True, False]]
+
+
+def test_one_checkpoint_alone_has_examples_too() -> None:
+    only = stage("sft", completions=answers({"a": "11", "b": "10", "c": "00"}))
+    assert [one.kind for one in problem_examples(run_of(only))] == ["Always right", "Sometimes right", "Never right"]
+    assert problem_examples(run_of()) == []
+    assert prompt_examples(run_of(only), "probes", limit=3) == []
+
+
+def test_a_lost_fact_is_one_the_first_checkpoint_knew() -> None:
+    def fact(prompt: str, *, recalled: bool, group: str = "recall") -> RecalledFact:
+        return RecalledFact(group, prompt, prompt, "Cairo", "Cairo" if recalled else "Oslo", 1, 0.5, recalled)
+
+    base = stage("base", facts=[fact("a", recalled=True), fact("b", recalled=False), fact("c", recalled=True)])
+    later = stage("edited", facts=[fact("a", recalled=False), fact("b", recalled=False), fact("c", recalled=True)])
+    rewritten = fact("d", recalled=True, group="recall_edited")
+    names, lost = lost_facts(run_of(stage("base", facts=[*base.facts, rewritten]), later))
+    assert names == ("edited",)
+    assert [(one.prompt, one.answers) for one in lost] == [("a", (("Oslo", False),))]
+
+
+def test_edits_are_grouped_with_failures_first() -> None:
+    facts = [
+        edited(id="clean"),
+        edited(id="costly", neighbourhood_after=0.5),
+        edited(id="lost", success=False, reason="no value found: p 0.2; rank 90 to 3"),
+        edited(id="kept", success=False, reason="value found (p 0.9), but not taken up"),
+        edited(id="lost too", success=False, reason="no value found: p 0.1"),
+        edited(id="no neighbours", neighbourhood_before=None, neighbourhood_after=None, paraphrase=None),
+    ]
+    groups = [(group.title, [fact.id for fact in group.facts]) for group in edit_groups(facts)]
+    assert groups == [
+        ("Failed: no value found", ["lost", "lost too"]),
+        ("Failed: value found", ["kept"]),
+        ("Rewritten, but a paraphrase or a neighbour is wrong", ["costly"]),
+        ("Rewritten, paraphrases and neighbours right", ["clean", "no neighbours"]),
+    ]
+
+
+def test_a_completion_is_split_at_its_tags() -> None:
+    parts = split_completion("a<think>b\nc</think>d<answer>5</answer>")
+    assert [(part.kind, part.text) for part in parts] == [
+        ("outside", "a"), ("tag", "<think>"), ("think", "b\nc"), ("tag", "</think>"), ("outside", "d"),
+        ("tag", "<answer>"), ("answer", "5"), ("tag", "</answer>"),
+    ]  # fmt: skip
+
+
+@given(st.lists(st.sampled_from(["<think>", "</think>", "<answer>", "</answer>", "x", "<b>", "\n"])))
+def test_splitting_loses_nothing(pieces: list[str]) -> None:
+    assert "".join(part.text for part in split_completion("".join(pieces))) == "".join(pieces)
+
+
+def test_intervals_over_facts() -> None:
+    half = mean_interval([0.0, 1.0] * 50)  # se 0.05, so about ±0.098
+    assert half.value == 0.5
+    assert half.n == 100
+    assert half.low == pytest.approx(0.402, abs=0.015)
+    assert half.high == pytest.approx(0.598, abs=0.015)
+    assert mean_interval([1.0, 1.0]) == Interval(1.0, 1.0, 1.0, 2)
+    steady = paired_change([0.1, 0.6, 0.3], [0.2, 0.7, 0.4])  # every unit gains 0.1: no spread at all
+    assert (steady.delta, steady.low, steady.high) == pytest.approx((0.1, 0.1, 0.1))
+    assert steady.p_value == 0.0
+    assert paired_change([0.0, 1.0], [1.0, 0.0]).p_value == 1.0
+    with pytest.raises(ValueError):
+        mean_interval([])
+
+
+def test_a_running_mean_by_hand() -> None:
+    assert rolling_mean(numpy.array([1.0, 2.0, 6.0, 3.0]), window=1).tolist() == [1.5, 3.0, 11 / 3, 4.5]
+
+
+@pytest.mark.parametrize(
+    ("shown", "text"),
+    [
+        (labels.percent(0.6784), "67.8%"),
+        (labels.percent(1.0), "100%"),
+        (labels.percent(0.9999), "100.0%"),
+        (labels.number(12345.6), "12,346"),
+        (labels.number(0.0123456), "0.0123"),
+        (labels.number(-0.5), "−0.500"),
+        (labels.number(0.00000213), "2·10⁻⁶"),
+        (labels.number(math.nan), "–"),
+        (labels.signed("pass_at_1", 0.0494), "+4.9"),
+        (labels.signed("pass_at_1", -0.0004), "0.0"),
+        (labels.signed("nats_per_token", -0.0213), "−0.021"),
+        (labels.probability(0.895), "0.895"),
+        (labels.probability(0.00002), "2·10⁻⁵"),
+        (labels.p_value(0.0001), "<0.001"),
+        (labels.duration(75.3), "1 min 15 s"),
+        (labels.duration(59.97), "1 min 0 s"),
+        (labels.duration(8.24), "8.2 s"),
+        (labels.duration(3700), "1 h 1 min"),
+        (labels.metric_label("majority_at_16"), "majority@16"),
+        (labels.change_label("facts_recall_edited"), "true answers to the edited facts"),
+        (labels.change_label("arithmetic_pass_at_1"), "arithmetic pass@1"),
+        (labels.path_label("comparisons.grpo-sft.pass_at_1"), "GRPO minus SFT, problems pass@1"),
+        (labels.listing(["a", "b", "c"]), "a, b and c"),
+        (labels.listing([]), ""),
+    ],
+)
+def test_numbers_and_names_as_people_read_them(shown: str, text: str) -> None:
+    assert shown == text
+
+
+@given(st.text())
+@settings(max_examples=200)
+def test_markdown_text_stays_in_its_cell(text: str) -> None:
+    shown = cell(text)
+    assert "\n" not in shown
+    assert "<" not in shown
+    assert not any(shown[place] == "|" and shown[place - 1] != "\\" for place in range(len(shown)))
+
+
+@given(st.text(alphabet="`\n ab"))
+def test_a_fence_is_longer_than_what_it_holds(text: str) -> None:
+    first, *inside, last = fenced(text).split("\n")
+    assert first == last + "text"
+    assert not any(line.strip().startswith(last) for line in inside)
