@@ -21,6 +21,10 @@ PROGRAM = "nanogpt-edit"
 # verb: (what it does, where its function is)
 VERBS: dict[str, tuple[str, str]] = {
     "run": ("run a recipe from nothing to the report; called again, it goes on", "nanogpt_edit.commands.run:run"),
+    "pretrain": ("train a new model on plain text", "nanogpt_edit.commands.stages:pretrain"),
+    "sft": ("fine-tune a model on worked solutions", "nanogpt_edit.commands.stages:sft"),
+    "grpo": ("improve a model by reinforcement learning on problems", "nanogpt_edit.commands.stages:grpo"),
+    "edit": ("write facts into a model's weights", "nanogpt_edit.commands.stages:edit"),
     "sample": ("write completions of a prompt, as text or token by token", "nanogpt_edit.commands.sample:sample"),
     "evaluate": ("measure a model, with intervals over problems", "nanogpt_edit.commands.evaluate:run"),
     "compare": ("two evaluations of the same problems, in pairs", "nanogpt_edit.commands.compare:compare"),

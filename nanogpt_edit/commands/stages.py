@@ -1,0 +1,161 @@
+"""The verbs `pretrain`, `sft`, `grpo` and `edit`: one stage of a run alone, from any model.
+
+Each is the stage of `pipeline.py`, in a folder laid out like a run's: the model, its log, the settings. A stage that
+was interrupted goes on, and one that is done is left alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from nanogpt_edit.commands.parse import parse
+from nanogpt_edit.data.problems import ProblemsConfig
+from nanogpt_edit.data.world import WorldConfig
+from nanogpt_edit.devices import choose_device
+from nanogpt_edit.edit.config import EditConfig
+from nanogpt_edit.errors import UserError
+from nanogpt_edit.model.checkpoint import load
+from nanogpt_edit.model.gpt import GPT
+from nanogpt_edit.pipeline import Pipeline
+from nanogpt_edit.recipe import ModelConfig, Recipe
+from nanogpt_edit.run_folder import RunFolder
+from nanogpt_edit.settings import differences, read_settings, write_settings
+from nanogpt_edit.train.grpo import GRPOConfig
+from nanogpt_edit.train.pretrain import PretrainConfig
+from nanogpt_edit.train.sft import SFTConfig
+
+Model = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Common:
+    """What every stage is told."""
+
+    out: Path
+    """Folder for the model, its log and its settings, laid out like a run's."""
+    seed: int = 0
+    """Chooses everything random; the same seed gives the same numbers."""
+    device: str = "auto"
+    """auto (a GPU when there is one), cpu, cuda, cuda:1, …"""
+    threads: int | None = None
+    """CPU threads (None: torch's own choice)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pretrain(Common):
+    """Train a new model on plain text: the embedded world, the problems, and pretrain.text. It is saved in OUT/base."""
+
+    model: ModelConfig = ModelConfig()
+    world: WorldConfig = WorldConfig()
+    problems: ProblemsConfig = ProblemsConfig()
+    pretrain: PretrainConfig = PretrainConfig()
+
+
+@dataclass(frozen=True, kw_only=True)
+class SFT(Common):
+    """Fine-tune a model on worked solutions; the weights with the lowest validation loss are saved in OUT/sft.
+
+    With sft.replay above 0, text of the embedded world and of pretrain.text is mixed in, against forgetting.
+    """
+
+    model: Model
+    """A model directory, a hub name (gpt2), or a nanoGPT ckpt.pt."""
+    world: WorldConfig = WorldConfig()
+    problems: ProblemsConfig = ProblemsConfig()
+    pretrain: PretrainConfig = PretrainConfig()
+    sft: SFTConfig = SFTConfig(replay=0.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GRPO(Common):
+    """Improve a model by reinforcement learning on problems with known answers; it is saved in OUT/grpo."""
+
+    model: Model
+    """A model directory, a hub name (gpt2), or a nanoGPT ckpt.pt; it should know the answer format (see sft)."""
+    world: WorldConfig = WorldConfig()
+    problems: ProblemsConfig = ProblemsConfig()
+    grpo: GRPOConfig = GRPOConfig()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Edit(Common):
+    """Write facts into a model's weights. The model is saved in OUT/edited, the patch and its scores in OUT/edits."""
+
+    model: Model
+    """A model directory, a hub name (gpt2), or a nanoGPT ckpt.pt."""
+    facts: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="FACTS")]
+    """A .jsonl or .json file of facts, or facts50, which comes with the package."""
+    world: WorldConfig = WorldConfig()
+    problems: ProblemsConfig = ProblemsConfig()
+    pretrain: PretrainConfig = PretrainConfig()
+    edit: EditConfig = EditConfig()
+
+
+@dataclass
+class Stage(Pipeline):
+    """One stage that starts from the model a person names, not from the stage before it."""
+
+    source: str = ""
+
+    def load(self, stage: str) -> GPT:
+        return load(self.source, device=self.device)
+
+
+def pretrain(arguments: list[str]) -> int:
+    """The verb `pretrain`."""
+    chosen = parse(Pretrain, arguments, verb="pretrain")
+    recipe = Recipe(model=chosen.model, world=chosen.world, problems=chosen.problems, pretrain=chosen.pretrain)
+    return run_alone("base", chosen, recipe)
+
+
+def sft(arguments: list[str]) -> int:
+    """The verb `sft`."""
+    chosen = parse(SFT, arguments, verb="sft")
+    recipe = Recipe(world=chosen.world, problems=chosen.problems, pretrain=chosen.pretrain, sft=chosen.sft)
+    return run_alone("sft", chosen, recipe, source=chosen.model)
+
+
+def grpo(arguments: list[str]) -> int:
+    """The verb `grpo`."""
+    chosen = parse(GRPO, arguments, verb="grpo")
+    recipe = Recipe(world=chosen.world, problems=chosen.problems, grpo=chosen.grpo)
+    return run_alone("grpo", chosen, recipe, source=chosen.model)
+
+
+def edit(arguments: list[str]) -> int:
+    """The verb `edit`."""
+    chosen = parse(Edit, arguments, verb="edit")
+    recipe = Recipe(
+        world=chosen.world, problems=chosen.problems, pretrain=chosen.pretrain, edit=chosen.edit, facts=chosen.facts
+    )
+    return run_alone("edited", chosen, recipe, source=chosen.model)
+
+
+def run_alone(stage: str, chosen: Common, recipe: Recipe, *, source: str = "") -> int:
+    """Run one stage of `recipe` in the folder that was chosen. Raises UserError when it holds another stage's work."""
+    recipe = replace(recipe, name=stage, seed=chosen.seed, device=chosen.device, threads=chosen.threads)
+    device = choose_device(chosen.device, threads=chosen.threads)
+    folder = RunFolder(chosen.out)
+    with folder.locked():
+        keep_settings(chosen, chosen.out / f"{stage}.toml")
+        one = Stage(recipe=recipe, folder=folder, device=device, source=source)
+        one.prepare()
+        {"base": one.make_base, "sft": one.make_sft, "grpo": one.make_grpo, "edited": one.make_edited}[stage]()
+    print(f"The model: {folder.model(stage)}")
+    return 0
+
+
+def keep_settings(chosen: Common, path: Path) -> None:
+    """Write what was chosen, or check that the file there holds the same. Raises UserError naming what differs."""
+    if path.exists():
+        changed = [name for name in differences(read_settings(type(chosen), path), chosen) if name != "threads"]
+        if changed:
+            raise UserError(
+                f"{path.parent} holds this stage with other settings ({', '.join(changed)}); choose another --out, or "
+                f"delete the folder."
+            )
+    write_settings(chosen, path)

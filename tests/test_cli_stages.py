@@ -1,0 +1,107 @@
+"""The verbs that run one stage alone: pretrain, sft, grpo and edit, a few steps each on a two-layer model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from nanogpt_edit import cli
+from nanogpt_edit.edit.patch_files import load_patch
+from nanogpt_edit.files import read_jsonl
+from nanogpt_edit.model.checkpoint import fingerprint, load, save
+from nanogpt_edit.model.gpt import GPT
+
+
+@pytest.fixture
+def base(speaking_gpt: GPT, tmp_path: Path) -> str:
+    save(speaking_gpt, tmp_path / "base")
+    return str(tmp_path / "base")
+
+
+@pytest.fixture
+def sums(tmp_path: Path) -> list[str]:
+    """The flags that name three hundred problems of one file, on a CPU."""
+    lines = [{"question": f"What is {n} + {n}?", "answer": f"{n} + {n} = {2 * n}\n#### {2 * n}"} for n in range(300)]
+    path = tmp_path / "sums.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return ["--problems.path", str(path), "--device", "cpu"]
+
+
+def test_sft_trains_logs_saves_and_is_not_done_twice(
+    base: str, sums: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["sft", base, "--out", str(tmp_path / "out"), *sums, "--sft.steps", "3", "--sft.batch-size", "4"]
+    assert cli.main(command) == 0
+    assert f"The model: {tmp_path / 'out' / 'sft'}" in capsys.readouterr().out
+    assert [line["step"] for line in read_jsonl(tmp_path / "out" / "logs" / "sft.jsonl")] == [0, 1, 2]
+    trained = load(tmp_path / "out" / "sft")
+    assert fingerprint(trained) != fingerprint(load(base))
+    assert trained.lineage[-1].startswith("SFT for 3 steps")
+
+    # The same command again leaves the model alone; another setting is refused, by its name.
+    changed = (tmp_path / "out" / "sft" / "model.safetensors").stat().st_mtime_ns
+    assert cli.main(command) == 0
+    assert (tmp_path / "out" / "sft" / "model.safetensors").stat().st_mtime_ns == changed
+    assert cli.main([*command, "--sft.learning-rate", "0.5"]) == 2
+    assert "with other settings (sft.learning_rate)" in capsys.readouterr().err
+
+
+def test_grpo_trains_from_any_model(base: str, sums: list[str], tmp_path: Path) -> None:
+    sizes = ["--grpo.steps", "2", "--grpo.problems-per-step", "2", "--grpo.group-size", "2"]
+    sizes += ["--grpo.max-new-tokens", "6", "--grpo.evaluate-problems", "2", "--grpo.evaluate-samples", "1"]
+    assert cli.main(["grpo", base, "--out", str(tmp_path / "out"), *sums, *sizes]) == 0
+    assert [line["step"] for line in read_jsonl(tmp_path / "out" / "logs" / "grpo.jsonl")] == [0, 1]
+    assert load(tmp_path / "out" / "grpo").lineage[-1].startswith("GRPO for 2 steps")
+
+
+def test_pretrain_makes_a_model_of_the_sizes_asked_for(sums: list[str], tmp_path: Path) -> None:
+    sizes = ["--model.n-layer", "2", "--model.n-head", "2", "--model.n-embd", "16", "--model.vocab-size", "300"]
+    command = ["pretrain", "--out", str(tmp_path / "out"), *sums, *sizes, "--pretrain.steps", "2"]
+    assert cli.main([*command, "--pretrain.batch-size", "2", "--pretrain.context-tokens", "16"]) == 0
+    config = load(tmp_path / "out" / "base").config
+    assert (config.n_layer, config.n_head, config.n_embd) == (2, 2, 16)
+
+
+def test_edit_leaves_the_model_the_patch_and_the_scores(base: str, sums: list[str], tmp_path: Path) -> None:
+    fact = {"prompt": "The capital of France is", "subject": "France", "target_new": "Rome", "target_true": "Paris"}
+    (tmp_path / "mine.jsonl").write_text(json.dumps(fact) + "\n")
+    settings = ["--edit.steps", "3", "--edit.n-prefixes", "0", "--edit.covariance-tokens", "4096"]
+    out = tmp_path / "out"
+    assert cli.main(["edit", base, str(tmp_path / "mine.jsonl"), "--out", str(out), *sums, *settings]) == 0
+    patch = load_patch(out / "edits" / "mine.safetensors")
+    assert [found.target_new for found in patch.facts] == ["Rome"]
+    (score,) = read_jsonl(out / "edits" / "mine.jsonl")
+    assert score["target_new"] == "Rome"
+    edited = load(out / "edited")
+    patch.revert(edited)
+    assert fingerprint(edited) == fingerprint(load(base))
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (["--problems.path", "nowhere.jsonl"], "nowhere.jsonl"),
+        (["--sft.steps", "-1"], "steps is -1"),
+        (["--sft.stepz", "1"], "did you mean --sft.steps?"),
+        (["--threads", "0"], "threads is 0"),
+    ],
+)
+def test_bad_input_is_one_line_and_leaves_no_model(
+    base: str, sums: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], change: list[str], sentence: str
+) -> None:
+    assert cli.main(["sft", base, "--out", str(tmp_path / "out"), *sums, *change]) == 2
+    printed = capsys.readouterr().err
+    assert sentence in printed
+    assert printed.count("\n") == 1
+    assert not (tmp_path / "out" / "sft").exists()
+
+
+def test_help_of_each_stage_explains_its_fields(capsys: pytest.CaptureFixture[str]) -> None:
+    for verb, flag in (("pretrain", "--pretrain.batch-size"), ("sft", "--sft.replay"), ("grpo", "--grpo.clip-high")):
+        with pytest.raises(SystemExit):
+            cli.main([verb, "--help"])
+        printed = capsys.readouterr().out
+        assert flag in printed
+        assert "--out PATH" in printed
