@@ -120,14 +120,21 @@ class Engine:
         config, device, dtype = self.model.config, self.model.device, self.model.dtype
         affordable = self.cache_bytes // KVCache.row_bytes(config, capacity=own + longest_prompt, dtype=dtype)
         rows = max(1, min(rows, self.max_slots, affordable))
+        prompt_bytes = rows * KVCache.row_bytes(config, capacity=longest_prompt, dtype=dtype)
         cache = self._cache
-        if cache is None or cache.slots < rows or cache.capacity < own or cache.keys.dtype != dtype:
+        if (
+            cache is None
+            or cache.keys.shape[1] < rows
+            or cache.capacity < own
+            or (cache.keys.dtype, cache.keys.device) != (dtype, device)
+            or cache.nbytes + prompt_bytes > self.cache_bytes
+        ):
             self._cache = None  # free the old one first
             cache = DecodeCache(
                 config, rows=rows, capacity=own, longest_prompt=longest_prompt, device=device, dtype=dtype
             )
             self._cache = cache
-        cache.longest_prompt = longest_prompt
+        cache.slots, cache.longest_prompt = rows, longest_prompt
         cache.clear()
         return cache
 
@@ -220,8 +227,10 @@ class _Batch:
         )
         states = self.model.hidden(token_ids, cache=prefix)
         self.cache.add_prompts(prompt_indices, prefix, lengths)
-        last = states[torch.arange(len(prompts), device=self.device), lengths - 1]
-        self.last_logits |= zip(prompt_indices, self.model.logits(last), strict=True)
+        logits = self.model.logits(states[torch.arange(len(prompts), device=self.device), lengths - 1])
+        if not logits.isfinite().all():
+            raise UserError("the model's logits are not finite numbers; its weights are damaged.")
+        self.last_logits |= zip(prompt_indices, logits, strict=True)
 
     def step(self, *, refill: bool) -> Iterator[Completion]:
         """Give out rows that have finished, then advance the others by one token."""
