@@ -19,14 +19,14 @@ from nanogpt_edit import edit as _edit_room
 from nanogpt_edit import evaluate as _evaluate_room
 
 if TYPE_CHECKING:
-    from nanogpt_edit.api import edit, evaluate, run, score
+    from nanogpt_edit.api import edit, evaluate, run, score, trace
     from nanogpt_edit.data.problems import read_problems
     from nanogpt_edit.edit.fact_files import read_facts
     from nanogpt_edit.generation import generate
     from nanogpt_edit.model.checkpoint import load, save
 
 __version__ = "0.1.0"
-__all__ = ["edit", "evaluate", "generate", "load", "read_facts", "read_problems", "run", "save", "score"]
+__all__ = ["edit", "evaluate", "generate", "load", "read_facts", "read_problems", "run", "save", "score", "trace"]
 
 _HOMES = {
     "edit": "nanogpt_edit.api",
@@ -38,6 +38,7 @@ _HOMES = {
     "run": "nanogpt_edit.api",
     "save": "nanogpt_edit.model.checkpoint",
     "score": "nanogpt_edit.api",
+    "trace": "nanogpt_edit.api",
 }
 
 

@@ -10,16 +10,19 @@ from pathlib import Path
 from nanogpt_edit.data.problems import Problem
 from nanogpt_edit.data.text import read_text, token_blocks
 from nanogpt_edit.data.world import WorldConfig, make_world
+from nanogpt_edit.edit import tracing
 from nanogpt_edit.edit.config import EditConfig
 from nanogpt_edit.edit.contexts import tokenizer_of
 from nanogpt_edit.edit.editor import edit_model
 from nanogpt_edit.edit.facts import Fact
 from nanogpt_edit.edit.patch import EditPatch
 from nanogpt_edit.edit.scores import FactState, measure_facts
+from nanogpt_edit.edit.tracing import SITES, Site, TraceConfig, Traced
 from nanogpt_edit.errors import UserError, did_you_mean
 from nanogpt_edit.evaluate import suite
 from nanogpt_edit.evaluate.stats import Interval, bootstrap_mean
 from nanogpt_edit.evaluate.suite import EvaluateConfig, Evaluation
+from nanogpt_edit.files import write_text
 from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.recipe import Recipe, load_recipe
 
@@ -103,6 +106,58 @@ def score(model: GPT, facts: Sequence[Fact]) -> Scores:
         paraphrase=share([[new.p_token > true.p_token for new, true in state.paraphrases] for state in states]),
         neighbourhood=share([[true.p_token > new.p_token for true, new in state.neighbourhood] for state in states]),
     )
+
+
+@dataclass(frozen=True)
+class Trace:
+    """Where in the network one prompt's answer is recalled. Printed, it is a table per site; `save` draws one."""
+
+    traced: Traced
+
+    def __str__(self) -> str:
+        found = self.traced
+        head = f"p({found.target!r}) is {found.clean_p:.1%}, {found.corrupted_p:.1%} with the subject corrupted."
+        return "\n\n".join([head, *(self._table(site) for site in SITES)])
+
+    def _table(self, site: Site) -> str:
+        """Points of probability that restoring one token's state at one layer brings back."""
+        found = self.traced
+        grid = found.effect[site].tolist()
+        corner = f"{site}, layer"
+        wide = max(len(corner), *(len(repr(token)) + 1 for token in found.tokens))
+        lines = [f"{corner:<{wide}}" + "".join(f"{layer:>7}" for layer in range(len(grid[0])))]
+        for place, (token, row) in enumerate(zip(found.tokens, grid, strict=True)):
+            mark = "*" if found.subject_first <= place <= found.subject_last else " "
+            lines.append(f"{mark}{token!r:<{wide - 1}}" + "".join(f"{100 * cell:>7.1f}" for cell in row))
+        return "\n".join(lines)
+
+    def save(self, path: str | Path, *, site: Site = "resid_post") -> None:
+        """Draw the heat map of one site (resid_post, mlp_out, attn_out) as an SVG file."""
+        from nanogpt_edit.report.plots_edits import heat_map, visible  # here, for it loads matplotlib
+
+        found = self.traced
+        grid = tuple(tuple(row) for row in found.effect[site].tolist())
+        picture = heat_map(
+            Path(path).stem,
+            grid,
+            rows=[visible(token) for token in found.tokens],
+            columns=range(len(grid[0])),
+            top=max(float(each.max()) for each in found.effect.values()),
+            title=site,
+            marked=[found.subject_first <= place <= found.subject_last for place in range(len(found.tokens))],
+        )
+        write_text(Path(path), picture.standalone)
+
+
+def trace(
+    model: GPT, prompt: str, subject: str, *, target: str | None = None, config: TraceConfig | None = None
+) -> Trace:
+    """Causal tracing of one prompt: which states, restored, bring the answer back when the subject is corrupted.
+
+    `target` is the answer that is followed (None: what the model itself says next).
+    Raises UserError when the subject is not in the prompt.
+    """
+    return Trace(tracing.trace(model, prompt, subject, target, config))
 
 
 def evaluate(

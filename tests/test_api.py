@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -108,3 +109,15 @@ def test_evaluate_grades_n_completions_of_each_problem(speaking_gpt: GPT) -> Non
     found = ne.evaluate(speaking_gpt, problems, n=3, config=EvaluateConfig(max_new_tokens=4))
     assert len(found.records) == 2 * 3
     assert found.metrics["problems"]["pass_at_1"].n == 2
+
+
+def test_trace_prints_a_table_per_site_and_draws_one(speaking_gpt: GPT, tmp_path: Path) -> None:
+    found = ne.trace(speaking_gpt, "The Eiffel Tower is located in", "The Eiffel Tower", target="Paris")
+    printed = str(found)
+    assert printed.startswith(f"p({found.traced.target!r}) is ")
+    marked = [line for line in printed.splitlines() if line.startswith("*")]
+    assert len(marked) == 3 * (found.traced.subject_last - found.traced.subject_first + 1)
+    found.save(tmp_path / "trace.svg")
+    assert (tmp_path / "trace.svg").read_text().lstrip().startswith("<")
+    # Restoring the last token after the last block gives the clean run's answer back, whatever the weights.
+    assert found.traced.effect["resid_post"][-1, -1] == pytest.approx(found.traced.total_effect, abs=1e-6)

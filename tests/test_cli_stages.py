@@ -1,17 +1,19 @@
-"""The verbs that run one stage alone: pretrain, sft, grpo and edit, a few steps each on a two-layer model."""
+"""The verbs that run stages: run, and pretrain, sft, grpo, edit alone, a few steps each on a two-layer model."""
 
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from nanogpt_edit import cli
+from nanogpt_edit import cli, pipeline
 from nanogpt_edit.edit.patch_files import load_patch
 from nanogpt_edit.files import read_jsonl
 from nanogpt_edit.model.checkpoint import fingerprint, load, save
 from nanogpt_edit.model.gpt import GPT
+from nanogpt_edit.recipe import Recipe, load_recipe
 
 
 @pytest.fixture
@@ -105,3 +107,53 @@ def test_help_of_each_stage_explains_its_fields(capsys: pytest.CaptureFixture[st
         printed = capsys.readouterr().out
         assert flag in printed
         assert "--out PATH" in printed
+
+
+def test_trace_prints_its_tables_and_draws_one(base: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    asked = ["--prompt", "The capital of France is", "--subject", "France", "--device", "cpu", "--trace.draws", "2"]
+    assert cli.main(["trace", base, *asked, "--out", str(tmp_path / "trace.svg"), "--site", "mlp_out"]) == 0
+    assert "mlp_out, layer" in capsys.readouterr().out
+    assert "<svg" in (tmp_path / "trace.svg").read_text()
+    assert cli.main(["trace", base, *asked, "--subject", "Spain"]) == 2
+    assert "Spain" in capsys.readouterr().err
+
+
+def test_run_hands_the_overridden_recipe_and_the_folder_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+
+    def run(recipe: Recipe, out: Path) -> int:
+        seen.append((recipe, out))
+        return 3
+
+    monkeypatch.setattr(pipeline, "run", run)
+    assert cli.main(["run", "tiny", "--problems.path", "../data/gsm8k", "--out", "runs/gsm8k"]) == 3
+    assert cli.main(["run", "tiny"]) == 3
+    tiny = load_recipe("tiny")
+    assert seen[0] == (replace(tiny, problems=replace(tiny.problems, path="../data/gsm8k")), Path("runs/gsm8k"))
+    assert seen[1] == (tiny, Path("runs/tiny"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ([], "name the recipe first, as in: nanogpt-edit run tiny"),
+        (["--out", "x", "tiny"], "name the recipe first"),
+        (["tinny"], 'there is no recipe "tinny"; did you mean "tiny"?'),
+        (["tiny", "--grpo.stepz", "3"], "unrecognized options: --grpo.stepz, 3; did you mean --grpo.steps?"),
+        (["tiny", "--sft.replay", "2"], "replay is 2.0"),
+    ],
+)
+def test_a_bad_run_command_is_one_line(arguments: list[str], sentence: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["run", *arguments]) == 2
+    printed = capsys.readouterr().err
+    assert printed.startswith(f"nanogpt-edit: {sentence}")
+    assert printed.count("\n") == 1
+
+
+def test_help_of_run_needs_no_recipe(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["run", "--help"])
+    assert ended.value.code == 0
+    printed = capsys.readouterr().out
+    assert "usage: nanogpt-edit run tiny" in printed
+    assert "(default: runs/tiny)" in printed
