@@ -83,7 +83,7 @@ def edited(**changes: object) -> EditedFact:
         "target_true": "Cairo", "target_new": "Alexandria", "old_answer": "Cairo", "new_answer": "Alexandria",
         "p_first_before": 0.01, "p_first_after": 0.9, "rank_before": 7, "rank_after": 1, "p_target_before": 0.01,
         "p_target_after": 0.9, "success": True, "efficacy": 1.0, "paraphrase": 1.0, "neighbourhood_before": 1.0,
-        "neighbourhood_after": 1.0, "subject_lookup": "exact", "reason": "",
+        "neighbourhood_after": 1.0, "contains": True, "subject_lookup": "exact", "reason": "",
     }  # fmt: skip
     return EditedFact(**{**fact, **changes})  # type: ignore[arg-type]
 
@@ -195,6 +195,7 @@ def test_edits_are_grouped_with_failures_first() -> None:
     facts = [
         edited(id="clean"),
         edited(id="costly", neighbourhood_after=0.5),
+        edited(id="half", contains=False, new_answer="Alexander"),
         edited(id="lost", success=False, reason="no value found: p 0.2; rank 90 to 3"),
         edited(id="kept", success=False, reason="value found (p 0.9), but not taken up"),
         edited(id="lost too", success=False, reason="no value found: p 0.1"),
@@ -204,6 +205,7 @@ def test_edits_are_grouped_with_failures_first() -> None:
     assert groups == [
         ("Failed: no value found", ["lost", "lost too"]),
         ("Failed: value found", ["kept"]),
+        ("The new answer's first token is first, but another answer follows", ["half"]),
         ("Rewritten, but a paraphrase or a neighbour is wrong", ["costly"]),
         ("Rewritten, paraphrases and neighbours right", ["clean", "no neighbours"]),
     ]

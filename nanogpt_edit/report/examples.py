@@ -183,7 +183,7 @@ def lost_facts(run: Run) -> tuple[tuple[str, ...], list[LostFact]]:
 
 
 def edit_groups(facts: Sequence[EditedFact]) -> list[FactGroup]:
-    """Failures by reason (the commonest first), then successes that cost something, then the clean ones."""
+    """Failures by reason (the commonest first), then the half and the costly successes, then the clean ones."""
     failed: dict[str, list[EditedFact]] = {}
     for fact in facts:
         if not fact.success:
@@ -192,8 +192,13 @@ def edit_groups(facts: Sequence[EditedFact]) -> list[FactGroup]:
         FactGroup(f"Failed: {reason}", "bad", tuple(group))
         for reason, group in sorted(failed.items(), key=lambda item: (-len(item[1]), item[0]))
     ]
-    costly = [fact for fact in facts if fact.success and not _clean(fact)]
-    clean = [fact for fact in facts if fact.success and _clean(fact)]
+    half = [fact for fact in facts if fact.success and not fact.contains]
+    costly = [fact for fact in facts if fact.success and fact.contains and not _clean(fact)]
+    clean = [fact for fact in facts if fact.success and fact.contains and _clean(fact)]
+    if half:
+        groups.append(
+            FactGroup("The new answer's first token is first, but another answer follows", "bad", tuple(half))
+        )
     if costly:
         groups.append(FactGroup("Rewritten, but a paraphrase or a neighbour is wrong", "unsure", tuple(costly)))
     if clean:

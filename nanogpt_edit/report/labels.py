@@ -49,7 +49,7 @@ METRIC_LABELS = {
     "p_target_after": "p(new answer) after",
 }
 LOWER_IS_BETTER = ("nats_per_token", "perplexity", "neighbourhood_drop", "truncated")
-SIZES = re.compile(r"tokens|seconds|perplexity|nats|length|bits|mean_|entropy$|rank")
+SIZES = re.compile(r"tokens|seconds|perplexity|nats|length|bits|mean_|entropy$|rank$")
 
 
 def stage_label(name: str) -> str:

@@ -160,10 +160,10 @@ def _pass_points(stage: Stage) -> list[tuple[int, float, float, float]]:
 def solved_counts(run: Run) -> Picture | None:
     """How many problems are solved by c of the n samples: where the mass moved."""
     counts = {stage.name: _correct_counts(stage) for stage in run.stages.values()}
-    counts = {name: values for name, values in counts.items() if sum(values[1:])}
+    samples = max((len(values) for values in counts.values()), default=0) - 1
+    counts = {name: values for name, values in counts.items() if sum(values[1:]) and len(values) == samples + 1}
     if not counts:
         return None
-    samples = max(len(values) for values in counts.values()) - 1
 
     def paint(axes: Axes) -> None:
         for place, (name, values) in enumerate(counts.items()):

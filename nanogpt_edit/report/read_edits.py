@@ -67,6 +67,9 @@ def _read_edited_facts(path: Path) -> tuple[EditedFact, ...]:
                 paraphrase=fields.optional_share("paraphrase_success"),
                 neighbourhood_before=fields.optional_share("neighbourhood_before"),
                 neighbourhood_after=fields.optional_share("neighbourhood_after"),
+                contains=fields.flag("contains")
+                if "contains" in fields.values
+                else fields.text("target_new") in fields.text("new_answer", ""),
                 subject_lookup=fields.text("subject_lookup", ""),
                 reason=fields.text("reason", ""),
             )

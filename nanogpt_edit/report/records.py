@@ -104,7 +104,10 @@ class Comparison:
 
 @dataclass(frozen=True, slots=True)
 class EditedFact:
-    """One fact before and after the edit. Neighbourhood and paraphrase are shares of that fact's prompts, 0 to 1."""
+    """One fact before and after the edit. Neighbourhood and paraphrase are shares of that fact's prompts, 0 to 1.
+
+    `success`: the new answer's first token is at rank 1; `contains`: the greedy text holds the whole new answer.
+    """
 
     id: str
     relation: str
@@ -125,6 +128,7 @@ class EditedFact:
     paraphrase: float | None
     neighbourhood_before: float | None
     neighbourhood_after: float | None
+    contains: bool
     subject_lookup: str
     reason: str
 

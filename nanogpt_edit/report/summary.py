@@ -48,7 +48,9 @@ class Summary:
 
     @property
     def overall(self) -> str:
-        """fail when one fails, inconclusive when one is not decided or not measured, else pass."""
+        """fail when one fails, inconclusive when one is not decided or not measured, else pass; none without any."""
+        if not self.expectations:
+            return "none"
         return "fail" if self.any_failed else "pass" if self.all_passed else "inconclusive"
 
     def as_json(self) -> dict[str, object]:

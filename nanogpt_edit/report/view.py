@@ -182,11 +182,12 @@ def _header_facts(run: Run, summary: Summary) -> tuple[str, ...]:
     machine = [str(environment[key]) for key in ("cpu", "device") if environment.get(key) not in (None, "", "cpu")]
     if environment.get("threads"):
         machine.append(f"{environment['threads']} threads")
-    shown = [_moment(environment["started"])] if environment.get("started") else []
+    shown = [f"recipe {run.recipe['name']}"] if isinstance(run.recipe.get("name"), str) else []
+    shown += [_moment(environment["started"])] if environment.get("started") else []
     shown += [", ".join(machine)] if machine else []
     shown += [f"{key} {environment[key]}" for key in ("torch", "python") if environment.get(key)]
     version = environment.get("nanogpt-edit", environment.get("version"))
-    shown += [f"nanogpt_edit {version}"] if version else []
+    shown += [f"nanogpt_edit {version}"] if version not in (None, "", "not installed") else []
     if "total" in summary.seconds:
         shown.append(f"{labels.duration(summary.seconds['total'])} in all")
     return tuple(shown)
