@@ -37,11 +37,12 @@ def find_reward(name: str) -> Reward:
     if not function_name:
         raise UserError(f'there is no reward "{name}"; use {", ".join(BUILT_IN)}, or module:function.')
     try:
-        function = getattr(importlib.import_module(module_name), function_name)
-    except ImportError as error:
-        raise UserError(f'reward "{name}": module "{module_name}" cannot be imported ({error}).') from None
-    except AttributeError:
-        raise UserError(f'reward "{name}": module "{module_name}" has no function "{function_name}".') from None
+        module = importlib.import_module(module_name)
+    except Exception as error:  # a user's module may fail in any way
+        raise UserError(f'reward "{name}": module "{module_name}" cannot be imported ({error}).') from error
+    function = getattr(module, function_name, None)
+    if function is None:
+        raise UserError(f'reward "{name}": module "{module_name}" has no function "{function_name}".')
     if not callable(function):
         raise UserError(f'reward "{name}" is not a function.')
     return function
