@@ -129,7 +129,8 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_weights(finished: Path, tmp
 def test_a_second_run_in_a_folder_in_use_is_refused(tmp_path: Path) -> None:
     folder = pipeline.RunFolder(tmp_path / "run")
     with folder.locked():
-        code = f"from nanogpt_edit.run_folder import RunFolder, Path\nwith RunFolder(Path({str(folder.path)!r})).locked(): pass"
+        code = "from nanogpt_edit.run_folder import RunFolder, Path\n"
+        code += f"with RunFolder(Path({str(folder.path)!r})).locked(): pass"
         second = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert second.returncode != 0
     assert str(os.getpid()) in second.stderr
