@@ -48,6 +48,7 @@ METRIC_LABELS = {
     "p_target_before": "p(new answer) before",
     "p_target_after": "p(new answer) after",
 }
+NO_DIRECTION = ("recall_edited",)
 LOWER_IS_BETTER = ("nats_per_token", "perplexity", "neighbourhood_drop", "truncated")
 SIZES = re.compile(r"tokens|seconds|perplexity|nats|length|bits|mean_|entropy$|rank$")
 
@@ -112,11 +113,11 @@ def is_share(metric: str) -> bool:
 
 
 def direction(metric: str) -> int:
-    """+1 where more is better, -1 where less is better, 0 where neither is (lengths)."""
+    """+1 where more is better, -1 where less is better, 0 where neither is (lengths; answers meant to be lost)."""
     name = metric.rpartition(".")[2]
     if name in LOWER_IS_BETTER:
         return -1
-    return 1 if is_share(name) else 0
+    return 1 if is_share(name) and name not in NO_DIRECTION else 0
 
 
 def number(value: float, *, digits: int = 3) -> str:

@@ -173,7 +173,7 @@ def _lead(run: Run) -> str:
     if taught:
         steps.append(f"taught to reason by {labels.listing(taught)}")
     if run.edit is not None:
-        steps.append(f"with {labels.count(run.edit.n, 'fact')} rewritten by {run.edit.method.upper()}")
+        steps.append(f"with {labels.count(run.edit.n, 'fact')} edited by {run.edit.method.upper()}")
     return f"A model{size}" + (", " + ", ".join(steps) if steps else "") + "."
 
 
