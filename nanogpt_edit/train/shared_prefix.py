@@ -72,7 +72,9 @@ def completion_states(
             ),
             dim=-1,
         )
-        own = model.hidden(inputs, cache=prefix, position_ids=before + steps, attention_mask=mask[:, None])
+        # Behind a long prompt the padding of a short completion may lie past the last position; nobody reads it.
+        positions = (before + steps).clamp_(max=model.config.block_size - 1)
+        own = model.hidden(inputs, cache=prefix, position_ids=positions, attention_mask=mask[:, None])
         states = torch.cat((states, own), dim=1)  # (P G, T, D)
     is_token = torch.arange(token_ids.shape[1], device=device) < lengths[:, None]
     return states[is_token], token_ids[is_token]
