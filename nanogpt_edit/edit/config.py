@@ -22,6 +22,11 @@ class EditConfig:
     covariance_weight: float = 500.0
     """MEMIT's λ: how many times the keys of ordinary text count against each edited key. More protects neighbours and
     weakens the edit."""
+    context_weight: float = 0.0
+    """memit: how many times the keys of the edited texts' other tokens count. The published method has 0; a small
+    model, whose keys resemble each other, needs about 0.1 to keep an edit from disturbing its own prompt."""
+    rounds: int = 1
+    """How often the values are found anew, on the weights the round before left, and what is missing is added."""
     null_share: float = 0.02
     """AlphaEdit: share of the ordinary keys' energy that the null space may hold. More makes room for the edit."""
     ridge: float = 1.0
@@ -65,6 +70,10 @@ class EditConfig:
         for name in ("covariance_weight", "ridge", "learning_rate", "clamp", "ft_learning_rate", "norm_constraint"):
             if getattr(self, name) <= 0:
                 raise UserError(f"{name} is {getattr(self, name)}; it must be positive.")
+        if self.rounds < 1:
+            raise UserError(f"rounds is {self.rounds}; at least one is needed.")
+        if self.context_weight < 0:
+            raise UserError(f"context_weight is {self.context_weight}; it cannot be negative.")
         if self.steps < 1:
             raise UserError(f"steps is {self.steps}; at least one is needed.")
         if self.batch_size is not None and self.batch_size < 1:

@@ -132,10 +132,14 @@ def _edit_in_batches(
     for first in range(0, len(located), size):
         batch = located[first : first + size]
         if known_values is None:
-            parts.append(optimise_values(model, batch, config))
+            found_values = optimise_values(model, batch, config)
         else:
-            parts.append(_slice(known_values, first, first + size))
-        _solve_batch(model, batch, parts[-1].values, config, terrains, originals, sums)
+            found_values = _slice(known_values, first, first + size)
+        _solve_batch(model, batch, found_values.values, config, terrains, originals, sums)
+        for _ in range(1, config.rounds if known_values is None else 1):
+            found_values = optimise_values(model, batch, config)
+            _solve_batch(model, batch, found_values.values, config, terrains, originals, sums, again=True)
+        parts.append(found_values)
     return sums, parts
 
 
@@ -159,26 +163,31 @@ def _check(model: GPT, facts: Sequence[Fact], config: EditConfig) -> None:
 class _Terrain:
     """What a layer's solver needs of its covariance, in the form the method wants; float64."""
 
-    covariance: Tensor
-    factor: Tensor | None = None  # rome: cholesky(C)
-    projector: Tensor | None = None  # alphaedit
+    covariance: Tensor  # C
+    factor: Tensor | None = None  # memit, rome: of C
+    projector: Tensor | None = None  # alphaedit: on C's null space
 
     @classmethod
     def of(cls, covariance: Covariance, config: EditConfig, device: torch.device) -> _Terrain:
         matrix = covariance.matrix.to("cpu" if device.type == "mps" else device)
-        if config.method == "rome":
-            return cls(matrix, factor=solve.cholesky(matrix))
         if config.method == "alphaedit":
             return cls(matrix, projector=solve.null_space_projector(matrix, null_share=config.null_share))
-        return cls(matrix)
+        return cls(matrix, factor=solve.factorise(matrix))
 
-    def right(self, keys: Tensor, config: EditConfig, earlier_keys: Tensor | None) -> Tensor:
-        """The right factor (N, F) of this batch's ΔW."""
-        if self.factor is not None:
-            return solve.rome_right(keys, self.factor)
+    def right(self, keys: Tensor, others: Tensor | None, config: EditConfig, earlier_keys: Tensor | None) -> Tensor:
+        """The right factor (N, F) of this batch's ΔW, for `keys` (F, N).
+
+        `others` (F, F), the summed k kᵀ of the prompts' other tokens, joins MEMIT's λ C with `context_weight`.
+        """
         if self.projector is not None:
             return solve.alphaedit_right(keys, self.projector, ridge=config.ridge, earlier_keys=earlier_keys)
-        return solve.memit_right(keys, self.covariance, covariance_weight=config.covariance_weight)
+        assert self.factor is not None
+        if config.method == "rome":
+            return solve.rome_right(keys, self.factor)
+        factor = self.factor
+        if others is not None:
+            factor = solve.factorise(self.covariance + config.context_weight / config.covariance_weight * others)
+        return solve.memit_right(keys, factor, covariance_weight=config.covariance_weight)
 
 
 class _Parts:
@@ -210,8 +219,14 @@ def _solve_batch(
     terrains: dict[int, _Terrain],
     originals: dict[int, Tensor],
     sums: dict[int, _Parts],
+    *,
+    again: bool = False,
 ) -> None:
-    """Solve for all layers in turn and leave the batch's changes in the model."""
+    """Solve for all layers in turn and leave the batch's changes in the model.
+
+    `again`: a further round of the same batch. The keys and the right factors stay, what is still missing of the (new)
+    values is added to the left ones.
+    """
     layers, contexts = config.edited_layers, len(facts[0].contexts)
     rows = [row.token_ids[: row.subject_last + 1] for fact in facts for row in fact.contexts]
     token_ids = pad_rows(rows, pad_id=tokenizer_of(model).pad_id, device=model.device)
@@ -221,12 +236,14 @@ def _solve_batch(
         keys, _ = _at_subject(model, x, last, layer, layer)
         mean_key = keys.unflatten(0, (-1, contexts)).mean(1).T  # (F, N)
         _, h = _at_subject(model, x[::contexts], last[::contexts], layer, layers[-1])
-        device = terrains[layer].covariance.device
-        mean_key = mean_key.to(device)
-        residual = ((values.to(h.device).double() - h) / (len(layers) - index)).T.to(device)  # (D, N)
-        right = terrains[layer].right(mean_key, config, sums[layer].earlier_keys())
-        sums[layer].add(residual, right, mean_key)
-        changed = originals[layer].to(device, torch.float64) + sums[layer].delta()
+        residual = ((values.to(h.device).double() - h) / (len(layers) - index)).T  # (D, N)
+        if again:
+            sums[layer].left[-1] += residual
+        else:
+            others = _other_keys(model, facts, layer) if config.context_weight > 0 else None
+            right = terrains[layer].right(mean_key, others, config, sums[layer].earlier_keys())
+            sums[layer].add(residual, right, mean_key)
+        changed = _double(originals[layer]) + sums[layer].delta()
         edited_weight(model, layer).copy_(changed)
         if index + 1 < len(layers):
             x = _run(model, x, layer, layers[index + 1])
@@ -249,6 +266,28 @@ def _at_subject(model: GPT, x: Tensor, last: Tensor, layer: int, last_layer: int
             keys.append(_double(seen["mlp_key", layer][row, at]))
             states.append(_double(out[row, at]))
     return torch.cat(keys), torch.cat(states)
+
+
+def _other_keys(model: GPT, facts: Sequence[LocatedFact], layer: int) -> Tensor:
+    """Σ k kᵀ (F, F), float64, over all tokens of the facts' texts and targets but the subjects' last; mean over contexts.
+
+    The residuals are written where the subject ends. What they do at the other tokens of the same text is a side
+    effect, and the one that hurts the edit itself most.
+    """
+    texts = [(*row.token_ids, *fact.target_ids[:-1]) for fact in facts for row in fact.contexts]
+    token_ids = pad_rows(texts, pad_id=tokenizer_of(model).pad_id, device=model.device)
+    is_other = torch.zeros(token_ids.shape, dtype=torch.bool, device=model.device)
+    for i, (text, row) in enumerate(zip(texts, (row for fact in facts for row in fact.contexts), strict=True)):
+        is_other[i, : len(text)] = True
+        is_other[i, row.subject_last] = False
+    total = torch.zeros(model.config.mlp_size, model.config.mlp_size, dtype=torch.float64)
+    chunk = max(1, CHUNK_TOKENS // token_ids.shape[1])
+    with capture(model, [("mlp_key", layer)]) as seen:
+        for part, other in zip(token_ids.split(chunk), is_other.split(chunk), strict=True):
+            model.run_blocks(model.embed_tokens(part), stop=layer + 1)
+            keys = _double(seen["mlp_key", layer][other])
+            total = total.to(keys.device) + keys.T @ keys
+    return total / len(facts[0].contexts)
 
 
 def _double(tensor: Tensor) -> Tensor:

@@ -20,31 +20,32 @@ from torch import Tensor
 
 from nanogpt_edit.errors import UserError
 
+RIDGE = 1e-8  # of C's mean eigenvalue
 
-def memit_right(keys: Tensor, covariance: Tensor, *, covariance_weight: float) -> Tensor:
-    """Kᵀ (λ C + K Kᵀ)⁻¹, (n, in), for `keys` (in, n) and `covariance` (in, in), float64.
 
-    `covariance_weight` λ: how many times the usual keys count against each edited one; λ → ∞ changes nothing.
+def memit_right(keys: Tensor, factor: Tensor, *, covariance_weight: float) -> Tensor:
+    """Kᵀ (λ C + K Kᵀ)⁻¹, (n, in), for `keys` (in, n) and `factor = factorise(C)`, float64.
+
+    `covariance_weight` λ: how many times the usual keys count against each edited one; λ → ∞ changes nothing. Computed
+    as (λ I + Kᵀ C⁻¹ K)⁻¹ Kᵀ C⁻¹, which is the same, needs C's factor only, and stays exact as λ → 0.
     """
-    return _ridge_right(keys, covariance_weight * covariance)
+    spread = torch.cholesky_solve(keys, factor)  # C⁻¹ K (in, n)
+    identity = torch.eye(keys.shape[1], dtype=keys.dtype, device=keys.device)
+    return torch.linalg.solve(covariance_weight * identity + keys.T @ spread, spread.T)
 
 
 def rome_right(key: Tensor, factor: Tensor) -> Tensor:
-    """(C⁻¹k)ᵀ / (kᵀ C⁻¹ k), (1, in), for one `key` (in, 1) and `factor = cholesky(C)`: ΔW k is the residual exactly."""
+    """(C⁻¹k)ᵀ / (kᵀ C⁻¹ k), (1, in), for one `key` (in, 1) and `factor = factorise(C)`: ΔW k is the residual exactly."""
     if key.shape[1] != 1:
         raise ValueError(f"ROME changes one fact at a time, got {key.shape[1]} keys")
-    direction = torch.cholesky_solve(key, factor)  # (in, 1)
-    return direction.T / (key * direction).sum()
+    return memit_right(key, factor, covariance_weight=0.0)
 
 
 def alphaedit_right(keys: Tensor, projector: Tensor, *, ridge: float, earlier_keys: Tensor | None = None) -> Tensor:
     """K̃ᵀ (λ I + K̃ₚ K̃ₚᵀ + K̃ K̃ᵀ)⁻¹ P, (n, in), with K̃ = P K; `ridge` is λ, `earlier_keys` (in, m) those of Kₚ."""
-    projected = projector @ keys
-    penalty = ridge * torch.eye(len(keys), dtype=keys.dtype, device=keys.device)
-    if earlier_keys is not None:
-        earlier = projector @ earlier_keys
-        penalty += earlier @ earlier.T
-    return _ridge_right(projected, penalty) @ projector
+    seen = projector @ (keys if earlier_keys is None else torch.cat((earlier_keys, keys), dim=1))
+    inner = ridge * torch.eye(len(keys), dtype=keys.dtype, device=keys.device) + seen @ seen.T
+    return torch.cholesky_solve(projector @ keys, torch.linalg.cholesky(inner)).T @ projector
 
 
 def null_space_projector(covariance: Tensor, *, null_share: float) -> Tensor:
@@ -75,16 +76,14 @@ def drop_keys(right: Tensor, keys: Tensor, dropped: list[int]) -> Tensor:
     return right[staying] + spread @ torch.linalg.solve(identity - overlap, right[dropped])
 
 
-def cholesky(matrix: Tensor) -> Tensor:
-    """Lower factor of a symmetric positive definite matrix. Raises UserError when it is not definite."""
-    factor, failed = torch.linalg.cholesky_ex(matrix)
-    if failed.item():
-        raise UserError(
-            f"the covariance of keys of width {len(matrix)} is singular: it rests on too few tokens. "
-            "Raise covariance_tokens, or give more covariance text."
-        )
-    return factor
+def factorise(covariance: Tensor) -> Tensor:
+    """Cholesky factor of C with `RIDGE` of its mean eigenvalue added.
 
-
-def _ridge_right(keys: Tensor, penalty: Tensor) -> Tensor:
-    return torch.cholesky_solve(keys, cholesky(penalty + keys @ keys.T)).T
+    The ridge gives a value to directions that no key of the text has (units of a ReLU that never fire, or fewer tokens
+    than dimensions); others it moves by less than the covariance's own error.
+    """
+    mean = covariance.trace() / len(covariance)
+    if mean <= 0:
+        raise UserError("the covariance is zero: the text gave no keys. Give more covariance text.")
+    identity = torch.eye(len(covariance), dtype=covariance.dtype, device=covariance.device)
+    return torch.linalg.cholesky(covariance + RIDGE * mean * identity)

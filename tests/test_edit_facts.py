@@ -1,0 +1,221 @@
+"""Where a subject sits: exact, in other capitals, in part, twice, inside words, in any script."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from conftest import shared_data
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nanogpt_edit.edit.fact_files import fact_from_record, fact_to_record, read_facts
+from nanogpt_edit.edit.facts import Fact, Neighbour, find_subject, join, locate_subject, target_ids
+from nanogpt_edit.errors import UserError
+from nanogpt_edit.model.tokenizer import Tokenizer
+
+
+def place(prompt: str, subject: str, **options: bool) -> tuple[str, str]:
+    """The words found and the lookup that found them."""
+    span = find_subject(prompt, subject, **options)
+    return prompt[span.start : span.end], span.lookup
+
+
+@pytest.mark.parametrize(
+    ("prompt", "subject", "found", "lookup"),
+    [
+        ("The capital of Egypt is", "Egypt", "Egypt", "exact"),
+        ("Beethoven was famous for playing the", "beethoven", "Beethoven", "ignoring case"),
+        ("Our Sun is a type of", "The Sun", "Sun", "shared words"),
+        ("Beethoven played the", "Ludwig van Beethoven", "Beethoven", "shared words"),
+        ("In New York City they speak", "The old New York City", "New York City", "shared words"),
+        ("STRASSE und Platz", "straße", "STRASSE", "ignoring case"),
+        ("La cafe\u0301 de Paris", "caf\u00e9", "cafe\u0301", "ignoring case"),
+        ("日本の首都は", "日本", "日本", "exact"),
+        ("Столица России — это", "россии", "России", "ignoring case"),
+        ("😀 lives in", "😀", "😀", "exact"),
+    ],
+)
+def test_lookups_in_turn(prompt: str, subject: str, found: str, lookup: str) -> None:
+    assert place(prompt, subject) == (found, lookup)
+
+
+def test_of_several_places_whole_words_come_first_then_the_last() -> None:
+    span = find_subject("Mars and Martians of Mars, not Marsian", "Mars")
+    assert (span.start, span.end) == (21, 25)
+    inside = find_subject("Marsian", "Mars")
+    assert (inside.start, inside.end) == (0, 4)
+
+
+def test_a_run_that_lacks_the_last_word_needs_permission() -> None:
+    with pytest.raises(UserError) as error:
+        find_subject("The Eiffel Tower is located in", "the eiffel towr")
+    assert str(error.value) == (
+        'subject "the eiffel towr" is not in the prompt "The Eiffel Tower is located in"; '
+        'nearest words: "The Eiffel Tower". Fix the subject, or pass --allow-partial-subject.'
+    )
+    assert place("The Eiffel Tower is located in", "the eiffel towr", allow_partial=True) == (
+        "The Eiffel",
+        "shared words",
+    )
+
+
+def test_nothing_shared_is_refused_even_with_permission() -> None:
+    with pytest.raises(UserError, match="nearest words"):
+        find_subject("The capital of Egypt is", "Beethoven", allow_partial=True)
+
+
+def test_the_last_token_is_the_last_that_overlaps(tokenizer: Tokenizer) -> None:
+    found = locate_subject("The capital of Francebourg is", "France", tokenizer)
+    texts = [tokenizer.token_text(i) for i in found.token_ids]
+    before = "".join(texts[: found.last])
+    assert len(before) < len("The capital of France") <= len(before + texts[found.last])
+    assert "".join(texts[found.first : found.last + 1]).strip().startswith("France")
+
+
+def test_a_prefix_moves_the_subject(tokenizer: Tokenizer) -> None:
+    bare = locate_subject("The capital of France is", "France", tokenizer)
+    behind = locate_subject("The capital of France is", "France", tokenizer, prefix="Tom has 3 apples. ")
+    assert behind.token_ids[behind.first : behind.last + 1] == bare.token_ids[bare.first : bare.last + 1]
+    assert behind.last > bare.last
+
+
+words = st.text(st.characters(exclude_categories=("Cs",)), min_size=1, max_size=12)
+
+
+@given(before=words, subject=words, after=words)
+def test_any_subject_in_any_text_is_found(before: str, subject: str, after: str) -> None:
+    """Wherever it is found, the words there are the subject's; otherwise the error says so."""
+    prompt = before + subject + after
+    if not subject.strip():
+        return
+    span = find_subject(prompt, subject)
+    assert span.lookup == "exact"
+    assert prompt[span.start : span.end] == subject.strip()
+
+
+@given(text=words, subject=words)
+def test_lookup_finds_a_real_place_or_refuses(tokenizer: Tokenizer, text: str, subject: str) -> None:
+    try:
+        found = locate_subject(text, subject, tokenizer)
+    except UserError:
+        return
+    span = found.span
+    assert 0 <= span.start < span.end <= len(text)
+    assert 0 <= found.first <= found.last < len(found.token_ids)
+    spans = tokenizer.encode_with_spans(text).spans
+    assert spans[found.first][0] <= span.start
+    assert spans[found.last][1] >= span.end
+
+
+@pytest.mark.parametrize(
+    ("prompt", "target", "joined"),
+    [
+        ("The capital of Egypt is", "Cairo", ("The capital of Egypt is", " Cairo")),
+        ("The capital of Egypt is ", " Cairo ", ("The capital of Egypt is", " Cairo")),
+        ("日本の首都は", "東京", ("日本の首都は", "東京")),
+        ("He said", ", yes", ("He said", ", yes")),
+    ],
+)
+def test_one_space_between_prompt_and_target(prompt: str, target: str, joined: tuple[str, str]) -> None:
+    assert join(prompt, target) == joined
+
+
+def test_targets_of_several_tokens(tokenizer: Tokenizer) -> None:
+    ids = target_ids("The capital of France is", "Zagreb", tokenizer)
+    assert tokenizer.decode(ids) == " Zagreb"
+    assert len(ids) > 1
+
+
+def test_the_fifty_cases_are_all_found() -> None:
+    facts = read_facts("facts50")
+    lookups = [find_subject(fact.prompt, fact.subject).lookup for fact in facts]
+    assert len(facts) == 50
+    assert "shared words" not in lookups
+    assert all(len(fact.paraphrases) == 2 and len(fact.neighbourhood) == 2 for fact in facts)
+
+
+def test_facts_survive_a_round_trip(tmp_path: Path) -> None:
+    fact = Fact("The capital of Egypt is", "Egypt", "Giza", "Cairo", ("Egypt's capital is",), (Neighbour("a", "b"),))
+    assert fact_from_record(fact_to_record(fact), where="x") == fact
+    file = tmp_path / "facts.jsonl"
+    file.write_text("\n" + json.dumps(fact_to_record(fact)) + "\n\n", encoding="utf-8")
+    assert read_facts(file) == (fact,)
+
+
+GOOD = {"prompt": "The capital of Egypt is", "subject": "Egypt", "target_new": "Giza", "target_true": "Cairo"}
+
+
+@pytest.mark.parametrize(
+    ("record", "message"),
+    [
+        ({**GOOD, "target_new": 3}, 'facts.jsonl:2: "target_new" must be text, found 3.'),
+        ({k: v for k, v in GOOD.items() if k != "subject"}, 'facts.jsonl:2: the field "subject" is missing.'),
+        ({**GOOD, "targt": "x"}, "facts.jsonl:2: unknown field targt"),
+        ({**GOOD, "target_new": " "}, "facts.jsonl:2: a fact's target_new is empty"),
+        ({**GOOD, "neighbourhood": ["x"]}, "facts.jsonl:2: a neighbour is"),
+        ({**GOOD, "paraphrases": "x"}, 'facts.jsonl:2: "paraphrases" must be a list'),
+    ],
+)
+def test_bad_records_are_named_by_line(tmp_path: Path, record: dict[str, object], message: str) -> None:
+    file = tmp_path / "facts.jsonl"
+    file.write_text(json.dumps(GOOD) + "\n" + json.dumps(record) + "\n", encoding="utf-8")
+    with pytest.raises(UserError) as error:
+        read_facts(file)
+    assert message in str(error.value)
+
+
+def test_missing_and_empty_files_are_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"absent\.jsonl: no such file"):
+        read_facts(tmp_path / "absent.jsonl")
+    empty = tmp_path / "empty.jsonl"
+    empty.write_text("", encoding="utf-8")
+    with pytest.raises(UserError, match="there are no facts"):
+        read_facts(empty)
+
+
+def test_easyedit_and_counterfact_layouts(tmp_path: Path) -> None:
+    easyedit = {
+        "case_id": 10,
+        "prompt": "BBC One, by",
+        "target_new": "Sega",
+        "subject": "BBC One",
+        "ground_truth": "BBC",
+        "rephrase_prompt": "BBC One is owned by",
+        "locality_prompt": "BBC Radio, by",
+        "locality_ground_truth": "BBC",
+    }
+    counterfact = {
+        "case_id": 7,
+        "requested_rewrite": {
+            "prompt": "The mother tongue of {} is",
+            "relation_id": "P103",
+            "target_new": {"str": "English", "id": "Q1860"},
+            "target_true": {"str": "French", "id": "Q150"},
+            "subject": "Danielle Darrieux",
+        },
+        "paraphrase_prompts": ["Danielle Darrieux, a native"],
+        "neighborhood_prompts": ["Montesquieu, a native"],
+    }
+    file = tmp_path / "cases.json"
+    file.write_text(json.dumps([easyedit, counterfact]), encoding="utf-8")
+    first, second = read_facts(file)
+    assert first == Fact(
+        "BBC One, by",
+        "BBC One",
+        target_new="Sega",
+        target_true="BBC",
+        paraphrases=("BBC One is owned by",),
+        neighbourhood=(Neighbour("BBC Radio, by", "BBC"),),
+        id="10",
+    )
+    assert second.prompt == "The mother tongue of Danielle Darrieux is"
+    assert (second.target_true, second.target_new, second.relation) == ("French", "English", "P103")
+    assert second.neighbourhood == (Neighbour("Montesquieu, a native", "French"),)
+
+
+def test_real_counterfact_subjects_are_all_found() -> None:
+    facts = read_facts(shared_data("facts") / "counterfact_val.json")
+    assert len(facts) == 1919
+    assert all(find_subject(fact.prompt, fact.subject).lookup == "exact" for fact in facts)
