@@ -269,7 +269,7 @@ def _at_subject(model: GPT, x: Tensor, last: Tensor, layer: int, last_layer: int
 
 
 def _other_keys(model: GPT, facts: Sequence[LocatedFact], layer: int) -> Tensor:
-    """Σ k kᵀ (F, F), float64, over all tokens of the facts' texts and targets but the subjects' last; mean over contexts.
+    """Σ k kᵀ (F, F), float64, over the tokens of the facts' texts and targets but the subjects' last; per context.
 
     The residuals are written where the subject ends. What they do at the other tokens of the same text is a side
     effect, and the one that hurts the edit itself most.

@@ -35,7 +35,7 @@ def memit_right(keys: Tensor, factor: Tensor, *, covariance_weight: float) -> Te
 
 
 def rome_right(key: Tensor, factor: Tensor) -> Tensor:
-    """(C⁻¹k)ᵀ / (kᵀ C⁻¹ k), (1, in), for one `key` (in, 1) and `factor = factorise(C)`: ΔW k is the residual exactly."""
+    """(C⁻¹k)ᵀ / (kᵀ C⁻¹ k), (1, in), for a `key` (in, 1) and `factor = factorise(C)`: ΔW k is the residual exactly."""
     if key.shape[1] != 1:
         raise ValueError(f"ROME changes one fact at a time, got {key.shape[1]} keys")
     return memit_right(key, factor, covariance_weight=0.0)

@@ -1,9 +1,9 @@
 """Causal tracing: where in the network a fact is recalled (Meng et al. 2022, section 2).
 
-Three kinds of runs. Clean: the prompt as it is. Corrupted: noise of three standard deviations of the embeddings is added
-to the subject's tokens, over several seeded draws. Restored: the corrupted run again, but one token's state at one layer
-is set back to its clean value (`resid_post`), or its MLP or attention output is, over a window of layers (`mlp_out`,
-`attn_out`). The indirect effect of a state is how much of p(target) that brings back.
+Three kinds of runs. Clean: the prompt as it is. Corrupted: noise of three standard deviations of the embeddings is
+added to the subject's tokens, over several seeded draws. Restored: the corrupted run again, but one token's state at
+one layer is set back to its clean value (`resid_post`), or its MLP or attention output is, over a window of layers
+(`mlp_out`, `attn_out`). The indirect effect of a state is how much of p(target) that brings back.
 
 Difference from the authors' code: the whole grid of (token, layer, site) is batched. A restored run equals the
 corrupted one below its layer and before its token, so it enters the sweep through the blocks at its layer and reads
