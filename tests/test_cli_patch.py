@@ -25,7 +25,8 @@ FACTS = (
 def edited(speaking_gpt: GPT, tmp_path: Path) -> tuple[Path, Path]:
     """(model directory, patch file): two facts edited, the patch not yet bound to the model."""
     blocks = torch.randint(0, 250, (40, 32), generator=torch.Generator().manual_seed(0))
-    config = EditConfig(steps=5, n_prefixes=1, covariance_weight=1.0)
+    # An untrained model moves only when nothing holds it back.
+    config = EditConfig(steps=20, n_prefixes=0, covariance_weight=0.01, clamp=20.0, weight_decay=0.0, kl_coef=0.0)
     save(speaking_gpt, tmp_path / "base")
     save_patch(edit_model(speaking_gpt, FACTS, config, covariance_blocks=blocks), tmp_path / "facts.safetensors")
     return tmp_path / "base", tmp_path / "facts.safetensors"
