@@ -20,6 +20,7 @@ from nanogpt_edit import report
 from nanogpt_edit.data.problems import Problem, ProblemSplits, Sample, load_splits, prompt_ids, to_samples
 from nanogpt_edit.data.text import read_text, token_blocks
 from nanogpt_edit.data.world import World, make_world
+from nanogpt_edit.devices import choose_device
 from nanogpt_edit.edit.editor import edit_model
 from nanogpt_edit.edit.fact_files import read_facts
 from nanogpt_edit.edit.facts import Fact
@@ -27,7 +28,6 @@ from nanogpt_edit.edit.patch_files import save_patch
 from nanogpt_edit.edit.scores import score_patch
 from nanogpt_edit.edit.trace_average import trace_record
 from nanogpt_edit.edit.tracing import TraceConfig, trace_facts
-from nanogpt_edit.errors import UserError
 from nanogpt_edit.evaluate import suite
 from nanogpt_edit.evaluate.records import read_records
 from nanogpt_edit.evaluate.transcript import transcript_record
@@ -57,9 +57,7 @@ def run(recipe: Recipe, out: Path) -> int:
     folder = RunFolder(out)
     with folder.locked():
         folder.keep_recipe(recipe)
-        if recipe.threads is not None:
-            torch.set_num_threads(recipe.threads)
-        pipeline = Pipeline(recipe, folder, pick_device(recipe.device))
+        pipeline = Pipeline(recipe, folder, choose_device(recipe.device, threads=recipe.threads))
         folder.keep_environment(pipeline.device)
         for stage, work in pipeline.stages().items():
             with folder.timed(stage):
@@ -69,19 +67,6 @@ def run(recipe: Recipe, out: Path) -> int:
     console.print(report.terminal_summary(summary))
     say(f"The report: {out / 'report.html'}")
     return EXPECTATION_FAILED if summary.any_failed else 0
-
-
-def pick_device(name: str) -> torch.device:
-    """auto: the first GPU when there is one. Raises UserError for a device this machine does not have."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise UserError(f'device "{name}" is unknown; use auto, cpu, cuda or cuda:1.') from None
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise UserError(f'device "{name}" was asked for, but PyTorch sees no GPU here; use --device cpu.')
-    return device
 
 
 @dataclass

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -11,6 +11,7 @@ import tyro
 from nanogpt_edit import pipeline
 from nanogpt_edit.commands.parse import parse
 from nanogpt_edit.errors import UserError
+from nanogpt_edit.progress import say
 from nanogpt_edit.recipe import Recipe, load_recipe, packaged_recipes
 
 
@@ -40,4 +41,8 @@ def run(arguments: list[str]) -> int:
     recipe = load_recipe(arguments[0])
     default = Run(recipe=recipe, out=Path("runs") / recipe.name)
     chosen = parse(Run, arguments[1:], verb=f"run {arguments[0]}", default=default)
-    return pipeline.run(chosen.recipe, chosen.out)
+    resolved = chosen.recipe
+    if resolved.expect and resolved.problems.path != recipe.problems.path:
+        say("The recipe's expectations are about its own problems; with others they are left out.")
+        resolved = replace(resolved, expect={})
+    return pipeline.run(resolved, chosen.out)
