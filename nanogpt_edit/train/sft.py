@@ -30,6 +30,9 @@ class SFTConfig(LoopConfig):
 
     batch_size: int = 32
     """Problems per step."""
+    batch_tokens: int | None = None
+    """Fewer problems are taken when they are long: about as many as have this many tokens together (None: always
+    `batch_size`)."""
     replay: float = 0.2
     """Share of a step's rows that are base text instead of problems (0: none)."""
     replay_tokens: int = 128
@@ -106,8 +109,9 @@ def sft(
     `replay` is the base text; None mixes none in, whatever the config's share.
     """
     trainer = Trainer(model, config, label="sft", state=state, log=log)
+    batch_size = problems_per_step(samples, config)
     for step in trainer.steps():
-        rows = [samples[row] for row in rows_of_step(len(samples), rows=config.batch_size, seed=seed, step=step)]
+        rows = [samples[row] for row in rows_of_step(len(samples), rows=batch_size, seed=seed, step=step)]
         problem_targets = target_tokens(rows)
         if replay is not None and config.replay_rows:
             rows += replay_samples(replay, config, seed=seed, step=step)
@@ -127,6 +131,14 @@ def sft(
         trainer.log(metrics, tokens=sum(len(row.token_ids) for row in rows))
     trainer.finish(use_best=True)
     return trainer
+
+
+def problems_per_step(samples: Sequence[Sample], config: SFTConfig) -> int:
+    """`batch_size`, or fewer where `batch_tokens` says so and the samples are long on average."""
+    if config.batch_tokens is None:
+        return config.batch_size
+    mean_tokens = sum(len(sample.token_ids) for sample in samples) / len(samples)
+    return max(1, min(config.batch_size, int(config.batch_tokens / mean_tokens)))
 
 
 def replay_samples(replay: TokenStream, config: SFTConfig, *, seed: int, step: int) -> list[Sample]:
