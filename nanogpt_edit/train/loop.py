@@ -157,6 +157,7 @@ class Trainer:
             say(f"{self.label}: step {self.step} has a gradient that is not finite; it is skipped.")
         self.model.zero_grad(set_to_none=True)
         if self.skipped_in_a_row >= SKIPS_ALLOWED:
+            self._save_state()  # skipped steps have not touched the weights
             raise UserError(
                 f"{self.label}: {SKIPS_ALLOWED} steps in a row had a gradient that is not finite, up to step "
                 f"{self.step}. The last good state is kept in {self.state}; lower the learning rate."
@@ -238,7 +239,8 @@ class Trainer:
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], notes: Mapping[str, float]) -> None:
     """Write tensors and a few numbers as one safetensors file with a checksum, atomically."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    metadata = {"notes": json.dumps(dict(notes)), "sha256": _checksum(tensors)}
+    text = json.dumps(dict(notes))
+    metadata = {"notes": text, "sha256": _checksum(tensors, text)}
     with atomic_file(path) as temporary:
         save_file(tensors, temporary, metadata=metadata)
 
@@ -248,18 +250,19 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, float]]:
     try:
         with safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-            metadata = file.metadata()
+            metadata = file.metadata() or {}
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path}: damaged ({error}).") from None
-    if metadata is None or metadata.get("sha256") != _checksum(tensors):
+    text = metadata.get("notes", "")
+    if metadata.get("sha256") != _checksum(tensors, text):
         raise UserError(f"{path}: damaged (its contents do not match its checksum).")
-    return tensors, json.loads(metadata["notes"])
+    return tensors, json.loads(text)
 
 
-def _checksum(tensors: dict[str, Tensor]) -> str:
-    digest = hashlib.sha256()
+def _checksum(tensors: dict[str, Tensor], notes: str) -> str:
+    digest = hashlib.sha256(notes.encode())
     for name in sorted(tensors):
-        digest.update(name.encode())
+        digest.update(f"{name} {tensors[name].dtype} {tuple(tensors[name].shape)}".encode())
         digest.update(tensors[name].reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
