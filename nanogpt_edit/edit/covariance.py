@@ -13,6 +13,7 @@ Shapes: T tokens, F MLP width, L layers.
 from __future__ import annotations
 
 import hashlib
+import math
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -52,10 +53,13 @@ class Covariance:
 
     def describe(self) -> str:
         """One line for a person."""
+        head = f"covariance of layer {self.layer}: {self.tokens:,} tokens"
+        if not math.isfinite(self.change):
+            return f"{head}, too few to tell whether it has converged; give more text or raise covariance_tokens"
         verdict = "converged" if self.converged else "not converged; give more text or raise covariance_tokens"
         return (
-            f"covariance of layer {self.layer}: {self.tokens:,} tokens, over the last doubling C changed "
-            f"{self.change:.2%} and its inverse on probe keys {self.solve_change:.2%} ({verdict})"
+            f"{head}, over the last doubling C changed {self.change:.2%} and its inverse on probe keys "
+            f"{self.solve_change:.2%} ({verdict})"
         )
 
     def sha256(self) -> str:
