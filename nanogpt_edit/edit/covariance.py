@@ -13,8 +13,8 @@ Shapes: T tokens, F MLP width, L layers.
 from __future__ import annotations
 
 import hashlib
-import math
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
