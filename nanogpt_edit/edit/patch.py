@@ -157,14 +157,14 @@ class EditPatch:
 
     def check(self, model: GPT) -> None:
         """Raise UserError unless `model`'s weights are exactly the ones this patch was made for."""
-        for layer, update in self.layers.items():
+        for layer in self.layers:
             if layer >= model.config.n_layer:
                 raise UserError(
                     f"the patch edits layer {layer}, the model has only {model.config.n_layer}: another model's patch."
                 )
-            weight = edited_weight(model, layer)
-            self._check_shape(layer, weight)
-            digest = weight_sha256(weight)
+            self._check_shape(layer, edited_weight(model, layer))
+        for layer, update in self.layers.items():
+            digest = weight_sha256(edited_weight(model, layer))
             if digest == update.expected_sha256:
                 continue
             if update.undo is not None and digest == update.undo.edited_sha256:

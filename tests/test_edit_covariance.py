@@ -1,0 +1,118 @@
+"""C in one streamed pass equals C computed directly; it converges, says so, and is cached by content."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from edit_world import covariance_blocks, random_model
+from torch import Tensor
+
+from nanogpt_edit.edit import covariance as covariance_module
+from nanogpt_edit.edit.covariance import cached_covariances, clear_covariances, collect, covariances, load_covariance
+from nanogpt_edit.errors import UserError
+from nanogpt_edit.model.gpt import GPT
+from nanogpt_edit.model.sites import capture
+
+
+@pytest.fixture(params=["gpt2", "llama"])
+def model(request: pytest.FixtureRequest) -> GPT:
+    return random_model(request.param)
+
+
+def direct(model: GPT, blocks: Tensor, layer: int) -> np.ndarray:
+    """E[k kᵀ] from one plain pass: numpy's covariance about 0."""
+    with torch.no_grad(), capture(model, [("mlp_key", layer)]) as seen:
+        model(blocks)
+    keys = seen["mlp_key", layer].flatten(0, 1).double().numpy()
+    return np.cov(keys, rowvar=False, bias=True) + np.outer(keys.mean(0), keys.mean(0))
+
+
+def test_one_pass_equals_the_direct_computation(model: GPT, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(covariance_module, "BATCH_TOKENS", 500)  # many small batches
+    blocks = covariance_blocks()[:40]
+    found = collect(model, blocks, layers=[0, 2], max_tokens=10**9, tolerance=0.0)
+    assert list(found) == [0, 2]
+    for layer, covariance in found.items():
+        assert covariance.tokens == blocks.numel()
+        assert covariance.matrix.dtype == torch.float64
+        np.testing.assert_allclose(covariance.matrix.numpy(), direct(model, blocks, layer), rtol=1e-4, atol=1e-5)
+
+
+def test_it_stops_when_converged_and_says_how_far(model: GPT, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(covariance_module, "BATCH_TOKENS", 480)
+    monkeypatch.setattr(covariance_module, "FIRST_CHECK_TOKENS", 480)
+    blocks = covariance_blocks()
+    loose = collect(model, blocks, layers=[0, 1], max_tokens=10**9, tolerance=0.5)
+    assert loose[0].converged
+    assert loose[0].tokens == loose[1].tokens == 960  # 480, then twice that: the first comparison
+    strict = collect(model, blocks, layers=[0], max_tokens=2000, tolerance=1e-9)[0]
+    assert not strict.converged
+    assert 1900 < strict.tokens <= 2000
+    assert 0 < strict.change < loose[0].change
+    assert "not converged" in strict.describe()
+    assert f"{strict.change:.2%}" in strict.describe()
+
+
+def test_the_change_is_between_half_and_all_of_the_tokens(model: GPT, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(covariance_module, "BATCH_TOKENS", 480)
+    monkeypatch.setattr(covariance_module, "FIRST_CHECK_TOKENS", 480)
+    blocks = covariance_blocks()
+    half = collect(model, blocks, layers=[1], max_tokens=480, tolerance=0.0)[1]
+    whole = collect(model, blocks, layers=[1], max_tokens=960, tolerance=0.0)[1]
+    # 480 and 960 tokens begin with the same blocks
+    assert whole.change == pytest.approx(float((whole.matrix - half.matrix).norm() / whole.matrix.norm()), rel=1e-6)
+
+
+def test_the_cache_is_keyed_by_content(model: GPT, tmp_path: Path) -> None:
+    blocks = covariance_blocks()[:20]
+
+    def ask(**changes: object) -> None:
+        settings = {"layers": [0, 1], "max_tokens": 10**6, "tolerance": 0.01, "cache_dir": tmp_path} | changes
+        covariances(model, blocks, **settings)  # type: ignore[arg-type]
+
+    first = covariances(model, blocks, layers=[0, 1], max_tokens=10**6, tolerance=0.01, cache_dir=tmp_path)
+    assert len(cached_covariances(tmp_path)) == 2
+    again = covariances(model, blocks, layers=[1], max_tokens=10**6, tolerance=0.01, cache_dir=tmp_path)
+    assert len(cached_covariances(tmp_path)) == 2
+    assert torch.equal(again[1].matrix, first[1].matrix)
+    assert again[1].change == first[1].change
+    ask(layers=[0, 2])
+    assert len(cached_covariances(tmp_path)) == 3
+    ask(max_tokens=500)
+    assert len(cached_covariances(tmp_path)) == 5
+    with torch.no_grad():
+        model.embed.weight[0, 0] += 1.0
+    ask()
+    assert len(cached_covariances(tmp_path)) == 7
+    assert clear_covariances(tmp_path) > 7 * 8 * model.config.mlp_size**2
+    assert cached_covariances(tmp_path) == []
+
+
+def test_a_cached_layer_is_not_computed_again(model: GPT, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    blocks = covariance_blocks()[:20]
+    covariances(model, blocks, layers=[0], max_tokens=10**6, tolerance=0.01, cache_dir=tmp_path)
+    monkeypatch.setattr(covariance_module, "collect", None)
+    covariances(model, blocks, layers=[0], max_tokens=10**6, tolerance=0.01, cache_dir=tmp_path)
+
+
+@pytest.mark.parametrize("damage", ["cut", "flip"])
+def test_a_damaged_cache_file_is_named(model: GPT, tmp_path: Path, damage: str) -> None:
+    blocks = covariance_blocks()[:20]
+    covariances(model, blocks, layers=[0], max_tokens=10**6, tolerance=0.01, cache_dir=tmp_path)
+    ((file, size),) = cached_covariances(tmp_path)
+    contents = bytearray(file.read_bytes())
+    if damage == "cut":
+        file.write_bytes(contents[: size // 2])
+    else:
+        contents[-3] ^= 4
+        file.write_bytes(contents)
+    with pytest.raises(UserError, match=r"a damaged covariance .*Remove it"):
+        load_covariance(file)
+
+
+def test_no_text_is_named(model: GPT) -> None:
+    with pytest.raises(UserError, match="empty"):
+        covariances(model, torch.zeros(0, 8, dtype=torch.int64), layers=[0], max_tokens=10, tolerance=0.1)

@@ -1,0 +1,157 @@
+"""Scores: probabilities against plain forward passes, the comparisons by hand, and the files they go to."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from edit_world import covariance_blocks, facts, random_model, trained_model
+
+from nanogpt_edit.edit import scores as scores_module
+from nanogpt_edit.edit.config import EditConfig
+from nanogpt_edit.edit.editor import edit_model
+from nanogpt_edit.edit.facts import Fact
+from nanogpt_edit.edit.patch import EditedFact
+from nanogpt_edit.edit.scores import (
+    FactState,
+    TargetScore,
+    compare_states,
+    greedy_answers,
+    harmonic_mean,
+    measure_facts,
+    score_patch,
+)
+from nanogpt_edit.model.gpt import GPT
+
+
+@pytest.fixture(params=["gpt2", "llama"])
+def model(request: pytest.FixtureRequest) -> GPT:
+    return random_model(request.param)
+
+
+@torch.no_grad()
+def test_measurements_equal_plain_forward_passes(model: GPT, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scores_module, "BATCH_TOKENS", 60)  # many small batches
+    assert model.tokenizer is not None
+    asked = (replace(facts(1)[0], target_new="Rome and Lima"), facts(2)[1])  # one target of several tokens
+    for fact, state in zip(asked, measure_facts(model, asked), strict=True):
+        cases = [(fact.prompt, fact.target_new, state.new), (fact.prompt, fact.target_true, state.true)]
+        cases += [(p, fact.target_true, pair[1]) for p, pair in zip(fact.paraphrases, state.paraphrases, strict=True)]
+        cases += [
+            (n.prompt, n.target_true, pair[0]) for n, pair in zip(fact.neighbourhood, state.neighbourhood, strict=True)
+        ]
+        for prompt, target, score in cases:
+            before, after = model.tokenizer.encode(prompt), model.tokenizer.encode(" " + target)
+            probabilities = model(torch.tensor([before + after]))[0, len(before) - 1 : -1].softmax(-1)
+            each = [float(probabilities[j, token]) for j, token in enumerate(after)]
+            assert score.p_first == pytest.approx(each[0], rel=1e-3)
+            assert score.p_target == pytest.approx(math.prod(each), rel=1e-3)
+            assert score.p_token == pytest.approx(math.prod(each) ** (1 / len(each)), rel=1e-3)
+            assert score.rank == 1 + int((probabilities[0] > probabilities[0, after[0]]).sum())
+            assert score.token_accuracy == sum(
+                int(probabilities[j].argmax()) == token for j, token in enumerate(after)
+            ) / len(after)
+
+
+def test_the_trained_model_knows_its_facts() -> None:
+    for fact, state in zip(facts(4), measure_facts(trained_model(), facts(4)), strict=True):
+        assert state.answer == fact.target_true
+        assert state.true.rank == 1
+        assert state.true.token_accuracy == 1.0
+        assert all(true.p_token > new.p_token for new, true in state.paraphrases)
+
+
+def test_answers_end_with_the_sentence() -> None:
+    assert greedy_answers(trained_model(), ["capital of Valdoria", "the king of Kestonia "]) == ["Paris", "Cairo"]
+
+
+def target(p: float, rank: int = 1) -> TargetScore:
+    return TargetScore(p_first=p, rank=rank, p_target=p, p_token=p, token_accuracy=float(rank == 1))
+
+
+def state(
+    new: float, true: float, rank: int, paraphrases: list[bool], neighbours: list[bool], answer: str
+) -> FactState:
+    win, lose = target(0.6), target(0.2, rank=3)
+    return FactState(
+        new=target(new, rank),
+        true=target(true),
+        paraphrases=tuple((win, lose) if good else (lose, win) for good in paraphrases),
+        neighbourhood=tuple((win, lose) if good else (lose, win) for good in neighbours),
+        answer=answer,
+    )
+
+
+FACT = Fact("The capital of Egypt is", "Egypt", target_new="Giza", target_true="Cairo", relation="capital")
+EDITED = EditedFact(FACT, lookup="exact", probability=0.9, shift=1.0, steps=5)
+
+
+def test_an_edit_by_hand() -> None:
+    before = [state(0.1, 0.8, 7, [False, False], [True, True], "Cairo")] * 2
+    after = [
+        state(0.7, 0.1, 1, [True, False], [True, True], "Giza"),
+        state(0.2, 0.5, 2, [True, True], [True, False], "Cairo, giza"),
+    ]
+    scores = compare_states([EDITED, EDITED], before, after)
+    assert scores.success.value == 0.5
+    assert scores.efficacy.value == 0.5
+    assert scores.contains.value == 1.0
+    assert scores.paraphrase is not None
+    assert scores.paraphrase.value == 0.75
+    assert scores.neighbourhood_before is not None
+    assert scores.neighbourhood_before.value == 1.0
+    assert scores.neighbourhood_after is not None
+    assert scores.neighbourhood_after.value == 0.75
+    assert scores.score is not None
+    assert scores.score.value == pytest.approx(3 / (1 / 0.5 + 1 / 0.75 + 1 / 0.75))
+    first, second = scores.records
+    assert first.reason == ""
+    assert second.reason == "value found (p 0.9), but the weights did not take it up; rank 7 to 2, p 0.1 to 0.2"
+    lost = compare_states([replace(EDITED, probability=0.1)], before[1:], after[1:]).records[0]
+    assert lost.reason.startswith("no value found: the optimisation reached p 0.1 with ‖δ‖ 1‖h‖")
+
+
+def test_equal_probabilities_are_no_success() -> None:
+    tie = state(0.4, 0.4, 1, [], [], "")
+    record = compare_states([EDITED], [tie], [tie]).records[0]
+    assert not record.efficacy
+    assert record.paraphrase_success is None
+    assert compare_states([EDITED], [tie], [tie]).score is None
+
+
+def test_the_harmonic_mean_and_its_interval() -> None:
+    even = harmonic_mean([1.0] * 30, [0.5] * 30, [1.0] * 30)
+    assert even is not None
+    assert (even.value, even.low, even.high, even.n) == (pytest.approx(0.75),) * 3 + (30,)
+    nothing = harmonic_mean([0.0, 0.0], [1.0, 1.0], [1.0, 1.0])
+    assert nothing is not None
+    assert nothing.value == 0.0
+    some = harmonic_mean([1.0, 0.0] * 20, [1.0, None] * 20, [0.5] * 40)
+    assert some is not None
+    assert some.value == pytest.approx(3 / (1 / 0.5 + 1 / 1.0 + 1 / 0.5))
+    assert some.low < some.value < some.high
+
+
+def test_the_files_hold_what_was_measured(tmp_path: Path) -> None:
+    model = trained_model()
+    config = EditConfig(layers=(0, 1), covariance_weight=5.0, learning_rate=0.3, steps=5, n_prefixes=0)
+    patch = edit_model(model, facts(3), config, covariance_blocks=covariance_blocks())
+    scores = score_patch(model, patch)
+    scores.save(tmp_path, "three", patch=patch)
+    summary = json.loads((tmp_path / "three.json").read_text(encoding="utf-8"))
+    assert (summary["n"], summary["method"], summary["layers"]) == (3, "memit", [0, 1])
+    assert summary["success"] == {
+        "value": scores.success.value,
+        "low": scores.success.low,
+        "high": scores.success.high,
+        "n": 3,
+    }
+    assert summary["settings"]["covariance_weight"] == 5.0
+    lines = [json.loads(line) for line in (tmp_path / "three.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert [line["id"] for line in lines] == ["capital-0", "capital-1", "capital-2"]
+    needed = {"old_answer", "new_answer", "p_first_before", "rank_after", "success", "subject_lookup", "reason"}
+    assert needed <= set(lines[0])

@@ -1,0 +1,226 @@
+"""Values, keys and whole edits: the batched, cached computation against the plain one, and what it achieves."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from edit_world import covariance_blocks, facts, random_model, trained_model
+from torch import Tensor
+
+from nanogpt_edit.edit import values as values_module
+from nanogpt_edit.edit.config import EditConfig
+from nanogpt_edit.edit.contexts import LocatedFact, TokenRow, generate_prefixes, locate_facts
+from nanogpt_edit.edit.covariance import collect
+from nanogpt_edit.edit.editor import edit_model
+from nanogpt_edit.edit.facts import Fact
+from nanogpt_edit.edit.patch import edited_weight
+from nanogpt_edit.edit.scores import measure_facts, score_patch
+from nanogpt_edit.edit.values import optimise_values
+from nanogpt_edit.errors import UserError
+from nanogpt_edit.model.gpt import GPT
+from nanogpt_edit.model.sites import capture, patch
+
+CONFIG = EditConfig(
+    layers=(0, 1), covariance_weight=20.0, learning_rate=0.3, steps=25, n_prefixes=2, prefix_tokens=4, clamp=3.0
+)
+
+
+@pytest.fixture(params=["gpt2", "llama"])
+def model(request: pytest.FixtureRequest) -> GPT:
+    return random_model(request.param)
+
+
+def located(model: GPT, n: int = 3) -> tuple[LocatedFact, ...]:
+    return locate_facts(model, facts(n), generate_prefixes(model, CONFIG))
+
+
+def logits_with(model: GPT, token_ids: tuple[int, ...], row: TokenRow, delta: Tensor, layer: int) -> Tensor:
+    """Log-probabilities (T, V) of a plain forward pass with δ added at the subject's last token."""
+
+    def add(state: Tensor) -> Tensor:
+        state = state.clone()
+        state[:, row.subject_last] += delta
+        return state
+
+    with patch(model, {("resid_post", layer): add}):
+        return model(torch.tensor([token_ids]))[0].log_softmax(-1)
+
+
+def test_the_losses_equal_plain_forward_passes(model: GPT) -> None:
+    """Prefixes cut off and their keys reused, suffixes padded, logits at targets only: the numbers are the same."""
+    found = located(model)
+    delta = torch.randn(len(found), model.config.n_embd, generator=torch.Generator().manual_seed(0))
+    rows = values_module._prepare(model, found, last_layer=1)
+    nll, kl = rows.losses(model, delta)
+    for i, fact in enumerate(found):
+        each = []
+        for row in fact.contexts:
+            logprobs = logits_with(model, (*row.token_ids, *fact.target_ids[:-1]), row, delta[i], layer=1)
+            start = len(row.token_ids) - 1
+            each.append(-torch.stack([logprobs[start + j, t] for j, t in enumerate(fact.target_ids)]).mean())
+        torch.testing.assert_close(nll[i], torch.stack(each).mean(), rtol=1e-4, atol=1e-4)
+        moved = logits_with(model, fact.essence.token_ids, fact.essence, delta[i], layer=1)[-1]
+        clean = logits_with(model, fact.essence.token_ids, fact.essence, torch.zeros(1), layer=1)[-1]
+        torch.testing.assert_close(kl[i], (moved.exp() * (moved - clean)).sum(), rtol=1e-3, atol=1e-4)
+
+
+def test_the_last_block_has_nothing_above_it(model: GPT) -> None:
+    rows = values_module._prepare(model, located(model), last_layer=model.config.n_layer - 1)
+    nll, _ = rows.losses(model, torch.zeros(3, model.config.n_embd))
+    assert nll.isfinite().all()
+
+
+def test_one_batch_equals_single_runs(model: GPT) -> None:
+    config = replace(CONFIG, steps=8, stop_probability=0.3)
+    found = located(model, 4)
+    together = optimise_values(model, found, config)
+    in_chunks = optimise_values(model, found, config, chunk_tokens=1)
+    for i, fact in enumerate(found):
+        alone = optimise_values(model, [fact], config)
+        torch.testing.assert_close(together.values[i], alone.values[0], rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(in_chunks.values[i], alone.values[0], rtol=1e-5, atol=1e-5)
+        assert together.steps[i] == alone.steps[0]
+        assert together.probabilities[i] == pytest.approx(alone.probabilities[0], rel=1e-2, abs=1e-5)
+
+
+def test_a_fact_that_is_true_already_stops_at_once() -> None:
+    model = trained_model()
+    fact = replace(facts(1)[0], target_new="Paris")  # what the model says
+    config = replace(CONFIG, n_prefixes=0, stop_probability=0.5)
+    found = optimise_values(model, locate_facts(model, [fact, facts(2)[1]], ()), config)
+    assert found.steps[0] == 1
+    assert found.shifts[0] == 0.0
+    assert found.steps[1] > 1
+    row = locate_facts(model, [fact], ())[0].contexts[0]
+    with torch.no_grad(), capture(model, [("resid_post", 1)]) as seen:
+        model(torch.tensor([row.token_ids]))
+    torch.testing.assert_close(found.values[0], seen["resid_post", 1][0, row.subject_last], rtol=1e-4, atol=1e-5)
+
+
+def test_the_shift_is_clamped(model: GPT) -> None:
+    config = replace(CONFIG, clamp=0.05, steps=6, weight_decay=0.0, kl_coef=0.0)
+    assert max(optimise_values(model, located(model), config).shifts) <= 0.05 * (1 + 1e-5)
+
+
+def test_gradients_need_no_permission() -> None:
+    """Edits work inside `no_grad`, and on a frozen model."""
+    model = trained_model().requires_grad_(False)
+    with torch.no_grad():
+        made = edit_model(model, facts(2), replace(CONFIG, steps=5), covariance_blocks=covariance_blocks())
+        edit_model(model, facts(2), replace(CONFIG, steps=2, method="ft"))
+    assert made.edited[0].shift > 0
+    assert not edited_weight(model, 0).requires_grad
+
+
+@pytest.mark.parametrize("method", ["memit", "rome", "alphaedit", "ft"])
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_every_method_writes_the_facts(family: str, method: str) -> None:
+    model = trained_model(family)
+    config = EditConfig(
+        method=method,  # type: ignore[arg-type]
+        layers=(0, 1) if method in ("memit", "alphaedit") else (1,),
+        covariance_weight=5.0,
+        null_share=0.3,
+        ridge=1e-3,
+        learning_rate=0.3,
+        steps=40,
+        n_prefixes=1,
+        clamp=4.0,
+        weight_decay=0.0,
+        ft_learning_rate=5e-3,
+        norm_constraint=0.1,
+        rounds=2,
+    )
+    made = edit_model(model, facts(4), config, covariance_blocks=covariance_blocks())
+    scores = score_patch(model, made)
+    assert [record.old_answer for record in scores.records] == [fact.target_true for fact in facts(4)]
+    assert scores.success.value == 1.0
+    assert all(record.new_answer.startswith(record.target_new) for record in scores.records)
+    assert {record.subject_lookup for record in scores.records} == {"exact", "ignoring case"}
+
+
+def test_editing_in_sequence_keeps_the_earlier_facts() -> None:
+    model = trained_model()
+    config = replace(CONFIG, batch_size=2, steps=40, weight_decay=0.0, covariance_weight=5.0, rounds=2)
+    made = edit_model(model, facts(4), config, covariance_blocks=covariance_blocks())
+    assert made.batches == (2, 2)
+    with made.applied(model):
+        assert sum(state.new.rank == 1 for state in measure_facts(model, made.facts)) == 4
+
+
+def test_memit_hits_v_star_when_nothing_else_counts() -> None:
+    """λ → 0 and one context: after the edit, the state at the subject's last token is v*."""
+    model = trained_model()
+    config = replace(CONFIG, covariance_weight=1e-6, n_prefixes=0, layers=(0, 1))
+    made = edit_model(model, facts(3), config, covariance_blocks=covariance_blocks())
+    found = locate_facts(model, facts(3), ())
+    with made.applied(model), torch.no_grad():
+        for fact, value in zip(found, made.values, strict=True):
+            row = fact.contexts[0]
+            with capture(model, [("resid_post", 1)]) as seen:
+                model(torch.tensor([row.token_ids]))
+            torch.testing.assert_close(seen["resid_post", 1][0, row.subject_last], value, rtol=1e-2, atol=2e-2)
+
+
+def test_one_layers_update_is_the_closed_form() -> None:
+    """ΔW of the patch = R Kᵀ (λ C + K Kᵀ)⁻¹ with K, h and C taken by plain forward passes."""
+    model, blocks = trained_model(), covariance_blocks()
+    config = replace(CONFIG, layers=(1,), n_prefixes=0)
+    made = edit_model(model, facts(3), config, covariance_blocks=blocks)
+    with torch.no_grad(), capture(model, [("mlp_key", 1), ("resid_post", 1)]) as seen:
+        keys, states = [], []
+        for fact in locate_facts(model, facts(3), ()):
+            row = fact.contexts[0]
+            model(torch.tensor([row.token_ids]))
+            keys.append(seen["mlp_key", 1][0, row.subject_last].double())
+            states.append(seen["resid_post", 1][0, row.subject_last].double())
+        model(blocks)
+        usual = seen["mlp_key", 1].flatten(0, 1).double()
+    k, residual = torch.stack(keys, dim=1), (made.values.double() - torch.stack(states)).T
+    covariance = usual.T @ usual / len(usual)
+    expected = residual @ k.T @ torch.linalg.inv(20.0 * covariance + k @ k.T)
+    torch.testing.assert_close(made.layers[1].delta(), expected, rtol=1e-2, atol=1e-3 * float(expected.abs().max()))
+
+
+def test_prefixes_are_the_models_own_and_seeded(model: GPT) -> None:
+    first = generate_prefixes(model, CONFIG)
+    assert len(first) == 2
+    assert all(prefix.endswith(". ") for prefix in first)
+    assert first == generate_prefixes(model, CONFIG)
+    assert first != generate_prefixes(model, replace(CONFIG, seed=1))
+
+
+def test_what_cannot_be_edited_is_named(model: GPT) -> None:
+    blocks = covariance_blocks()
+    with pytest.raises(UserError, match=r"layers \[0, 7\] are not all in the model, which has layers 0 to 2"):
+        edit_model(model, facts(1), replace(CONFIG, layers=(0, 7)), covariance_blocks=blocks)
+    with pytest.raises(UserError, match="no facts to edit"):
+        edit_model(model, [], CONFIG, covariance_blocks=blocks)
+    with pytest.raises(UserError, match="needs covariance_blocks"):
+        edit_model(model, facts(1), CONFIG)
+    with pytest.raises(UserError, match='different answers of "capital of Valdoria": "Quito" and "Lima"'):
+        edit_model(model, [facts(1)[0], replace(facts(1)[0], target_new="Lima")], CONFIG, covariance_blocks=blocks)
+    with pytest.raises(UserError, match='"Atlantis" is not in the prompt'):
+        edit_model(model, [replace(facts(1)[0], subject="Atlantis")], CONFIG, covariance_blocks=blocks)
+    long = Fact(prompt="x " * 200 + "Lima", subject="Lima", target_new="Oslo", target_true="Rome")
+    with pytest.raises(UserError, match="the model reads 96"):
+        edit_model(model, [long], CONFIG, covariance_blocks=blocks)
+    model.tokenizer = None
+    with pytest.raises(UserError, match="carries no tokenizer"):
+        edit_model(model, facts(1), CONFIG, covariance_blocks=blocks)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("method", "magic"), ("layers", (1, 0)), ("layers", ()), ("steps", 0), ("clamp", -1.0), ("batch_size", 0)],
+)
+def test_settings_that_make_no_sense_are_named(field: str, value: object) -> None:
+    with pytest.raises(UserError, match=field):
+        EditConfig(**{field: value})  # type: ignore[arg-type]
+
+
+def test_covariance_blocks_longer_than_the_model_are_cut(model: GPT) -> None:
+    blocks = torch.zeros(4, 200, dtype=torch.int64)
+    assert collect(model, blocks, layers=[0], max_tokens=10_000, tolerance=0.1)[0].tokens == 4 * 96
