@@ -28,6 +28,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "sample": ("write completions of a prompt, as text or token by token", "nanogpt_edit.commands.sample:sample"),
     "evaluate": ("measure a model, with intervals over problems", "nanogpt_edit.commands.evaluate:run"),
     "compare": ("two evaluations of the same problems, in pairs", "nanogpt_edit.commands.compare:compare"),
+    "serve": ("a playground in the browser and an HTTP API", "nanogpt_edit.commands.serve:serve"),
     "trace": ("where in the network a fact is recalled", "nanogpt_edit.commands.trace:trace"),
     "patch": ("show, apply, revert or thin out the patch of an edit", "nanogpt_edit.commands.patch:patch"),
     "report": ("write the report of a run again from its files", "nanogpt_edit.commands.report:report"),
