@@ -45,6 +45,7 @@ from nanogpt_edit.train.sft import (
     SFTConfig,
     completion_loss_sum,
     micro_batches,
+    problems_per_step,
     replay_samples,
     rows_of_step,
     sft,
@@ -639,6 +640,14 @@ def test_a_step_may_be_larger_than_the_data() -> None:
     taken = rows_of_step(3, rows=8, seed=0, step=0)
     assert sorted(taken[:3]) == sorted(taken[3:6]) == [0, 1, 2]
     assert len(taken) == 8
+
+
+def test_long_problems_are_taken_fewer_at_a_time() -> None:
+    samples = [Sample((0,) * n, (0,) + (1,) * (n - 1)) for n in (50, 150)]  # 100 tokens on average
+    assert problems_per_step(samples, SFTConfig(batch_size=32)) == 32
+    assert problems_per_step(samples, SFTConfig(batch_size=32, batch_tokens=1250)) == 12
+    assert problems_per_step(samples, SFTConfig(batch_size=32, batch_tokens=99_999)) == 32
+    assert problems_per_step(samples, SFTConfig(batch_size=32, batch_tokens=1)) == 1
 
 
 def test_replay_adds_rows_of_text_in_which_every_token_counts() -> None:

@@ -253,12 +253,13 @@ def group_terms(
     prompts = [group.prompt for group in groups]
     completions = [[completion.token_ids for completion in group.completions] for group in groups]
     states, targets = completion_states(model, prompts, completions)
-    logprobs, entropy = token_logprobs(model.logits(states), targets, temperature=config.temperature)
+    logprobs, entropy = token_logprobs(token_logits(model, states), targets, temperature=config.temperature)
     ref_logprobs = None
     if reference is not None:
         with torch.no_grad():
             ref_states, _ = completion_states(reference, prompts, completions)
-            ref_logprobs, _ = token_logprobs(reference.logits(ref_states), targets, temperature=config.temperature)
+            ref_logits = token_logits(reference, ref_states)
+            ref_logprobs, _ = token_logprobs(ref_logits, targets, temperature=config.temperature)
     every = [completion for group in groups for completion in group.completions]
     lengths = torch.tensor([len(completion.token_ids) for completion in every])
     per_completion = torch.cat([group_advantages(group.total[None], advantage=config.advantage)[0] for group in groups])
@@ -278,6 +279,12 @@ def group_terms(
         kl_coef=config.kl_coef,
         entropy_coef=entropy_coef,
     )
+
+
+def token_logits(model: GPT, states: Tensor) -> Tensor:
+    """(N, D) -> (N, V), for the V tokens there are: as the sampler, without the padding of the vocabulary."""
+    assert model.tokenizer is not None
+    return model.logits(states)[:, : model.tokenizer.vocab_size]
 
 
 def group_batches(groups: Sequence[RolloutGroup], *, max_tokens: int) -> Iterator[list[RolloutGroup]]:
