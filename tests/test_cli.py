@@ -68,7 +68,7 @@ def failing_verb(monkeypatch: pytest.MonkeyPatch, error: BaseException, name: st
     [
         (UserError("facts.jsonl:3: no\n  subject."), 2, "nanogpt-edit: facts.jsonl:3: no subject.\n"),
         (OSError(28, "No space left on device", "runs/x/a"), 2, "nanogpt-edit: no space left on device (runs/x/a). "),
-        (PermissionError(13, "Permission denied", "/root/x"), 2, "nanogpt-edit: permission denied (/root/x). "),
+        (PermissionError(13, "Permission denied", "/srv/x"), 2, "nanogpt-edit: permission denied (/srv/x). "),
         (RuntimeError("IoError: No space left on device (os error 28)"), 2, "nanogpt-edit: no space left on the disk."),
         (KeyboardInterrupt(), 130, "nanogpt-edit: interrupted. The same command goes on"),
     ],

@@ -2,7 +2,7 @@
 
 The sum over all target tokens of a step is divided by their number, whatever the micro-batches, so accumulation never
 changes the gradient. Logits are computed at target positions only. `replay` mixes in rows of the base text, against
-forgetting (measured on the small demo model: without it, fact recall falls from 100% to 1% in 300 steps).
+forgetting (measured on a prototype of the demo: without it, fact recall fell from 100% to 1% in 300 steps).
 """
 
 from __future__ import annotations
