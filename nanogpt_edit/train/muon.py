@@ -1,8 +1,9 @@
 """Muon (Jordan et al. 2024): momentum, made orthogonal, as the step of a weight matrix.
 
 The singular values of the averaged gradient are all moved to about 1 by five Newton-Schulz iterations of a quintic
-polynomial, so that rare directions are learned as fast as common ones. On the demo's facts 79% were recalled after 740 k
-tokens, with AdamW 27% after 690 k (batches and learning rates differed). In float32, for bfloat16 is slow on most CPUs.
+polynomial, so that rare directions are learned as fast as common ones. Of the demo's facts 79% were recalled after
+740 k tokens, with AdamW 27% after 690 k (batches and learning rates differed). In float32: bfloat16 is slow on most
+CPUs.
 """
 
 from __future__ import annotations
