@@ -23,10 +23,17 @@ from nanogpt_edit.data.problems import Problem, prompt_ids
 from nanogpt_edit.engine.engine import Completion, Engine
 from nanogpt_edit.engine.sampling import Sampling
 from nanogpt_edit.errors import UserError
-from nanogpt_edit.evaluate.answers import extract, is_correct
+from nanogpt_edit.evaluate.answers import TAGS, extract, is_correct
 from nanogpt_edit.evaluate.metrics import score_problems
 from nanogpt_edit.evaluate.records import EvalRecord, write_records
-from nanogpt_edit.evaluate.stats import Difference, Interval, bootstrap_mean, mcnemar_exact, paired_difference
+from nanogpt_edit.evaluate.stats import (
+    CONFIDENCE,
+    Difference,
+    Interval,
+    bootstrap_mean,
+    mcnemar_exact,
+    paired_difference,
+)
 from nanogpt_edit.evaluate.transcript import count_tokens
 from nanogpt_edit.files import read_jsonl, write_json, write_jsonl
 from nanogpt_edit.model.checkpoint import fingerprint
@@ -259,6 +266,8 @@ def probe_metrics(records: Sequence[EvalRecord]) -> dict[str, Interval]:
 def is_arithmetic(text: str) -> bool:
     """Does a completion turn to arithmetic: an equation, or nothing but a number for an answer?"""
     found = extract(text)
+    for tag in TAGS:  # their slash is no division
+        text = text.replace(tag, " ")
     return bool(EQUATION_SIGNS & set(text)) or (found.strict is not None and found.strict.strip().isdigit())
 
 
@@ -302,15 +311,17 @@ def recall(model: GPT, questions: Sequence[Question], *, rows: int = 256) -> lis
 
 def fact_metrics(recalls: Sequence[Recall]) -> dict[str, Interval]:
     """Share recalled in each group, over subjects."""
-    return {group: bootstrap_mean(values) for group, values in recalled_by_subject(recalls).items()}
+    return {group: bootstrap_mean(list(values.values())) for group, values in recalled_by_subject(recalls).items()}
 
 
-def recalled_by_subject(recalls: Sequence[Recall]) -> dict[str, list[float]]:
-    """group -> share recalled of each subject's questions, subjects in order of appearance."""
+def recalled_by_subject(recalls: Sequence[Recall]) -> dict[str, dict[str, float]]:
+    """group -> subject -> share recalled of its questions, subjects in order of appearance."""
     groups: dict[str, dict[str, list[bool]]] = {}
     for each in recalls:
         groups.setdefault(each.group, {}).setdefault(each.subject, []).append(each.recalled)
-    return {group: [float(np.mean(own)) for own in subjects.values()] for group, subjects in groups.items()}
+    return {
+        group: {subject: float(np.mean(own)) for subject, own in subjects.items()} for group, subjects in groups.items()
+    }
 
 
 @torch.inference_mode()
@@ -350,16 +361,18 @@ def compare_records(before: Sequence[EvalRecord], after: Sequence[EvalRecord]) -
             pair = old.values[name], new.values[name]
             difference = paired_difference(*pair, higher_is_better=name not in ("truncated", "thinking_tokens"))
             if name.startswith("majority"):
-                difference = replace(difference, p_value=mcnemar_exact(*(values > 0.5 for values in pair)))
+                p_value = mcnemar_exact(*(values > 0.5 for values in pair))
+                verdict = difference.verdict if p_value < 1 - CONFIDENCE else "inconclusive"
+                difference = replace(difference, p_value=p_value, verdict=verdict)
             differences[prefix + name] = difference
     return differences
 
 
 def compare_recalls(before: Sequence[Recall], after: Sequence[Recall]) -> dict[str, Difference]:
-    """Paired differences of the share recalled, by group of facts, over the subjects."""
+    """Paired differences of the share recalled, over subjects, for each group of facts that has the same on both sides."""
     old, new = recalled_by_subject(before), recalled_by_subject(after)
     return {
-        f"facts_{group}": paired_difference(old[group], new[group])
-        for group in old
-        if len(old[group]) == len(new.get(group, ()))
+        f"facts_{group}": paired_difference(list(shares.values()), [new[group][subject] for subject in shares])
+        for group, shares in old.items()
+        if shares.keys() == new.get(group, {}).keys()
     }
