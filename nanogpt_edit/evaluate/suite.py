@@ -369,7 +369,7 @@ def compare_records(before: Sequence[EvalRecord], after: Sequence[EvalRecord]) -
 
 
 def compare_recalls(before: Sequence[Recall], after: Sequence[Recall]) -> dict[str, Difference]:
-    """Paired differences of the share recalled, over subjects, for each group of facts that has the same on both sides."""
+    """Paired differences of the share recalled, over subjects, for each group of facts with the same on both sides."""
     old, new = recalled_by_subject(before), recalled_by_subject(after)
     return {
         f"facts_{group}": paired_difference(list(shares.values()), [new[group][subject] for subject in shares])
