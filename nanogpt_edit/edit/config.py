@@ -29,8 +29,9 @@ class EditConfig:
     """How often the values are found anew, on the weights the round before left, and what is missing is added."""
     null_share: float = 0.02
     """AlphaEdit: share of the ordinary keys' energy that the null space may hold. More makes room for the edit."""
-    ridge: float = 1.0
-    """AlphaEdit: λ in front of the identity; more makes smaller changes."""
+    ridge: float = 0.01
+    """AlphaEdit: λ in front of the identity, in units of an ordinary key's mean squared length; more makes smaller
+    changes."""
     learning_rate: float = 0.1
     """Adam's step for the values."""
     steps: int = 60

@@ -131,14 +131,12 @@ def _edit_in_batches(
     size = 1 if config.method == "rome" else (config.batch_size or len(located))
     for first in range(0, len(located), size):
         batch = located[first : first + size]
-        if known_values is None:
-            found_values = optimise_values(model, batch, config)
-        else:
-            found_values = _slice(known_values, first, first + size)
-        _solve_batch(model, batch, found_values.values, config, terrains, originals, sums)
-        for _ in range(1, config.rounds if known_values is None else 1):
-            found_values = optimise_values(model, batch, config)
-            _solve_batch(model, batch, found_values.values, config, terrains, originals, sums, again=True)
+        for round_ in range(config.rounds):
+            if known_values is not None:
+                found_values = _slice(known_values, first, first + size)
+            else:
+                found_values = optimise_values(model, batch, config)
+            _solve_batch(model, batch, found_values.values, config, terrains, originals, sums, again=round_ > 0)
         parts.append(found_values)
     return sums, parts
 
@@ -180,7 +178,8 @@ class _Terrain:
         `others` (F, F), the summed k kᵀ of the prompts' other tokens, joins MEMIT's λ C with `context_weight`.
         """
         if self.projector is not None:
-            return solve.alphaedit_right(keys, self.projector, ridge=config.ridge, earlier_keys=earlier_keys)
+            ridge = config.ridge * float(self.covariance.trace())
+            return solve.alphaedit_right(keys, self.projector, ridge=ridge, earlier_keys=earlier_keys)
         assert self.factor is not None
         if config.method == "rome":
             return solve.rome_right(keys, self.factor)
