@@ -76,6 +76,8 @@ class Pipeline:
     recipe: Recipe
     folder: RunFolder
     device: torch.device
+    cache_dir: Path | None = None
+    """Where covariances are kept; a run of all stages needs each once and keeps none."""
 
     def stages(self) -> dict[str, Callable[[], None]]:
         """What is to be done, in order, under the names it is timed by."""
@@ -270,7 +272,11 @@ class Pipeline:
         context = self.recipe.pretrain.context_tokens
         usable = len(stream.token_ids) // context * context
         patch = edit_model(
-            model, self.facts, self.recipe.edit, covariance_blocks=stream.token_ids[:usable].view(-1, context)
+            model,
+            self.facts,
+            self.recipe.edit,
+            covariance_blocks=stream.token_ids[:usable].view(-1, context),
+            cache_dir=self.cache_dir,
         )
         scores = score_patch(model, patch)
         patch = patch.bound_to(model)

@@ -34,8 +34,9 @@ TEXTS = (
 
 
 @pytest.fixture(autouse=True)
-def same_start() -> Iterator[None]:
-    """One thread and the same random state in every test; float32 again after it."""
+def same_start(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """One thread, the same random state and a cache of the tests' own in every test; float32 again after it."""
+    monkeypatch.setenv("NANOGPT_EDIT_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
     torch.set_num_threads(1)
     torch.manual_seed(0)
     yield

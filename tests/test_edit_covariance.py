@@ -10,8 +10,18 @@ import torch
 from edit_world import covariance_blocks, random_model
 from torch import Tensor
 
+from nanogpt_edit import cli
 from nanogpt_edit.edit import covariance as covariance_module
-from nanogpt_edit.edit.covariance import cached_covariances, clear_covariances, collect, covariances, load_covariance
+from nanogpt_edit.edit import covariance_files
+from nanogpt_edit.edit.covariance import collect
+from nanogpt_edit.edit.covariance_files import (
+    cached_covariances,
+    clear_covariances,
+    covariances,
+    default_cache_dir,
+    load_covariance,
+    size_in_words,
+)
 from nanogpt_edit.errors import UserError
 from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.model.sites import capture
@@ -94,23 +104,55 @@ def test_the_cache_is_keyed_by_content(model: GPT, tmp_path: Path) -> None:
 def test_a_cached_layer_is_not_computed_again(model: GPT, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     blocks = covariance_blocks()[:20]
     covariances(model, blocks, layers=[0], max_tokens=10**6, tolerance=0.01, cache_dir=tmp_path)
-    monkeypatch.setattr(covariance_module, "collect", None)
+    monkeypatch.setattr(covariance_files, "collect", None)
     covariances(model, blocks, layers=[0], max_tokens=10**6, tolerance=0.01, cache_dir=tmp_path)
 
 
 @pytest.mark.parametrize("damage", ["cut", "flip"])
-def test_a_damaged_cache_file_is_named(model: GPT, tmp_path: Path, damage: str) -> None:
-    blocks = covariance_blocks()[:20]
-    covariances(model, blocks, layers=[0], max_tokens=10**6, tolerance=0.01, cache_dir=tmp_path)
-    ((file, size),) = cached_covariances(tmp_path)
-    contents = bytearray(file.read_bytes())
+def test_a_damaged_cache_file_is_named_and_made_again(
+    model: GPT, tmp_path: Path, damage: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    blocks, settings = covariance_blocks()[:20], {"max_tokens": 10**6, "tolerance": 0.01, "cache_dir": tmp_path}
+    first = covariances(model, blocks, layers=[0], **settings)  # type: ignore[arg-type]
+    (cached,) = cached_covariances(tmp_path)
+    contents = bytearray(cached.path.read_bytes())
     if damage == "cut":
-        file.write_bytes(contents[: size // 2])
+        cached.path.write_bytes(contents[: cached.size_bytes // 2])
     else:
         contents[-3] ^= 4
-        file.write_bytes(contents)
-    with pytest.raises(UserError, match=r"a damaged covariance .*Remove it"):
-        load_covariance(file)
+        cached.path.write_bytes(contents)
+    with pytest.raises(UserError, match=r"a damaged covariance .*computed again"):
+        load_covariance(cached.path)
+    assert cached_covariances(tmp_path)[0].covariance is None
+    again = covariances(model, blocks, layers=[0], **settings)  # type: ignore[arg-type]
+    assert torch.equal(again[0].matrix, first[0].matrix)
+    assert torch.equal(load_covariance(cached.path).matrix, first[0].matrix)
+
+
+def test_the_verb_lists_what_is_kept_and_clears_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("NANOGPT_EDIT_CACHE", str(tmp_path))
+    assert default_cache_dir() == tmp_path
+    covariances(
+        random_model(), covariance_blocks()[:20], layers=[0, 1], max_tokens=10**6, tolerance=0.01, cache_dir=tmp_path
+    )
+    damaged = cached_covariances(tmp_path)[0].path
+    damaged.write_bytes(damaged.read_bytes()[:-8])
+    assert cli.main(["cache"]) == 0
+    first, second, total = capsys.readouterr().out.splitlines()
+    assert "damaged" in first
+    assert "KiB  covariance of layer" in second
+    assert total.startswith(f"{tmp_path}: 2 covariances, ")
+    assert cli.main(["cache", "clear"]) == 0
+    assert capsys.readouterr().out.endswith("freed.\n")
+    assert cached_covariances(tmp_path) == []
+    assert cli.main(["cache", "clar"]) == 2
+    assert 'did you mean "clear"?' in capsys.readouterr().err
+
+
+def test_sizes_in_words() -> None:
+    assert [size_in_words(n) for n in (0, 1023, 1536, 5 * 2**20)] == ["0 bytes", "1,023 bytes", "1.5 KiB", "5.0 MiB"]
 
 
 def test_no_text_is_named(model: GPT) -> None:

@@ -17,6 +17,7 @@ from nanogpt_edit.data.problems import ProblemsConfig
 from nanogpt_edit.data.world import WorldConfig
 from nanogpt_edit.devices import choose_device
 from nanogpt_edit.edit.config import EditConfig
+from nanogpt_edit.edit.covariance_files import default_cache_dir
 from nanogpt_edit.errors import UserError
 from nanogpt_edit.model.checkpoint import load
 from nanogpt_edit.model.gpt import GPT
@@ -142,7 +143,7 @@ def run_alone(stage: str, chosen: Common, recipe: Recipe, *, source: str = "") -
     folder = RunFolder(chosen.out)
     with folder.locked():
         keep_settings(chosen, chosen.out / f"{stage}.toml")
-        one = Stage(recipe=recipe, folder=folder, device=device, source=source)
+        one = Stage(recipe=recipe, folder=folder, device=device, cache_dir=default_cache_dir(), source=source)
         one.prepare()
         {"base": one.make_base, "sft": one.make_sft, "grpo": one.make_grpo, "edited": one.make_edited}[stage]()
     print(f"The model: {folder.model(stage)}")

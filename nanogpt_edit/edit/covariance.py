@@ -5,7 +5,7 @@ seeded order. After every doubling of the tokens two relative changes are measur
 keys (what the solver uses). A layer has converged when the first is under the tolerance; the pass ends when all have,
 or when the tokens are spent. Either way the record says how far it came.
 
-Cached on disk under what it depends on (weights, text, layer, token limit, tolerance), never under a name.
+`covariance_files` keeps them on disk.
 
 Shapes: T tokens, F MLP width, L layers.
 """
@@ -13,20 +13,13 @@ Shapes: T tokens, F MLP width, L layers.
 from __future__ import annotations
 
 import hashlib
-import json
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from nanogpt_edit.errors import UserError
-from nanogpt_edit.files import atomic_file
-from nanogpt_edit.model.checkpoint import fingerprint
 from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.model.sites import capture
 from nanogpt_edit.progress import progress, say
@@ -65,41 +58,6 @@ class Covariance:
     def sha256(self) -> str:
         """Hash of the matrix, for the record."""
         return hashlib.sha256(self.matrix.contiguous().numpy().tobytes()).hexdigest()
-
-
-def covariances(
-    model: GPT,
-    blocks: Tensor,
-    *,
-    layers: Sequence[int],
-    max_tokens: int,
-    tolerance: float,
-    cache_dir: Path | None = None,
-) -> dict[int, Covariance]:
-    """C of each of `layers` over `blocks` (N, T) of token ids; from the cache where it is there, else computed.
-
-    Raises UserError for text without tokens or a damaged cache file.
-    """
-    if blocks.numel() == 0:
-        raise UserError("the covariance needs text; the token blocks given are empty.")
-    found: dict[int, Covariance] = {}
-    files: dict[int, Path] = {}
-    if cache_dir is not None:
-        weights, text = fingerprint(model), tensor_sha256(blocks)
-        for layer in layers:
-            settings = f"{weights} {text} {layer} {max_tokens} {tolerance}"
-            files[layer] = cache_dir / f"covariance-{hashlib.sha256(settings.encode()).hexdigest()[:32]}.safetensors"
-            if files[layer].exists():
-                found[layer] = load_covariance(files[layer])
-    missing = [layer for layer in layers if layer not in found]
-    if missing:
-        for layer, covariance in collect(
-            model, blocks, layers=missing, max_tokens=max_tokens, tolerance=tolerance
-        ).items():
-            found[layer] = covariance
-            if cache_dir is not None:
-                save_covariance(covariance, files[layer])
-    return {layer: found[layer] for layer in layers}
 
 
 @torch.no_grad()
@@ -186,46 +144,3 @@ def tensor_sha256(tensor: Tensor) -> str:
     digest = hashlib.sha256(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
     digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
-
-
-def save_covariance(covariance: Covariance, path: Path) -> None:
-    """One safetensors file, atomically, with its own hash inside."""
-    record = {name: value for name, value in asdict(covariance).items() if name != "matrix"}
-    record["sha256"] = covariance.sha256()
-    with atomic_file(path) as temporary:
-        save_file({"matrix": covariance.matrix}, temporary, metadata={"covariance": json.dumps(record)})
-
-
-def load_covariance(path: Path) -> Covariance:
-    """Read one back. Raises UserError when the file is damaged."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            record: Mapping[str, object] = json.loads((file.metadata() or {})["covariance"])
-            covariance = Covariance(
-                matrix=file.get_tensor("matrix"),
-                layer=int(str(record["layer"])),
-                tokens=int(str(record["tokens"])),
-                change=float(str(record["change"])),
-                solve_change=float(str(record["solve_change"])),
-                converged=bool(record["converged"]),
-            )
-        damaged = covariance.sha256() != record["sha256"]
-    except (SafetensorError, KeyError, ValueError, OSError) as error:
-        raise UserError(f"{path}: a damaged covariance ({error}). Remove it; it is computed again.") from None
-    if damaged:
-        raise UserError(f"{path}: a damaged covariance (its hash differs). Remove it; it is computed again.")
-    return covariance
-
-
-def cached_covariances(cache_dir: Path) -> list[tuple[Path, int]]:
-    """The cached files and their sizes in bytes."""
-    return [(path, path.stat().st_size) for path in sorted(cache_dir.glob("covariance-*.safetensors"))]
-
-
-def clear_covariances(cache_dir: Path) -> int:
-    """Remove them; the bytes freed."""
-    freed = 0
-    for path, size in cached_covariances(cache_dir):
-        path.unlink()
-        freed += size
-    return freed

@@ -26,7 +26,8 @@ import nanogpt_edit
 from nanogpt_edit.edit import solve
 from nanogpt_edit.edit.config import EditConfig
 from nanogpt_edit.edit.contexts import LocatedFact, generate_prefixes, locate_facts, pad_rows, tokenizer_of
-from nanogpt_edit.edit.covariance import Covariance, covariances
+from nanogpt_edit.edit.covariance import Covariance
+from nanogpt_edit.edit.covariance_files import covariances
 from nanogpt_edit.edit.facts import Fact
 from nanogpt_edit.edit.finetune import finetuned_delta
 from nanogpt_edit.edit.patch import EditedFact, EditPatch, LayerUpdate, edited_weight, on_grid

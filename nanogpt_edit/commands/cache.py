@@ -1,0 +1,58 @@
+"""`nanogpt-edit cache [list | clear]`: the covariances kept from earlier edits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from nanogpt_edit.edit.covariance_files import (
+    CachedCovariance,
+    cached_covariances,
+    clear_covariances,
+    default_cache_dir,
+    size_in_words,
+)
+from nanogpt_edit.errors import UserError, did_you_mean
+
+USAGE = """usage: nanogpt-edit cache [list | clear]
+
+  list    show every covariance kept, check it against its hash, and add up their size (the default)
+  clear   remove them all; an edit that needs one computes it again
+
+An edit needs the covariance of ordinary text for each of its layers. It is computed once for a model, a text and its
+settings, and kept in the folder that NANOGPT_EDIT_CACHE names, or nanogpt_edit in your cache folder."""
+
+
+def cache(arguments: list[str]) -> int:
+    """The verb `cache`."""
+    name = arguments[0] if arguments else "list"
+    if name in ("-h", "--help"):
+        print(USAGE)
+        return 0
+    if name not in VERBS or len(arguments) > 1:
+        stranger = name if name not in VERBS else arguments[1]
+        raise UserError(f'cache has no verb "{stranger}"{did_you_mean(stranger, VERBS)} It has: {", ".join(VERBS)}.')
+    return VERBS[name]()
+
+
+def show() -> int:
+    place = default_cache_dir()
+    found = cached_covariances(place)
+    for each in found:
+        print(describe(each))
+    print(f"{place}: {len(found)} covariances, {size_in_words(sum(each.size_bytes for each in found))}")
+    return 0
+
+
+def describe(cached: CachedCovariance) -> str:
+    """One line: the name's hash, size, and what it holds."""
+    name = cached.path.stem.removeprefix("covariance-")[:12]
+    holds = "damaged; it will be computed again" if cached.covariance is None else cached.covariance.describe()
+    return f"{name}  {size_in_words(cached.size_bytes):>10}  {holds}"
+
+
+def clear() -> int:
+    print(f"{size_in_words(clear_covariances(default_cache_dir()))} freed.")
+    return 0
+
+
+VERBS: dict[str, Callable[[], int]] = {"list": show, "clear": clear}
