@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from torch import Tensor
+
 from nanogpt_edit.data.problems import Problem
 from nanogpt_edit.data.text import read_text, token_blocks
 from nanogpt_edit.data.world import WorldConfig, make_world
@@ -45,12 +47,14 @@ def edit(
     Raises UserError for a field or a method that is none, and for whatever `edit_model` refuses.
     """
     settings = with_fields(config or EditConfig(), fields)
-    blocks = None
-    if settings.method != "ft":
-        documents = read_text(text) if isinstance(text, str | Path) else list(text or world_documents())
-        block_size = min(COVARIANCE_BLOCK, model.config.block_size - 1)
-        blocks = token_blocks(documents, tokenizer_of(model), block_size=block_size)
+    blocks = None if settings.method == "ft" else text_blocks(model, text)
     return edit_model(model, facts, settings, covariance_blocks=blocks)
+
+
+def text_blocks(model: GPT, text: str | Path | Sequence[str] | None = None) -> Tensor:
+    """Ordinary text (see `edit`) as (N, T) token ids, for the covariance."""
+    documents = read_text(text) if isinstance(text, str | Path) else list(text or world_documents())
+    return token_blocks(documents, tokenizer_of(model), block_size=min(COVARIANCE_BLOCK, model.config.block_size - 1))
 
 
 def world_documents() -> list[str]:

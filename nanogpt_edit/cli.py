@@ -30,7 +30,10 @@ VERBS: dict[str, tuple[str, str]] = {
     "compare": ("two evaluations of the same problems, in pairs", "nanogpt_edit.commands.compare:compare"),
     "serve": ("a playground in the browser and an HTTP API", "nanogpt_edit.commands.serve:serve"),
     "trace": ("where in the network a fact is recalled", "nanogpt_edit.commands.trace:trace"),
-    "patch": ("show, apply, revert or thin out the patch of an edit", "nanogpt_edit.commands.patch:patch"),
+    "patch": (
+        "show, apply, revert, thin out, merge or compare the patches of edits",
+        "nanogpt_edit.commands.patch:patch",
+    ),
     "cache": ("list or clear the covariances kept from earlier edits", "nanogpt_edit.commands.cache:cache"),
     "report": ("write the report of a run again from its files", "nanogpt_edit.commands.report:report"),
     "info": ("family, sizes, tokenizer, fingerprint and history of a model", "nanogpt_edit.commands.info:info"),

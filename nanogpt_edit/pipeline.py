@@ -24,7 +24,7 @@ from nanogpt_edit.devices import choose_device
 from nanogpt_edit.edit.editor import edit_model
 from nanogpt_edit.edit.fact_files import read_facts
 from nanogpt_edit.edit.facts import Fact
-from nanogpt_edit.edit.patch_files import save_patch
+from nanogpt_edit.edit.patch_files import save_edited, save_patch
 from nanogpt_edit.edit.scores import score_patch
 from nanogpt_edit.edit.trace_average import trace_record
 from nanogpt_edit.edit.tracing import TraceConfig, trace_facts
@@ -283,8 +283,7 @@ class Pipeline:
         save_patch(patch, self.folder.edits / f"{name}.safetensors")
         scores.save(self.folder.edits, name, patch=patch)
         say(f"Edit: {scores.success.value:.0%} of {len(self.facts)} facts at rank 1, in {patch.seconds:.1f} s.")
-        patch.apply(model)
-        checkpoint.save(model, self.folder.model("edited"))
+        save_edited(model, self.folder.model("edited"), {name: patch.apply(model)})
 
     # --- measurements -------------------------------------------------------------------------------------------
 

@@ -11,7 +11,7 @@ from nanogpt_edit import cli
 from nanogpt_edit.edit.config import EditConfig
 from nanogpt_edit.edit.editor import edit_model
 from nanogpt_edit.edit.facts import Fact
-from nanogpt_edit.edit.patch_files import load_patch, save_patch
+from nanogpt_edit.edit.patch_files import carried_patches, load_patch, save_patch
 from nanogpt_edit.model.checkpoint import fingerprint, load, save
 from nanogpt_edit.model.gpt import GPT
 
@@ -19,27 +19,62 @@ FACTS = (
     Fact("The capital of France is", "France", target_new="Rome", target_true="Paris"),
     Fact("The Eiffel Tower is located in", "Eiffel Tower", target_new="London", target_true="Paris"),
 )
+# An untrained model moves only when nothing holds it back.
+CONFIG = EditConfig(steps=20, n_prefixes=0, covariance_weight=0.01, clamp=20.0, weight_decay=0.0, kl_coef=0.0)
 
 
 @pytest.fixture
 def edited(speaking_gpt: GPT, tmp_path: Path) -> tuple[Path, Path]:
     """(model directory, patch file): two facts edited, the patch not yet bound to the model."""
     blocks = torch.randint(0, 250, (40, 32), generator=torch.Generator().manual_seed(0))
-    # An untrained model moves only when nothing holds it back.
-    config = EditConfig(steps=20, n_prefixes=0, covariance_weight=0.01, clamp=20.0, weight_decay=0.0, kl_coef=0.0)
     save(speaking_gpt, tmp_path / "base")
-    save_patch(edit_model(speaking_gpt, FACTS, config, covariance_blocks=blocks), tmp_path / "facts.safetensors")
+    save_patch(edit_model(speaking_gpt, FACTS, CONFIG, covariance_blocks=blocks), tmp_path / "facts.safetensors")
     return tmp_path / "base", tmp_path / "facts.safetensors"
 
 
 def test_applied_and_reverted_from_files_gives_the_same_weights(edited: tuple[Path, Path], tmp_path: Path) -> None:
     base, patch = edited
-    assert cli.main(["patch", "apply", str(patch), str(base), "--out", str(tmp_path / "edited")]) == 0
+    assert cli.main(["patch", "apply", str(base), str(patch), "--out", str(tmp_path / "edited")]) == 0
     assert fingerprint(load(tmp_path / "edited")) != fingerprint(load(base))
-    assert cli.main(["patch", "revert", str(patch), str(tmp_path / "edited"), "--out", str(tmp_path / "back")]) == 0
+    assert cli.main(["patch", "revert", str(tmp_path / "edited"), str(patch), "--out", str(tmp_path / "back")]) == 0
     back = load(tmp_path / "back")
     assert fingerprint(back) == fingerprint(load(base))
     assert back.lineage[-1].startswith("reverted: memit edit of 2 facts")
+
+
+def test_an_edited_model_carries_its_patches_and_gives_them_all_back(edited: tuple[Path, Path], tmp_path: Path) -> None:
+    base, patch = edited
+    once, twice, back = (tmp_path / name for name in ("once", "twice", "back"))
+    assert cli.main(["patch", "apply", str(base), str(patch), "--out", str(once)]) == 0
+    assert list(carried_patches(once)) == ["facts"]
+    second = tmp_path / "tower.safetensors"
+    blocks = torch.randint(0, 250, (40, 32), generator=torch.Generator().manual_seed(0))
+    save_patch(edit_model(load(once), FACTS[1:], CONFIG, covariance_blocks=blocks), second)
+    assert cli.main(["patch", "apply", str(once), str(second), "--out", str(twice)]) == 0
+    assert list(carried_patches(twice)) == ["facts", "tower"]
+    assert cli.main(["patch", "revert", str(twice), "--out", str(back)]) == 0
+    assert fingerprint(load(back)) == fingerprint(load(base))
+    assert carried_patches(back) == {}
+    assert cli.main(["patch", "revert", str(back), "--out", str(tmp_path / "further")]) == 2
+
+
+def test_other_weights_are_refused_unless_rebased(
+    edited: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base, patch = edited
+    model = load(base)
+    with torch.no_grad():
+        model.blocks[1].mlp.down.weight[0, 0] += 1.0
+    save(model, tmp_path / "other")
+    text = tmp_path / "text.txt"
+    text.write_text("The capital of France is Paris. Tom has 3 apples. He buys 14 more.\n" * 40, encoding="utf-8")
+    arguments = ["patch", "apply", str(tmp_path / "other"), str(patch), "--out", str(tmp_path / "out")]
+    assert cli.main(arguments) == 2
+    assert "--rebase" in capsys.readouterr().err
+    assert cli.main([*arguments, "--rebase", "--text", str(text)]) == 0
+    (carried,) = carried_patches(tmp_path / "out").values()
+    assert carried.facts == FACTS
+    carried.check(load(tmp_path / "other"))
 
 
 def test_show_lists_the_facts_and_drop_leaves_some_out(
@@ -48,8 +83,30 @@ def test_show_lists_the_facts_and_drop_leaves_some_out(
     _, patch = edited
     assert cli.main(["patch", "show", str(patch)]) == 0
     assert "   1  The Eiffel Tower is located in  Paris → London" in capsys.readouterr().out
-    assert cli.main(["patch", "drop", str(patch), "1", "--out", str(tmp_path / "one.safetensors")]) == 0
+    assert cli.main(["patch", "drop", str(patch), "--fact", "1", "--out", str(tmp_path / "one.safetensors")]) == 0
     assert load_patch(tmp_path / "one.safetensors").facts == FACTS[:1]
+
+
+def test_merge_joins_two_patches_and_diff_tells_them_apart(
+    edited: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base, patch = edited
+    parts = [tmp_path / "a.safetensors", tmp_path / "b.safetensors"]
+    for number, part in enumerate(parts):
+        cli.main(["patch", "drop", str(patch), "--fact", str(number), "--out", str(part)])
+    text = tmp_path / "text.txt"
+    text.write_text("The capital of France is Paris. Tom has 3 apples. He buys 14 more.\n" * 40, encoding="utf-8")
+    whole = tmp_path / "whole.safetensors"
+    arguments = ["--model", str(base), "--text", str(text), "--out", str(whole)]
+    assert cli.main(["patch", "merge", *map(str, parts), *arguments]) == 0
+    assert load_patch(whole).facts == (FACTS[1], FACTS[0])
+    capsys.readouterr()
+    assert cli.main(["patch", "diff", str(parts[0]), str(whole)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "0 facts only in the first"
+    assert lines[1:3] == ["1 facts only in the second", "      The capital of France is  Paris → Rome"]
+    assert "1 facts in both" in lines
+    assert lines[-1] == "made for the same weights"
 
 
 def test_what_does_not_fit_is_one_line_and_leaves_nothing(
@@ -59,10 +116,12 @@ def test_what_does_not_fit_is_one_line_and_leaves_nothing(
     out = tmp_path / "out"
     for arguments, sentence in (
         (["aply"], 'patch has no verb "aply"; did you mean "apply"?'),
-        (["drop", str(patch), "--out", str(out)], "which facts?"),
-        (["drop", str(patch), "7", "--out", str(out)], "7"),
-        (["revert", str(patch), str(base), "--out", str(out)], "are not the ones this patch left behind"),
-        (["apply", str(base / "model.safetensors"), str(base), "--out", str(out)], "not a patch"),
+        (["drop", str(patch), "--fact", "--out", str(out)], "which facts?"),
+        (["drop", str(patch), "--fact", "7", "--out", str(out)], "7"),
+        (["apply", str(base), "--out", str(out)], "which patches?"),
+        (["revert", str(base), str(patch), "--out", str(out)], "are not the ones this patch left behind"),
+        (["revert", str(base), "--out", str(out)], "carries no patches"),
+        (["apply", str(base), str(base / "model.safetensors"), "--out", str(out)], "not a patch"),
     ):
         assert cli.main(["patch", *arguments]) == 2
         printed = capsys.readouterr().err
@@ -73,4 +132,4 @@ def test_what_does_not_fit_is_one_line_and_leaves_nothing(
 
 def test_help_lists_the_verbs(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["patch", "--help"]) == 0
-    assert "  revert  Take a patch out of an edited model" in capsys.readouterr().out
+    assert "  revert  Take patches out of an edited model" in capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""`nanogpt-edit patch show | apply | revert | drop`: what can be done with the patch that an edit left."""
+"""`nanogpt-edit patch show | apply | revert | drop | merge | diff`: what can be done with the patch an edit left."""
 
 from __future__ import annotations
 
@@ -9,14 +9,19 @@ from typing import Annotated, Any
 
 import tyro
 
+from nanogpt_edit.api import text_blocks
 from nanogpt_edit.commands.parse import parse
-from nanogpt_edit.edit.patch_algebra import drop_facts
-from nanogpt_edit.edit.patch_files import load_patch, save_patch
+from nanogpt_edit.edit.covariance_files import default_cache_dir
+from nanogpt_edit.edit.patch import EditPatch
+from nanogpt_edit.edit.patch_algebra import diff_patches, drop_facts, merge_patches, rebase_patch
+from nanogpt_edit.edit.patch_files import carried_patches, load_patch, save_edited, save_patch
 from nanogpt_edit.errors import UserError, did_you_mean
 from nanogpt_edit.model.checkpoint import load, save
+from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.progress import say
 
 PatchFile = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="PATCH")]
+PatchFiles = Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="PATCH…")]
 Model = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
 
 
@@ -30,24 +35,28 @@ class Show:
 
 @dataclass(frozen=True)
 class Apply:
-    """Write a patch into the model it was made for, and save the edited model."""
+    """Write patches into the model they were made for, and save the edited model, which carries them."""
 
-    patch: PatchFile
-    """The .safetensors file that an edit wrote."""
     model: Model
     """The model directory as it was before the edit; any other is refused."""
+    patches: PatchFiles
+    """The .safetensors files that edits wrote, in the order in which they were made."""
     out: Path
     """Directory of the edited model."""
+    rebase: bool = False
+    """Accept any weights: find the values and solve anew on them."""
+    text: str | None = None
+    """With --rebase: ordinary text for the covariance: a file, a folder, a hub data set (None: the embedded world)."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Revert:
-    """Take a patch out of an edited model, bit for bit, and save the original."""
+    """Take patches out of an edited model, bit for bit, and save what it was before."""
 
-    patch: PatchFile
-    """The .safetensors file that an edit wrote."""
     model: Model
     """The directory of the edited model."""
+    patches: PatchFiles = ()
+    """The .safetensors files, in the order in which they were applied (none: all that the model carries)."""
     out: Path
     """Directory of the original model."""
 
@@ -58,17 +67,43 @@ class Drop:
 
     patch: PatchFile
     """The .safetensors file that an edit wrote."""
-    facts: Annotated[tuple[int, ...], tyro.conf.Positional, tyro.conf.arg(metavar="NUMBER…")]
+    fact: tuple[int, ...]
     """Numbers of the facts, as `patch show` lists them."""
     out: Path
     """The new patch file."""
+
+
+@dataclass(frozen=True)
+class Merge:
+    """Solve the facts of two patches of one model jointly. Facts that contradict each other are listed and refused."""
+
+    first: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="PATCH")]
+    """A .safetensors file that an edit wrote; its settings are taken."""
+    second: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="PATCH")]
+    """Another one, of the same model."""
+    model: str
+    """The model directory as it was before either."""
+    out: Path
+    """The new patch file."""
+    text: str | None = None
+    """Ordinary text for the covariance, a file, a folder or a hub data set (None: the embedded world)."""
+
+
+@dataclass(frozen=True)
+class Diff:
+    """Which facts, and how much weight change, two patches share."""
+
+    first: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="PATCH")]
+    """A .safetensors file that an edit wrote."""
+    second: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="PATCH")]
+    """Another one."""
 
 
 def patch(arguments: list[str]) -> int:
     """The verb `patch`."""
     name = arguments[0] if arguments else "--help"
     if name in ("-h", "--help"):
-        print("usage: nanogpt-edit patch VERB PATCH [arguments]\n")
+        print("usage: nanogpt-edit patch VERB [arguments]\n")
         for verb, (_, kind) in VERBS.items():
             print(f"  {verb:<8}{kind.__doc__!s}")
         print("\nnanogpt-edit patch VERB --help explains the arguments.")
@@ -81,42 +116,88 @@ def patch(arguments: list[str]) -> int:
 
 def show(chosen: Show) -> int:
     found = load_patch(chosen.patch)
-    print(f"{found.describe()}, {found.seconds:.1f} s")
+    print(f"{found.describe()}, {found.seconds:.1f} s, {found.created or 'no date'}")
     for number, edited in enumerate(found.edited):
         fact = edited.fact
         print(f"{number:>4}  {fact.prompt}  {fact.target_true or '?'} → {fact.target_new}")
     for layer, update in found.layers.items():
-        print(f"layer {layer}: expects weights {update.expected_sha256[:16]}…")
+        print(f"layer {layer}: expects weights {update.expected_sha256[:16]}…, ‖ΔW‖ {float(update.delta().norm()):.3g}")
     return 0
 
 
 def apply(chosen: Apply) -> int:
-    found = load_patch(chosen.patch)
+    if not chosen.patches:
+        raise UserError("which patches? Give the .safetensors files that edits wrote.")
     model = load(chosen.model)
-    bound = found.apply(model)
-    if any(update.undo is None for update in found.layers.values()):
-        save_patch(bound, chosen.patch)
-        say(f"{chosen.patch} now also holds what revert needs.")
-    save(model, chosen.out)
+    carried = carried_patches(chosen.model)
+    for path in chosen.patches:
+        found = load_patch(path)
+        bound = _rebased(model, found, chosen.text) if chosen.rebase else found.apply(model)
+        if not chosen.rebase and any(update.undo is None for update in found.layers.values()):
+            save_patch(bound, path)
+            say(f"{path} now also holds what revert needs.")
+        carried[path.stem] = bound
+    save_edited(model, chosen.out, carried)
     print(f"The edited model: {chosen.out}")
     return 0
 
 
+def _rebased(model: GPT, found: EditPatch, text: str | None) -> EditPatch:
+    blocks = None if found.config.method == "ft" else text_blocks(model, text)
+    return rebase_patch(model, found, covariance_blocks=blocks, cache_dir=default_cache_dir()).apply(model)
+
+
 def revert(chosen: Revert) -> int:
-    found = load_patch(chosen.patch)
     model = load(chosen.model)
-    found.revert(model)
-    save(model, chosen.out, lineage_note=f"reverted: {found.describe()}")
+    carried = carried_patches(chosen.model)
+    found = [(path.stem, load_patch(path)) for path in chosen.patches] or list(carried.items())
+    if not found:
+        raise UserError(f"{chosen.model} carries no patches; name the .safetensors files to take out.")
+    for name, each in reversed(found):
+        each.revert(model)
+        model.lineage = (*model.lineage, f"reverted: {each.describe()}")
+        carried.pop(name, None)
+    save_edited(model, chosen.out, carried) if carried else save(model, chosen.out)
     print(f"The original model: {chosen.out}")
     return 0
 
 
 def drop(chosen: Drop) -> int:
-    if not chosen.facts:
+    if not chosen.fact:
         raise UserError("which facts? Give their numbers, as nanogpt-edit patch show lists them.")
-    smaller = drop_facts(load_patch(chosen.patch), chosen.facts)
-    save_patch(smaller, chosen.out)
-    print(f"{smaller.describe()}: {chosen.out}")
+    return _keep(drop_facts(load_patch(chosen.patch), chosen.fact), chosen.out)
+
+
+def merge(chosen: Merge) -> int:
+    model = load(chosen.model)
+    merged = merge_patches(
+        model,
+        load_patch(chosen.first),
+        load_patch(chosen.second),
+        covariance_blocks=text_blocks(model, chosen.text),
+        cache_dir=default_cache_dir(),
+    )
+    return _keep(merged, chosen.out)
+
+
+def _keep(made: EditPatch, out: Path) -> int:
+    save_patch(made, out)
+    print(f"{made.describe()}: {out}")
+    return 0
+
+
+def diff(chosen: Diff) -> int:
+    found = diff_patches(load_patch(chosen.first), load_patch(chosen.second))
+    for title, facts in (("only in the first", found.only_first), ("only in the second", found.only_second)):
+        print(f"{len(facts)} facts {title}")
+        for fact in facts:
+            print(f"      {fact.prompt}  {fact.target_true or '?'} → {fact.target_new}")
+    print(f"{len(found.both)} facts in both")
+    for conflict in found.conflicts:
+        print(f"conflict: {conflict.describe()}")
+    for layer, (first, second, apart) in found.weight_change.items():
+        print(f"layer {layer}: ‖ΔW‖ {first:.3g} and {second:.3g}, {apart:.3g} apart")
+    print("made for the same weights" if found.same_base else "made for different weights")
     return 0
 
 
@@ -125,4 +206,6 @@ VERBS: dict[str, tuple[Callable[[Any], int], type[Any]]] = {
     "apply": (apply, Apply),
     "revert": (revert, Revert),
     "drop": (drop, Drop),
+    "merge": (merge, Merge),
+    "diff": (diff, Diff),
 }

@@ -1,6 +1,7 @@
 """A patch as one safetensors file: tensors per layer, everything else as JSON in the header, and a hash over both.
 
-A file that is cut short, changed by a bit, or not a patch at all is refused whole.
+A file that is cut short, changed by a bit, or not a patch at all is refused whole. An edited model's directory carries
+its patches, numbered in the order in which they were applied.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +24,11 @@ from nanogpt_edit.edit.fact_files import fact_from_record, fact_to_record
 from nanogpt_edit.edit.patch import EditedFact, EditPatch, LayerUpdate, Undo
 from nanogpt_edit.errors import UserError
 from nanogpt_edit.files import atomic_file
+from nanogpt_edit.model.checkpoint import save
+from nanogpt_edit.model.gpt import GPT
 
 FORMAT = "nanogpt_edit patch 1"
+CARRIED = "patches"  # folder of a model directory
 
 
 def save_patch(patch: EditPatch, path: Path) -> None:
@@ -78,6 +83,24 @@ def load_patch(path: str | Path) -> EditPatch:
     if metadata.get("sha256") != _digest(tensors, metadata["patch"]):
         raise UserError(f"{path}: damaged, its contents do not match their hash. Copy or make it again.")
     return _patch(json.loads(metadata["patch"]), tensors, path)
+
+
+def save_edited(model: GPT, directory: Path, patches: Mapping[str, EditPatch]) -> None:
+    """Write an edited model with the patches that made it, by name, oldest first (see `carried_patches`)."""
+    save(
+        model,
+        directory,
+        attachments={
+            f"{CARRIED}/{number:03}-{name}.safetensors": partial(save_patch, patch)
+            for number, (name, patch) in enumerate(patches.items(), start=1)
+        },
+    )
+
+
+def carried_patches(directory: Path | str) -> dict[str, EditPatch]:
+    """The patches in a model's directory, by name, oldest first; none for a model that was not edited."""
+    found = sorted((Path(directory) / CARRIED).glob("*.safetensors"))
+    return {path.stem.partition("-")[2]: load_patch(path) for path in found}
 
 
 def _patch(record: Mapping[str, Any], tensors: Mapping[str, Tensor], path: Path) -> EditPatch:

@@ -10,7 +10,7 @@ say in Hugging Face's layout is refused before anything is written.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,7 @@ NEW_ROW_SEED = 0
 
 # Names that `save` may find in a directory it replaces: a model's files, and a stage's half-done work.
 REPLACEABLE = (
+    "patches",
     "config.json",
     "generation_config.json",
     "lineage.json",
@@ -101,12 +102,18 @@ class _NoInitialisation(TorchFunctionMode):
 
 
 def save(
-    model: GPT, directory: Path | str, *, tokenizer: Tokenizer | None = None, lineage_note: str | None = None
+    model: GPT,
+    directory: Path | str,
+    *,
+    tokenizer: Tokenizer | None = None,
+    lineage_note: str | None = None,
+    attachments: Mapping[str, Callable[[Path], None]] | None = None,
 ) -> None:
     """Write `model` as a model directory, complete or not at all; a model directory already there is replaced.
 
     `tokenizer` defaults to the model's. `lineage_note` says what was just done to the weights; it is added to the
-    model's lineage. transformers gives the same logits and ids for the directory; its `generate` stops at `</answer>`.
+    model's lineage. `attachments` are further files by their name in the directory, each with what writes it to a path.
+    transformers gives the same logits and ids for the directory; its `generate` stops at `</answer>`.
     (One exception: transformers 5 reads any qwen2 directory with Qwen2's own rules for cutting text, so another
     family's vocabulary in a qwen2 model gives other ids there.)
     Raises UserError when the config is a mix that no Hugging Face architecture expresses, and when `directory` holds
@@ -125,6 +132,8 @@ def save(
         if tokenizer is not None:
             files.write_json(part / "generation_config.json", _generation_json(tokenizer))
             tokenizer.save(part)
+        for name, write in (attachments or {}).items():
+            write(part / name)
 
 
 def config_json(model: GPT, tokenizer: Tokenizer | None = None) -> dict[str, object]:
