@@ -19,7 +19,7 @@ from nanogpt_edit.edit.editor import edit_model
 from nanogpt_edit.edit.facts import Fact
 from nanogpt_edit.edit.patch import EditPatch
 from nanogpt_edit.edit.scores import FactState, measure_facts
-from nanogpt_edit.edit.tracing import SITES, Site, TraceConfig, Traced
+from nanogpt_edit.edit.tracing import Site, TraceConfig, Traced
 from nanogpt_edit.errors import UserError, did_you_mean
 from nanogpt_edit.evaluate import suite
 from nanogpt_edit.evaluate.stats import Interval, bootstrap_mean
@@ -121,7 +121,7 @@ class Trace:
     def __str__(self) -> str:
         found = self.traced
         head = f"p({found.target!r}) is {found.clean_p:.1%}, {found.corrupted_p:.1%} with the subject corrupted."
-        return "\n\n".join([head, *(self._table(site) for site in SITES)])
+        return "\n\n".join([head, *(self._table(site) for site in found.effect)])
 
     def _table(self, site: Site) -> str:
         """Points of probability that restoring one token's state at one layer brings back."""

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 import pytest
 import torch
 from edit_world import facts, random_model, trained_model
 from torch import Tensor
 
-from nanogpt_edit.edit import tracing
 from nanogpt_edit.edit.facts import locate_subject
 from nanogpt_edit.edit.trace_average import kinds_of_tokens, trace_record
-from nanogpt_edit.edit.tracing import SITES, TraceConfig, Traced, trace, trace_facts
+from nanogpt_edit.edit.tracing import SITES, TraceConfig, Traced, Tracer, trace, trace_facts
+from nanogpt_edit.errors import UserError
 from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.model.sites import capture, patch
 
@@ -32,9 +33,7 @@ def slow_effect(model: GPT, index: int, site: str, token: int, layer: int) -> tu
     place = locate_subject(fact.prompt, fact.subject, model.tokenizer)
     token_ids = torch.tensor([place.token_ids])
     target = model.tokenizer.encode(" " + fact.target_true)[0]
-    noise = tracing._Chunk(model, facts(4), CONFIG)._noise(
-        torch.zeros(4, max(len(row) for row in tracing._Chunk(model, facts(4), CONFIG).rows), model.config.n_embd)
-    )[index, :, : token_ids.shape[1]]
+    noise = Tracer(model, facts(4), CONFIG).noise[index, :, : token_ids.shape[1]]
     window = [layer] if site == "resid_post" else list(CONFIG.layers_around(layer, model.config.n_layer))
     with capture(model, [(site, i) for i in window]) as seen:
         model(token_ids)
@@ -74,6 +73,16 @@ def test_the_sweep_equals_one_run_per_state(model: GPT) -> None:
                     assert found.corrupted_p == pytest.approx(corrupted, rel=1e-3, abs=1e-6)
                     effect = float(found.effect[site][token, layer])
                     assert effect == pytest.approx(restored - corrupted, rel=2e-3, abs=1e-5)
+
+
+def test_a_site_alone_is_as_among_all(model: GPT) -> None:
+    whole = trace_facts(model, facts(2), CONFIG)
+    for site in SITES:
+        for alone, among in zip(trace_facts(model, facts(2), replace(CONFIG, sites=(site,))), whole, strict=True):
+            assert list(alone.effect) == [site]
+            torch.testing.assert_close(alone.effect[site], among.effect[site], rtol=1e-3, atol=1e-6)
+    with pytest.raises(UserError, match="name at least one"):
+        TraceConfig(sites=())
 
 
 def test_restoring_everything_gives_the_clean_probability(model: GPT) -> None:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -27,6 +27,7 @@ from nanogpt_edit.progress import progress, say
 PROBES = 32
 FIRST_CHECK_TOKENS = 4096
 BATCH_TOKENS = 4096
+BLOCK_WIDTH = 512  # of the products that make up C
 
 
 @dataclass(frozen=True)
@@ -71,10 +72,11 @@ def collect(
     per_batch = max(1, BATCH_TOKENS // blocks.shape[1])
     sums = {layer: _Sum(model.config.mlp_size) for layer in layers}
     next_check, seen_tokens = FIRST_CHECK_TOKENS, 0
-    sites = [("mlp_key", layer) for layer in layers]
+    sites, top = [("mlp_key", layer) for layer in layers], max(layers)
     with progress("covariance", blocks.numel(), "tokens") as bar, capture(model, sites) as seen:
         for batch in blocks.split(per_batch):
-            model.run_blocks(model.embed_tokens(batch.to(model.device)), stop=max(layers) + 1)
+            below = model.run_blocks(model.embed_tokens(batch.to(model.device)), stop=top)
+            model.run_to_key(below, top)
             for layer in layers:
                 sums[layer].add(seen["mlp_key", layer].flatten(0, 1))
             seen_tokens += batch.numel()
@@ -108,12 +110,13 @@ class _Sum:
         if self.probes is None:
             self.probes = keys[:: max(1, len(keys) // PROBES)][:PROBES].T.double().cpu()
         self.total = self.total.to(keys.device) if keys.device.type == "cuda" else self.total
-        self.total += (keys.T @ keys).to(self.total.device).double()
+        for columns, rows, product in _upper_blocks(keys):
+            self.total[columns, rows] += product.to(self.total.device)
         self.tokens += len(keys)
 
     def check(self) -> None:
         """Measure the changes since the last check."""
-        mean = self.total.cpu() / self.tokens
+        mean = self._mean()
         assert self.probes is not None
         solved = _solve_ridged(mean, self.probes)
         if self.mean_before is not None and self.solved_before is not None:
@@ -124,13 +127,28 @@ class _Sum:
 
     def result(self, layer: int, tolerance: float) -> Covariance:
         return Covariance(
-            matrix=(self.total.cpu() / self.tokens).contiguous(),
+            matrix=self._mean(),
             layer=layer,
             tokens=self.tokens,
             change=self.change,
             solve_change=self.solve_change,
             converged=self.change < tolerance,
         )
+
+    def _mean(self) -> Tensor:
+        """(F, F), both halves."""
+        upper = self.total.cpu().triu()
+        return (upper + upper.triu(1).T) / self.tokens
+
+
+def _upper_blocks(keys: Tensor) -> Iterator[tuple[slice, slice, Tensor]]:
+    """kᵀk (F, F) in square blocks, only those on and above the diagonal: C is symmetric, so that is half the work."""
+    starts = range(0, keys.shape[1], BLOCK_WIDTH)
+    transposed = keys.T
+    for first in starts:
+        rows = slice(first, first + BLOCK_WIDTH)
+        # one product per row of blocks: wide enough to be fast
+        yield rows, slice(first, keys.shape[1]), transposed[rows] @ keys[:, first:]
 
 
 def _solve_ridged(matrix: Tensor, columns: Tensor) -> Tensor:

@@ -232,10 +232,13 @@ def _solve_batch(
     token_ids = pad_rows(rows, pad_id=tokenizer_of(model).pad_id, device=model.device)
     last = torch.tensor([len(row) - 1 for row in rows], device=model.device)  # (N·C,)
     x = _run(model, model.embed_tokens(token_ids), 0, layers[0])  # (N·C, S, D)
+    everyone = torch.arange(len(rows), device=model.device)
     for index, layer in enumerate(layers):
-        keys, _ = _at_subject(model, x, last, layer, layer)
-        mean_key = keys.unflatten(0, (-1, contexts)).mean(1).T  # (F, N)
-        _, h = _at_subject(model, x[::contexts], last[::contexts], layer, layers[-1])
+        middle, key = _run_to_key(model, x, layer)  # (N·C, S, D), (N·C, S, F)
+        mean_key = _double(key[everyone, last]).unflatten(0, (-1, contexts)).mean(1).T  # (F, N)
+        bare = model.blocks[layer].from_key(middle[::contexts], key[::contexts])
+        bare = _run(model, bare, layer + 1, layers[-1] + 1)  # (N, S, D)
+        h = _double(bare[everyone[: len(bare)], last[::contexts]])
         residual = ((values.to(h.device).double() - h) / (len(layers) - index)).T  # (D, N)
         if again:
             sums[layer].left[-1] += residual
@@ -246,26 +249,22 @@ def _solve_batch(
         changed = _double(originals[layer]) + sums[layer].delta()
         edited_weight(model, layer).copy_(changed)
         if index + 1 < len(layers):
-            x = _run(model, x, layer, layers[index + 1])
+            x = _run(model, model.blocks[layer].from_key(middle, key), layer + 1, layers[index + 1])
 
 
 def _run(model: GPT, x: Tensor, start: int, stop: int) -> Tensor:
-    chunk = max(1, CHUNK_TOKENS // x.shape[1])
-    return torch.cat([model.run_blocks(part, start=start, stop=stop) for part in x.split(chunk)])
+    if start == stop:
+        return x
+    return torch.cat([model.run_blocks(part, start=start, stop=stop) for part in x.split(_rows_at_once(x))])
 
 
-def _at_subject(model: GPT, x: Tensor, last: Tensor, layer: int, last_layer: int) -> tuple[Tensor, Tensor]:
-    """`mlp_key` of `layer` (rows, F) and `resid_post` of `last_layer` (rows, D) at column `last`, float64."""
-    keys: list[Tensor] = []
-    states: list[Tensor] = []
-    chunk = max(1, CHUNK_TOKENS // x.shape[1])
-    with capture(model, [("mlp_key", layer)]) as seen:
-        for part, at in zip(x.split(chunk), last.split(chunk), strict=True):
-            out = model.run_blocks(part, start=layer, stop=last_layer + 1)
-            row = torch.arange(len(part), device=part.device)
-            keys.append(_double(seen["mlp_key", layer][row, at]))
-            states.append(_double(out[row, at]))
-    return torch.cat(keys), torch.cat(states)
+def _run_to_key(model: GPT, x: Tensor, layer: int) -> tuple[Tensor, Tensor]:
+    halves = [model.run_to_key(part, layer) for part in x.split(_rows_at_once(x))]
+    return torch.cat([middle for middle, _ in halves]), torch.cat([key for _, key in halves])
+
+
+def _rows_at_once(x: Tensor) -> int:
+    return max(1, CHUNK_TOKENS // x.shape[1])
 
 
 def _other_keys(model: GPT, facts: Sequence[LocatedFact], layer: int) -> Tensor:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from nanogpt_edit.edit.tracing import SITES, Site, Traced
+from nanogpt_edit.edit.tracing import Site, Traced
 from nanogpt_edit.errors import UserError
 from nanogpt_edit.evaluate.stats import Interval, bootstrap_mean
 
@@ -22,9 +22,10 @@ def trace_record(traced: Sequence[Traced], *, stage: str) -> dict[str, object]:
     if not traced:
         raise UserError("there are no traces to average; trace at least one fact.")
     groups = [group for group in TOKEN_GROUPS if any(group in kinds_of_tokens(one) for one in traced)]
-    layers = range(traced[0].effect["resid_post"].shape[1])
+    sites = list(traced[0].effect)
+    layers = range(next(iter(traced[0].effect.values())).shape[1])
     average = {
-        site: [[effect_at(traced, site, group, layer) for layer in layers] for group in groups] for site in SITES
+        site: [[effect_at(traced, site, group, layer) for layer in layers] for group in groups] for site in sites
     }
 
     def pick(name: str) -> dict[str, list[list[float]]]:
@@ -34,7 +35,7 @@ def trace_record(traced: Sequence[Traced], *, stage: str) -> dict[str, object]:
     return {
         "n": len(traced),
         "stage": stage,
-        "sites": list(SITES),
+        "sites": sites,
         "token_groups": groups,
         "layers": list(layers),
         "indirect_effect": pick("value"),
@@ -45,7 +46,7 @@ def trace_record(traced: Sequence[Traced], *, stage: str) -> dict[str, object]:
         "example": {
             "tokens": list(example.tokens),
             "subject_tokens": list(range(example.subject_first, example.subject_last + 1)),
-            "effect": {site: example.effect[site].tolist() for site in SITES},
+            "effect": {site: example.effect[site].tolist() for site in sites},
         },
     }
 

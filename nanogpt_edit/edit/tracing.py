@@ -47,10 +47,16 @@ class TraceConfig:
     """Draws of the noise per fact."""
     noise: float = 3.0
     """Standard deviation of the noise, in standard deviations of the embeddings."""
+    sites: tuple[Site, ...] = SITES
+    """What is restored: resid_post, mlp_out, attn_out."""
     window: int | None = None
     """Layers whose mlp_out or attn_out is restored together (None: a fifth of the layers, at least one)."""
     seed: int = 0
     """Chooses the noise."""
+
+    def __post_init__(self) -> None:
+        if not self.sites:
+            raise UserError(f"sites is empty; name at least one of {', '.join(SITES)}.")
 
     def layers_around(self, layer: int, n_layer: int) -> range:
         """The window of layers centred on `layer`, cut at the model's ends."""
@@ -85,7 +91,7 @@ def trace_facts(model: GPT, facts: Sequence[Fact], config: TraceConfig | None = 
     Use facts that the model recalls: where the clean probability is low there is nothing to restore.
     """
     config = config or TraceConfig()
-    cells = config.draws * len(SITES) * model.config.n_layer
+    cells = config.draws * len(config.sites) * model.config.n_layer
     size = max(1, CHUNK_ROWS // cells)
     traced: list[Traced] = []
     was_training = model.training
@@ -93,7 +99,7 @@ def trace_facts(model: GPT, facts: Sequence[Fact], config: TraceConfig | None = 
     try:
         with progress("tracing", len(facts), "facts") as bar, torch.no_grad():
             for first in range(0, len(facts), size):
-                traced += _Chunk(model, facts[first : first + size], config).trace()
+                traced += Tracer(model, facts[first : first + size], config).trace()
                 bar.update(len(traced))
     finally:
         model.train(was_training)
@@ -113,11 +119,15 @@ def trace(
     return trace_facts(model, [fact], config)[0]
 
 
-class _Chunk:
-    """Some facts' clean and corrupted runs, and sweeps of restored runs over them."""
+class Tracer:
+    """Some facts' clean and corrupted runs, and sweeps of restored runs over them.
+
+    `noise` (F, N, T, D) is what was added, `targets` the token followed for each fact.
+    """
 
     def __init__(self, model: GPT, facts: Sequence[Fact], config: TraceConfig) -> None:
         self.model, self.config = model, config
+        self.outputs = [site for site in config.sites if site != "resid_post"]
         tokenizer, device, draws = tokenizer_of(model), model.device, config.draws
         found = [locate_subject(join(f.prompt, f.target_true)[0], f.subject, tokenizer) for f in facts]
         for fact, place in zip(facts, found, strict=True):
@@ -130,16 +140,17 @@ class _Chunk:
         token_ids = pad_rows(self.rows, pad_id=tokenizer.pad_id, device=device)  # (F, T)
 
         layers = range(model.config.n_layer)
-        with capture(model, [(site, layer) for site in SITES for layer in layers]) as seen:
+        with capture(model, [(site, layer) for site in config.sites for layer in layers]) as seen:
             embedded = model.embed_tokens(token_ids)  # (F, T, D)
             clean = model.run_blocks(embedded)
         self.clean = {
-            site: torch.stack([seen[site, layer] for layer in layers], dim=1) for site in SITES
+            site: torch.stack([seen[site, layer] for layer in layers], dim=1) for site in config.sites
         }  # (F, L, T, D)
         everyone, ends = torch.arange(len(facts), device=device), self.lengths - 1
         self.clean_p = self._target_p(everyone, clean[everyone, ends][:, None])[:, 0]  # (F,)
 
-        noisy = embedded[:, None] + self._noise(embedded)  # (F, N, T, D)
+        self.noise = self._noise(embedded)  # (F, N, T, D)
+        noisy = embedded[:, None] + self.noise
         recorder = Recorder(columns=token_ids.shape[1])
         with capture(model, [("resid_post", layer) for layer in layers]) as seen:
             corrupted = model.run_blocks(noisy.flatten(0, 1), cache=recorder)
@@ -169,7 +180,8 @@ class _Chunk:
 
     def trace(self) -> list[Traced]:
         n_layer, tokenizer = self.model.config.n_layer, tokenizer_of(self.model)
-        effect = {site: torch.zeros(len(self.rows), int(self.lengths.max()), n_layer) for site in SITES}
+        sites = self.config.sites
+        effect = {site: torch.zeros(len(self.rows), int(self.lengths.max()), n_layer) for site in sites}
         for left in range(1, int(self.lengths.max()) + 1):
             facts = [f for f in range(len(self.rows)) if self.first[f] <= len(self.rows[f]) - left]
             if not facts:
@@ -185,7 +197,7 @@ class _Chunk:
                 target=tokenizer.token_text(self.targets[f]),
                 clean_p=float(self.clean_p[f]),
                 corrupted_p=float(self.corrupted_p[f]),
-                effect={site: effect[site][f, : len(row)].clone() for site in SITES},
+                effect={site: effect[site][f, : len(row)].clone() for site in sites},
             )
             for f, row in enumerate(self.rows)
         ]
@@ -201,7 +213,7 @@ class _Chunk:
         runs: list[tuple[Site, int]] = []  # one group of F'N rows each, in the order they joined
         x = torch.empty(0, left, model.config.n_embd, device=at.device, dtype=model.dtype)
         for layer in range(n_layer):
-            joining = [(s, c) for s in SITES[1:] for c in range(n_layer) if self._window(c).start == layer]
+            joining = [(s, c) for s in self.outputs for c in range(n_layer) if self._window(c).start == layer]
             runs += joining
             if joining:
                 x = torch.cat((x, self._corrupted(layer, facts, columns).repeat(len(joining), 1, 1)))
@@ -218,9 +230,10 @@ class _Chunk:
                         position_ids=positions.repeat(times, 1),
                         attention_mask=mask.repeat(times, 1, 1, 1),
                     )
-            restored = self._corrupted(layer + 1, facts, columns)
-            restored[:, 0] = self._clean_at("resid_post", layer, facts, at)
-            x, runs = torch.cat((x, restored)), [*runs, ("resid_post", layer)]
+            if "resid_post" in self.clean:
+                restored = self._corrupted(layer + 1, facts, columns)
+                restored[:, 0] = self._clean_at("resid_post", layer, facts, at)
+                x, runs = torch.cat((x, restored)), [*runs, ("resid_post", layer)]
         last = x[:, -1].view(len(runs), len(facts), draws, -1).transpose(0, 1)  # (F', runs, N, D)
         p = self._target_p(facts, last.flatten(1, 2)).view(len(facts), len(runs), draws).mean(-1)
         return {run: p[:, index] for index, run in enumerate(runs)}
@@ -256,5 +269,5 @@ class _Chunk:
 
             return change
 
-        changes: dict[SiteKey, Callable[[Tensor], Tensor]] = {(site, layer): restore(site) for site in SITES[1:]}
+        changes: dict[SiteKey, Callable[[Tensor], Tensor]] = {(site, layer): restore(site) for site in self.outputs}
         return patch(self.model, changes)

@@ -29,6 +29,7 @@ from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.progress import Progress, progress
 
 CHUNK_TOKENS = 16_384  # tokens of all rows optimised together; bounds memory, does not change the result
+BUSY_TOKENS = 512  # tokens per step from which a larger product is hardly faster
 LEAVE_SHARE = 1 / 8  # finished facts leave the batch once they are this share of it
 BETAS = (0.9, 0.999)  # Adam's
 
@@ -51,7 +52,7 @@ def optimise_values(
     model: GPT, facts: Sequence[LocatedFact], config: EditConfig, *, chunk_tokens: int = CHUNK_TOKENS
 ) -> TargetValues:
     """v* of every fact, at `resid_post` of `config.layers[-1]`. The model's weights are not touched."""
-    order = sorted(range(len(facts)), key=lambda i: _longest_row(facts[i]))
+    order = sorted(range(len(facts)), key=lambda i: (_longest_suffix(facts[i]), _longest_row(facts[i])))
     parts: list[TargetValues] = []
     with progress("values", len(facts), "facts") as bar:
         for chunk in _chunks([facts[i] for i in order], chunk_tokens):
@@ -69,13 +70,29 @@ def _longest_row(fact: LocatedFact) -> int:
     return max(len(row.token_ids) for row in (*fact.contexts, fact.essence)) + len(fact.target_ids)
 
 
-def _chunks(facts: list[LocatedFact], chunk_tokens: int) -> list[list[LocatedFact]]:
-    """Facts, ascending in length, in groups whose padded rows hold at most `chunk_tokens` tokens (or one fact)."""
+def _longest_suffix(fact: LocatedFact) -> int:
+    """Tokens from the subject's last one on: what is run in every step."""
+    ends = [len(row.token_ids) - row.subject_last for row in (*fact.contexts, fact.essence)]
+    return max(ends) + len(fact.target_ids) - 1
+
+
+def _chunks(facts: Sequence[LocatedFact], chunk_tokens: int) -> list[list[LocatedFact]]:
+    """Facts, ascending in suffix, in groups whose padded rows hold at most `chunk_tokens` tokens (or one fact).
+
+    A group is also closed when its suffixes hold enough tokens to keep a matrix product busy and the next fact's is
+    longer: the shorter ones are padded to it.
+    """
     chunks: list[list[LocatedFact]] = []
+    longest_row = 0
     for fact in facts:
-        tokens = _longest_row(fact) * (len(fact.contexts) + 1) * (len(chunks[-1]) + 1 if chunks else 1)
-        if not chunks or tokens > chunk_tokens:
+        rows = len(fact.contexts) + 1
+        longest_row = max(longest_row, _longest_row(fact))
+        full = chunks and longest_row * rows * (len(chunks[-1]) + 1) > chunk_tokens
+        if chunks and not full and _longest_suffix(fact) > (shortest := _longest_suffix(chunks[-1][0])):
+            full = shortest * rows * len(chunks[-1]) >= BUSY_TOKENS
+        if not chunks or full:
             chunks.append([])
+            longest_row = _longest_row(fact)
         chunks[-1].append(fact)
     return chunks
 
@@ -118,12 +135,13 @@ class _Rows:
         """NLL per target token, averaged over contexts, and KL(with δ ‖ without) on the essence; nats, each (N,)."""
         states = self.states(model, delta)
         everyone = torch.arange(len(delta), device=delta.device)
-        contexts = torch.arange(self.target_at.shape[1], device=delta.device)
-        at_target = states[everyone[:, None, None], contexts[:, None], self.target_at]  # (N, C, J, D)
-        logprobs = model.logits(model.final(at_target)).float().log_softmax(-1)
-        token_ids = self.target_ids[:, None, :, None].expand(-1, len(contexts), -1, -1)
-        nll = -(logprobs.gather(-1, token_ids).squeeze(-1) * self.target_mask[:, None]).sum(-1)  # (N, C)
-        nll = (nll / self.target_mask.sum(-1, keepdim=True)).mean(-1)
+        real = self.target_mask[:, None].expand_as(self.target_at)  # (N, C, J)
+        fact, context, _ = real.nonzero().T  # each (all target tokens,)
+        at_target = states[fact, context, self.target_at[real]]
+        logits = model.logits(model.final(at_target)).float()  # (all target tokens, V)
+        wanted = self.target_ids[:, None].expand_as(self.target_at)[real]
+        logprobs = logits.gather(-1, wanted[:, None]).squeeze(-1) - logits.logsumexp(-1)
+        nll = -torch.zeros_like(delta[:, 0]).index_add(0, fact, logprobs) / real.sum((1, 2))
         essence = model.logits(model.final(states[everyone, -1, self.essence_at])).float().log_softmax(-1)  # (N, V)
         return nll, (essence.exp() * (essence - self.clean_essence)).sum(-1)
 

@@ -150,12 +150,14 @@ class MLP(nn.Module):
         self.activation = ACTIVATIONS[config.activation]
         self.mlp_key = Site()
 
-    def forward(self, x: Tensor) -> Tensor:
+    def key(self, x: Tensor) -> Tensor:
+        """What the second matrix reads, (B, T, F)."""
         if self.gate is None:
-            key = self.activation(self.up(x))  # (B, T, F)
-        else:
-            key = self.activation(self.gate(x)) * self.up(x)
-        return self.down(self.mlp_key(key))
+            return self.mlp_key(self.activation(self.up(x)))
+        return self.mlp_key(self.activation(self.gate(x)) * self.up(x))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(self.key(x))
 
 
 class Block(nn.Module):
@@ -171,10 +173,20 @@ class Block(nn.Module):
     def forward(
         self, x: Tensor, layer: int, rotary: tuple[Tensor, Tensor] | None, cache: KVCache | None, mask: Tensor | None
     ) -> Tensor:
+        middle, key = self.until_key(x, layer, rotary, cache, mask)
+        return self.from_key(middle, key)
+
+    def until_key(
+        self, x: Tensor, layer: int, rotary: tuple[Tensor, Tensor] | None, cache: KVCache | None, mask: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """The residual stream between attention and MLP, (B, T, D), and `mlp_key`, (B, T, F)."""
         x = self.resid_pre(x)
         x = x + self.attn_out(self.dropout(self.attn(self.norm1(x), layer, rotary, cache, mask)))
-        x = x + self.mlp_out(self.dropout(self.mlp(self.norm2(x))))
-        return self.resid_post(x)
+        return x, self.mlp.key(self.norm2(x))
+
+    def from_key(self, middle: Tensor, key: Tensor) -> Tensor:
+        """The rest of the block: what the MLP's second matrix makes of the key is added."""
+        return self.resid_post(middle + self.mlp_out(self.dropout(self.mlp.down(key))))
 
 
 class GPT(nn.Module):
@@ -291,6 +303,13 @@ class GPT(nn.Module):
         for layer in range(start, self.config.n_layer if stop is None else stop):
             x = self.blocks[layer](x, layer, rotary, cache, attention_mask)
         return x
+
+    def run_to_key(self, x: Tensor, layer: int) -> tuple[Tensor, Tensor]:
+        """From `resid_pre` of block `layer`, (B, T, D), to just before its MLP's second matrix: the residual stream
+        there, (B, T, D), and `mlp_key`, (B, T, F). `blocks[layer].from_key` is the rest of the block."""
+        positions = torch.arange(x.shape[1], device=x.device)
+        rotary = rotary_angles(self.config, positions, x.dtype) if self.config.positions == "rope" else None
+        return self.blocks[layer].until_key(x, layer, rotary, None, None)
 
     def final(self, x: Tensor) -> Tensor:
         """The final norm: `resid_post` of the last block -> states the head reads, (..., D)."""

@@ -1,0 +1,223 @@
+"""How fast facts are edited and traced: this package against a plain loop that does what published code does.
+
+A GPT-2 of 124 M parameters with random weights, so nothing is downloaded; MEMIT's settings for GPT-2 (layers 3 to 8, 20
+steps, the prompt and five generated prefixes of ten tokens). The plain loops (`plain_editing.py`) and ours take turns
+in one process on the same facts, text and prompt; results are compared before times are. Per part the ratio is the
+median over pairs. The last line is one JSON object; `--out` keeps it.
+
+    python benchmarks/edit_speed.py --out benchmarks/results/edit_speed.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TypeVar
+
+import plain_editing as plain
+import torch
+from torch import Tensor
+
+from nanogpt_edit.data.text import token_blocks
+from nanogpt_edit.data.world import WorldConfig, make_world
+from nanogpt_edit.edit.config import EditConfig
+from nanogpt_edit.edit.contexts import LocatedFact, generate_prefixes, locate_facts
+from nanogpt_edit.edit.covariance import collect
+from nanogpt_edit.edit.covariance_files import covariances
+from nanogpt_edit.edit.editor import edit_model
+from nanogpt_edit.edit.fact_files import read_facts
+from nanogpt_edit.edit.facts import locate_subject
+from nanogpt_edit.edit.tracing import TraceConfig, Tracer, trace_facts
+from nanogpt_edit.edit.values import optimise_values
+from nanogpt_edit.files import write_json
+from nanogpt_edit.model.gpt import GPT, GPTConfig
+from nanogpt_edit.model.tokenizer import Tokenizer
+
+GOALS = {"values": 12.0, "covariance": 4.0, "tracing": 5.0}
+CONFIG = EditConfig(
+    layers=(3, 4, 5, 6, 7, 8),
+    covariance_weight=20_000.0,
+    learning_rate=0.5,
+    steps=20,
+    stop_probability=2.0,  # nothing stops early, on either side
+    clamp=0.75,
+    n_prefixes=5,
+    prefix_tokens=10,
+)
+BLOCK_TOKENS = 256
+Result = TypeVar("Result")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pairs", type=int, default=3, help="times that both sides run")
+    parser.add_argument("--plain-facts", type=int, default=2, help="facts per plain run (ours takes all 50)")
+    parser.add_argument("--covariance-tokens", type=int, default=4096)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--out", type=Path)
+    chosen = parser.parse_args()
+    device = torch.device(chosen.device)
+    model, text = gpt2(device)
+    facts = read_facts("facts50")
+    located = locate_facts(model, facts, generate_prefixes(model, CONFIG))
+    blocks = token_blocks(text, model.tokenizer, block_size=BLOCK_TOKENS)[:, 1:]  # type: ignore[arg-type]
+
+    peak = matrix_peak(device)
+    print(f"fp32 matrix products: {peak / 1e9:.0f} GFLOP/s", flush=True)
+    parts = {
+        "values": values_part(model, located, chosen.pairs, chosen.plain_facts, peak),
+        "covariance": covariance_part(model, blocks[: chosen.covariance_tokens // BLOCK_TOKENS], chosen.pairs, peak),
+        "tracing": tracing_part(model, chosen.pairs),
+    }
+    whole = end_to_end(model, blocks)
+    record = {
+        "name": "edit_speed",
+        "model": "GPT-2 124M, random weights, float32",
+        "unit": "seconds (values: per fact; covariance: six layers; tracing: one prompt)",
+        "ours": {name: part["ours"] for name, part in parts.items()},
+        "peer": {name: part["plain"] for name, part in parts.items()},
+        "ratio": {name: part["ratio"] for name, part in parts.items()},
+        "goal": GOALS,
+        "parts": parts,
+        "fifty_facts_seconds": whole,
+        "matrix_peak_gflops": peak / 1e9,
+        "hardware": torch.cuda.get_device_name() if device.type == "cuda" else cpu_name(),
+        "threads": torch.get_num_threads(),
+        "versions": {"torch": str(torch.__version__), "python": platform.python_version()},
+    }
+    if chosen.out is not None:
+        write_json(chosen.out, record)
+    print(json.dumps(record))
+
+
+def gpt2(device: torch.device) -> tuple[GPT, list[str]]:
+    """The model, with a tokenizer whose words are about as long as GPT-2's on this text, and the text."""
+    world = make_world(WorldConfig(problems=2000))
+    text = [*world.sentences, *(f"{p.question} {p.rationale}" for p in world.problems.train)]
+    config = GPTConfig(vocab_size=50304, block_size=1024, n_layer=12, n_head=12, n_embd=768)
+    model = GPT(config, seed=0).to(device).eval().requires_grad_(False)
+    model.tokenizer = Tokenizer.train(text, vocab_size=3000)
+    return model, text
+
+
+def values_part(
+    model: GPT, located: Sequence[LocatedFact], pairs: int, plain_facts: int, peak: float
+) -> dict[str, object]:
+    slow, fast = [], []
+    for pair in range(pairs):
+        some = located[pair * plain_facts : (pair + 1) * plain_facts]
+        expected, seconds = timed(lambda some=some: plain.values(model, some, CONFIG))
+        slow.append(seconds / plain_facts)
+        found, seconds = timed(lambda: optimise_values(model, located, CONFIG))
+        fast.append(seconds / len(located))
+        # the plain loop keeps the last δ, ours the best; without a stop they differ by a step at most
+        check("values", found.values[pair * plain_facts : (pair + 1) * plain_facts], expected.cpu(), tolerance=0.05)
+    return compared("values", slow, fast)
+
+
+def covariance_part(model: GPT, blocks: Tensor, pairs: int, peak: float) -> dict[str, object]:
+    slow, fast = [], []
+    for _ in range(pairs):
+        expected, seconds = timed(lambda: [plain.covariance(model, blocks, layer) for layer in CONFIG.layers])
+        slow.append(seconds)
+        found, seconds = timed(lambda: collect(model, blocks, layers=CONFIG.layers, max_tokens=10**9, tolerance=0.0))
+        fast.append(seconds)
+        check("covariance", found[CONFIG.layers[-1]].matrix, expected[-1].double().cpu(), tolerance=1e-4)
+    return compared("covariance", slow, fast, tokens=blocks.numel())
+
+
+def tracing_part(model: GPT, pairs: int) -> dict[str, object]:
+    """One prompt of ten tokens, ten draws, restored at every token and layer: `resid_post` on both sides."""
+    fact, config = ten_token_fact(model), TraceConfig(draws=10, sites=("resid_post",))
+    tracer = Tracer(model, [fact], config)
+    place = locate_subject(fact.prompt, fact.subject, model.tokenizer)  # type: ignore[arg-type]
+    subject = slice(place.first, place.last + 1)
+    noise = tracer.noise[0, :, subject]
+    windows = [range(layer, layer + 1) for layer in range(model.config.n_layer)]
+    slow, fast = [], []
+    for _ in range(pairs):
+        expected, seconds = timed(
+            lambda: plain.trace(model, place.token_ids, subject, tracer.targets[0], noise, "resid_post", windows)
+        )
+        slow.append(seconds)
+        found, seconds = timed(lambda: trace_facts(model, [fact], config)[0])
+        fast.append(seconds)
+        restored = found.effect["resid_post"][subject.start :] + found.corrupted_p
+        check("tracing", restored, expected[subject.start :].cpu(), tolerance=1e-3)
+    _, all_sites = timed(lambda: trace_facts(model, [fact], TraceConfig(draws=10)))
+    return compared("tracing", slow, fast, tokens=len(place.token_ids)) | {"ours_three_sites": all_sites}
+
+
+def ten_token_fact(model: GPT):  # type: ignore[no-untyped-def]
+    """The first fact whose prompt has ten tokens."""
+    for fact in read_facts("facts50"):
+        if len(model.tokenizer.encode(fact.prompt)) == 10:  # type: ignore[union-attr]
+            return fact
+    raise SystemExit("no fact has a prompt of ten tokens")
+
+
+def end_to_end(model: GPT, blocks: Tensor) -> dict[str, float]:
+    """Fifty facts with the covariances in the cache: prefixes, values, keys, solution, patch."""
+    tokens = 8192
+    with tempfile.TemporaryDirectory() as folder:
+        settings = {"max_tokens": tokens, "tolerance": 0.0, "cache_dir": Path(folder)}
+        covariances(model, blocks, layers=CONFIG.layers, **settings)  # type: ignore[arg-type]
+        config = replace(CONFIG, covariance_tokens=tokens, covariance_tolerance=0.0)
+        patch, seconds = timed(
+            lambda: edit_model(model, read_facts("facts50"), config, covariance_blocks=blocks, cache_dir=Path(folder))
+        )
+    return {"total": seconds, "facts": len(patch.edited)}
+
+
+def timed(work: Callable[[], Result]) -> tuple[Result, float]:
+    """Its result, and its seconds."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    started = time.perf_counter()
+    result = work()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return result, time.perf_counter() - started
+
+
+def check(name: str, found: Tensor, expected: Tensor, *, tolerance: float) -> None:
+    apart = float((found.double().cpu() - expected.double().cpu()).norm() / expected.double().norm())
+    if not apart <= tolerance:
+        raise SystemExit(f"{name}: the two sides differ by {apart:.2%}")
+
+
+def compared(name: str, slow: Sequence[float], fast: Sequence[float], **more: float) -> dict[str, object]:
+    ratios = [a / b for a, b in zip(slow, fast, strict=True)]
+    part = {
+        "plain": statistics.median(slow),
+        "ours": statistics.median(fast),
+        "ratio": statistics.median(ratios),
+        "ratios": ratios,
+        **more,
+    }
+    print(f"{name}: plain {part['plain']:.2f} s, ours {part['ours']:.2f} s, ratio {part['ratio']:.1f}", flush=True)
+    return part
+
+
+def matrix_peak(device: torch.device) -> float:
+    """Floating point operations per second of the best of several float32 matrix products."""
+    left, right = torch.randn(4096, 3072, device=device), torch.randn(3072, 3072, device=device)
+    best = min(timed(lambda: left @ right)[1] for _ in range(5))
+    return 2 * 4096 * 3072 * 3072 / best
+
+
+def cpu_name() -> str:
+    """As the operating system calls it."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+if __name__ == "__main__":
+    main()

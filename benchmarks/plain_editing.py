@@ -1,0 +1,135 @@
+"""Editing and tracing as the published implementations do them: what `edit_speed.py` measures against.
+
+The loops follow the authors' code for MEMIT and ROME (Meng et al. 2022, 2023) in what they compute and how often: one
+fact at a time through all blocks, logits of every position, one pass over the corpus per layer, one restored state at a
+time. They run on this package's model, so kernels, attention and thread count are the same on both sides, and they are
+written without waste of their own: nothing is computed that the published loops do not compute, gradients are taken
+for δ only, and a pass stops at the layer it is made for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from nanogpt_edit.edit.config import EditConfig
+from nanogpt_edit.edit.contexts import LocatedFact, pad_rows
+from nanogpt_edit.model.gpt import GPT
+from nanogpt_edit.model.sites import SiteKey, capture, patch
+
+
+def values(model: GPT, facts: Sequence[LocatedFact], config: EditConfig) -> Tensor:
+    """v* (N, D): for every fact, `steps` forward and backward passes of all its rows through the whole model."""
+    return torch.stack([_value(model, fact, config) for fact in facts])
+
+
+def _value(model: GPT, fact: LocatedFact, config: EditConfig) -> Tensor:
+    layer, n = config.layers[-1], len(fact.contexts)
+    rows = [*(row for row in fact.contexts), fact.essence]
+    token_ids = pad_rows(
+        [(*row.token_ids, *fact.target_ids[:-1]) if i < n else row.token_ids for i, row in enumerate(rows)],
+        pad_id=0,
+        device=model.device,
+    )
+    everyone = torch.arange(len(rows))
+    subject = torch.tensor([row.subject_last for row in rows])
+    targets = torch.full((n, token_ids.shape[1]), -100)
+    for i, row in enumerate(fact.contexts):
+        at = len(row.token_ids) - 1
+        targets[i, at : at + len(fact.target_ids)] = torch.tensor(fact.target_ids)
+    mask = (targets != -100).float()
+    essence_at = len(fact.essence.token_ids) - 1
+    delta = torch.zeros(model.config.n_embd, requires_grad=True)
+    optimizer = torch.optim.Adam([delta], lr=config.learning_rate)
+    clean_essence: Tensor | None = None
+    start: Tensor | None = None
+
+    def add(state: Tensor) -> Tensor:
+        nonlocal start
+        if start is None:
+            start = state[0, subject[0]].detach().clone()
+        moved = state.clone()
+        moved[everyone, subject] += delta
+        return moved
+
+    for step in range(config.steps):
+        optimizer.zero_grad()
+        with patch(model, {("resid_post", layer): add}):
+            logits = model(token_ids)
+        logprobs = logits.log_softmax(-1)
+        essence = logprobs[-1, essence_at]
+        if clean_essence is None:
+            clean_essence = essence.detach().clone()
+        chosen = logprobs[:n].gather(-1, targets.clamp_min(0)[..., None]).squeeze(-1)
+        nll = -(chosen * mask).sum(1) / len(fact.target_ids)
+        kl = torch.nn.functional.kl_div(clean_essence, essence, log_target=True, reduction="sum")
+        assert start is not None
+        loss = nll.mean() + config.kl_coef * kl + config.weight_decay * delta.norm() / start.norm() ** 2
+        if step + 1 == config.steps:
+            break
+        loss.backward()
+        optimizer.step()
+        with torch.no_grad():
+            delta *= (config.clamp * start.norm() / delta.norm()).clamp_max(1.0)
+    assert start is not None
+    return start + delta.detach()
+
+
+@torch.no_grad()
+def keys(model: GPT, facts: Sequence[LocatedFact], layer: int, *, rows_at_once: int = 128) -> Tensor:
+    """k (N, F) of one layer: a pass of all contexts through the model up to that layer."""
+    rows = [row for fact in facts for row in fact.contexts]
+    found: list[Tensor] = []
+    for first in range(0, len(rows), rows_at_once):
+        part = rows[first : first + rows_at_once]
+        token_ids = pad_rows([row.token_ids for row in part], pad_id=0, device=model.device)
+        with capture(model, [("mlp_key", layer)]) as seen:
+            model.run_to_key(model.run_blocks(model.embed_tokens(token_ids), stop=layer), layer)
+        found.append(seen["mlp_key", layer][torch.arange(len(part)), torch.tensor([row.subject_last for row in part])])
+    return torch.cat(found).unflatten(0, (len(facts), -1)).mean(1)
+
+
+@torch.no_grad()
+def covariance(model: GPT, blocks: Tensor, layer: int, *, batch_tokens: int = 4096) -> Tensor:
+    """C (F, F) of one layer: a pass over the corpus up to that layer, outer products summed in float32."""
+    total = torch.zeros(model.config.mlp_size, model.config.mlp_size)
+    for batch in blocks.split(max(1, batch_tokens // blocks.shape[1])):
+        _, key = model.run_to_key(model.run_blocks(model.embed_tokens(batch), stop=layer), layer)
+        key = key.flatten(0, 1)
+        total += key.T @ key
+    return total / blocks.numel()
+
+
+@torch.no_grad()
+def trace(
+    model: GPT, token_ids: Sequence[int], subject: slice, target: int, noise: Tensor, site: str, windows: list[range]
+) -> Tensor:
+    """Restored p(target) (T, L): per state one pass of the clean row and every corrupted one through the whole model.
+
+    `noise` (draws, subject tokens, D); `windows` are the layers restored together, one window per layer.
+    """
+    rows = torch.tensor([token_ids]).expand(len(noise) + 1, -1)
+    found = torch.zeros(len(token_ids), len(windows))
+
+    def corrupt(x: Tensor) -> Tensor:
+        x = x.clone()
+        x[1:, subject] += noise
+        return x
+
+    def restore(token: int) -> Callable[[Tensor], Tensor]:
+        def change(x: Tensor) -> Tensor:
+            x = x.clone()
+            x[1:, token] = x[0, token]
+            return x
+
+        return change
+
+    for token in range(len(token_ids)):
+        for layer, window in enumerate(windows):
+            changes: dict[SiteKey, Callable[[Tensor], Tensor]] = {(site, each): restore(token) for each in window}
+            with patch(model, {("resid_pre", 0): corrupt}), patch(model, changes):
+                logits = model(rows)
+            found[token, layer] = logits[1:, -1].softmax(-1)[:, target].mean()
+    return found
