@@ -17,8 +17,8 @@ from nanogpt_edit.edit.config import EditConfig
 from nanogpt_edit.edit.contexts import tokenizer_of
 from nanogpt_edit.edit.editor import edit_model
 from nanogpt_edit.edit.facts import Fact
+from nanogpt_edit.edit.measure import FactState, measure_facts
 from nanogpt_edit.edit.patch import EditPatch
-from nanogpt_edit.edit.scores import FactState, measure_facts
 from nanogpt_edit.edit.tracing import Site, TraceConfig, Traced
 from nanogpt_edit.errors import UserError, did_you_mean
 from nanogpt_edit.evaluate import suite

@@ -278,7 +278,8 @@ class Pipeline:
             covariance_blocks=stream.token_ids[:usable].view(-1, context),
             cache_dir=self.cache_dir,
         )
-        scores = score_patch(model, patch)
+        held_out = self.held_out_blocks(model.tokenizer, model.config.block_size)
+        scores = score_patch(model, patch, text=held_out)
         patch = patch.bound_to(model)
         save_patch(patch, self.folder.edits / f"{name}.safetensors")
         scores.save(self.folder.edits, name, patch=patch)

@@ -11,20 +11,13 @@ import pytest
 import torch
 from edit_world import covariance_blocks, facts, random_model, trained_model
 
-from nanogpt_edit.edit import scores as scores_module
+from nanogpt_edit.edit import measure
 from nanogpt_edit.edit.config import EditConfig
 from nanogpt_edit.edit.editor import edit_model
 from nanogpt_edit.edit.facts import Fact
+from nanogpt_edit.edit.measure import FactState, TargetScore, greedy_answers, measure_facts, ngram_entropy
 from nanogpt_edit.edit.patch import EditedFact
-from nanogpt_edit.edit.scores import (
-    FactState,
-    TargetScore,
-    compare_states,
-    greedy_answers,
-    harmonic_mean,
-    measure_facts,
-    score_patch,
-)
+from nanogpt_edit.edit.scores import compare_states, harmonic_mean, score_patch
 from nanogpt_edit.model.gpt import GPT
 
 
@@ -35,7 +28,7 @@ def model(request: pytest.FixtureRequest) -> GPT:
 
 @torch.no_grad()
 def test_measurements_equal_plain_forward_passes(model: GPT, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scores_module, "BATCH_TOKENS", 60)  # many small batches
+    monkeypatch.setattr(measure, "BATCH_TOKENS", 60)  # many small batches
     assert model.tokenizer is not None
     asked = (replace(facts(1)[0], target_new="Rome and Lima"), facts(2)[1])  # one target of several tokens
     for fact, state in zip(asked, measure_facts(model, asked), strict=True):
@@ -136,11 +129,30 @@ def test_the_harmonic_mean_and_its_interval() -> None:
     assert some.low < some.value < some.high
 
 
+def test_ngram_entropy_by_hand() -> None:
+    """ababab: bigrams ab ×3, ba ×2; trigrams aba ×2, bab ×2. All different: log2 of their number."""
+    two = -(0.6 * math.log2(0.6) + 0.4 * math.log2(0.4))
+    assert ngram_entropy([1, 2, 1, 2, 1, 2]) == pytest.approx(2 / 3 * two + 4 / 3 * 1.0)
+    assert ngram_entropy(range(9)) == pytest.approx(2 / 3 * 3 + 4 / 3 * math.log2(7))
+    assert ngram_entropy([5] * 20) == 0.0
+    assert ngram_entropy([5]) == 0.0
+
+
+def test_failures_are_grouped_by_relation() -> None:
+    good, bad = state(0.7, 0.1, 1, [], [], "Giza"), state(0.2, 0.5, 2, [], [], "Cairo")
+    edited = [replace(EDITED, fact=replace(FACT, relation=name, id=name)) for name in ("a", "b", "b", "c")]
+    scores = compare_states(edited, [bad] * 4, [bad, bad, bad, good])
+    assert {name: [each.id for each in group] for name, group in scores.failures().items()} == {
+        "b": ["b", "b"],
+        "a": ["a"],
+    }
+
+
 def test_the_files_hold_what_was_measured(tmp_path: Path) -> None:
     model = trained_model()
     config = EditConfig(layers=(0, 1), covariance_weight=5.0, learning_rate=0.3, steps=5, n_prefixes=0)
     patch = edit_model(model, facts(3), config, covariance_blocks=covariance_blocks())
-    scores = score_patch(model, patch)
+    scores = score_patch(model, patch, text=covariance_blocks()[:8])
     scores.save(tmp_path, "three", patch=patch)
     summary = json.loads((tmp_path / "three.json").read_text(encoding="utf-8"))
     assert (summary["n"], summary["method"], summary["layers"]) == (3, "memit", [0, 1])
@@ -151,6 +163,8 @@ def test_the_files_hold_what_was_measured(tmp_path: Path) -> None:
         "n": 3,
     }
     assert summary["settings"]["covariance_weight"] == 5.0
+    assert summary["perplexity_after"]["value"] > summary["perplexity_before"]["value"] > 1.0
+    assert summary["entropy_before"]["value"] > 0.0
     lines = [json.loads(line) for line in (tmp_path / "three.jsonl").read_text(encoding="utf-8").splitlines()]
     assert [line["id"] for line in lines] == ["capital-0", "capital-1", "capital-2"]
     needed = {"old_answer", "new_answer", "p_first_before", "rank_after", "success", "subject_lookup", "reason"}

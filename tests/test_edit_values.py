@@ -15,8 +15,9 @@ from nanogpt_edit.edit.contexts import LocatedFact, TokenRow, generate_prefixes,
 from nanogpt_edit.edit.covariance import collect
 from nanogpt_edit.edit.editor import edit_model
 from nanogpt_edit.edit.facts import Fact
+from nanogpt_edit.edit.measure import measure_facts
 from nanogpt_edit.edit.patch import edited_weight
-from nanogpt_edit.edit.scores import measure_facts, score_patch
+from nanogpt_edit.edit.scores import score_patch
 from nanogpt_edit.edit.values import optimise_values
 from nanogpt_edit.errors import UserError
 from nanogpt_edit.model.gpt import GPT

@@ -6,60 +6,26 @@ other phrasings, neighbourhood p(true) > p(target_new) on prompts about other su
 the edit. Where two targets are compared, p is the geometric mean over a target's tokens (the authors compare the mean
 NLL per token), so that a long answer is not beaten for its length; `p_target` in the records is the plain product.
 
-Shapes: R rows (a prompt with a target), T tokens, V vocabulary.
+What the edit cost elsewhere: the n-gram entropy of what the model writes on (low when it begins to repeat itself), and
+the perplexity of held-out text.
 """
 
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import torch
+from torch import Tensor
 
-from nanogpt_edit.edit.contexts import pad_rows, tokenizer_of
-from nanogpt_edit.edit.facts import Fact, join, target_ids
+from nanogpt_edit.edit.measure import FactState, TargetScore, measure_facts
 from nanogpt_edit.edit.patch import EditedFact, EditPatch
-from nanogpt_edit.engine.engine import Engine
-from nanogpt_edit.engine.sampling import Sampling
 from nanogpt_edit.evaluate.stats import Interval, bootstrap_mean
+from nanogpt_edit.evaluate.suite import perplexity
 from nanogpt_edit.files import write_json, write_jsonl
 from nanogpt_edit.model.gpt import GPT
-
-BATCH_TOKENS = 8192
-ANSWER_TOKENS = 10
-SENTENCE_END = re.compile(r"(?<=\w\w\w)[.!?](?=\s|$)|\n|<")
-
-
-@dataclass(frozen=True)
-class TargetScore:
-    """How a model likes one target after one prompt."""
-
-    p_first: float
-    """Probability of the target's first token."""
-    rank: int
-    """Its rank among all tokens; 1 is the model's own choice."""
-    p_target: float
-    """Probability of the whole target."""
-    p_token: float
-    """Geometric mean probability per target token; what targets are compared by."""
-    token_accuracy: float
-    """Share of the target's tokens that are the model's choice, given those before."""
-
-
-@dataclass(frozen=True)
-class FactState:
-    """One fact under one model: `paraphrases` and `neighbourhood` hold (wanted, other) targets per prompt."""
-
-    new: TargetScore
-    true: TargetScore
-    paraphrases: tuple[tuple[TargetScore, TargetScore], ...]
-    neighbourhood: tuple[tuple[TargetScore, TargetScore], ...]
-    answer: str
-    """What the model says, greedily, to the end of the sentence."""
 
 
 @dataclass(frozen=True)
@@ -99,6 +65,9 @@ class FactScore:
     neighbourhood_rank1_before: float | None
     """Share of neighbours whose true answer's first token has rank 1."""
     neighbourhood_rank1_after: float | None
+    entropy_before: float | None
+    """n-gram entropy of what the model writes on after the prompt, in bits."""
+    entropy_after: float | None
     subject_lookup: str
     reason: str
     """For a failure: where it was lost. Empty for a success."""
@@ -123,6 +92,19 @@ class EditScores:
     """S, the harmonic mean of efficacy, paraphrase and neighbourhood after the edit."""
     p_target_before: Interval
     p_target_after: Interval
+    entropy_before: Interval | None
+    entropy_after: Interval | None
+    perplexity_before: Interval | None = None
+    """Of held-out text; None where none was given."""
+    perplexity_after: Interval | None = None
+
+    def failures(self) -> dict[str, list[FactScore]]:
+        """The facts that did not reach rank 1, by relation, the relation with most of them first."""
+        groups: dict[str, list[FactScore]] = {}
+        for record in self.records:
+            if not record.success:
+                groups.setdefault(record.relation or "no relation", []).append(record)
+        return dict(sorted(groups.items(), key=lambda group: -len(group[1])))
 
     def summary(self, patch: EditPatch) -> dict[str, object]:
         """The contents of edits/<name>.json: the intervals, and how the patch was made."""
@@ -133,6 +115,10 @@ class EditScores:
             "layers": list(patch.layers),
             "seconds": patch.seconds,
             **means,
+            "failures": {
+                relation: [{"id": each.id, "prompt": each.prompt, "reason": each.reason} for each in group]
+                for relation, group in self.failures().items()
+            },
             "settings": asdict(patch.config),
         }
 
@@ -142,12 +128,20 @@ class EditScores:
         write_json(folder / f"{name}.json", self.summary(patch))
 
 
-def score_patch(model: GPT, patch: EditPatch) -> EditScores:
-    """Measure the patch's facts on `model` before and with the patch; the model is left as it was."""
-    before = measure_facts(model, patch.facts)
+def score_patch(model: GPT, patch: EditPatch, *, text: Tensor | None = None) -> EditScores:
+    """Measure the patch's facts on `model` before and with the patch; the model is left as it was.
+
+    `text` (N, T + 1) are token ids of held-out text, for the perplexity.
+    """
+    before, perplexity_before = measure_facts(model, patch.facts, fluency=True), _perplexity(model, text)
     with patch.applied(model):
-        after = measure_facts(model, patch.facts)
-    return compare_states(patch.edited, before, after)
+        after, perplexity_after = measure_facts(model, patch.facts, fluency=True), _perplexity(model, text)
+    scores = compare_states(patch.edited, before, after)
+    return replace(scores, perplexity_before=perplexity_before, perplexity_after=perplexity_after)
+
+
+def _perplexity(model: GPT, text: Tensor | None) -> Interval | None:
+    return None if text is None else perplexity(model, text)["perplexity"]
 
 
 def compare_states(edited: Sequence[EditedFact], before: Sequence[FactState], after: Sequence[FactState]) -> EditScores:
@@ -173,38 +167,9 @@ def compare_states(edited: Sequence[EditedFact], before: Sequence[FactState], af
         score=harmonic_mean(efficacy, paraphrase, neighbourhood),
         p_target_before=bootstrap_mean([r.p_target_before for r in records]),
         p_target_after=bootstrap_mean([r.p_target_after for r in records]),
+        entropy_before=_mean([r.entropy_before for r in records]),
+        entropy_after=_mean([r.entropy_after for r in records]),
     )
-
-
-def measure_facts(model: GPT, facts: Sequence[Fact]) -> tuple[FactState, ...]:
-    """The state of every fact in `model`: all prompts and targets in a few batched passes, and one greedy answer."""
-    wanted = [pair for fact in facts for pair in _pairs(fact)]
-    scores = dict(zip(wanted, _score_targets(model, wanted), strict=True))
-    answers = greedy_answers(model, [fact.prompt for fact in facts])
-    return tuple(
-        FactState(
-            new=scores[fact.prompt, fact.target_new],
-            true=scores[fact.prompt, fact.target_true],
-            paraphrases=tuple((scores[p, fact.target_new], scores[p, fact.target_true]) for p in fact.paraphrases),
-            neighbourhood=tuple(
-                (scores[n.prompt, n.target_true], scores[n.prompt, fact.target_new]) for n in fact.neighbourhood
-            ),
-            answer=answer,
-        )
-        for fact, answer in zip(facts, answers, strict=True)
-    )
-
-
-def greedy_answers(model: GPT, prompts: Sequence[str], *, max_tokens: int = ANSWER_TOKENS) -> list[str]:
-    """What the model says after each prompt, greedily, up to the end of the sentence or line."""
-    tokenizer = tokenizer_of(model)
-    completions = Engine(model).generate(
-        [tokenizer.encode(prompt.rstrip()) for prompt in prompts],
-        sampling=Sampling(temperature=0.0, max_new_tokens=max_tokens),
-        stop_ids=frozenset(() if tokenizer.eos_id is None else (tokenizer.eos_id,)),
-    )
-    texts = [tokenizer.decode([i for i in c.token_ids if i != tokenizer.eos_id]) for c in completions]
-    return [SENTENCE_END.split(text.strip(), maxsplit=1)[0].strip() for text in texts]
 
 
 def harmonic_mean(
@@ -235,56 +200,6 @@ def _mean(values: Sequence[float | None]) -> Interval | None:
     return bootstrap_mean(present) if present else None
 
 
-def _pairs(fact: Fact) -> list[tuple[str, str]]:
-    """Every prompt with every target that is asked of it."""
-    both = (fact.target_new, fact.target_true)
-    own = [(prompt, target) for prompt in (fact.prompt, *fact.paraphrases) for target in both]
-    return own + [(n.prompt, target) for n in fact.neighbourhood for target in (n.target_true, fact.target_new)]
-
-
-@torch.no_grad()
-def _score_targets(model: GPT, pairs: Sequence[tuple[str, str]]) -> list[TargetScore]:
-    tokenizer = tokenizer_of(model)
-    rows: list[tuple[list[int], tuple[int, ...]]] = []
-    for prompt, target in pairs:
-        rows.append((tokenizer.encode(join(prompt, target)[0]), target_ids(prompt, target, tokenizer)))
-    order = sorted(range(len(rows)), key=lambda i: len(rows[i][0]) + len(rows[i][1]))
-    scores: dict[int, TargetScore] = {}
-    while order:
-        longest = sum(map(len, rows[order[-1]]))
-        count = max(1, BATCH_TOKENS // longest)
-        batch, order = order[-count:], order[:-count]
-        for index, score in zip(batch, _score_batch(model, [rows[i] for i in batch], tokenizer.pad_id), strict=True):
-            scores[index] = score
-    return [scores[i] for i in range(len(rows))]
-
-
-def _score_batch(model: GPT, rows: Sequence[tuple[list[int], tuple[int, ...]]], pad_id: int) -> list[TargetScore]:
-    token_ids = pad_rows([(*prompt, *target[:-1]) for prompt, target in rows], pad_id=pad_id, device=model.device)
-    states = model.hidden(token_ids)  # (R, T, D)
-    where = [(row, len(prompt) - 1 + j) for row, (prompt, target) in enumerate(rows) for j in range(len(target))]
-    row, column = torch.tensor(where, device=model.device).T
-    wanted = torch.tensor([t for _, target in rows for t in target], device=model.device)
-    logits = model.logits(states[row, column]).float()  # (all target tokens, V)
-    own = logits.gather(-1, wanted[:, None])
-    logprobs = (own.squeeze(-1) - logits.logsumexp(-1)).tolist()
-    ranks = (1 + (logits > own).sum(-1)).tolist()
-    scores, at = [], 0
-    for _, target in rows:
-        mine, mine_ranks = logprobs[at : at + len(target)], ranks[at : at + len(target)]
-        at += len(target)
-        scores.append(
-            TargetScore(
-                p_first=math.exp(mine[0]),
-                rank=mine_ranks[0],
-                p_target=math.exp(sum(mine)),
-                p_token=math.exp(sum(mine) / len(mine)),
-                token_accuracy=sum(rank == 1 for rank in mine_ranks) / len(mine_ranks),
-            )
-        )
-    return scores
-
-
 def _record(edited: EditedFact, before: FactState, after: FactState) -> FactScore:
     fact = edited.fact
     success = after.new.rank == 1
@@ -313,6 +228,8 @@ def _record(edited: EditedFact, before: FactState, after: FactState) -> FactScor
         neighbourhood_after=_share(after.neighbourhood, lambda wanted, other: wanted.p_token > other.p_token),
         neighbourhood_rank1_before=_share(before.neighbourhood, lambda wanted, _: wanted.rank == 1),
         neighbourhood_rank1_after=_share(after.neighbourhood, lambda wanted, _: wanted.rank == 1),
+        entropy_before=before.entropy,
+        entropy_after=after.entropy,
         subject_lookup=edited.lookup,
         reason="" if success else _reason(edited, before, after),
     )
