@@ -236,7 +236,7 @@ def _solve_batch(
     for index, layer in enumerate(layers):
         middle, key = _run_to_key(model, x, layer)  # (N·C, S, D), (N·C, S, F)
         mean_key = _double(key[everyone, last]).unflatten(0, (-1, contexts)).mean(1).T  # (F, N)
-        bare = model.blocks[layer].from_key(middle[::contexts], key[::contexts])
+        bare = model.run_from_key(middle[::contexts], key[::contexts], layer)
         bare = _run(model, bare, layer + 1, layers[-1] + 1)  # (N, S, D)
         h = _double(bare[everyone[: len(bare)], last[::contexts]])
         residual = ((values.to(h.device).double() - h) / (len(layers) - index)).T  # (D, N)
@@ -249,7 +249,7 @@ def _solve_batch(
         changed = _double(originals[layer]) + sums[layer].delta()
         edited_weight(model, layer).copy_(changed)
         if index + 1 < len(layers):
-            x = _run(model, model.blocks[layer].from_key(middle, key), layer + 1, layers[index + 1])
+            x = _run(model, model.run_from_key(middle, key, layer), layer + 1, layers[index + 1])
 
 
 def _run(model: GPT, x: Tensor, start: int, stop: int) -> Tensor:

@@ -306,10 +306,19 @@ class GPT(nn.Module):
 
     def run_to_key(self, x: Tensor, layer: int) -> tuple[Tensor, Tensor]:
         """From `resid_pre` of block `layer`, (B, T, D), to just before its MLP's second matrix: the residual stream
-        there, (B, T, D), and `mlp_key`, (B, T, F). `blocks[layer].from_key` is the rest of the block."""
+        there, (B, T, D), and `mlp_key`, (B, T, F). `run_from_key` is the rest of the block."""
         positions = torch.arange(x.shape[1], device=x.device)
         rotary = rotary_angles(self.config, positions, x.dtype) if self.config.positions == "rope" else None
-        return self.blocks[layer].until_key(x, layer, rotary, None, None)
+        return self._block(layer).until_key(x, layer, rotary, None, None)
+
+    def run_from_key(self, middle: Tensor, key: Tensor, layer: int) -> Tensor:
+        """The rest of block `layer`, after `run_to_key`: its `resid_post`, (B, T, D)."""
+        return self._block(layer).from_key(middle, key)
+
+    def _block(self, layer: int) -> Block:
+        block = self.blocks[layer]
+        assert isinstance(block, Block)
+        return block
 
     def final(self, x: Tensor) -> Tensor:
         """The final norm: `resid_post` of the last block -> states the head reads, (..., D)."""
