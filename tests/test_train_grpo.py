@@ -21,19 +21,13 @@ from nanogpt_edit.files import read_jsonl
 from nanogpt_edit.model.checkpoint import fingerprint
 from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.train import grpo as grpo_module
-from nanogpt_edit.train.grpo import (
-    GRPOConfig,
-    RolloutGroup,
-    describe,
-    explain_stall,
-    group_batches,
-    group_terms,
-    grpo,
-    rollouts,
-    sample_groups,
-    update,
-)
+from nanogpt_edit.train import policy_update
+from nanogpt_edit.train import rollouts as rollouts_module
+from nanogpt_edit.train.grpo import GRPOConfig, grpo
 from nanogpt_edit.train.loop import Trainer
+from nanogpt_edit.train.losses import GRPOTerms
+from nanogpt_edit.train.policy_update import UpdateSize, group_batches, group_terms, update
+from nanogpt_edit.train.rollouts import RolloutGroup, describe, overlong, rollouts, sample_groups, why_stalled
 
 LETTERS = {"tiny_stages:letters": 1.0}
 
@@ -68,6 +62,8 @@ def group_of(
     *,
     ratios: Sequence[Sequence[float]] | None = None,
     prompt: Sequence[int] = (5, 6, 7),
+    number: int = 0,
+    takes_part: Sequence[bool] | None = None,
 ) -> RolloutGroup:
     """A rollout that was sampled when the tokens' probabilities were 1/ratio of what they are now."""
     sampled = []
@@ -77,11 +73,13 @@ def group_of(
             old = old - torch.tensor(ratios[sample]).log()
         sampled.append(Completion(0, sample, tuple(token_ids), tuple(old.tolist()), "length"))
     return RolloutGroup(
+        number=number,
         problem=PROBLEMS[0],
         prompt=tuple(prompt),
         completions=tuple(sampled),
         rewards={"accuracy": tuple(rewards), "format": tuple(rewards)},
         total=torch.tensor(rewards),
+        takes_part=tuple(takes_part or [True] * len(completions)),
     )
 
 
@@ -141,10 +139,10 @@ def test_the_trainer_never_drops_out_what_the_sampler_did_not(tmp_path: Path) ->
 
 def test_a_gap_between_sampler_and_trainer_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
-    monkeypatch.setattr(grpo_module, "say", said.append)
+    monkeypatch.setattr(policy_update, "say", said.append)
     model = tiny_model().eval()
     group = group_of(model, [[10, 11], [20, 21]], [0.0, 1.0], ratios=[[1.0, 1.0], [1.0, 1.2]])
-    metrics = update(model, None, [group], config(), trainer_of(model, config(), tmp_path))
+    metrics = update(model, None, [group], config(), trainer_of(model, config(), tmp_path)).metrics
     assert metrics["sampler_gap"] == pytest.approx(math.log(1.2), abs=1e-4)
     assert said == [
         "grpo: step 0: sampler and trainer disagree by 0.182 nats on a token they should agree on; the update is "
@@ -155,16 +153,10 @@ def test_a_gap_between_sampler_and_trainer_is_said(tmp_path: Path, monkeypatch: 
 # The loss, term by term
 
 
-def terms_of(model: GPT, groups: list[RolloutGroup], settings: GRPOConfig, reference: GPT | None = None):  # type: ignore[no-untyped-def]
-    return group_terms(
-        model,
-        reference,
-        groups,
-        settings,
-        tokens=sum(group.tokens for group in groups),
-        groups_of_update=len(groups),
-        entropy_coef=settings.entropy_coef,
-    )
+def terms_of(model: GPT, groups: list[RolloutGroup], settings: GRPOConfig, reference: GPT | None = None) -> GRPOTerms:
+    size = UpdateSize.of(groups)
+    terms, _ = group_terms(model, reference, groups, settings, size=size, entropy_coef=settings.entropy_coef)
+    return terms
 
 
 def test_token_and_sequence_means_by_hand() -> None:
@@ -191,6 +183,71 @@ def test_two_groups_weigh_by_their_tokens_or_by_their_completions() -> None:
     assert terms_of(model, [a, b], config(advantage="mean")).policy == pytest.approx(0.75 / 7, abs=1e-5)
     sequence = config(advantage="mean", normalise="sequence", group_size=2)
     assert terms_of(model, [a, b], sequence).policy == pytest.approx(0.025, abs=1e-5)
+
+
+def test_the_constant_of_dr_grpo_by_hand() -> None:
+    # The sum over tokens is -(½ · 3 - ½ · 1.2) = -0.9; 2 completions of at most 5 tokens: divided by 10.
+    model = tiny_model().eval()
+    group = group_of(model, [[10, 11, 12], [20]], [1.0, 0.0], ratios=[[1.1, 1.0, 0.9], [1.2]])
+    settings = config(advantage="mean", normalise="constant", group_size=2, max_new_tokens=5)
+    assert terms_of(model, [group], settings).policy == pytest.approx(-0.09, abs=1e-5)
+
+
+def test_metrics_are_means_over_tokens_whatever_the_loss_is_divided_by(tmp_path: Path) -> None:
+    model = tiny_model().eval()
+    group = group_of(model, [[10, 11, 12], [20]], [1.0, 0.0], ratios=[[1.5, 1.0, 0.9], [1.2]])
+    found = {}
+    for normalise in ("token", "constant"):
+        settings = config(normalise=normalise)
+        found[normalise] = update(copy.deepcopy(model), None, [group], settings, trainer_of(model, settings, tmp_path))
+        assert found[normalise].metrics["clip_high_share"] == pytest.approx(0.25)
+    assert found["constant"].metrics["entropy"] == pytest.approx(found["token"].metrics["entropy"], rel=1e-5)
+
+
+@pytest.mark.parametrize("normalise", ["token", "sequence", "constant"])
+def test_a_masked_completion_counts_in_the_mean_of_its_group_only(normalise: str) -> None:
+    # Rewards 1, 0, 0.5 ("mean": A = ½, -½, 0). Without the second: ratios 1 over three and two tokens.
+    model = tiny_model().eval()
+    completions = [[10, 11, 12], [20, 21], [30, 31]]
+    ratios = [[1.0] * 3, [1.2, 1.1], [1.0] * 2]
+    group = group_of(model, completions, [1.0, 0.0, 0.5], ratios=ratios, takes_part=[True, False, True])
+    found = terms_of(model, [group], config(advantage="mean", normalise=normalise))
+    # -½ · 3 tokens, over 5 tokens; -½ over 2 completions; -½ · 3 over 2 completions of 5.
+    expected = {"token": -0.3, "sequence": -0.25, "constant": -0.15}[normalise]
+    assert found.policy == pytest.approx(expected, abs=1e-5)
+
+
+def test_a_group_whose_completions_are_all_masked_has_no_signal(tmp_path: Path) -> None:
+    model = tiny_model().eval()
+    group = group_of(model, [[10, 11], [20]], [1.0, 0.0], takes_part=[False, False])
+    assert not group.has_signal
+    updated = update(model, None, [group], config(), trainer_of(model, config(), tmp_path))
+    assert updated.metrics["updates"] == 0
+    assert math.isnan(updated.metrics["loss"])
+
+
+def test_truncated_completions_are_masked_when_asked() -> None:
+    engine = Engine(tiny_model())
+    for masked in (False, True):
+        settings = config(max_new_tokens=3, mask_truncated=masked)
+        (group,) = sample_groups(engine, PROBLEMS[:1], settings, seed=0, step=0)
+        truncated = [completion.finish_reason == "length" for completion in group.completions]
+        assert any(truncated)
+        assert list(group.takes_part) == [not (masked and cut) for cut in truncated]
+
+
+def test_the_soft_overlong_penalty_by_hand() -> None:
+    # Of 20 tokens the last fifth, 4, is the buffer: nothing up to 16, then a quarter per token, all of it at 20.
+    assert [overlong(n, limit=20, share=0.2) for n in (1, 16, 17, 18, 19, 20)] == pytest.approx(
+        [0, 0, -0.25, -0.5, -0.75, -1]
+    )
+    settings = config(max_new_tokens=4, overlong_penalty=2.0, overlong_share=0.5)
+    (group,) = sample_groups(Engine(tiny_model()), PROBLEMS[:1], settings, seed=0, step=0)
+    for sample, completion in enumerate(group.completions):
+        penalty = {4: -1.0, 3: -0.5}.get(len(completion.token_ids), 0.0)
+        assert group.rewards["overlong"][sample] == penalty
+        letters = group.rewards["tiny_stages:letters"][sample]
+        assert group.total[sample].item() == pytest.approx(letters + 2 * penalty)
 
 
 def test_clip_shares_are_shares_of_the_tokens() -> None:
@@ -245,7 +302,7 @@ def test_micro_batches_do_not_change_the_gradient(tmp_path: Path) -> None:
                 monkeypatch.setattr(
                     trainer, "apply_gradients", lambda t=trainer, g=gradients: g.append(grads(t)) or 0.0
                 )
-                metrics = update(trainer.model, reference, groups, settings, trainer)
+                metrics = update(trainer.model, reference, groups, settings, trainer).metrics
             found.append((gradients[0], metrics))
         (_, first), (whole, _), _ = found
         for gradient, metrics in found[1:]:
@@ -288,7 +345,7 @@ def test_later_updates_see_a_ratio_that_is_no_longer_one(tmp_path: Path) -> None
     settings = config(updates_per_rollout=2, learning_rate=0.05)
     same = group_of(model, [[10, 11], [20, 21]], [1.0, 0.0])
     trainer = trainer_of(model, settings, tmp_path)
-    metrics = update(model, None, [same, same], settings, trainer)
+    metrics = update(model, None, [same, same], settings, trainer).metrics
     assert metrics["sampler_gap"] < 1e-4
     # The first update has moved the second one's tokens past the clip: both good ones, half of its four tokens, in the
     # mean over both updates a quarter.
@@ -299,7 +356,7 @@ def test_more_updates_than_groups_are_as_many_as_there_are_groups(tmp_path: Path
     model = tiny_model().eval()
     groups = [group_of(model, [[10, 11], [20, 21]], [1.0, 0.0])]
     settings = config(updates_per_rollout=5)
-    one = update(model, None, groups, settings, trainer_of(model, settings, tmp_path))
+    one = update(model, None, groups, settings, trainer_of(model, settings, tmp_path)).metrics
     assert one["grad_norm"] > 0
     assert one["loss"] == pytest.approx(0, abs=1e-6)  # ratio 1, advantages that cancel
 
@@ -317,31 +374,37 @@ def odd_problems(problem: Problem, completion_text: str) -> float:
 
 
 def rollout(settings: GRPOConfig, *, step: int = 0) -> list[RolloutGroup]:
-    return list(rollouts(Engine(tiny_model()), PROBLEMS, settings, seed=0, step=step))
+    return rollouts(Engine(tiny_model()), PROBLEMS, settings, seed=0, step=step)
 
 
 def test_a_step_without_signal_changes_nothing_and_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
     monkeypatch.setattr(grpo_module, "say", said.append)
+    monkeypatch.setattr(grpo_module, "why_stalled", lambda metrics: f"dropped {metrics['groups_dropped']}")
     model = tiny_model()
     settings = config(steps=2, rewards={"test_train_grpo:constant": 1.0}, kl_coef=0.1, weight_decay=0.1, keep="last")
     log = run(model, settings, tmp_path)
     assert fingerprint(model) == fingerprint(tiny_model())
     assert [line["groups_dropped"] for line in log] == [1, 1]
-    assert [line["grad_norm"] for line in log] == [0, 0]
-    assert len(said) == 2
-    assert "every completion was cut at its length limit" in said[0] or "all rewards are equal (mean 0.50)" in said[0]
+    assert [line["updates"] for line in log] == [0, 0]
+    for name in ("loss", "kl", "entropy", "grad_norm", "sampler_gap", "clip_low_share"):
+        assert [line[name] for line in log] == [None, None], name  # not measured, which is not 0
+    assert said == ["grpo: step 0: dropped 1.0"]  # once, while the reason stays the same
 
 
-def test_the_reasons_of_a_stall_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
-    said: list[str] = []
-    monkeypatch.setattr(grpo_module, "say", said.append)
-    explain_stall({"truncated": 0.9, "groups_dropped": 0.9, "reward": 0.1}, step=3)
-    assert said == []
-    explain_stall({"truncated": 0.9, "groups_dropped": 1.0, "reward": 0.1}, step=3)
-    explain_stall({"truncated": 1.0, "groups_dropped": 1.0, "reward": 0.1}, step=3)
-    assert "step 3: in every group all rewards are equal (mean 0.10)" in said[0]
-    assert "raise grpo.max_new_tokens" in said[1]
+def test_the_reasons_of_a_stall_in_words() -> None:
+    fine = {"truncated": 0.9, "groups_dropped": 0.9, "reward": 0.1, "well_formed": 0.0}
+    assert why_stalled(fine) is None
+    reasons = [
+        why_stalled(fine | changed)
+        for changed in ({"truncated": 1.0}, {"groups_dropped": 1.0}, {"groups_dropped": 1.0, "well_formed": 0.5})
+    ]
+    for reason, words in zip(
+        reasons,
+        ("raise grpo.max_new_tokens", "no completion is well-formed", "all rewards are equal (mean 0.10)"),
+        strict=True,
+    ):
+        assert reason is not None and words in reason
 
 
 def test_groups_without_signal_do_not_dilute_the_others(tmp_path: Path) -> None:
@@ -365,9 +428,12 @@ def test_refill_samples_until_the_step_is_full() -> None:
     assert len({group.problem.id for group in groups}) == len(groups)  # further problems, not the same again
 
 
-def test_refill_gives_up_after_its_rounds(tmp_path: Path) -> None:
+def test_refill_gives_up_after_its_rounds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     never = config(problems_per_step=2, rewards={"test_train_grpo:constant": 1.0}, dynamic_sampling="refill")
+    said: list[str] = []
+    monkeypatch.setattr(rollouts_module, "say", said.append)
     assert len(rollout(never)) == 2 * (1 + 3)
+    assert said == ["grpo: step 0: after 3 further rounds 0 of 2 groups carry signal; the step is that much smaller."]
     assert len(rollout(replace(never, max_resample_rounds=1))) == 4
     assert len(rollout(replace(never, dynamic_sampling="skip"))) == 2
     log = run(tiny_model(), replace(never, steps=1, keep="last"), tmp_path)
@@ -423,17 +489,19 @@ def test_a_rollout_described_by_hand() -> None:
     stopped = replace(second.completions[0], finish_reason="stop")
     second = replace(second, completions=(stopped, second.completions[1]))
     found = describe([first, second])
-    assert found == {
-        "reward": 0.25,
-        "reward_accuracy": 0.25,
-        "reward_format": 0.25,
-        "accuracy": 0.25,
-        "well_formed": 0.25,
-        "groups_dropped": 0.5,
-        "mean_tokens": 2.0,
-        "max_tokens": 3.0,
-        "truncated": 0.75,
-    }
+    rewards = {"": 0.25, "_std": math.sqrt(3) / 4, "_signal": 0.5}  # of 1, 0, 0, 0; one group of two has signal
+    assert found == pytest.approx(
+        {f"reward_{name}{suffix}": value for name in ("accuracy", "format") for suffix, value in rewards.items()}
+        | {
+            "reward": 0.25,
+            "accuracy": 0.25,
+            "well_formed": 0.25,
+            "groups_dropped": 0.5,
+            "mean_tokens": 2.0,
+            "max_tokens": 3.0,
+            "truncated": 0.75,
+        }
+    )
 
 
 # The run
@@ -445,7 +513,7 @@ def test_the_reference_is_the_model_as_it_came(tmp_path: Path) -> None:
     kls = [float(line["kl"]) for line in log]  # type: ignore[arg-type]
     assert 0 < kls[1] < kls[3]
     without = run(tiny_model(), config(steps=4, kl_coef=0.0, learning_rate=0.01, keep="last"), tmp_path / "without")
-    assert [line["kl"] for line in without] == [0, 0, 0, 0]
+    assert [line["kl"] for line in without] == [None] * 4  # no reference, no measurement
 
 
 def test_the_pull_of_the_reference_holds_the_policy_back(tmp_path: Path) -> None:
@@ -473,7 +541,8 @@ def test_the_entropy_bonus_raises_the_entropy(tmp_path: Path) -> None:
                 weight.mul_(8 if weight.dim() == 2 else 1)  # well below the highest entropy to begin with
         group, settings = group_of(model, [[10, 11, 12], [20, 21]], [1.0, 0.0]), config(entropy_coef=bonus)
         before = terms_of(model, [group], settings).entropy
-        assert update(model, None, [group], settings, trainer_of(model, settings, tmp_path))["entropy"] == before
+        metrics = update(model, None, [group], settings, trainer_of(model, settings, tmp_path)).metrics
+        assert metrics["entropy"] == pytest.approx(before)
         entropy[bonus] = terms_of(model, [group], settings).entropy - before
     assert entropy[0.0] < 0  # learning makes the model surer …
     assert entropy[10.0] > 0.005  # … and the bonus less sure
@@ -510,6 +579,56 @@ def test_the_last_weights_count_too_when_the_best_are_kept(tmp_path: Path, monke
     assert fingerprint(model) == fingerprint(last)
 
 
+def test_a_collapse_stops_the_run_and_leaves_the_best_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    shares = iter([0.1, 0.9, 0.8, 0.1, 0.9])  # below at first, which is no collapse; a collapse at step 3
+    seen: list[str] = []
+
+    def validate(engine: Engine, *_: object, **__: object) -> float:
+        seen.append(fingerprint(engine.model))
+        return {1: 0.2, 2: 0.6, 3: 0.4}[len(seen)]  # at steps 0, 1 and 2; none after the collapse
+
+    monkeypatch.setattr(grpo_module, "describe", lambda groups: describe(groups) | {"well_formed": next(shares)})
+    monkeypatch.setattr(grpo_module, "validation_accuracy", validate)
+    monkeypatch.setattr(Trainer, "is_time_to_evaluate", lambda self: self.step < 3)
+    monkeypatch.setattr(grpo_module, "say", said.append)
+    model = tiny_model()
+    log = run(model, config(steps=5, keep="last"), tmp_path)
+    assert [line["well_formed"] for line in log] == [0.1, 0.9, 0.8, 0.1]
+    assert fingerprint(model) == seen[1]
+    assert "step 3: only 10% of the completions are well-formed (stop_below is 20%)" in said[-1]
+    assert "pass@1 60.0% on validation" in said[-1]
+
+
+def test_a_reward_that_fails_stops_the_run_with_its_state_saved(tmp_path: Path) -> None:
+    settings = config(steps=4, rewards={"test_train_grpo:fails_later": 1.0}, save_every=100, keep="last")
+    CALLS.clear()
+    with pytest.raises(
+        UserError, match=r'reward "test_train_grpo:fails_later" on problem .*\+.*, completion .* gave nan'
+    ):
+        run(tiny_model(), settings, tmp_path)
+    assert [path.name for path in (tmp_path / "state").glob("step_*")] == ["step_00000002.safetensors"]
+    assert len(read_jsonl(tmp_path / "log.jsonl")) == 2
+
+
+CALLS: list[int] = []
+
+
+def fails_later(problem: Problem, completion_text: str) -> float:
+    """NaN in the third step of 3 × 4 completions."""
+    CALLS.append(1)
+    return math.nan if len(CALLS) > 24 else float(len(CALLS) % 2)
+
+
+def test_seconds_and_tokens_of_generation_and_training_are_logged_apart(tmp_path: Path) -> None:
+    (line,) = run(tiny_model(), config(steps=1, keep="last"), tmp_path)
+    generated, trained = float(line["generate_seconds"]), float(line["train_seconds"])  # type: ignore[arg-type]
+    assert 0 < generated + trained <= float(line["seconds"])  # type: ignore[arg-type]
+    tokens = float(line["mean_tokens"]) * 12  # type: ignore[arg-type]
+    assert line["generate_tokens_per_second"] == pytest.approx(tokens / generated)
+    assert line["train_tokens_per_second"] == pytest.approx(tokens / trained)  # no group was dropped
+
+
 def test_both_families_learn_by_grpo(tmp_path: Path) -> None:
     model = GPT(tiny_config("llama", vocab_size=tiny_tokenizer().vocab_size), seed=0)
     model.tokenizer = tiny_tokenizer()
@@ -526,6 +645,16 @@ def test_both_families_learn_by_grpo(tmp_path: Path) -> None:
         ({"rewards": {}}, "rewards is empty"),
         ({"rewards": {"accuracy": 0.0}}, "rewards is empty"),
         ({"steps": -1}, "steps is -1"),
+        ({"updates_per_rollout": 0}, "updates_per_rollout is 0; it must be at least 1"),
+        ({"kl_coef": -0.1}, "kl_coef is -0.1; it cannot be negative"),
+        ({"clip_low": 1.0}, "clip_low is 1.0"),
+        ({"dual_clip": 1.2}, "dual_clip is 1.2; it must be above 1 \\+ clip_high"),
+        ({"overlong_share": 0.0}, "overlong_share is 0.0"),
+        ({"stop_below": 1.0}, "stop_below is 1.0"),
+        ({"max_new_tokens": 0}, "max_new_tokens is 0"),
+        ({"decay_share": 1.5}, "decay_share is 1.5; it is a share, in \\[0, 1\\]"),
+        ({"final_learning_rate": -0.1}, "final_learning_rate is -0.1"),
+        ({"beta2": 1.0}, "beta2 is 1.0"),
     ],
 )
 def test_settings_that_cannot_be_are_refused(fields: dict[str, object], sentence: str) -> None:

@@ -31,6 +31,7 @@ def terms(
     clip_high: float = 0.28,
     kl_coef: float = 0.0,
     entropy_coef: float = 0.0,
+    dual_clip: float | None = None,
 ) -> tuple[GRPOTerms, Tensor]:
     """The terms for tokens with these probability ratios, and d loss / d logprob of each."""
     ratios = torch.tensor([ratio] if isinstance(ratio, float) else ratio, dtype=torch.float64)
@@ -48,6 +49,7 @@ def terms(
         clip_high=clip_high,
         kl_coef=kl_coef,
         entropy_coef=entropy_coef,
+        dual_clip=dual_clip,
     )
     (gradient,) = torch.autograd.grad(found.loss, logprobs)
     return found, gradient
@@ -165,6 +167,29 @@ def test_equal_clips_are_plain_grpo() -> None:
     assert found.loss.item() == pytest.approx(-1.2)
     assert slope.tolist() == [0.0]
     assert found.clipped_high == 1
+
+
+@pytest.mark.parametrize(
+    ("ratio", "advantage", "loss", "gradient"),
+    [
+        (5.0, -2.0, 6.0, 0.0),  # a bad token that has risen fivefold costs no more than at 3
+        (2.0, -2.0, 4.0, 4.0),  # below 3 nothing changes
+        (0.5, -2.0, 1.6, 0.0),  # nor at the lower clip
+        (5.0, 2.0, -2.56, 0.0),  # nor for a good token
+    ],
+)
+def test_the_dual_clip_bounds_what_a_bad_token_costs(
+    ratio: float, advantage: float, loss: float, gradient: float
+) -> None:
+    found, slope = terms(ratio, advantage, dual_clip=3.0)
+    assert found.loss.item() == pytest.approx(loss)
+    assert slope.tolist() == pytest.approx([gradient])
+
+
+def test_each_token_says_where_it_was_held_back() -> None:
+    found, _ = terms([1.5, 1.0, 0.5, 1.5], [2.0, 2.0, -2.0, -2.0], weights=[0.5, 0.25, 0.125, 0.125])
+    assert found.clipped.tolist() == [1, 0, -1, 0]
+    assert found.weight == 1.0
 
 
 def test_weights_multiply_each_token_and_its_metrics() -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from nanogpt_edit.data.problems import Problem
 from nanogpt_edit.errors import UserError
-from nanogpt_edit.train.rewards import accuracy, find_reward, format_reward, score
+from nanogpt_edit.train.rewards import accuracy, find_reward, format_reward, length, score
 
 PROBLEM = Problem(question="What is 8 * 9?", rationale="8 * 9 = 72", answer="72", id="train:17")
 
@@ -33,6 +33,18 @@ PROBLEM = Problem(question="What is 8 * 9?", rationale="8 * 9 = 72", answer="72"
 def test_accuracy_and_format(text: str, right: int, formed: int) -> None:
     assert accuracy(PROBLEM, text) == right
     assert format_reward(PROBLEM, text) == formed
+
+
+def test_length_is_measured_against_the_worked_solution() -> None:
+    wanted = len("<think>8 * 9 = 72</think><answer>72</answer>")
+    assert [length(PROBLEM, "x" * n) for n in (0, wanted // 2, wanted, wanted * 3 // 2, 2 * wanted, 9 * wanted)] == [
+        0,
+        0.5,
+        1,
+        0.5,
+        0,
+        0,
+    ]
 
 
 def test_model_text_is_read_and_never_run(tmp_path: Path) -> None:
@@ -65,7 +77,7 @@ def test_any_importable_function_is_a_reward(tmp_path: Path, monkeypatch: pytest
 @pytest.mark.parametrize(
     ("name", "sentence"),
     [
-        ("acuracy", 'no reward "acuracy"; use accuracy, format, or module:function'),
+        ("acuracy", 'no reward "acuracy"; use accuracy, format, length, or module:function'),
         ("math:", 'no reward "math:"'),
         ("no_such_module:f", 'module "no_such_module" cannot be imported'),
         (":f", 'module "" cannot be imported'),

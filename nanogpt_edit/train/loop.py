@@ -70,12 +70,17 @@ class LoopConfig:
     """Steps between two saved states, from which a killed run goes on."""
 
     def __post_init__(self) -> None:
-        for name in ("steps", "warmup_steps", "learning_rate", "weight_decay"):
+        for name in ("steps", "warmup_steps", "learning_rate", "muon_learning_rate", "weight_decay"):
             if getattr(self, name) < 0:
                 raise UserError(f"{name} is {getattr(self, name)}; it cannot be negative.")
         for name in ("evaluate_every", "save_every", "micro_batch_tokens", "grad_clip"):
             if getattr(self, name) <= 0:
                 raise UserError(f"{name} is {getattr(self, name)}; it must be above 0.")
+        for name in ("decay_share", "final_learning_rate"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UserError(f"{name} is {getattr(self, name)}; it is a share, in [0, 1].")
+        if not 0 <= self.beta2 < 1:
+            raise UserError(f"beta2 is {self.beta2}; it must be in [0, 1).")
 
 
 def schedule_at(step: int, config: LoopConfig) -> float:
@@ -135,7 +140,7 @@ class Trainer:
                 yield self.step
                 self.step += 1
                 if self.step % self.config.save_every == 0 or stop.is_set():
-                    self._save_state()
+                    self.save_state()
                 if stop.is_set():
                     say(f"{self.label}: stopped after step {self.step}; the same command goes on from here.")
                     raise KeyboardInterrupt
@@ -157,7 +162,7 @@ class Trainer:
             say(f"{self.label}: step {self.step} has a gradient that is not finite; it is skipped.")
         self.model.zero_grad(set_to_none=True)
         if self.skipped_in_a_row >= SKIPS_ALLOWED:
-            self._save_state()  # skipped steps have not touched the weights
+            self.save_state()  # skipped steps have not touched the weights
             raise UserError(
                 f"{self.label}: {SKIPS_ALLOWED} steps in a row had a gradient that is not finite, up to step "
                 f"{self.step}. The last good state is kept in {self.state}; lower the learning rate."
@@ -201,7 +206,8 @@ class Trainer:
         """Delete the saved states; called once the stage's model directory is safe."""
         shutil.rmtree(self.state, ignore_errors=True)
 
-    def _save_state(self) -> None:
+    def save_state(self) -> None:
+        """Write weights, moments and step number; the newest few states are kept."""
         tensors: dict[str, Tensor] = dict(self.model.named_parameters())
         for name, parameter in self.model.named_parameters():
             for optimizer in self.optimizers:

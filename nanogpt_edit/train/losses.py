@@ -66,6 +66,10 @@ class GRPOTerms:
     """Tokens held back by 1 + clip_high (the probability of a good token has already risen enough)."""
     largest_log_ratio: float
     """max |logprob - old_logprob|."""
+    weight: float
+    """Sum of the weights: 1 over a whole update where the loss is a mean."""
+    clipped: Tensor
+    """(N,) int8: -1 held back by 1 - clip_low, 1 by 1 + clip_high, 0 free."""
 
 
 def grpo_loss(
@@ -78,6 +82,7 @@ def grpo_loss(
     *,
     clip_low: float,
     clip_high: float,
+    dual_clip: float | None = None,
     kl_coef: float,
     entropy_coef: float,
 ) -> GRPOTerms:
@@ -88,21 +93,25 @@ def grpo_loss(
         -min(ρ A, clip(ρ, 1 - clip_low, 1 + clip_high) A) + kl_coef · k3 - entropy_coef · H
 
     (PPO, Schulman et al. 2017, eq. 7; clip-higher, DAPO eq. 10; k3 = exp(d) - d - 1 with d = ref - logprob,
-    Schulman 2020). `weights` multiply each token: 1 / tokens-of-the-step is the token-level mean.
+    Schulman 2020). With `dual_clip` c, a token of A < 0 costs at most -c A (Ye et al. 2020, eq. 3).
+    `weights` multiply each token: 1 / tokens-of-the-step is the token-level mean.
     `ref_logprobs` None leaves the KL term out. The metrics are weighted sums too.
     """
     log_ratio = logprobs - old_logprobs
     ratio = log_ratio.exp()
     free, held = ratio * advantages, ratio.clamp(1 - clip_low, 1 + clip_high) * advantages
-    policy = -(torch.minimum(free, held) * weights).sum()
+    worth = torch.minimum(free, held)
+    if dual_clip is not None:
+        worth = torch.where(advantages < 0, torch.maximum(worth, dual_clip * advantages), worth)
+    policy = -(worth * weights).sum()
     kl = logprobs.new_zeros(())
     if ref_logprobs is not None:
         drift = ref_logprobs - logprobs
         kl = ((drift.exp() - drift - 1) * weights).sum()
     mean_entropy = (entropy * weights).sum()
     with torch.no_grad():
-        low = ((ratio < 1 - clip_low) & (advantages < 0)).to(weights.dtype)
-        high = ((ratio > 1 + clip_high) & (advantages > 0)).to(weights.dtype)
+        low = (ratio < 1 - clip_low) & (advantages < 0)
+        high = (ratio > 1 + clip_high) & (advantages > 0)
         gap = log_ratio.abs().max().item() if len(log_ratio) else 0.0
     return GRPOTerms(
         loss=policy + kl_coef * kl - entropy_coef * mean_entropy,
@@ -112,4 +121,6 @@ def grpo_loss(
         clipped_low=(low * weights).sum().item(),
         clipped_high=(high * weights).sum().item(),
         largest_log_ratio=gap,
+        weight=weights.sum().item(),
+        clipped=high.to(torch.int8) - low.to(torch.int8),
     )

@@ -23,7 +23,13 @@ def format_reward(problem: Problem, completion_text: str) -> float:
     return float(extract(completion_text).well_formed)
 
 
-BUILT_IN: dict[str, Reward] = {"accuracy": accuracy, "format": format_reward}
+def length(problem: Problem, completion_text: str) -> float:
+    """1 when the completion is as long as the worked solution, in characters, falling to 0 at nothing and at twice."""
+    wanted = len(f"<think>{problem.rationale}</think><answer>{problem.answer}</answer>")
+    return max(0.0, 1 - abs(len(completion_text) - wanted) / wanted)
+
+
+BUILT_IN: dict[str, Reward] = {"accuracy": accuracy, "format": format_reward, "length": length}
 
 
 def find_reward(name: str) -> Reward:

@@ -1,0 +1,98 @@
+"""The settings of GRPO. See `grpo.py` for the algorithm they steer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from nanogpt_edit.errors import UserError
+from nanogpt_edit.train.loop import LoopConfig
+from nanogpt_edit.train.losses import Advantage
+
+
+@dataclass(frozen=True)
+class GRPOConfig(LoopConfig):
+    """How a model is improved by reinforcement learning."""
+
+    problems_per_step: int = 64
+    """Problems of one rollout (P)."""
+    group_size: int = 8
+    """Completions of each problem (G)."""
+    temperature: float = 1.0
+    """Of the sampler and of the trainer's log-probabilities."""
+    max_new_tokens: int | None = None
+    """A completion is cut after this many tokens (None: a quarter more than the longest worked solution has)."""
+    rewards: dict[str, float] = field(default_factory=lambda: {"accuracy": 1.0})
+    """Weight of each reward: accuracy, format, length, or any module:function."""
+    overlong_penalty: float = 0.0
+    """Most that is taken off the reward of a long completion (1 in DAPO; 0: nothing)."""
+    overlong_share: float = 0.2
+    """The penalty rises linearly over this last share of max_new_tokens."""
+    mask_truncated: bool = False
+    """Leave completions that were cut at max_new_tokens out of the loss; in their group's mean they still count."""
+    advantage: Advantage = "zscore"
+    """zscore divides by the group's standard deviation (GRPO), mean does not (Dr. GRPO)."""
+    normalise: Literal["token", "sequence", "constant"] = "token"
+    """What the loss is averaged over: all tokens of the step (DAPO), the tokens of each completion first (GRPO), or a
+    constant, completions × max_new_tokens (Dr. GRPO; needs a larger learning rate)."""
+    updates_per_rollout: int = 1
+    """Optimizer steps per rollout; each takes its share of the groups."""
+    clip_low: float = 0.2
+    """A token's probability ratio is not pushed below 1 - clip_low …"""
+    clip_high: float = 0.28
+    """… nor above 1 + clip_high."""
+    dual_clip: float | None = None
+    """A bad token whose ratio is above this (3, say) is not pushed down any harder (None: no such bound)."""
+    kl_coef: float = 0.01
+    """Weight of the divergence from the reference (the model at the start); 0 loads no reference."""
+    entropy_coef: float = 0.01
+    """Weight of the entropy bonus at the first step …"""
+    final_entropy_coef: float = 0.001
+    """… and at the last, linear between."""
+    dynamic_sampling: Literal["skip", "refill", "off"] = "skip"
+    """Groups whose rewards are all equal: skip drops them, refill samples further problems instead, off keeps them."""
+    max_resample_rounds: int = 3
+    """Most extra rollouts per step for refill; what they leave unfilled makes the step smaller."""
+    evaluate_problems: int = 100
+    """Validation problems looked at every `evaluate_every` steps."""
+    evaluate_samples: int = 4
+    """Completions of each, at temperature 0.7."""
+    keep: Literal["best", "last"] = "best"
+    """Which weights the stage leaves: the best on validation, or the last."""
+    stop_below: float = 0.2
+    """A collapse: when the well-formed share of a step's completions, once above this, falls below it, the run stops
+    and leaves the best weights on validation (0: never)."""
+    detailed_rollouts: int = 8
+    """Completions per step whose tokens are logged one by one, with log-probability, entropy and clip flag."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.group_size < 2:
+            raise UserError(f"group_size is {self.group_size}; a group needs at least 2 completions to compare.")
+        if self.temperature <= 0:
+            raise UserError(f"temperature is {self.temperature}; reinforcement learning must sample, use e.g. 1.")
+        if not self.rewards or not any(self.rewards.values()):
+            raise UserError('rewards is empty, nothing would be learned; use e.g. {"accuracy" = 1.0}.')
+        for name in ("problems_per_step", "updates_per_rollout", "evaluate_problems", "evaluate_samples"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} is {getattr(self, name)}; it must be at least 1.")
+        for name in ("clip_high", "kl_coef", "entropy_coef", "final_entropy_coef", "overlong_penalty"):
+            if getattr(self, name) < 0:
+                raise UserError(f"{name} is {getattr(self, name)}; it cannot be negative.")
+        for name in ("max_resample_rounds", "detailed_rollouts"):
+            if getattr(self, name) < 0:
+                raise UserError(f"{name} is {getattr(self, name)}; it cannot be negative.")
+        if self.max_new_tokens is not None and self.max_new_tokens < 1:
+            raise UserError(f"max_new_tokens is {self.max_new_tokens}; it must be at least 1.")
+        if not 0 <= self.clip_low < 1:
+            raise UserError(f"clip_low is {self.clip_low}; it must be in [0, 1).")
+        if self.dual_clip is not None and self.dual_clip <= 1 + self.clip_high:
+            raise UserError(f"dual_clip is {self.dual_clip}; it must be above 1 + clip_high.")
+        if not 0 < self.overlong_share <= 1:
+            raise UserError(f"overlong_share is {self.overlong_share}; it is a share of max_new_tokens, in (0, 1].")
+        if not 0 <= self.stop_below < 1:
+            raise UserError(f"stop_below is {self.stop_below}; it is a share of the completions, in [0, 1).")
+
+    def entropy_coef_at(self, step: int) -> float:
+        done = step / max(1, self.steps - 1)
+        return self.entropy_coef + (self.final_entropy_coef - self.entropy_coef) * done

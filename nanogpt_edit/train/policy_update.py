@@ -1,0 +1,182 @@
+"""The optimizer steps on one rollout: groups in micro-batches, through the policy and the reference, to the loss."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from nanogpt_edit.model.gpt import GPT
+from nanogpt_edit.progress import say
+from nanogpt_edit.train.grpo_config import GRPOConfig
+from nanogpt_edit.train.loop import Trainer
+from nanogpt_edit.train.losses import GRPOTerms, group_advantages, grpo_loss, token_logprobs
+from nanogpt_edit.train.rollouts import RolloutGroup
+from nanogpt_edit.train.shared_prefix import completion_states
+
+LARGEST_SAMPLER_GAP = 0.05  # nats; float32 stays under 1e-3, bfloat16 under this
+MEANS = ("kl", "entropy", "clip_low_share", "clip_high_share")  # over tokens, weighted as in the loss
+
+
+@dataclass(frozen=True)
+class UpdateSize:
+    """What the loss of one optimizer step is divided by: counts over all its groups, whatever the micro-batches."""
+
+    tokens: int
+    completions: int
+
+    @staticmethod
+    def of(groups: Sequence[RolloutGroup]) -> UpdateSize:
+        lengths = [length for group in groups for length in lengths_in_loss(group) if length]
+        return UpdateSize(tokens=sum(lengths), completions=len(lengths))
+
+
+@dataclass(frozen=True)
+class TokenDetail:
+    """One completion's tokens as the trainer saw them, one number per token."""
+
+    entropy: tuple[float, ...]
+    clipped: tuple[int, ...]
+    """-1 held back by 1 - clip_low, 1 by 1 + clip_high, 0 free."""
+
+
+@dataclass
+class Updated:
+    """What the updates on a rollout did: the metrics, and what every trained completion's tokens were like."""
+
+    metrics: dict[str, float]
+    details: dict[tuple[int, int], TokenDetail] = field(default_factory=dict)
+    """By number of the group and of the sample in it."""
+
+
+def update(
+    model: GPT, reference: GPT | None, groups: Sequence[RolloutGroup], config: GRPOConfig, trainer: Trainer
+) -> Updated:
+    """Optimizer steps on the groups of one rollout; a metric that nothing was measured of is NaN."""
+    entropy_coef = config.entropy_coef_at(trainer.step)
+    parts = [groups[i :: config.updates_per_rollout] for i in range(config.updates_per_rollout)]
+    parts = [part for part in parts if UpdateSize.of(part).tokens]
+    done = Updated(dict.fromkeys(("loss", *MEANS, "grad_norm", "sampler_gap"), 0.0 if parts else math.nan))
+    metrics = done.metrics
+    for number, part in enumerate(parts):
+        size, sums, weight = UpdateSize.of(part), [0.0] * len(MEANS), 0.0
+        for micro_batch in group_batches(part, max_tokens=config.micro_batch_tokens):
+            terms, details = group_terms(model, reference, micro_batch, config, size=size, entropy_coef=entropy_coef)
+            terms.loss.backward()
+            done.details |= details
+            metrics["loss"] += terms.loss.item() / len(parts)
+            found = (terms.kl, terms.entropy, terms.clipped_low, terms.clipped_high)
+            sums = [before + new for before, new in zip(sums, found, strict=True)]
+            weight += terms.weight
+            if number == 0:
+                metrics["sampler_gap"] = max(metrics["sampler_gap"], terms.largest_log_ratio)
+        for name, value in zip(MEANS, sums, strict=True):
+            metrics[name] += value / weight / len(parts)
+        metrics["grad_norm"] = max(metrics["grad_norm"], trainer.apply_gradients())
+    if reference is None:
+        metrics["kl"] = math.nan
+    metrics |= {"updates": len(parts), "entropy_coef": entropy_coef}
+    if metrics["sampler_gap"] > LARGEST_SAMPLER_GAP:
+        say(
+            f"grpo: step {trainer.step}: sampler and trainer disagree by {metrics['sampler_gap']:.3f} nats on a token "
+            f"they should agree on; the update is off-policy by that much."
+        )
+    return done
+
+
+def group_terms(
+    model: GPT,
+    reference: GPT | None,
+    groups: Sequence[RolloutGroup],
+    config: GRPOConfig,
+    *,
+    size: UpdateSize,
+    entropy_coef: float,
+) -> tuple[GRPOTerms, dict[tuple[int, int], TokenDetail]]:
+    """The loss of some groups as their part of an update of `size`, and what their tokens were like."""
+    prompts = [group.prompt for group in groups]
+    completions = [[completion.token_ids for completion in group.completions] for group in groups]
+    states, targets = completion_states(model, prompts, completions)
+    logprobs, entropy = token_logprobs(token_logits(model, states), targets, temperature=config.temperature)
+    ref_logprobs = None
+    if reference is not None:
+        with torch.no_grad():
+            ref_states, _ = completion_states(reference, prompts, completions)
+            ref_logits = token_logits(reference, ref_states)
+            ref_logprobs, _ = token_logprobs(ref_logits, targets, temperature=config.temperature)
+    every = [completion for group in groups for completion in group.completions]
+    lengths = torch.tensor([len(completion.token_ids) for completion in every])
+    per_completion = torch.cat([group_advantages(group.total[None], advantage=config.advantage)[0] for group in groups])
+    weights = completion_weights(groups, config, size=size, longest=model.config.block_size)
+    terms = grpo_loss(
+        logprobs,
+        torch.tensor([value for completion in every for value in completion.logprobs], device=model.device),
+        ref_logprobs,
+        entropy,
+        per_completion.repeat_interleave(lengths).to(model.device),
+        weights.repeat_interleave(lengths).to(model.device),
+        clip_low=config.clip_low,
+        clip_high=config.clip_high,
+        dual_clip=config.dual_clip,
+        kl_coef=config.kl_coef,
+        entropy_coef=entropy_coef,
+    )
+    return terms, token_details(groups, entropy, terms.clipped, lengths)
+
+
+def completion_weights(groups: Sequence[RolloutGroup], config: GRPOConfig, *, size: UpdateSize, longest: int) -> Tensor:
+    """(completions,) what each token of a completion counts in the loss; 0 where it takes no part."""
+    lengths = torch.tensor([length for group in groups for length in lengths_in_loss(group)])
+    if config.normalise == "token":
+        weights = torch.full((len(lengths),), 1 / size.tokens)
+    elif config.normalise == "sequence":
+        weights = 1 / (lengths * size.completions)
+    else:
+        weights = torch.full((len(lengths),), 1 / (size.completions * (config.max_new_tokens or longest)))
+    return weights.masked_fill(lengths == 0, 0.0)
+
+
+def lengths_in_loss(group: RolloutGroup) -> list[int]:
+    """Tokens of each completion that the loss sees: all of them, or 0."""
+    return [
+        len(completion.token_ids) if part else 0
+        for completion, part in zip(group.completions, group.takes_part, strict=True)
+    ]
+
+
+def token_details(
+    groups: Sequence[RolloutGroup], entropy: Tensor, clipped: Tensor, lengths: Tensor
+) -> dict[tuple[int, int], TokenDetail]:
+    """Flat tensors over all tokens -> one record per completion."""
+    names = [(group.number, sample) for group in groups for sample in range(len(group.completions))]
+    entropies, flags = (each.detach().cpu().split(lengths.tolist()) for each in (entropy, clipped))
+    return {
+        name: TokenDetail(tuple(own_entropy.tolist()), tuple(own_flags.tolist()))
+        for name, own_entropy, own_flags in zip(names, entropies, flags, strict=True)
+    }
+
+
+def token_logits(model: GPT, states: Tensor) -> Tensor:
+    """(N, D) -> (N, V), for the V tokens there are: as the sampler, without the padding of the vocabulary."""
+    assert model.tokenizer is not None
+    return model.logits(states)[:, : model.tokenizer.vocab_size]
+
+
+def group_batches(groups: Sequence[RolloutGroup], *, max_tokens: int) -> Iterator[list[RolloutGroup]]:
+    """Whole groups of like length together, at most about `max_tokens` padded completion tokens each."""
+    batch: list[RolloutGroup] = []
+    for group in sorted(groups, key=longest):
+        rows = (len(batch) + 1) * len(group.completions)
+        if batch and rows * longest(group) > max_tokens:
+            yield batch
+            batch = []
+        batch.append(group)
+    if batch:
+        yield batch
+
+
+def longest(group: RolloutGroup) -> int:
+    return max(len(completion.token_ids) for completion in group.completions)
