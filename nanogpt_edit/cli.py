@@ -25,6 +25,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "sft": ("fine-tune a model on worked solutions", "nanogpt_edit.commands.stages:sft"),
     "grpo": ("improve a model by reinforcement learning on problems", "nanogpt_edit.commands.stages:grpo"),
     "edit": ("write facts into a model's weights", "nanogpt_edit.commands.stages:edit"),
+    "doctor": ("look for the silent failures of a recipe before it trains", "nanogpt_edit.commands.doctor:examine"),
     "sample": ("write completions of a prompt, as text or token by token", "nanogpt_edit.commands.sample:sample"),
     "evaluate": ("measure a model, with intervals over problems", "nanogpt_edit.commands.evaluate:run"),
     "compare": ("two evaluations of the same problems, in pairs", "nanogpt_edit.commands.compare:compare"),

@@ -7,15 +7,19 @@ the reader.
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import json
 import os
 import shutil
+import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 from nanogpt_edit.errors import UserError
+
+GZIP_LEVEL = 3  # half the time of the usual 6 for a few per cent more bytes
 
 
 @contextmanager
@@ -85,8 +89,13 @@ def read_json(path: Path) -> dict[str, object]:
 
 
 def write_jsonl(path: Path, records: Iterable[Mapping[str, object]]) -> None:
-    """Write one JSON object per line, atomically."""
-    write_text(path, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
+    """Write one JSON object per line, atomically; compressed when the name ends in .gz, the same bytes every time."""
+    text = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+    if path.suffix != ".gz":
+        write_text(path, text)
+        return
+    with atomic_file(path) as temporary:
+        temporary.write_bytes(gzip.compress(text.encode(), compresslevel=GZIP_LEVEL, mtime=0))
 
 
 def append_jsonl(path: Path, record: Mapping[str, object]) -> None:
@@ -105,12 +114,18 @@ def append_jsonl(path: Path, record: Mapping[str, object]) -> None:
 def read_jsonl(path: Path) -> list[dict[str, object]]:
     """Read one JSON object per line; blank lines are skipped, a torn last line (no newline) is dropped.
 
-    Raises UserError naming file and line for anything else that is not an object.
+    A name that ends in .gz is read compressed. Raises UserError naming file and line for anything else that is not an
+    object.
     """
     try:
-        lines = path.read_bytes().split(b"\n")
+        contents = path.read_bytes()
+        lines = (gzip.decompress(contents) if path.suffix == ".gz" else contents).split(b"\n")
     except FileNotFoundError:
         raise UserError(f"{path}: no such file.") from None
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise UserError(
+            f"{path}: not a gzip file ({error}). The file is damaged; remove it and make it again."
+        ) from None
     records: list[dict[str, object]] = []
     for number, line in enumerate(lines, start=1):
         if not line.strip():

@@ -17,7 +17,15 @@ import torch
 from torch import Tensor
 
 from nanogpt_edit import report
-from nanogpt_edit.data.problems import Problem, ProblemSplits, Sample, load_splits, prompt_ids, to_samples
+from nanogpt_edit.data.problems import (
+    Problem,
+    ProblemSplits,
+    Sample,
+    load_splits,
+    prompt_ids,
+    read_problems,
+    to_samples,
+)
 from nanogpt_edit.data.text import read_text, token_blocks
 from nanogpt_edit.data.world import World, make_world
 from nanogpt_edit.devices import choose_device
@@ -38,7 +46,8 @@ from nanogpt_edit.model.tokenizer import Tokenizer
 from nanogpt_edit.progress import console, say
 from nanogpt_edit.recipe import Recipe
 from nanogpt_edit.run_folder import RunFolder
-from nanogpt_edit.train.grpo import grpo
+from nanogpt_edit.train import doctor
+from nanogpt_edit.train.grpo import GRPOConfig, grpo
 from nanogpt_edit.train.pretrain import TokenStream, pretrain, token_stream
 from nanogpt_edit.train.sft import sft
 
@@ -46,6 +55,7 @@ STAGES = ("base", "sft", "grpo", "edited")
 EXPECTATION_FAILED = 3
 WORLD_VOCABULARY, OTHER_VOCABULARY = 400, 2048
 TOKENIZER_PROBLEMS, TOKENIZER_FACTS = 1000, 3  # the vocabulary's text: so many problems, and all facts so many times
+PROBLEM_SUFFIXES = (".jsonl", ".json")
 HELD_OUT_DOCUMENTS, HELD_OUT_TOKENS = 400, 64
 
 
@@ -170,6 +180,22 @@ class Pipeline:
             say(f"{what}: {note}")
         return samples
 
+    def replay(self, model: GPT) -> TokenStream | list[Sample] | None:
+        """What SFT mixes in against forgetting: text, further problems, or nothing."""
+        config, tokenizer = self.recipe.sft, model.tokenizer
+        assert tokenizer is not None
+        if config.replay == 0:
+            return None
+        source = config.replay_source
+        if source is None:
+            if self.recipe.model.source is None:
+                return self.stream(tokenizer)
+            say(f"sft: no base text of {self.recipe.model.source} is here, so nothing is replayed (sft.replay_source).")
+            return None
+        if Path(source).suffix in PROBLEM_SUFFIXES or (Path(source) / "train.jsonl").exists():
+            return self.samples(read_problems(source, split="train"), model, "sft replay")
+        return token_stream(read_text(source), tokenizer, context_tokens=config.replay_tokens)
+
     def longest_completion(self, model: GPT) -> int:
         """Room for a completion: a quarter more tokens than the longest worked solution in train."""
         samples = self.samples(self.problems.train, model, "sft")
@@ -184,7 +210,28 @@ class Pipeline:
             model = checkpoint.load(sizes.source, device=self.device)
             checkpoint.save(model, self.folder.model("base"), lineage_note=f"taken from {sizes.source}")
             return
-        tokenizer = self.new_tokenizer()
+        model = self.new_model()
+        tokenizer = model.tokenizer
+        assert tokenizer is not None
+        parameters = sum(parameter.numel() for parameter in model.parameters())
+        self.folder.keep_environment(self.device, parameters=parameters, vocabulary=tokenizer.vocab_size)
+        say(f"Base: a new {parameters / 1e6:.2f} M-parameter GPT-2 with {tokenizer.vocab_size} tokens.")
+        trainer = pretrain(
+            model,
+            self.stream(tokenizer),
+            self.held_out_blocks(tokenizer, sizes.block_size),
+            self.recipe.pretrain,
+            seed=self.recipe.seed,
+            state=self.folder.state("base"),
+            log=self.folder.log("pretrain"),
+        )
+        note = f"pretrained for {self.recipe.pretrain.steps} steps"
+        checkpoint.save(model, self.folder.model("base"), lineage_note=note)
+        trainer.clear()
+
+    def new_model(self) -> GPT:
+        """An untrained GPT-2 of the recipe's sizes, with a tokenizer of its own."""
+        sizes, tokenizer = self.recipe.model, self.new_tokenizer()
         config = GPTConfig(
             vocab_size=tokenizer.vocab_size,
             block_size=sizes.block_size,
@@ -195,21 +242,7 @@ class Pipeline:
         )
         model = GPT(config, seed=self.recipe.seed).to(self.device)
         model.tokenizer = tokenizer
-        parameters = sum(parameter.numel() for parameter in model.parameters())
-        self.folder.keep_environment(self.device, parameters=parameters, vocabulary=tokenizer.vocab_size)
-        say(f"Base: a new {parameters / 1e6:.2f} M-parameter GPT-2 with {tokenizer.vocab_size} tokens.")
-        trainer = pretrain(
-            model,
-            self.stream(tokenizer),
-            self.held_out_blocks(tokenizer, config.block_size),
-            self.recipe.pretrain,
-            seed=self.recipe.seed,
-            state=self.folder.state("base"),
-            log=self.folder.log("pretrain"),
-        )
-        note = f"pretrained for {self.recipe.pretrain.steps} steps"
-        checkpoint.save(model, self.folder.model("base"), lineage_note=note)
-        trainer.clear()
+        return model
 
     def new_tokenizer(self) -> Tokenizer:
         """A byte-level BPE of the facts and some of the problems; small, so that names are several tokens long."""
@@ -225,13 +258,14 @@ class Pipeline:
             return
         model = self.load("base")
         assert model.tokenizer is not None
-        replays = self.recipe.sft.replay > 0 and self.recipe.model.source is None
+        samples = self.samples(self.problems.train, model, "sft")
+        say(doctor.verdict(self.examine_sft(model, samples), stage="sft"))
         trainer = sft(
             model,
-            self.samples(self.problems.train, model, "sft"),
+            samples,
             self.samples(self.problems.validation, model, "sft validation"),
             self.recipe.sft,
-            replay=self.stream(model.tokenizer) if replays else None,
+            replay=self.replay(model),
             seed=self.recipe.seed,
             pad_id=model.tokenizer.pad_id,
             state=self.folder.state("sft"),
@@ -244,11 +278,13 @@ class Pipeline:
         if self.folder.has_model("grpo"):
             return
         model = self.load("sft")
-        room = self.recipe.grpo.max_new_tokens or self.longest_completion(model)
-        config = replace(self.recipe.grpo, max_new_tokens=room)
-        problems = [problem for problem in self.problems.train if fits(problem, model, room)]
+        problems, config = self.grpo_problems(model)
         if left_out := len(self.problems.train) - len(problems):
-            say(f"grpo: {left_out} problems leave no room for a completion of {room} tokens; they are left out.")
+            say(
+                f"grpo: {left_out} problems leave no room for a completion of {config.max_new_tokens} tokens; they are "
+                f"left out."
+            )
+        say(doctor.verdict(self.examine_grpo(model), stage="grpo"))
         trainer = grpo(
             model,
             problems,
@@ -260,6 +296,21 @@ class Pipeline:
         )
         checkpoint.save(model, self.folder.model("grpo"), lineage_note=f"GRPO for {config.steps} steps")
         trainer.clear()
+
+    def grpo_problems(self, model: GPT) -> tuple[list[Problem], GRPOConfig]:
+        """The training problems that leave room for a completion, and the settings with that room filled in."""
+        room = self.recipe.grpo.max_new_tokens or self.longest_completion(model)
+        problems = [problem for problem in self.problems.train if fits(problem, model, room)]
+        return problems, replace(self.recipe.grpo, max_new_tokens=room)
+
+    def examine_sft(self, model: GPT, samples: Sequence[Sample]) -> list[doctor.Finding]:
+        """What the doctor sees before SFT; `samples` are those of the training problems."""
+        return doctor.check_sft(model, self.problems.train, self.problems.test, samples, self.recipe.sft)
+
+    def examine_grpo(self, model: GPT) -> list[doctor.Finding]:
+        """What the doctor sees before GRPO."""
+        problems, config = self.grpo_problems(model)
+        return doctor.check_grpo(model, problems, self.problems.test, config, seed=self.recipe.seed)
 
     def make_edited(self) -> None:
         """All edits at once into the GRPO model: the patch, its scores, and the edited model."""

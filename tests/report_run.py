@@ -6,6 +6,7 @@ some points, editing rewrites 50 facts with two failures and leaves the problems
 
 from __future__ import annotations
 
+import gzip
 import json
 import math
 from pathlib import Path
@@ -109,6 +110,7 @@ def make_run(folder: Path, *, seed: int = 0, problems: int = 60, samples: int = 
         write_comparison(folder / "eval", after, before, units)
     write_edit(folder / "edits", random)
     write_trace(folder / "edits" / "trace.json")
+    write_rollouts(folder / "logs" / "rollouts", random, steps)
     write_transcript(folder / "eval" / "transcript.json")
     seconds = {"world": 1.9, "base": 88.4, "sft": 51.2, "grpo": 118.7, "evaluate_base": 6.1, "evaluate_sft": 7.7}
     seconds |= {"evaluate_grpo": 7.9, "edit": 4.3, "evaluate_edited": 8.1, "trace": 5.2}
@@ -375,6 +377,40 @@ def write_trace(path: Path) -> None:
         "indirect_effect": grid,
     }
     write_json(path, {**trace, "low": low, "high": high, "clean_p": 0.97, "corrupted_p": 0.08, "example": example})
+
+
+def write_rollouts(folder: Path, random: numpy.random.Generator, steps: int) -> None:
+    """Every tenth step's file: 3 problems × 4 completions, the best and the worst of two token by token."""
+    folder.mkdir(parents=True)
+    for step in range(0, steps, 10):
+        lines = []
+        for group in range(3):
+            question, _, _, gold = word_problem(group)
+            for sample in range(4):
+                correct = sample == 0
+                tokens = ["<think>", "3", " +", " 4", "</think>", "<answer>", gold if correct else "0", "</answer>"]
+                line: dict[str, object] = {
+                    "group": group,
+                    "problem_id": f"p{group}",
+                    "question": question,
+                    "gold": gold,
+                    "sample": sample,
+                    "text": "".join(tokens),
+                    "rewards": {"accuracy": float(correct), "format": 1.0},
+                    "reward": float(correct),
+                    "advantage": 1.5 if correct else -0.5,
+                    "finish_reason": "stop",
+                    "tokens": len(tokens),
+                    "in_loss": True,
+                }
+                if group < 2 and sample < 2:
+                    line["token_texts"] = tokens
+                    line["logprobs"] = [-float(value) for value in random.random(len(tokens)).round(5)]
+                    line["entropy"] = [float(value) for value in random.random(len(tokens)).round(5)]
+                    line["clipped"] = [0] * (len(tokens) - 1) + [1]
+                lines.append(line)
+        text = "".join(json.dumps(line) + "\n" for line in lines)
+        (folder / f"step_{step:06}.jsonl.gz").write_bytes(gzip.compress(text.encode(), mtime=0))
 
 
 def write_transcript(path: Path) -> None:

@@ -20,6 +20,20 @@ class Killed(Exception):
     pass
 
 
+def test_compressed_lines_come_back_and_are_the_same_bytes_every_time(tmp_path: Path) -> None:
+    records = [{"step": step, "text": "“8 × 9”" * 20} for step in range(50)]
+    for name in ("one.jsonl.gz", "other.jsonl.gz"):
+        files.write_jsonl(tmp_path / name, records)
+    assert files.read_jsonl(tmp_path / "one.jsonl.gz") == records
+    contents = (tmp_path / "one.jsonl.gz").read_bytes()
+    assert contents == (tmp_path / "other.jsonl.gz").read_bytes()
+    assert len(contents) < len("“8 × 9”".encode()) * 20 * 50 / 10
+    for damage in (contents[:-20], b"{}\n", contents[:30] + b"xxxx" + contents[34:]):
+        (tmp_path / "one.jsonl.gz").write_bytes(damage)
+        with pytest.raises(UserError, match=r"one.jsonl.gz: not a gzip file \(.*The file is damaged"):
+            files.read_jsonl(tmp_path / "one.jsonl.gz")
+
+
 def test_a_file_appears_whole_with_its_folders(tmp_path: Path) -> None:
     path = tmp_path / "a" / "b" / "note.txt"
     files.write_text(path, "héllo\n")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
 import re
@@ -158,6 +159,18 @@ def test_the_same_run_gives_the_same_bytes(finished: Path) -> None:
     assert {file: file.read_bytes() for file in finished.rglob("*") if file.is_file()} == first
 
 
+def test_the_page_shows_what_was_sampled_at_the_first_middle_and_last_step(finished: Path) -> None:
+    page = Elements((finished / "report.html").read_text())
+    for step in (0, 20, 30):  # of 0, 10, 20, 30
+        assert f"Step {step} 3 of 12 completions right" in " ".join(page.text.split())
+        assert f"### Step {step}: 3 of 12 completions right" in (finished / "report.md").read_text()
+    assert "Step 10 " not in page.text
+    assert page.text.count("advantage +1.50") == page.text.count("advantage -0.50") == 3 * 2  # two problems a step
+    titles = [value for name, value in page.attributes if name == "title" and value and value.startswith("p 0.")]
+    assert len(titles) == 3 * 4 * 8  # every token of the shown completions
+    assert sum("held at the upper bound" in title for title in titles) == 3 * 4
+
+
 def test_hostile_model_text_does_nothing(run: Path) -> None:
     for stage in ("base", "sft", "grpo", "edited"):
         edit_lines(run / "eval" / f"{stage}.jsonl", text=HOSTILE, prompt=HOSTILE, gold=HOSTILE, finish_reason=HOSTILE)
@@ -174,13 +187,20 @@ def test_hostile_model_text_does_nothing(run: Path) -> None:
         run / "eval" / "transcript.json", prompt=[[1, HOSTILE]], completion=[[2, HOSTILE, "think"]], decoded=HOSTILE
     )
     edit_json(run / "environment.json", cpu=HOSTILE, data={HOSTILE: HOSTILE})
-    shutil.rmtree(run / "logs")
+    for path in (run / "logs").glob("*.jsonl"):
+        path.unlink()
+    for path in (run / "logs" / "rollouts").iterdir():
+        lines = [json.loads(line) for line in gzip.decompress(path.read_bytes()).splitlines()]
+        told = {"token_texts": [HOSTILE], "logprobs": [-1.0], "entropy": [1.0], "clipped": [0]}
+        lines = [line | {"text": HOSTILE, "question": HOSTILE, "gold": HOSTILE} | told for line in lines]
+        path.write_bytes(gzip.compress("".join(json.dumps(line) + "\n" for line in lines).encode()))
     build(run)
     page = (run / "report.html").read_text()
     elements = Elements(page)
     assert not {"script", "img"} & set(elements.names)
     assert not [name for name, _ in elements.attributes if name.startswith("on")]
     assert page.count("</style>") == 1
+    assert page.count('class="sampled"') > 20
     assert "<script>alert(1)</script>" in elements.text  # shown as text, as it was written
     assert "49" not in re.findall(r"\$x\$ (\S+)", elements.text)
     outside_fences = re.sub(r"^(`{3,})text\n.*?\n\1$", "", (run / "report.md").read_text(), flags=re.S | re.M)

@@ -511,6 +511,20 @@ def test_sft_leaves_the_weights_of_its_lowest_validation_loss(tmp_path: Path) ->
     assert len(losses) == 9  # steps 0, 4, …, 28 and 29
     assert min(losses) < losses[-1] - 0.1
     assert validation_loss(model, samples[15:], max_tokens=1000, pad_id=0) == pytest.approx(min(losses))
+    last = tiny_model()
+    kept = replace(config, keep="last")
+    sft(
+        last,
+        samples[:2],
+        samples[15:],
+        kept,
+        replay=None,
+        seed=0,
+        pad_id=0,
+        state=tmp_path / "2",
+        log=tmp_path / "2.log",
+    )
+    assert validation_loss(last, samples[15:], max_tokens=1000, pad_id=0) == pytest.approx(losses[-1])
 
 
 # The losses
@@ -648,6 +662,14 @@ def test_long_problems_are_taken_fewer_at_a_time() -> None:
     assert problems_per_step(samples, SFTConfig(batch_size=32, batch_tokens=1250)) == 12
     assert problems_per_step(samples, SFTConfig(batch_size=32, batch_tokens=99_999)) == 32
     assert problems_per_step(samples, SFTConfig(batch_size=32, batch_tokens=1)) == 1
+
+
+def test_replay_of_a_second_set_of_problems_takes_every_one_in_turn() -> None:
+    config = SFTConfig(batch_size=12, replay=0.25)
+    others = [to_sample(problem, tiny_tokenizer()) for problem in PROBLEMS[:8]]
+    rows = [replay_samples(others, config, seed=0, step=step) for step in range(2)]  # 4 rows each: one epoch
+    assert {row.token_ids for step in rows for row in step} == {sample.token_ids for sample in others}
+    assert all(row.loss_mask in [sample.loss_mask for sample in others] for row in rows[0])  # questions are no targets
 
 
 def test_replay_adds_rows_of_text_in_which_every_token_counts() -> None:

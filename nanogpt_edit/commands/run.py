@@ -30,19 +30,26 @@ class Run:
 
 def run(arguments: list[str]) -> int:
     """The verb `run`."""
-    asks_help = bool({"-h", "--help"} & set(arguments))
-    if asks_help and arguments[0].startswith("-"):
-        arguments = ["tiny", *arguments]
-    if not arguments or arguments[0].startswith("-"):
-        raise UserError(
-            f"name the recipe first, as in: nanogpt-edit run tiny --out runs/tiny. "
-            f"Packaged: {', '.join(packaged_recipes())}; a path to a .toml file works too."
-        )
-    recipe = load_recipe(arguments[0])
-    default = Run(recipe=recipe, out=Path("runs") / recipe.name)
-    chosen = parse(Run, arguments[1:], verb=f"run {arguments[0]}", default=default)
+    name, recipe, rest = named_recipe(arguments, verb="run")
+    chosen = parse(Run, rest, verb=f"run {name}", default=Run(recipe=recipe, out=Path("runs") / recipe.name))
     resolved = chosen.recipe
     if resolved.expect and resolved.problems.path != recipe.problems.path:
         say("The recipe's expectations are about its own problems; with others they are left out.")
         resolved = replace(resolved, expect={})
     return pipeline.run(resolved, chosen.out)
+
+
+def named_recipe(arguments: list[str], *, verb: str) -> tuple[str, Recipe, list[str]]:
+    """The recipe that comes first among the arguments: its name, itself, and the other arguments.
+
+    Raises UserError when none is named; only --help may stand without one, and shows the packaged tiny's fields.
+    """
+    asks_help = bool({"-h", "--help"} & set(arguments))
+    if asks_help and arguments[0].startswith("-"):
+        arguments = ["tiny", *arguments]
+    if not arguments or arguments[0].startswith("-"):
+        raise UserError(
+            f"name the recipe first, as in: nanogpt-edit {verb} tiny --out runs/tiny. "
+            f"Packaged: {', '.join(packaged_recipes())}; a path to a .toml file works too."
+        )
+    return arguments[0], load_recipe(arguments[0]), arguments[1:]

@@ -6,6 +6,7 @@ through `cell` (in a table or a sentence) or `fenced` (a block): model text is h
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from importlib.resources import files
@@ -17,6 +18,7 @@ from nanogpt_edit.report import labels
 from nanogpt_edit.report.examples import split_completion
 from nanogpt_edit.report.ledger import Verdict
 from nanogpt_edit.report.plots_edits import visible
+from nanogpt_edit.report.records import RolloutToken
 from nanogpt_edit.report.view import View
 
 LONGEST_TEXT = 900
@@ -72,6 +74,17 @@ def fenced(text: str) -> str:
     return f"{fence}text\n{text}\n{fence}"
 
 
+def surprise(token: RolloutToken) -> int:
+    """How unlikely a sampled token was, for its shade: 0 (p is 1) to 100 (p is 5% or less)."""
+    return round(100 * min(1.0, -token.logprob / 3))
+
+
+def token_title(token: RolloutToken) -> str:
+    """What pointing at a token says."""
+    held = {-1: ", held at the lower bound", 1: ", held at the upper bound"}.get(token.clipped, "")
+    return f"p {labels.probability(math.exp(token.logprob))}, entropy {labels.number(token.entropy)} nats{held}"
+
+
 def clipped(text: str) -> str:
     return text if len(text) <= LONGEST_TEXT else f"{text[:LONGEST_TEXT]}… ({len(text):,} characters)"
 
@@ -88,7 +101,10 @@ def _environment(*, autoescape: bool) -> Environment:
         labels=labels,
         split_completion=split_completion,
         clipped=clipped,
+        LONGEST_TEXT=LONGEST_TEXT,
         visible=visible,
+        surprise=surprise,
+        token_title=token_title,
         ARROWS=ARROWS,
         MARKS=MARKS,
         EDIT_SCORES=EDIT_SCORES,

@@ -16,6 +16,7 @@ from nanogpt_edit.errors import UserError
 from nanogpt_edit.files import read_json, read_jsonl
 from nanogpt_edit.report.fields import Fields, is_number, read_interval
 from nanogpt_edit.report.read_edits import read_edit, read_trace
+from nanogpt_edit.report.read_rollouts import read_rollouts
 from nanogpt_edit.report.records import (
     STAGES,
     Change,
@@ -70,6 +71,7 @@ def read_run(path: Path) -> Run:
         edit=edit,
         trace=trace,
         transcript=transcript,
+        rollouts=read_rollouts(path / "logs" / "rollouts"),
         seconds=seconds,
         environment=environment,
         notes=tuple(name for name, there in present.items() if not there),

@@ -197,6 +197,42 @@ class Transcript:
 
 
 @dataclass(frozen=True, slots=True)
+class RolloutToken:
+    """One token the policy wrote: its log-probability when sampled and its place's entropy, in nats.
+
+    `clipped` is -1 or 1 where the update was held back at the lower or the upper bound, else 0.
+    """
+
+    text: str
+    logprob: float
+    entropy: float
+    clipped: int
+
+
+@dataclass(frozen=True, slots=True)
+class Rollout:
+    """One completion of a GRPO step, and what it was worth beside its group."""
+
+    group: int
+    question: str
+    gold: str
+    text: str
+    correct: bool
+    advantage: float
+    tokens: tuple[RolloutToken, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class RolloutStep:
+    """What the policy wrote in one step: how many completions, how many right, and some of them token by token."""
+
+    step: int
+    completions: int
+    correct: int
+    shown: tuple[Rollout, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Series:
     """One column of a training log: values at steps, gaps left out."""
 
@@ -216,6 +252,7 @@ class Run:
     edit: Edit | None
     trace: Trace | None
     transcript: Transcript | None
+    rollouts: tuple[RolloutStep, ...]
     seconds: Mapping[str, float]
     environment: Mapping[str, object]
     notes: tuple[str, ...]

@@ -14,7 +14,7 @@ from nanogpt_edit.report.examples import Example, FactGroup, LostFact
 from nanogpt_edit.report.ledger import Verdict, verdict_of
 from nanogpt_edit.report.plots import learning_curves, pass_at_k, solved_counts
 from nanogpt_edit.report.plots_edits import edit_pictures, example_pictures, trace_pictures, visible
-from nanogpt_edit.report.records import Change, Interval, Run
+from nanogpt_edit.report.records import Change, Interval, Rollout, RolloutStep, Run
 from nanogpt_edit.report.summary import Summary
 
 
@@ -73,6 +73,7 @@ class View:
         there = {
             ("ledger", "Ledger"): bool(self.summary.ledger.rows),
             ("curves", "Learning curves"): bool(self.curves),
+            ("rollouts", "While learning"): bool(self.run.rollouts),
             ("evaluation", "Evaluation"): bool(self.measures),
             ("edits", "Edits"): self.run.edit is not None,
             ("trace", "Causal trace"): self.run.trace is not None,
@@ -94,6 +95,14 @@ class View:
     @property
     def problems_by_kind(self) -> list[tuple[str, list[Example]]]:
         return [(kind, list(found)) for kind, found in groupby(self.problems, key=lambda one: one.kind)]
+
+    @property
+    def rollouts_by_problem(self) -> list[tuple[RolloutStep, list[list[Rollout]]]]:
+        """Each step with its shown completions, those of one problem together, the better one first."""
+        return [
+            (step, [list(found) for _, found in groupby(step.shown, key=lambda rollout: rollout.group)])
+            for step in self.run.rollouts
+        ]
 
     @property
     def lookups(self) -> str:

@@ -1,8 +1,9 @@
 """Supervised fine-tuning: cross-entropy on the completion's tokens only.
 
 The sum over all target tokens of a step is divided by their number, whatever the micro-batches, so accumulation never
-changes the gradient. Logits are computed at target positions only. `replay` mixes in rows of the base text, against
-forgetting (measured on a prototype of the demo: without it, fact recall fell from 100% to 1% in 300 steps).
+changes the gradient. Logits are computed at target positions only. `replay` mixes in rows of another source, against
+forgetting: the base text, other text, or a second set of problems (measured on a prototype of the demo: without it,
+fact recall fell from 100% to 1% in 300 steps).
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -34,18 +36,28 @@ class SFTConfig(LoopConfig):
     """Fewer problems are taken when they are long: about as many as have this many tokens together (None: always
     `batch_size`)."""
     replay: float = 0.2
-    """Share of a step's rows that are base text instead of problems (0: none)."""
+    """Share of a step's rows that come from another source instead of the problems, against forgetting (0: none)."""
+    replay_source: str | None = None
+    """The other source: text (a file, a folder, a hub data set), or worked problems (a .jsonl or .json file, or a
+    folder with train.jsonl). None: the base text, where the model was pretrained here."""
     replay_tokens: int = 128
-    """Tokens per row of base text."""
+    """Tokens per row of text."""
+    keep: Literal["best", "last"] = "best"
+    """Which weights the stage leaves: those with the lowest validation loss, or the last."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 0 <= self.replay < 1:
             raise UserError(f"replay is {self.replay}; it is a share of the rows, in [0, 1).")
+        for name, value in (("batch_size", self.batch_size), ("batch_tokens", self.batch_tokens)):
+            if value is not None and value < 1:
+                raise UserError(f"{name} is {value}; it must be at least 1.")
+        if self.replay_tokens < 2:
+            raise UserError(f"replay_tokens is {self.replay_tokens}; a row needs at least 2 to predict one.")
 
     @property
     def replay_rows(self) -> int:
-        """Rows of base text per step, beside `batch_size` problems."""
+        """Rows of the other source per step, beside `batch_size` problems."""
         return round(self.batch_size * self.replay / (1 - self.replay))
 
 
@@ -98,15 +110,15 @@ def sft(
     validation: Sequence[Sample],
     config: SFTConfig,
     *,
-    replay: TokenStream | None,
+    replay: TokenStream | Sequence[Sample] | None,
     seed: int,
     pad_id: int,
     state: Path,
     log: Path,
 ) -> Trainer:
-    """Fine-tune `model` in place and leave the weights with the lowest validation loss in it.
+    """Fine-tune `model` in place and leave the weights with the lowest validation loss (or the last) in it.
 
-    `replay` is the base text; None mixes none in, whatever the config's share.
+    `replay` is the other source, text or problems; None mixes none in, whatever the config's share.
     """
     trainer = Trainer(model, config, label="sft", state=state, log=log)
     batch_size = problems_per_step(samples, config)
@@ -129,7 +141,7 @@ def sft(
             )
             trainer.keep_if_best(-metrics["val_loss"])
         trainer.log(metrics, tokens=sum(len(row.token_ids) for row in rows))
-    trainer.finish(use_best=True)
+    trainer.finish(use_best=config.keep == "best")
     return trainer
 
 
@@ -141,8 +153,10 @@ def problems_per_step(samples: Sequence[Sample], config: SFTConfig) -> int:
     return max(1, min(config.batch_size, int(config.batch_tokens / mean_tokens)))
 
 
-def replay_samples(replay: TokenStream, config: SFTConfig, *, seed: int, step: int) -> list[Sample]:
-    """Rows of base text in which every token is a target."""
+def replay_samples(replay: TokenStream | Sequence[Sample], config: SFTConfig, *, seed: int, step: int) -> list[Sample]:
+    """Rows of text in which every token is a target, or further problems."""
+    if not isinstance(replay, TokenStream):
+        return [replay[row] for row in rows_of_step(len(replay), rows=config.replay_rows, seed=seed, step=step)]
     windows = random_windows(
         replay, rows=config.replay_rows, context_tokens=config.replay_tokens - 1, seed=seed, step=step
     )

@@ -1,0 +1,62 @@
+"""`nanogpt-edit doctor`: what it says of a recipe before the run, and of a run that has come half-way."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from test_pipeline import MICRO
+
+from nanogpt_edit.cli import main
+from nanogpt_edit.data.problems import ProblemsConfig
+from nanogpt_edit.files import write_jsonl
+from nanogpt_edit.pipeline import Pipeline
+from nanogpt_edit.recipe import Recipe, save_recipe
+from nanogpt_edit.run_folder import RunFolder
+
+
+def doctor(recipe: Recipe, folder: Path, capsys: pytest.CaptureFixture[str]) -> tuple[int, list[str]]:
+    """Exit status and lines of the verb for `recipe`, with the run in `folder`."""
+    save_recipe(recipe, folder / "micro.toml")
+    status = main(["doctor", str(folder / "micro.toml"), "--out", str(folder / "run")])
+    return status, capsys.readouterr().out.splitlines()
+
+
+def test_a_recipe_is_examined_before_anything_is_trained(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    status, lines = doctor(MICRO, tmp_path, capsys)
+    assert status == 0
+    assert "Before SFT, with an untrained model" in lines
+    assert "Before GRPO, with an untrained model" in lines
+    checks = [line.split("  ")[2].partition(":")[0].strip() for line in lines if line.startswith("  ")]
+    assert checks == [
+        *("loss mask", "prompt", "test questions", "lengths", "memory"),
+        *("gold answers", "test questions", "sampler and trainer", "reference", "signal", "memory"),
+    ]
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_that_has_begun_is_examined_as_it_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pipeline = Pipeline(MICRO, RunFolder(tmp_path / "run"), torch.device("cpu"))
+    pipeline.make_base()
+    assert f"Before SFT, with {tmp_path / 'run' / 'base'}" in doctor(MICRO, tmp_path, capsys)[1]
+
+
+def test_a_recipe_that_cannot_work_ends_in_two(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    # The answers hold a tag: no completion can earn the accuracy reward.
+    rows = [{"question": f"What is {i} + 1?", "answer": f"{i} + 1\n#### {i + 1}</answer>"} for i in range(40)]
+    write_jsonl(tmp_path / "problems.jsonl", rows)
+    recipe = replace(
+        MICRO,
+        problems=ProblemsConfig(path=str(tmp_path / "problems.jsonl"), validation=4),
+        grpo=replace(MICRO.grpo, rewards={"accuracy": 1.0}),
+    )
+    status, lines = doctor(recipe, tmp_path, capsys)
+    assert status == 2
+    assert any(line.startswith("  FAIL  gold answers: worked solutions that do not earn 1") for line in lines)
+
+
+def test_a_recipe_must_be_named(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor"]) == 2
+    assert "nanogpt-edit doctor tiny --out runs/tiny" in capsys.readouterr().err
