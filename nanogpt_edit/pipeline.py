@@ -284,7 +284,7 @@ class Pipeline:
                 f"grpo: {left_out} problems leave no room for a completion of {config.max_new_tokens} tokens; they are "
                 f"left out."
             )
-        say(doctor.verdict(self.examine_grpo(model), stage="grpo"))
+        say(doctor.verdict(self.examine_grpo(model, problems, config), stage="grpo"))
         trainer = grpo(
             model,
             problems,
@@ -307,9 +307,8 @@ class Pipeline:
         """What the doctor sees before SFT; `samples` are those of the training problems."""
         return doctor.check_sft(model, self.problems.train, self.problems.test, samples, self.recipe.sft)
 
-    def examine_grpo(self, model: GPT) -> list[doctor.Finding]:
-        """What the doctor sees before GRPO."""
-        problems, config = self.grpo_problems(model)
+    def examine_grpo(self, model: GPT, problems: Sequence[Problem], config: GRPOConfig) -> list[doctor.Finding]:
+        """What the doctor sees before GRPO on `problems`."""
         return doctor.check_grpo(model, problems, self.problems.test, config, seed=self.recipe.seed)
 
     def make_edited(self) -> None:

@@ -32,7 +32,7 @@ def examine(arguments: list[str]) -> int:
     findings = tell(pipeline.examine_sft(start, samples))
     policy, policy_name = newest(pipeline, ("sft", "base"))
     print(f"Before GRPO, with {policy_name}")
-    findings += tell(pipeline.examine_grpo(policy))
+    findings += tell(pipeline.examine_grpo(policy, *pipeline.grpo_problems(policy)))
     if policy_name != str(pipeline.folder.model("sft")):
         print("(Signal is that of a model without SFT; ask again once there is one.)")
     return 2 if any(finding.level == "fail" for finding in findings) else 0
