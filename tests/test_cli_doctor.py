@@ -29,7 +29,7 @@ def test_a_recipe_is_examined_before_anything_is_trained(tmp_path: Path, capsys:
     assert status == 0
     assert "Before SFT, with an untrained model" in lines
     assert "Before GRPO, with an untrained model" in lines
-    checks = [line.split("  ")[2].partition(":")[0].strip() for line in lines if line.startswith("  ")]
+    checks = [line[8:].partition(":")[0] for line in lines if line.startswith("  ")]
     assert checks == [
         *("loss mask", "prompt", "test questions", "lengths", "memory"),
         *("gold answers", "test questions", "sampler and trainer", "reference", "signal", "memory"),

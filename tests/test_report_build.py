@@ -200,7 +200,7 @@ def test_hostile_model_text_does_nothing(run: Path) -> None:
     assert not {"script", "img"} & set(elements.names)
     assert not [name for name, _ in elements.attributes if name.startswith("on")]
     assert page.count("</style>") == 1
-    assert page.count('class="sampled"') > 20
+    assert page.count('class="sampled"') == 2 * 2 * 4  # two steps, two problems each
     assert "<script>alert(1)</script>" in elements.text  # shown as text, as it was written
     assert "49" not in re.findall(r"\$x\$ (\S+)", elements.text)
     outside_fences = re.sub(r"^(`{3,})text\n.*?\n\1$", "", (run / "report.md").read_text(), flags=re.S | re.M)

@@ -54,7 +54,7 @@ from nanogpt_edit.train.sft import (
 )
 
 ANY_STAGE = pytest.mark.parametrize("stage", STAGES)
-TIMES = {"seconds", "tokens_per_second"}
+TIMES = {f"{part}{what}" for part in ("", "generate_", "train_") for what in ("seconds", "tokens_per_second")}
 
 
 class Accident(Exception):
