@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,11 +9,10 @@ import torch
 from test_pipeline import MICRO
 
 from nanogpt_edit.cli import main
-from nanogpt_edit.data.problems import ProblemsConfig
-from nanogpt_edit.files import write_jsonl
 from nanogpt_edit.pipeline import Pipeline
 from nanogpt_edit.recipe import Recipe, save_recipe
 from nanogpt_edit.run_folder import RunFolder
+from nanogpt_edit.train import doctor as train_doctor
 
 
 def doctor(recipe: Recipe, folder: Path, capsys: pytest.CaptureFixture[str]) -> tuple[int, list[str]]:
@@ -43,18 +41,15 @@ def test_a_run_that_has_begun_is_examined_as_it_is(tmp_path: Path, capsys: pytes
     assert f"Before SFT, with {tmp_path / 'run' / 'base'}" in doctor(MICRO, tmp_path, capsys)[1]
 
 
-def test_a_recipe_that_cannot_work_ends_in_two(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    # The answers hold a tag: no completion can earn the accuracy reward.
-    rows = [{"question": f"What is {i} + 1?", "answer": f"{i} + 1\n#### {i + 1}</answer>"} for i in range(40)]
-    write_jsonl(tmp_path / "problems.jsonl", rows)
-    recipe = replace(
-        MICRO,
-        problems=ProblemsConfig(path=str(tmp_path / "problems.jsonl"), validation=4),
-        grpo=replace(MICRO.grpo, rewards={"accuracy": 1.0}),
-    )
-    status, lines = doctor(recipe, tmp_path, capsys)
+def test_a_check_that_fails_ends_in_two(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # No data that the readers let through fails; so the bound on the sampler's gap is set where nothing can meet it.
+    monkeypatch.setattr(train_doctor, "LARGEST_SAMPLER_GAP", -1.0)
+    monkeypatch.setattr(train_doctor, "FAR_OFF", -1.0)
+    status, lines = doctor(MICRO, tmp_path, capsys)
     assert status == 2
-    assert any(line.startswith("  FAIL  gold answers: worked solutions that do not earn 1") for line in lines)
+    assert any(line.startswith("  FAIL  sampler and trainer: ") for line in lines)
 
 
 def test_a_recipe_must_be_named(capsys: pytest.CaptureFixture[str]) -> None:
