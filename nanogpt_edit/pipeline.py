@@ -140,10 +140,13 @@ class Pipeline:
     def stream(self, tokenizer: Tokenizer) -> TokenStream:
         return token_stream(self.documents, tokenizer, context_tokens=self.recipe.pretrain.context_tokens)
 
-    def held_out_blocks(self, tokenizer: Tokenizer, block_size: int) -> Tensor:
+    @property
+    def held_out(self) -> list[str]:
         """Text no stage trains on: the questions of the validation problems."""
-        held_out = [problem.question for problem in self.problems.validation[:HELD_OUT_DOCUMENTS]]
-        return token_blocks(held_out, tokenizer, block_size=min(HELD_OUT_TOKENS, block_size))
+        return [problem.question for problem in self.problems.validation[:HELD_OUT_DOCUMENTS]]
+
+    def held_out_blocks(self, tokenizer: Tokenizer, block_size: int) -> Tensor:
+        return token_blocks(self.held_out, tokenizer, block_size=min(HELD_OUT_TOKENS, block_size))
 
     def questions(self) -> list[suite.Question]:
         """True facts the edits leave alone, the facts they change, and the new answers."""
@@ -216,6 +219,7 @@ class Pipeline:
         parameters = sum(parameter.numel() for parameter in model.parameters())
         self.folder.keep_environment(self.device, parameters=parameters, vocabulary=tokenizer.vocab_size)
         say(f"Base: a new {parameters / 1e6:.2f} M-parameter GPT-2 with {tokenizer.vocab_size} tokens.")
+        say(doctor.verdict(self.examine_pretrain(model), stage="pretraining"))
         trainer = pretrain(
             model,
             self.stream(tokenizer),
@@ -259,7 +263,7 @@ class Pipeline:
         model = self.load("base")
         assert model.tokenizer is not None
         samples = self.samples(self.problems.train, model, "sft")
-        say(doctor.verdict(self.examine_sft(model, samples), stage="sft"))
+        say(doctor.verdict(self.examine_sft(model, samples), stage="SFT"))
         trainer = sft(
             model,
             samples,
@@ -284,7 +288,7 @@ class Pipeline:
                 f"grpo: {left_out} problems leave no room for a completion of {config.max_new_tokens} tokens; they are "
                 f"left out."
             )
-        say(doctor.verdict(self.examine_grpo(model, problems, config), stage="grpo"))
+        say(doctor.verdict(self.examine_grpo(model, problems, config), stage="GRPO"))
         trainer = grpo(
             model,
             problems,
@@ -302,6 +306,10 @@ class Pipeline:
         room = self.recipe.grpo.max_new_tokens or self.longest_completion(model)
         problems = [problem for problem in self.problems.train if fits(problem, model, room)]
         return problems, replace(self.recipe.grpo, max_new_tokens=room)
+
+    def examine_pretrain(self, model: GPT) -> list[doctor.Finding]:
+        """What the doctor sees before pretraining."""
+        return doctor.check_pretrain(model, self.documents, self.held_out, self.recipe.pretrain)
 
     def examine_sft(self, model: GPT, samples: Sequence[Sample]) -> list[doctor.Finding]:
         """What the doctor sees before SFT; `samples` are those of the training problems."""

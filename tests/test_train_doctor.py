@@ -21,9 +21,11 @@ from nanogpt_edit.train.doctor import (
     check_agreement,
     check_gold,
     check_grpo,
+    check_held_out,
     check_leak,
     check_lengths,
     check_memory,
+    check_pretrain,
     check_prompts,
     check_sft,
     check_signal,
@@ -66,6 +68,8 @@ def groups(*rewards: tuple[float, ...], well_formed: float = 1.0, finish_reason:
 
 
 def test_a_healthy_start_is_one_line() -> None:
+    findings = check_pretrain(tiny_model(), ["one text"], ["another"], SFT)
+    assert [finding.level for finding in findings] == ["ok"] * 2
     findings = check_sft(tiny_model(), TRAIN, TEST, samples(), SFT)
     assert [finding.level for finding in findings] == ["ok"] * 5
     assert verdict(findings, stage="sft") == "Doctor before sft: 5 checks, all fine."
@@ -147,6 +151,13 @@ def test_a_test_question_in_train() -> None:
     found = check_leak((*TRAIN, leaked), TEST)
     assert (found.level, found.found) == ("fail", f"1 of 5 are also trained on (the first: {TEST[2].id})")
     assert check_leak(TRAIN, TEST).level == "ok"
+
+
+def test_held_out_text_that_is_trained_on() -> None:
+    found = check_held_out(["One  text.", "another"], ["one text.", "a third"])
+    assert (found.level, found.check) == ("warn", "held-out text")
+    assert found.found.startswith("1 of 2 documents are also trained on")
+    assert check_held_out(["one"], ["two"]).level == "ok"
 
 
 def test_examples_that_do_not_fit() -> None:

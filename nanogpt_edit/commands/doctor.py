@@ -14,6 +14,7 @@ from nanogpt_edit.pipeline import Pipeline
 from nanogpt_edit.run_folder import RunFolder
 from nanogpt_edit.train.doctor import Finding
 
+UNTRAINED = "an untrained model"
 MARKS = {"ok": "ok  ", "warn": "WARN", "fail": "FAIL"}
 
 
@@ -27,9 +28,13 @@ def examine(arguments: list[str]) -> int:
     device = choose_device(chosen.recipe.device, threads=chosen.recipe.threads)
     pipeline = Pipeline(chosen.recipe, RunFolder(chosen.out), device)
     start, start_name = newest(pipeline, ("base",))
+    findings = []
+    if start_name == UNTRAINED:
+        print("Before pretraining")
+        findings += tell(pipeline.examine_pretrain(start))
     samples = pipeline.samples(pipeline.problems.train, start, "sft")
     print(f"Before SFT, with {start_name}")
-    findings = tell(pipeline.examine_sft(start, samples))
+    findings += tell(pipeline.examine_sft(start, samples))
     policy, policy_name = newest(pipeline, ("sft", "base"))
     print(f"Before GRPO, with {policy_name}")
     findings += tell(pipeline.examine_grpo(policy, *pipeline.grpo_problems(policy)))
@@ -46,7 +51,7 @@ def newest(pipeline: Pipeline, stages: Sequence[str]) -> tuple[GPT, str]:
     source = pipeline.recipe.model.source
     if source is not None:
         return checkpoint.load(source, device=pipeline.device), source
-    return pipeline.new_model(), "an untrained model"
+    return pipeline.new_model(), UNTRAINED
 
 
 def tell(findings: list[Finding]) -> list[Finding]:

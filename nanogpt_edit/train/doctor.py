@@ -3,7 +3,7 @@
 A run with any of these goes on without an error and teaches the wrong thing, or nothing: a reward that its own gold
 answer does not earn, a loss that never sees the stop token, a prompt that ends in another token than the one generation
 starts from, a trainer that disagrees with the sampler. Every check is a small function that returns a `Finding`;
-`check_sft` and `check_grpo` are those of a stage.
+`check_pretrain`, `check_sft` and `check_grpo` are those of a stage.
 """
 
 from __future__ import annotations
@@ -60,6 +60,14 @@ def verdict(findings: Sequence[Finding], *, stage: str) -> str:
 
 
 # --- stages ------------------------------------------------------------------------------------------------------
+
+
+def check_pretrain(model: GPT, documents: Sequence[str], held_out: Sequence[str], config: LoopConfig) -> list[Finding]:
+    """Everything that can be seen before pretraining on `documents`; `held_out` is what the perplexity is of."""
+    return [
+        check_held_out(documents, held_out),
+        check_memory(training_bytes(model, config), available_bytes(model.device)),
+    ]
 
 
 def check_sft(
@@ -177,8 +185,8 @@ def check_prompts(problems: Sequence[Problem], samples: Sequence[Sample], tokeni
 
 def check_leak(train: Sequence[Problem], test: Sequence[Problem]) -> Finding:
     """Is a test question among the training problems, up to case and spaces?"""
-    seen = {" ".join(problem.question.lower().split()) for problem in train}
-    shared = [problem.id for problem in test if " ".join(problem.question.lower().split()) in seen]
+    seen = {same(problem.question) for problem in train}
+    shared = [problem.id for problem in test if same(problem.question) in seen]
     if not shared:
         return Finding("test questions", "ok", f"none of {len(test)} is among {len(train)} training problems")
     return Finding(
@@ -187,6 +195,25 @@ def check_leak(train: Sequence[Problem], test: Sequence[Problem]) -> Finding:
         f"{len(shared)} of {len(test)} are also trained on (the first: {shared[0]})",
         "take them out of the training file",
     )
+
+
+def check_held_out(documents: Sequence[str], held_out: Sequence[str]) -> Finding:
+    """Is any held-out document also trained on?"""
+    seen = {same(document) for document in documents}
+    shared = sum(same(document) in seen for document in held_out)
+    if not shared:
+        return Finding("held-out text", "ok", f"none of {len(held_out)} documents is trained on")
+    return Finding(
+        "held-out text",
+        "warn",
+        f"{shared} of {len(held_out)} documents are also trained on, so their perplexity says nothing",
+        "take them out of the base text",
+    )
+
+
+def same(text: str) -> str:
+    """Texts that are the same up to case and spaces are equal here."""
+    return " ".join(text.lower().split())
 
 
 def check_lengths(samples: Sequence[Sample], *, problems: int, block_size: int) -> Finding:
