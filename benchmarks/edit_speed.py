@@ -33,7 +33,7 @@ from nanogpt_edit.edit.covariance import collect
 from nanogpt_edit.edit.covariance_files import covariances
 from nanogpt_edit.edit.editor import edit_model
 from nanogpt_edit.edit.fact_files import read_facts
-from nanogpt_edit.edit.facts import locate_subject
+from nanogpt_edit.edit.facts import Fact, locate_subject
 from nanogpt_edit.edit.tracing import TraceConfig, Tracer, trace_facts
 from nanogpt_edit.edit.values import optimise_values
 from nanogpt_edit.files import write_json
@@ -155,12 +155,11 @@ def tracing_part(model: GPT, pairs: int) -> dict[str, object]:
     return compared("tracing", slow, fast, tokens=len(place.token_ids)) | {"ours_three_sites": all_sites}
 
 
-def ten_token_fact(model: GPT):  # type: ignore[no-untyped-def]
-    """The first fact whose prompt has ten tokens."""
-    for fact in read_facts("facts50"):
-        if len(model.tokenizer.encode(fact.prompt)) == 10:  # type: ignore[union-attr]
-            return fact
-    raise SystemExit("no fact has a prompt of ten tokens")
+def ten_token_fact(model: GPT) -> Fact:
+    """The fact whose prompt is nearest to ten tokens."""
+    assert model.tokenizer is not None
+    encode = model.tokenizer.encode
+    return min(read_facts("facts50"), key=lambda fact: abs(len(encode(fact.prompt)) - 10))
 
 
 def end_to_end(model: GPT, blocks: Tensor) -> dict[str, float]:

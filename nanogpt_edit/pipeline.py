@@ -148,6 +148,12 @@ class Pipeline:
     def held_out_blocks(self, tokenizer: Tokenizer, block_size: int) -> Tensor:
         return token_blocks(self.held_out, tokenizer, block_size=min(HELD_OUT_TOKENS, block_size))
 
+    def ordinary_text(self, model: GPT) -> Tensor:
+        """(N, T) token ids of what an edit must not disturb."""
+        assert model.tokenizer is not None
+        token_ids, context = self.stream(model.tokenizer).token_ids, self.recipe.pretrain.context_tokens
+        return token_ids[: len(token_ids) // context * context].view(-1, context)
+
     def questions(self) -> list[suite.Question]:
         """True facts the edits leave alone, the facts they change, and the new answers."""
         edited = {(fact.relation, fact.subject.lower()) for fact in self.facts}
@@ -326,14 +332,11 @@ class Pipeline:
             return
         model = self.load("grpo")
         assert model.tokenizer is not None
-        stream = self.stream(model.tokenizer)
-        context = self.recipe.pretrain.context_tokens
-        usable = len(stream.token_ids) // context * context
         patch = edit_model(
             model,
             self.facts,
             self.recipe.edit,
-            covariance_blocks=stream.token_ids[:usable].view(-1, context),
+            covariance_blocks=self.ordinary_text(model),
             cache_dir=self.cache_dir,
         )
         held_out = self.held_out_blocks(model.tokenizer, model.config.block_size)

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
+import tomli_w
 import tyro
 
 from nanogpt_edit.commands.parse import parse
@@ -17,14 +18,17 @@ from nanogpt_edit.data.problems import ProblemsConfig
 from nanogpt_edit.data.world import WorldConfig
 from nanogpt_edit.devices import choose_device
 from nanogpt_edit.edit.config import EditConfig
+from nanogpt_edit.edit.contexts import tokenizer_of
 from nanogpt_edit.edit.covariance_files import default_cache_dir
+from nanogpt_edit.edit.sweep import HEADER, SweepConfig, sweep
 from nanogpt_edit.errors import UserError
+from nanogpt_edit.files import write_text
 from nanogpt_edit.model.checkpoint import load
 from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.pipeline import Pipeline
 from nanogpt_edit.recipe import ModelConfig, Recipe
 from nanogpt_edit.run_folder import RunFolder
-from nanogpt_edit.settings import differences, read_settings, write_settings
+from nanogpt_edit.settings import differences, read_settings, to_table, write_settings
 from nanogpt_edit.train.grpo import GRPOConfig
 from nanogpt_edit.train.pretrain import PretrainConfig
 from nanogpt_edit.train.sft import SFTConfig
@@ -94,6 +98,10 @@ class Edit(Common):
     problems: ProblemsConfig = ProblemsConfig()
     pretrain: PretrainConfig = PretrainConfig()
     edit: EditConfig = EditConfig()
+    sweep: bool = False
+    """Do not edit: choose layers, λ, clamp and KL for this model by trials on the facts, half of which are kept to
+    confirm the choice. The settings are written to OUT/sweep.toml, the [edit] part of a recipe."""
+    grid: SweepConfig = SweepConfig()
 
 
 @dataclass
@@ -133,7 +141,38 @@ def edit(arguments: list[str]) -> int:
     recipe = Recipe(
         world=chosen.world, problems=chosen.problems, pretrain=chosen.pretrain, edit=chosen.edit, facts=chosen.facts
     )
+    if chosen.sweep:
+        return choose_settings(chosen, recipe)
     return run_alone("edited", chosen, recipe, source=chosen.model)
+
+
+def choose_settings(chosen: Edit, recipe: Recipe) -> int:
+    """Sweep, print the table and what the settings are worth on the other half of the facts, write them."""
+    device = choose_device(chosen.device, threads=chosen.threads)
+    folder = RunFolder(chosen.out)
+    with folder.locked():
+        one = Stage(recipe=replace(recipe, seed=chosen.seed), folder=folder, device=device, source=chosen.model)
+        model = one.load("grpo")
+        found = sweep(
+            model,
+            one.facts,
+            chosen.edit,
+            chosen.grid,
+            covariance_blocks=None if chosen.edit.method == "ft" else one.ordinary_text(model),
+            text=one.held_out_blocks(tokenizer_of(model), model.config.block_size),
+            log=chosen.out / "sweep.jsonl",
+            cache_dir=default_cache_dir(),
+        )
+        write_text(chosen.out / "sweep.toml", tomli_w.dumps({"edit": to_table(found.chosen)}))
+    print(HEADER, *(trial.describe() for trial in found.trials), sep="\n")
+    count = len(found.confirmed.records)
+    print(f"\nChosen: layers {list(found.chosen.layers)}. On the {count} facts that did not choose:")
+    for name in ("success", "paraphrase", "neighbourhood_before", "neighbourhood_after"):
+        share = getattr(found.confirmed, name)
+        if share is not None:
+            print(f"  {name:<22}{share.value:6.1%}  ({share.low:.1%} to {share.high:.1%})")
+    print(f"The settings: {chosen.out / 'sweep.toml'}")
+    return 0
 
 
 def run_alone(stage: str, chosen: Common, recipe: Recipe, *, source: str = "") -> int:

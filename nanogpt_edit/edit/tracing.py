@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Literal
 
@@ -217,9 +217,11 @@ class Tracer:
             runs += joining
             if joining:
                 x = torch.cat((x, self._corrupted(layer, facts, columns).repeat(len(joining), 1, 1)))
+            # In the last block only the last token is still of interest, and nothing restored before it reaches it.
+            final = layer == n_layer - 1 and left > 1
             if runs:
                 times = len(runs)
-                with self._restoring(runs, layer, facts, at):
+                with nullcontext() if final else self._restoring(runs, layer, facts, at):
                     x = model.run_blocks(
                         x,
                         start=layer,
@@ -229,11 +231,12 @@ class Tracer:
                         ),
                         position_ids=positions.repeat(times, 1),
                         attention_mask=mask.repeat(times, 1, 1, 1),
+                        columns=torch.full((len(x), 1), left - 1, device=at.device) if final else None,
                     )
             if "resid_post" in self.clean:
                 restored = self._corrupted(layer + 1, facts, columns)
                 restored[:, 0] = self._clean_at("resid_post", layer, facts, at)
-                x, runs = torch.cat((x, restored)), [*runs, ("resid_post", layer)]
+                x, runs = torch.cat((x, restored[:, -x.shape[1] :])), [*runs, ("resid_post", layer)]
         last = x[:, -1].view(len(runs), len(facts), draws, -1).transpose(0, 1)  # (F', runs, N, D)
         p = self._target_p(facts, last.flatten(1, 2)).view(len(facts), len(runs), draws).mean(-1)
         return {run: p[:, index] for index, run in enumerate(runs)}

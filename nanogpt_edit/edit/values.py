@@ -116,8 +116,11 @@ class _Rows:
         return _Rows(**{field.name: getattr(self, field.name)[facts] for field in fields(self)})
 
     def states(self, model: GPT, delta: Tensor) -> Tensor:
-        """(N, R, Q, D) final states of the suffixes with δ (N, D) added at the subject's last token."""
-        n, rows, length, width = self.suffix.shape
+        """(N, R, J, D) states that predict the targets (and, in the last row, end the essence) with δ (N, D) added at
+        the subject's last token."""
+        n, rows, _, width = self.suffix.shape
+        ends = self.essence_at[:, None, None].expand(-1, 1, self.target_at.shape[2])
+        columns = torch.cat((self.target_at, ends), dim=1).flatten(0, 1)  # (N·R, J)
         layers = self.prefix.shape[2] // 2
         moved = self.suffix[:, :, :1] + delta[:, None, None].to(self.suffix.dtype)
         x = torch.cat((moved, self.suffix[:, :, 1:]), dim=2).flatten(0, 1)  # (N·R, Q, D)
@@ -128,21 +131,20 @@ class _Rows:
             cache=FrozenPrefix(self.prefix.flatten(0, 1), first_layer=start),
             position_ids=self.positions.flatten(0, 1),
             attention_mask=self.mask.flatten(0, 1),
+            columns=columns,
         )
-        return x.view(n, rows, length, width)
+        return x.view(n, rows, -1, width)
 
     def losses(self, model: GPT, delta: Tensor) -> tuple[Tensor, Tensor]:
         """NLL per target token, averaged over contexts, and KL(with δ ‖ without) on the essence; nats, each (N,)."""
         states = self.states(model, delta)
-        everyone = torch.arange(len(delta), device=delta.device)
         real = self.target_mask[:, None].expand_as(self.target_at)  # (N, C, J)
-        fact, context, _ = real.nonzero().T  # each (all target tokens,)
-        at_target = states[fact, context, self.target_at[real]]
-        logits = model.logits(model.final(at_target)).float()  # (all target tokens, V)
+        fact = real.nonzero()[:, 0]  # (all target tokens,)
+        logits = model.logits(model.final(states[:, :-1][real])).float()  # (all target tokens, V)
         wanted = self.target_ids[:, None].expand_as(self.target_at)[real]
         logprobs = logits.gather(-1, wanted[:, None]).squeeze(-1) - logits.logsumexp(-1)
         nll = -torch.zeros_like(delta[:, 0]).index_add(0, fact, logprobs) / real.sum((1, 2))
-        essence = model.logits(model.final(states[everyone, -1, self.essence_at])).float().log_softmax(-1)  # (N, V)
+        essence = model.logits(model.final(states[:, -1, 0])).float().log_softmax(-1)  # (N, V)
         return nll, (essence.exp() * (essence - self.clean_essence)).sum(-1)
 
 

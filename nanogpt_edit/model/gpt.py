@@ -123,7 +123,13 @@ class Attention(nn.Module):
         self.k_norm = nn.RMSNorm(self.head_size, eps=config.norm_eps) if config.qk_norm else nn.Identity()
 
     def forward(
-        self, x: Tensor, layer: int, rotary: tuple[Tensor, Tensor] | None, cache: KVCache | None, mask: Tensor | None
+        self,
+        x: Tensor,
+        layer: int,
+        rotary: tuple[Tensor, Tensor] | None,
+        cache: KVCache | None,
+        mask: Tensor | None,
+        columns: Tensor | None = None,
     ) -> Tensor:
         q, k, v = self.qkv(x).split(self.sizes, dim=-1)
         q = self.q_norm(q.unflatten(-1, (self.heads, self.head_size))).transpose(1, 2)  # (B, H, T, E)
@@ -131,6 +137,11 @@ class Attention(nn.Module):
         v = v.unflatten(-1, (self.kv_heads, self.head_size)).transpose(1, 2)
         if rotary is not None:
             q, k = rotate(q, *rotary), rotate(k, *rotary)
+        if columns is not None:
+            assert mask is not None, "which tokens the queries of some columns may look at has to be said"
+            q = q.gather(2, columns[:, None, :, None].expand(-1, q.shape[1], -1, q.shape[3]))
+            mask = mask.expand(len(x), 1, -1, -1)
+            mask = mask.gather(2, columns[:, None, :, None].expand(-1, 1, -1, mask.shape[3]))
         if cache is not None:
             y = cache.attend(layer, q, k, v, mask)
         else:
@@ -171,17 +182,30 @@ class Block(nn.Module):
         self.resid_pre, self.attn_out, self.mlp_out, self.resid_post = Site(), Site(), Site(), Site()
 
     def forward(
-        self, x: Tensor, layer: int, rotary: tuple[Tensor, Tensor] | None, cache: KVCache | None, mask: Tensor | None
+        self,
+        x: Tensor,
+        layer: int,
+        rotary: tuple[Tensor, Tensor] | None,
+        cache: KVCache | None,
+        mask: Tensor | None,
+        columns: Tensor | None = None,
     ) -> Tensor:
-        middle, key = self.until_key(x, layer, rotary, cache, mask)
+        middle, key = self.until_key(x, layer, rotary, cache, mask, columns)
         return self.from_key(middle, key)
 
     def until_key(
-        self, x: Tensor, layer: int, rotary: tuple[Tensor, Tensor] | None, cache: KVCache | None, mask: Tensor | None
+        self,
+        x: Tensor,
+        layer: int,
+        rotary: tuple[Tensor, Tensor] | None,
+        cache: KVCache | None,
+        mask: Tensor | None,
+        columns: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """The residual stream between attention and MLP, (B, T, D), and `mlp_key`, (B, T, F)."""
+        """The residual stream between attention and MLP, (B, T, D), and `mlp_key`, (B, T, F); at `columns` only."""
         x = self.resid_pre(x)
-        x = x + self.attn_out(self.dropout(self.attn(self.norm1(x), layer, rotary, cache, mask)))
+        attended = self.attn_out(self.dropout(self.attn(self.norm1(x), layer, rotary, cache, mask, columns)))
+        x = (x if columns is None else take_columns(x, columns)) + attended
         return x, self.mlp.key(self.norm2(x))
 
     def from_key(self, middle: Tensor, key: Tensor) -> Tensor:
@@ -292,17 +316,23 @@ class GPT(nn.Module):
         cache: KVCache | None = None,
         position_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
+        columns: Tensor | None = None,
     ) -> Tensor:
         """Blocks `start` up to (not including) `stop`: from `resid_pre` of `start`, (B, T, D), to `resid_post` of the
-        last one run. A `cache` is written but not advanced (see `hidden`)."""
+        last one run. A `cache` is written but not advanced (see `hidden`).
+
+        With `columns` (B, M) only those tokens' states are made in the last block, (B, M, D); it needs an
+        `attention_mask`.
+        """
         rotary = None
         if self.config.positions == "rope":
             if position_ids is None:
                 position_ids = torch.arange(x.shape[1], device=x.device)
             rotary = rotary_angles(self.config, position_ids, x.dtype)
-        for layer in range(start, self.config.n_layer if stop is None else stop):
-            x = self.blocks[layer](x, layer, rotary, cache, attention_mask)
-        return x
+        stop = self.config.n_layer if stop is None else stop
+        for layer in range(start, stop):
+            x = self.blocks[layer](x, layer, rotary, cache, attention_mask, columns if layer == stop - 1 else None)
+        return x if columns is None or start < stop else take_columns(x, columns)
 
     def run_to_key(self, x: Tensor, layer: int) -> tuple[Tensor, Tensor]:
         """From `resid_pre` of block `layer`, (B, T, D), to just before its MLP's second matrix: the residual stream
@@ -327,6 +357,11 @@ class GPT(nn.Module):
     def logits(self, states: Tensor) -> Tensor:
         """(..., D) -> (..., V)."""
         return F.linear(states, self.embed.weight if self.head is None else self.head.weight)
+
+
+def take_columns(x: Tensor, columns: Tensor) -> Tensor:
+    """x (B, T, D) at each row's `columns` (B, M) -> (B, M, D)."""
+    return x.gather(1, columns[..., None].expand(-1, -1, x.shape[2]))
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None = None, dropout: float = 0.0) -> Tensor:
