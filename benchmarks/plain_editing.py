@@ -86,7 +86,7 @@ def keys(model: GPT, facts: Sequence[LocatedFact], layer: int, *, rows_at_once: 
         part = rows[first : first + rows_at_once]
         token_ids = pad_rows([row.token_ids for row in part], pad_id=0, device=model.device)
         with capture(model, [("mlp_key", layer)]) as seen:
-            model.run_to_key(model.run_blocks(model.embed_tokens(token_ids), stop=layer), layer)
+            model.run_blocks(model.embed_tokens(token_ids), stop=layer + 1)
         found.append(seen["mlp_key", layer][torch.arange(len(part)), torch.tensor([row.subject_last for row in part])])
     return torch.cat(found).unflatten(0, (len(facts), -1)).mean(1)
 
@@ -96,8 +96,9 @@ def covariance(model: GPT, blocks: Tensor, layer: int, *, batch_tokens: int = 40
     """C (F, F) of one layer: a pass over the corpus up to that layer, outer products summed in float32."""
     total = torch.zeros(model.config.mlp_size, model.config.mlp_size)
     for batch in blocks.split(max(1, batch_tokens // blocks.shape[1])):
-        _, key = model.run_to_key(model.run_blocks(model.embed_tokens(batch), stop=layer), layer)
-        key = key.flatten(0, 1)
+        with capture(model, [("mlp_key", layer)]) as seen:
+            model.run_blocks(model.embed_tokens(batch), stop=layer + 1)
+        key = seen["mlp_key", layer].flatten(0, 1)
         total += key.T @ key
     return total / blocks.numel()
 

@@ -94,15 +94,15 @@ def collect(
 
 
 class _Sum:
-    """The running sum of one layer and what it was at the last check."""
+    """The running sum of one layer, and the means at the last two checks."""
 
     def __init__(self, width: int) -> None:
-        self.total = torch.zeros(width, width, dtype=torch.float64)
+        self.total = torch.zeros(width, width, dtype=torch.float64)  # its upper half is filled
         self.tokens = 0
         self.probes: Tensor | None = None  # (F, PROBES)
+        self.mean: Tensor | None = None
         self.mean_before: Tensor | None = None
-        self.solved_before: Tensor | None = None
-        self.change = self.solve_change = float("inf")
+        self.change = float("inf")
 
     def add(self, keys: Tensor) -> None:
         """`keys` (tokens, F). Products of one batch are made in float32, sums of batches in float64."""
@@ -115,25 +115,27 @@ class _Sum:
         self.tokens += len(keys)
 
     def check(self) -> None:
-        """Measure the changes since the last check."""
-        mean = self._mean()
-        assert self.probes is not None
-        solved = _solve_ridged(mean, self.probes)
-        if self.mean_before is not None and self.solved_before is not None:
-            self.change = float((mean - self.mean_before).norm() / mean.norm())
-            moved = (solved - self.solved_before).norm(dim=0) / solved.norm(dim=0)
-            self.solve_change = float(moved.mean())
-        self.mean_before, self.solved_before = mean, solved
+        """Measure the change since the last check."""
+        self.mean_before, self.mean = self.mean, self._mean()
+        if self.mean_before is not None:
+            self.change = float((self.mean - self.mean_before).norm() / self.mean.norm())
 
     def result(self, layer: int, tolerance: float) -> Covariance:
+        assert self.mean is not None, "the sum was never checked"
         return Covariance(
-            matrix=self._mean(),
+            matrix=self.mean,
             layer=layer,
             tokens=self.tokens,
             change=self.change,
-            solve_change=self.solve_change,
+            solve_change=self._solve_change(),
             converged=self.change < tolerance,
         )
+
+    def _solve_change(self) -> float:
+        if self.mean is None or self.mean_before is None or self.probes is None:
+            return float("inf")
+        solved, before = (_solve_ridged(mean, self.probes) for mean in (self.mean, self.mean_before))
+        return float(((solved - before).norm(dim=0) / solved.norm(dim=0)).mean())
 
     def _mean(self) -> Tensor:
         """(F, F), both halves."""
@@ -153,8 +155,10 @@ def _upper_blocks(keys: Tensor) -> Iterator[tuple[slice, slice, Tensor]]:
 
 def _solve_ridged(matrix: Tensor, columns: Tensor) -> Tensor:
     """matrix⁻¹ columns, with 1e-6 of its mean eigenvalue added: early in the pass it may be singular."""
-    ridge = 1e-6 * matrix.trace() / len(matrix)
-    return torch.linalg.solve(matrix + ridge * torch.eye(len(matrix), dtype=matrix.dtype), columns)
+    ridged = matrix + 1e-6 * matrix.trace() / len(matrix) * torch.eye(len(matrix), dtype=matrix.dtype)
+    factor, failed = torch.linalg.cholesky_ex(ridged)
+    # float32 products can leave a singular matrix with an eigenvalue below −ridge; the general solver takes it
+    return torch.linalg.solve(ridged, columns) if bool(failed) else torch.cholesky_solve(columns, factor)
 
 
 def tensor_sha256(tensor: Tensor) -> str:
