@@ -27,6 +27,11 @@ class EditConfig:
     model, whose keys resemble each other, needs about 0.1 to keep an edit from disturbing its own prompt."""
     rounds: int = 1
     """How often the values are found anew, on the weights the round before left, and what is missing is added."""
+    refine_steps: int = 0
+    """memit, alphaedit: steps of a descent on all residuals together, through the edited weights. The published methods
+    have 0; in a small model about 40 make the edit surer and the damage elsewhere much smaller."""
+    refine_weight: float = 0.03
+    """How much the disturbance of ordinary text, E‖ΔW k‖², counts in that descent."""
     null_share: float = 0.02
     """AlphaEdit: share of the ordinary keys' energy that the null space may hold. More makes room for the edit."""
     ridge: float = 0.01
@@ -71,6 +76,8 @@ class EditConfig:
         for name in ("covariance_weight", "ridge", "learning_rate", "clamp", "ft_learning_rate", "norm_constraint"):
             if getattr(self, name) <= 0:
                 raise UserError(f"{name} is {getattr(self, name)}; it must be positive.")
+        if self.refine_steps < 0 or self.refine_weight < 0:
+            raise UserError("refine_steps and refine_weight cannot be negative.")
         if self.rounds < 1:
             raise UserError(f"rounds is {self.rounds}; at least one is needed.")
         if self.context_weight < 0:

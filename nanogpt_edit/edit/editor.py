@@ -31,6 +31,7 @@ from nanogpt_edit.edit.covariance_files import covariances
 from nanogpt_edit.edit.facts import Fact
 from nanogpt_edit.edit.finetune import finetuned_delta
 from nanogpt_edit.edit.patch import EditedFact, EditPatch, LayerUpdate, edited_weight, on_grid
+from nanogpt_edit.edit.refine import Update, refine_residuals
 from nanogpt_edit.edit.values import TargetValues, optimise_values
 from nanogpt_edit.errors import UserError
 from nanogpt_edit.model.checkpoint import weight_sha256
@@ -138,6 +139,8 @@ def _edit_in_batches(
             else:
                 found_values = optimise_values(model, batch, config)
             _solve_batch(model, batch, found_values.values, config, terrains, originals, sums, again=round_ > 0)
+        if config.refine_steps and config.method in ("memit", "alphaedit"):
+            _refine_batch(model, batch, config, terrains, originals, sums)
         parts.append(found_values)
     return sums, parts
 
@@ -250,6 +253,25 @@ def _solve_batch(
         edited_weight(model, layer).copy_(changed)
         if index + 1 < len(layers):
             x = _run(model, model.run_from_key(middle, key, layer), layer + 1, layers[index + 1])
+
+
+def _refine_batch(
+    model: GPT,
+    facts: Sequence[LocatedFact],
+    config: EditConfig,
+    terrains: dict[int, _Terrain],
+    originals: dict[int, Tensor],
+    sums: dict[int, _Parts],
+) -> None:
+    """Descend on the residuals of the batch just solved (see `refine`), and leave the better ones in the model."""
+    updates = {
+        layer: Update(parts.left[-1], parts.right[-1], parts.keys[-1], terrains[layer].covariance)
+        for layer, parts in sums.items()
+    }
+    for layer, left in refine_residuals(model, facts, updates, config).items():
+        sums[layer].left[-1] = left
+        with torch.no_grad():
+            edited_weight(model, layer).copy_(_double(originals[layer]) + sums[layer].delta())
 
 
 def _run(model: GPT, x: Tensor, start: int, stop: int) -> Tensor:

@@ -1,0 +1,169 @@
+"""The residuals of an edit, improved through the weights they are written into.
+
+MEMIT finds every fact's value as if it were added at one token only, and then writes all of them as one ΔW per layer.
+In a small model, whose keys resemble each other, that ΔW also fires at other tokens and for other facts: the values are
+not what comes out, and the text around them is disturbed. Here ΔW = R Q keeps its right factors Q (the keys it answers
+to) while the residuals R of all facts and layers are descended together, on whole texts, with what they do to ordinary
+text as a price:
+
+    Σ_facts max(0, NLL(target | contexts) + log stop_probability) + refine_weight · Σ_layers E‖ΔW k‖²
+
+The last term is exact and costs nothing: E‖ΔW k‖² = tr(R (Q C Qᵀ) Rᵀ) with C = E[k kᵀ] of the text.
+
+Shapes: N facts, B rows (N · contexts), T tokens, J longest target, D model width, F MLP width.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from nanogpt_edit.edit.config import EditConfig
+from nanogpt_edit.edit.contexts import LocatedFact, pad_rows, tokenizer_of
+from nanogpt_edit.model.gpt import GPT, causal_mask
+from nanogpt_edit.model.sites import SiteKey, patch
+from nanogpt_edit.progress import progress
+
+CHUNK_TOKENS = 16_384  # tokens in one forward pass; bounds memory, does not change the result
+
+
+@dataclass(frozen=True)
+class Update:
+    """One layer's ΔW = left · right, which the model's weights already hold, and C of its ordinary keys; float64."""
+
+    left: Tensor
+    """(D, N)."""
+    right: Tensor
+    """(N, F)."""
+    keys: Tensor
+    """(F, N)."""
+    covariance: Tensor
+    """(F, F)."""
+
+
+def refine_residuals(
+    model: GPT, facts: Sequence[LocatedFact], updates: Mapping[int, Update], config: EditConfig
+) -> dict[int, Tensor]:
+    """The better left factors (D, N), float64, by layer. The model's weights are not touched."""
+    layers = {layer: _Layer.of(update, model) for layer, update in updates.items()}
+    rows = [_Rows.of(model, chunk, first=min(updates)) for chunk in _chunks(facts)]
+    shifts = {layer: torch.zeros_like(each.start, requires_grad=True) for layer, each in layers.items()}
+    optimizer = torch.optim.Adam(shifts.values(), lr=config.learning_rate)
+    enough = -math.log(config.stop_probability)
+    with progress("refining", config.refine_steps) as bar, torch.enable_grad():
+        for step in range(config.refine_steps):
+            for group in optimizer.param_groups:
+                group["lr"] = config.learning_rate * (1 - step / config.refine_steps)
+            optimizer.zero_grad()
+            price = sum((each.price(shifts[layer]) for layer, each in layers.items()), torch.zeros(()))
+            (config.refine_weight * price).backward()  # type: ignore[no-untyped-call]
+            missing = 0.0
+            for part in rows:
+                with _written(model, layers, shifts):
+                    loss = (part.nll(model, min(updates)) - enough).clamp_min(0).sum()
+                loss.backward(inputs=list(shifts.values()))  # type: ignore[no-untyped-call]
+                missing += float(loss.detach())
+            optimizer.step()
+            bar.update(step + 1, missing=missing / len(facts), disturbance=float(price.detach()))
+    return {layer: layers[layer].left(shift.detach()) for layer, shift in shifts.items()}
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """A layer's factors, scaled so that a fact's own key answers with 1: R is then in the units of the stream."""
+
+    start: Tensor  # (D, N) R as it is in the weights
+    right: Tensor  # (N, F) Q
+    gram: Tensor  # (N, N) Q C Qᵀ
+    scale: Tensor  # (N,) what a fact's own key answers with, unscaled
+
+    @classmethod
+    def of(cls, update: Update, model: GPT) -> _Layer:
+        scale = (update.right @ update.keys).diagonal()
+        scale = torch.where(scale.abs() > 1e-6, scale, torch.ones_like(scale))
+        right = update.right / scale[:, None]
+        gram = right @ update.covariance.to(right) @ right.T
+        to = {"device": model.device, "dtype": torch.float32}
+        return cls((update.left * scale).to(**to), right.to(**to), gram.to(**to), scale)
+
+    def price(self, shift: Tensor) -> Tensor:
+        """E‖ΔW k‖² over ordinary text."""
+        residuals = self.start + shift
+        return (residuals @ self.gram * residuals).sum().cpu()
+
+    def left(self, shift: Tensor) -> Tensor:
+        return (self.start + shift).to(self.scale) / self.scale
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """Some facts' texts, run up to the first edited layer."""
+
+    states: Tensor  # (B, T, D)
+    columns: Tensor  # (B, J) the tokens that predict the targets
+    wanted: Tensor  # (B, J)
+    weight: Tensor  # (B, J) 1 / (target tokens · contexts); 0 where there is none
+    fact: Tensor  # (B,) which of the chunk's facts
+    facts: int
+
+    @classmethod
+    @torch.no_grad()
+    def of(cls, model: GPT, facts: Sequence[LocatedFact], *, first: int) -> _Rows:
+        device, pad_id = model.device, tokenizer_of(model).pad_id
+        rows = [(index, row, fact.target_ids) for index, fact in enumerate(facts) for row in fact.contexts]
+        token_ids = pad_rows([(*row.token_ids, *target[:-1]) for _, row, target in rows], pad_id=pad_id, device=device)
+        wanted = pad_rows([target for _, _, target in rows], pad_id=pad_id, device=device)
+        lengths = torch.tensor([len(target) for _, _, target in rows], device=device)
+        ends = torch.tensor([len(row.token_ids) - 1 for _, row, _ in rows], device=device)
+        steps = torch.arange(wanted.shape[1], device=device)
+        share = 1 / (lengths[:, None] * len(facts[0].contexts))
+        return cls(
+            states=model.run_blocks(model.embed_tokens(token_ids), stop=first),
+            columns=(ends[:, None] + steps).clamp_max(token_ids.shape[1] - 1),
+            wanted=wanted,
+            weight=torch.where(steps < lengths[:, None], share, 0.0),
+            fact=torch.tensor([index for index, _, _ in rows], device=device),
+            facts=len(facts),
+        )
+
+    def nll(self, model: GPT, first: int) -> Tensor:
+        """(facts,) nats per target token, averaged over contexts."""
+        length = self.states.shape[1]
+        states = model.run_blocks(
+            self.states,
+            start=first,
+            attention_mask=causal_mask(length, length, device=self.states.device)[None, None],
+            columns=self.columns,
+        )
+        logprobs = model.logits(model.final(states)).float().log_softmax(-1)
+        chosen = logprobs.gather(-1, self.wanted[..., None]).squeeze(-1)  # (B, J)
+        per_row = -(chosen * self.weight).sum(-1)
+        return torch.zeros(self.facts, device=per_row.device).index_add(0, self.fact, per_row)
+
+
+def _written(model: GPT, layers: Mapping[int, _Layer], shifts: Mapping[int, Tensor]) -> AbstractContextManager[None]:
+    """Inside: every edited layer's MLP also adds shift · Q k."""
+    changes: dict[SiteKey, Callable[[Tensor], Tensor]] = {}
+    for layer, each in layers.items():
+        seen: list[Tensor] = []
+
+        def look(key: Tensor, seen: list[Tensor] = seen) -> Tensor:
+            seen[:] = [key]
+            return key
+
+        def add(out: Tensor, seen: list[Tensor] = seen, each: _Layer = each, shift: Tensor = shifts[layer]) -> Tensor:
+            return out + (seen[0] @ each.right.to(out.dtype).T) @ shift.to(out.dtype).T
+
+        changes |= {("mlp_key", layer): look, ("mlp_out", layer): add}
+    return patch(model, changes)
+
+
+def _chunks(facts: Sequence[LocatedFact]) -> list[list[LocatedFact]]:
+    longest = max(len(row.token_ids) + len(fact.target_ids) for fact in facts for row in fact.contexts)
+    size = max(1, CHUNK_TOKENS // (longest * len(facts[0].contexts)))
+    return [list(facts[i : i + size]) for i in range(0, len(facts), size)]
