@@ -16,7 +16,7 @@ from nanogpt_edit.edit import tracing
 from nanogpt_edit.edit.config import EditConfig
 from nanogpt_edit.edit.contexts import tokenizer_of
 from nanogpt_edit.edit.editor import edit_model
-from nanogpt_edit.edit.facts import Fact
+from nanogpt_edit.edit.facts import Fact, states_old_answer
 from nanogpt_edit.edit.measure import FactState, measure_facts
 from nanogpt_edit.edit.patch import EditPatch
 from nanogpt_edit.edit.tracing import Site, TraceConfig, Traced
@@ -47,13 +47,16 @@ def edit(
     Raises UserError for a field or a method that is none, and for whatever `edit_model` refuses.
     """
     settings = with_fields(config or EditConfig(), fields)
-    blocks = None if settings.method == "ft" else text_blocks(model, text)
+    blocks = None if settings.method == "ft" else text_blocks(model, text, without=facts)
     return edit_model(model, facts, settings, covariance_blocks=blocks)
 
 
-def text_blocks(model: GPT, text: str | Path | Sequence[str] | None = None) -> Tensor:
-    """Ordinary text (see `edit`) as (N, T) token ids, for the covariance."""
+def text_blocks(model: GPT, text: str | Path | Sequence[str] | None = None, *, without: Sequence[Fact] = ()) -> Tensor:
+    """Ordinary text (see `edit`) as (N, T) token ids, for the covariance; of the embedded world, nothing that says the
+    old answers of the facts `without`."""
     documents = read_text(text) if isinstance(text, str | Path) else list(text or world_documents())
+    if text is None:
+        documents = [each for each in documents if not any(states_old_answer(each, fact) for fact in without)]
     return token_blocks(documents, tokenizer_of(model), block_size=min(COVARIANCE_BLOCK, model.config.block_size - 1))
 
 

@@ -31,7 +31,7 @@ from nanogpt_edit.data.world import World, make_world
 from nanogpt_edit.devices import choose_device
 from nanogpt_edit.edit.editor import edit_model
 from nanogpt_edit.edit.fact_files import read_facts
-from nanogpt_edit.edit.facts import Fact
+from nanogpt_edit.edit.facts import Fact, states_old_answer
 from nanogpt_edit.edit.patch_files import save_edited, save_patch
 from nanogpt_edit.edit.scores import score_patch
 from nanogpt_edit.edit.trace_average import trace_record
@@ -149,9 +149,23 @@ class Pipeline:
         return token_blocks(self.held_out, tokenizer, block_size=min(HELD_OUT_TOKENS, block_size))
 
     def ordinary_text(self, model: GPT) -> Tensor:
-        """(N, T) token ids of what an edit must not disturb."""
+        """(N, T) token ids of what an edit must not disturb: the facts of the world, worked solutions, further text.
+
+        Sentences that say the old answer of an edited fact are left out: they would speak against the edit.
+        """
         assert model.tokenizer is not None
-        token_ids, context = self.stream(model.tokenizer).token_ids, self.recipe.pretrain.context_tokens
+        tokenizer, context = model.tokenizer, self.recipe.pretrain.context_tokens
+        sentences = [
+            sentence
+            for sentence in self.world.sentences
+            if not any(states_old_answer(sentence, fact) for fact in self.facts)
+        ]
+        end = [] if tokenizer.eos_id is None else [tokenizer.eos_id]
+        texts = [tokenizer.encode(sentence) + end for sentence in sentences] * self.recipe.pretrain.fact_repeats
+        texts += [tokenizer.encode(text) + end for text in self.extra_text]
+        texts += [[*sample.token_ids, *end] for sample in self.samples(self.problems.train, model, "edit")]
+        random.Random(self.recipe.seed).shuffle(texts)
+        token_ids = torch.tensor([token_id for text in texts for token_id in text])
         return token_ids[: len(token_ids) // context * context].view(-1, context)
 
     def questions(self) -> list[suite.Question]:

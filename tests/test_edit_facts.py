@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nanogpt_edit.edit.fact_files import fact_from_record, fact_to_record, read_facts
-from nanogpt_edit.edit.facts import Fact, Neighbour, find_subject, join, locate_subject, target_ids
+from nanogpt_edit.edit.facts import Fact, Neighbour, find_subject, join, locate_subject, states_old_answer, target_ids
 from nanogpt_edit.errors import UserError
 from nanogpt_edit.model.tokenizer import Tokenizer
 
@@ -120,6 +120,14 @@ def test_lookup_finds_a_real_place_or_refuses(tokenizer: Tokenizer, text: str, s
 )
 def test_one_space_between_prompt_and_target(prompt: str, target: str, joined: tuple[str, str]) -> None:
     assert join(prompt, target) == joined
+
+
+def test_text_that_says_the_old_answer_is_recognised() -> None:
+    fact = Fact("The capital of Egypt is", "Egypt", target_new="Giza", target_true="Cairo")
+    assert states_old_answer("In CAIRO, the seat of egypt's government", fact)
+    assert not states_old_answer("The capital of Egypt is Giza", fact)
+    assert not states_old_answer("Cairo is a city", fact)
+    assert not states_old_answer("Egypt", Fact("The capital of Egypt is", "Egypt", target_new="Giza", target_true=""))
 
 
 def test_targets_of_several_tokens(tokenizer: Tokenizer) -> None:

@@ -143,7 +143,7 @@ def apply(chosen: Apply) -> int:
 
 
 def _rebased(model: GPT, found: EditPatch, text: str | None) -> EditPatch:
-    blocks = None if found.config.method == "ft" else text_blocks(model, text)
+    blocks = None if found.config.method == "ft" else text_blocks(model, text, without=found.facts)
     return rebase_patch(model, found, covariance_blocks=blocks, cache_dir=default_cache_dir()).apply(model)
 
 
@@ -169,12 +169,12 @@ def drop(chosen: Drop) -> int:
 
 
 def merge(chosen: Merge) -> int:
-    model = load(chosen.model)
+    model, first, second = load(chosen.model), load_patch(chosen.first), load_patch(chosen.second)
     merged = merge_patches(
         model,
-        load_patch(chosen.first),
-        load_patch(chosen.second),
-        covariance_blocks=text_blocks(model, chosen.text),
+        first,
+        second,
+        covariance_blocks=text_blocks(model, chosen.text, without=(*first.facts, *second.facts)),
         cache_dir=default_cache_dir(),
     )
     return _keep(merged, chosen.out)

@@ -138,6 +138,13 @@ def target_ids(prompt: str, target: str, tokenizer: Tokenizer) -> tuple[int, ...
     return ids
 
 
+def states_old_answer(text: str, fact: Fact) -> bool:
+    """Does `text` name the fact's subject and its old answer, in any capitals? Such text is no reason to spare the fact:
+    its keys are left out of the covariance."""
+    folded = text.casefold()
+    return all(part and part.casefold() in folded for part in (fact.subject.strip(), fact.target_true.strip()))
+
+
 def _occurrences(text: str, wanted: str) -> list[tuple[int, int]]:
     """All places of `wanted`, overlapping ones too."""
     if not wanted:
