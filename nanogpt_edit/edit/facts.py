@@ -139,8 +139,10 @@ def target_ids(prompt: str, target: str, tokenizer: Tokenizer) -> tuple[int, ...
 
 
 def states_old_answer(text: str, fact: Fact) -> bool:
-    """Does `text` name the fact's subject and its old answer, in any capitals? Such text is no reason to spare the fact:
-    its keys are left out of the covariance."""
+    """Does `text` name the fact's subject and its old answer, in any capitals?
+
+    Such text speaks against the edit; it is left out of what the edit must not disturb.
+    """
     folded = text.casefold()
     return all(part and part.casefold() in folded for part in (fact.subject.strip(), fact.target_true.strip()))
 
