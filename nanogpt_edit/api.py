@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
@@ -24,9 +25,12 @@ from nanogpt_edit.errors import UserError, did_you_mean
 from nanogpt_edit.evaluate import suite
 from nanogpt_edit.evaluate.stats import Interval, bootstrap_mean
 from nanogpt_edit.evaluate.suite import EvaluateConfig, Evaluation
-from nanogpt_edit.files import write_text
+from nanogpt_edit.files import atomic_file, write_text
 from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.recipe import Recipe, load_recipe
+
+if TYPE_CHECKING:
+    from nanogpt_edit.report.canvas import Picture
 
 COVARIANCE_BLOCK = 128  # tokens per row of the text the covariance is taken over
 
@@ -139,10 +143,12 @@ class Trace:
         return "\n".join(lines)
 
     def save(self, path: str | Path, *, site: Site = "resid_post") -> None:
-        """Draw the heat map of one site (resid_post, mlp_out, attn_out) as an SVG file."""
+        """Draw the heat map of one site (resid_post, mlp_out, attn_out), as an SVG or (by the file's ending) a PNG."""
         from nanogpt_edit.report.plots_edits import heat_map, visible  # here, for it loads matplotlib
 
         found = self.traced
+        if site not in found.effect:
+            raise UserError(f"{site} was not traced; it was {', '.join(found.effect)}.")
         grid = tuple(tuple(row) for row in found.effect[site].tolist())
         picture = heat_map(
             Path(path).stem,
@@ -153,7 +159,18 @@ class Trace:
             title=site,
             marked=[found.subject_first <= place <= found.subject_last for place in range(len(found.tokens))],
         )
-        write_text(Path(path), picture.standalone)
+        save_picture(picture, Path(path))
+
+
+def save_picture(picture: Picture, path: Path) -> None:
+    """Write a picture as .svg or .png. Raises UserError for any other ending."""
+    if path.suffix == ".png":
+        with atomic_file(path) as temporary:
+            temporary.write_bytes(picture.png())
+    elif path.suffix == ".svg":
+        write_text(path, picture.standalone)
+    else:
+        raise UserError(f"{path}: pictures are written as .svg or .png; give the file one of these endings.")
 
 
 def trace(

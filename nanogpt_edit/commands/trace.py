@@ -1,7 +1,8 @@
-"""`nanogpt-edit trace MODEL --prompt … --subject …`: where in the network a fact is recalled."""
+"""`nanogpt-edit trace MODEL`: where in the network a fact is recalled, for one prompt or on average over many facts."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -11,29 +12,45 @@ import tyro
 from nanogpt_edit import api
 from nanogpt_edit.commands.parse import parse
 from nanogpt_edit.devices import choose_device
-from nanogpt_edit.edit.tracing import Site, TraceConfig
+from nanogpt_edit.edit.fact_files import read_facts
+from nanogpt_edit.edit.facts import Fact
+from nanogpt_edit.edit.measure import measure_facts
+from nanogpt_edit.edit.sweep import read_trials
+from nanogpt_edit.edit.trace_average import effect_at, trace_record
+from nanogpt_edit.edit.tracing import Site, TraceConfig, Traced, trace_facts
+from nanogpt_edit.errors import UserError
+from nanogpt_edit.evaluate.stats import Interval, bootstrap_mean
+from nanogpt_edit.files import write_json
 from nanogpt_edit.model.checkpoint import load
+from nanogpt_edit.model.gpt import GPT
+from nanogpt_edit.progress import say
 
 
 @dataclass(frozen=True)
 class Trace:
     """Causal tracing: corrupt the subject, restore one token's state at one layer, see how much of the answer returns.
 
-    The table shows points of probability; the subject's tokens are marked with *.
+    Of one prompt the table shows points of probability; the subject's tokens are marked with *. Of --facts it shows the
+    average over the facts that the model recalls, by kind of token, with 95% intervals.
     """
 
     model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
     """A model directory, a hub name (gpt2), or a nanoGPT ckpt.pt."""
-    prompt: str
+    prompt: str | None = None
     """Text that ends right before the answer."""
-    subject: str
+    subject: str | None = None
     """What the prompt is about; it occurs in the prompt."""
     target: str | None = None
     """The answer to follow (None: what the model itself says next)."""
+    facts: str | None = None
+    """Instead of a prompt: a .jsonl or .json file of facts, or facts50, which comes with the package."""
     out: Path | None = None
-    """SVG file for the heat map of one site (None: only print)."""
+    """For a prompt a .svg or .png file, the heat map of `site`; for facts a folder for the numbers and all heat maps
+    (None: only print)."""
     site: Site = "resid_post"
-    """Which site the SVG shows."""
+    """Which site a prompt's heat map shows."""
+    sweep: Path | None = None
+    """For facts: the sweep.jsonl of `edit --sweep` on this model; edit success per layer is drawn over the trace."""
     device: str = "auto"
     """auto (a GPU when there is one), cpu, cuda, cuda:1, …"""
     trace: TraceConfig = TraceConfig()
@@ -42,6 +59,10 @@ class Trace:
 def trace(arguments: list[str]) -> int:
     """The verb `trace`."""
     chosen = parse(Trace, arguments, verb="trace")
+    if chosen.facts is not None:
+        return trace_many(chosen, chosen.facts)
+    if chosen.prompt is None or chosen.subject is None:
+        raise UserError("what is to be traced? Give --prompt and --subject, or --facts.")
     model = load(chosen.model, device=choose_device(chosen.device))
     found = api.trace(model, chosen.prompt, chosen.subject, target=chosen.target, config=chosen.trace)
     print(found)
@@ -49,3 +70,65 @@ def trace(arguments: list[str]) -> int:
         found.save(chosen.out, site=chosen.site)
         print(f"\nThe heat map: {chosen.out}")
     return 0
+
+
+def trace_many(chosen: Trace, source: str) -> int:
+    """Trace the facts the model recalls, print and draw the average."""
+    model = load(chosen.model, device=choose_device(chosen.device))
+    facts = recalled(model, read_facts(source))
+    traced = trace_facts(model, facts[: chosen.trace.facts], chosen.trace)
+    record = trace_record(traced, stage=Path(chosen.model).name)
+    print(table(traced, [str(group) for group in record["token_groups"]]))  # type: ignore[attr-defined]
+    if chosen.out is not None:
+        write_json(chosen.out / "trace.json", record)
+        draw(chosen, traced)
+        print(f"\nNumbers and heat maps: {chosen.out}")
+    return 0
+
+
+def recalled(model: GPT, facts: Sequence[Fact]) -> list[Fact]:
+    """The facts whose true answer the model says; where there is nothing to lose there is nothing to restore."""
+    known = [fact for fact, state in zip(facts, measure_facts(model, facts), strict=True) if state.true.rank == 1]
+    say(f"{len(known)} of {len(facts)} facts are recalled (the answer's first token has rank 1).")
+    if not known:
+        raise UserError("the model recalls none of these facts, so there is nothing to trace.")
+    return known
+
+
+def table(traced: Sequence[Traced], groups: Sequence[str]) -> str:
+    """The average effect in points of probability, with half the width of its interval."""
+    blocks = []
+    for site, grid in traced[0].effect.items():
+        lines = [f"{f'{site}, layer':<18}" + "".join(f"{layer:>12}" for layer in range(grid.shape[1]))]
+        for group in groups:
+            cells = [effect_at(traced, site, group, layer) for layer in range(grid.shape[1])]
+            lines.append(f"{group:<18}" + "".join(f"{_points(cell):>12}" for cell in cells))
+        blocks.append("\n".join(lines))
+    return "\n\n".join(blocks)
+
+
+def _points(cell: Interval) -> str:
+    return f"{100 * cell.value:.1f} ±{50 * (cell.high - cell.low):.1f}"
+
+
+def draw(chosen: Trace, traced: Sequence[Traced]) -> None:
+    """Every average heat map, and the overlay with a sweep, as SVG and PNG."""
+    from nanogpt_edit.report.plots_edits import layers_picture, trace_pictures  # here, for it loads matplotlib
+    from nanogpt_edit.report.read_edits import read_trace
+
+    assert chosen.out is not None
+    read = read_trace(chosen.out / "trace.json")
+    assert read is not None
+    pictures = trace_pictures(read)
+    if chosen.sweep is not None:
+        alone = {trial.layers[0]: trial.success for trial in read_trials(chosen.sweep) if trial.step == "layers alone"}
+        site: Site = "mlp_out" if "mlp_out" in traced[0].effect else chosen.trace.sites[0]
+        cells = [
+            bootstrap_mean([float(one.effect[site][one.subject_last, layer]) for one in traced])
+            for layer in read.layers
+        ]
+        effect = [(cell.value, cell.low, cell.high) for cell in cells]
+        pictures.append(layers_picture(read.layers, effect, alone, what=site))
+    for picture in pictures:
+        for ending in (".svg", ".png"):
+            api.save_picture(picture, chosen.out / f"{picture.name}{ending}")

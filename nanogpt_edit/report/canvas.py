@@ -1,4 +1,4 @@
-"""One small matplotlib figure -> SVG text that inherits the page's colours and fonts.
+"""One small matplotlib figure -> SVG text that inherits the page's colours and fonts, or a PNG.
 
 Figures are drawn with stand-in colours, one per role. Inline they become CSS variables, so a plot follows the page
 into dark mode and onto paper; as a file of its own they become the light palette on white. Text stays text.
@@ -10,9 +10,10 @@ from __future__ import annotations
 import io
 import re
 import warnings
-from collections.abc import Callable
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -35,6 +36,7 @@ ROLES = {
     "edited": ("#0a000c", "#7a43c6"),
 }
 """Role of a colour: its stand-in while drawing, and its value in the light palette."""
+LIGHT: ContextVar[bool] = ContextVar("LIGHT", default=False)  # whether the figure being drawn is a PNG
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +49,8 @@ class Picture:
     svg: str
     legend: tuple[tuple[str, str], ...] = ()
     """(role, label) pairs, shown above the figure by the page."""
+    png: Callable[[], bytes] = field(default=bytes, compare=False, repr=False)
+    """Draws the figure once more, as a PNG in the light palette, at twice the size."""
 
     @property
     def inline(self) -> str:
@@ -62,8 +66,9 @@ class Picture:
 
 
 def colour(role: str) -> str:
-    """The stand-in colour of a role; an unknown one (a stage of another name) is drawn in ink."""
-    return ROLES.get(role, ROLES["ink"])[0]
+    """The colour to draw a role in: its stand-in, or for a PNG its own. An unknown role is drawn in ink."""
+    stand_in, light = ROLES.get(role, ROLES["ink"])
+    return light if LIGHT.get() else stand_in
 
 
 def draw(
@@ -78,20 +83,39 @@ def draw(
     margins: tuple[float, float, float, float] = (46, 8, 10, 24),
 ) -> Picture:
     """Draw one pair of axes. Sizes in pixels; margins are left, right, top, bottom."""
+    buffer = io.StringIO()
+    with _drawn(paint, width, height, margins) as figure:
+        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+    svg = _tidy(buffer.getvalue(), name, title)
+
+    def png() -> bytes:
+        pixels, before = io.BytesIO(), LIGHT.set(True)
+        try:
+            with _drawn(paint, width, height, margins) as figure:
+                figure.savefig(pixels, format="png", dpi=144, facecolor=ROLES["paper"][1], metadata={"Software": None})
+        finally:
+            LIGHT.reset(before)
+        return pixels.getvalue()
+
+    return Picture(name=name, title=title, caption=caption, svg=svg, legend=legend, png=png)
+
+
+@contextmanager
+def _drawn(
+    paint: Callable[[Axes], None], width: float, height: float, margins: tuple[float, float, float, float]
+) -> Iterator[Figure]:
     left, right, top, bottom = margins
     with _style(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from")  # the reader's font draws it, not this one
         figure = Figure(figsize=(width / 72, height / 72))
         FigureCanvasSVG(figure)
-        figure.patch.set_visible(False)
+        figure.patch.set_visible(LIGHT.get())
         axes = figure.add_axes(
             (left / width, bottom / height, 1 - (left + right) / width, 1 - (top + bottom) / height), facecolor="none"
         )
         paint(axes)
         _draw_ticks(axes)
-        buffer = io.StringIO()
-        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
-    return Picture(name=name, title=title, caption=caption, svg=_tidy(buffer.getvalue(), name, title), legend=legend)
+        yield figure
 
 
 def _style() -> AbstractContextManager[None]:
@@ -103,7 +127,7 @@ def _style() -> AbstractContextManager[None]:
             "font.family": "sans-serif",
             "font.size": 11.0,
             "axes.xmargin": 0.02,
-            "text.color": ROLES["ink"][0],
+            "text.color": colour("ink"),
             "text.parse_math": False,
             "lines.linewidth": 1.8,
         }

@@ -89,6 +89,36 @@ def trace_pictures(trace: Trace) -> list[Picture]:
     ]
 
 
+def layers_picture(
+    layers: Sequence[int],
+    effect: Sequence[tuple[float, float, float]],
+    success: Mapping[int, float],
+    *,
+    what: str,
+) -> Picture:
+    """Does tracing predict where an edit works? Per layer the indirect effect (value, low, high) at the subject's last
+    token, and the share of edits of that layer alone that reach rank 1."""
+
+    def paint(axes: Axes) -> None:
+        axes.fill_between(
+            layers, [low for _, low, _ in effect], [high for _, _, high in effect], color=colour("accent"), alpha=0.18
+        )
+        axes.plot(layers, [value for value, _, _ in effect], color=colour("accent"), marker="o", markersize=3.5)
+        tried = sorted(set(success) & set(layers))
+        axes.plot(tried, [success[layer] for layer in tried], color=colour("second"), marker="s", markersize=3.5)
+        axes.set_ylim(min(0.0, *(low for _, low, _ in effect)) - 0.02, 1.03)
+        axes.yaxis.set_major_locator(FixedLocator([0, 0.25, 0.5, 0.75, 1]))
+        axes.xaxis.set_major_locator(FixedLocator(list(layers)[:: max(1, math.ceil(len(layers) / 12))]))
+
+    return draw(
+        "trace-layers",
+        paint,
+        title="Tracing and editing, layer by layer",
+        caption="indirect effect with 95% interval; share of edits at rank 1",
+        legend=(("accent", f"indirect effect of {what} at the subject's last token"), ("second", "edit success")),
+    )
+
+
 def example_pictures(trace: Trace) -> list[Picture]:
     """The same for the one prompt shown; the subject's tokens are marked."""
     example = trace.example
