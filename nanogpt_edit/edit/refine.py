@@ -61,12 +61,12 @@ def refine_residuals(
                 group["lr"] = config.learning_rate * (1 - step / config.refine_steps)
             optimizer.zero_grad()
             price = sum((each.price(shifts[layer]) for layer, each in layers.items()), torch.zeros(()))
-            (config.refine_weight * price).backward()  # type: ignore[no-untyped-call]
+            (config.refine_weight * price).backward()
             missing = 0.0
             for part in rows:
                 with _written(model, layers, shifts):
                     loss = (part.nll(model, min(updates)) - enough).clamp_min(0).sum()
-                loss.backward(inputs=list(shifts.values()))  # type: ignore[no-untyped-call]
+                loss.backward(inputs=list(shifts.values()))
                 missing += float(loss.detach())
             optimizer.step()
             bar.update(step + 1, missing=missing / len(facts), disturbance=float(price.detach()))
@@ -88,8 +88,8 @@ class _Layer:
         scale = torch.where(scale.abs() > 1e-6, scale, torch.ones_like(scale))
         right = update.right / scale[:, None]
         gram = right @ update.covariance.to(right) @ right.T
-        to = {"device": model.device, "dtype": torch.float32}
-        return cls((update.left * scale).to(**to), right.to(**to), gram.to(**to), scale)
+        start, right, gram = (matrix.to(model.device, torch.float32) for matrix in (update.left * scale, right, gram))
+        return cls(start, right, gram, scale)
 
     def price(self, shift: Tensor) -> Tensor:
         """E‖ΔW k‖² over ordinary text."""
