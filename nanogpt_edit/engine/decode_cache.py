@@ -2,7 +2,9 @@
 
 All samples of a prompt look at the same prompt keys, so these are read once per group and step instead of once per
 row (Juravsky et al. 2024, "Hydragen"). A row's own tokens stand in columns of their own, the newest of every row in
-the same column, so that appending is one slice write: a row that joined later simply starts in a later column.
+the same column, so that appending is one slice write: a row that joined later simply starts in a later column. Rows
+stand in the order in which they joined; a span of rows that joined at about the same time is read from its first
+column on, so that young rows do not pay for old ones.
 
 Shapes: R rows, P prompts running, G rows of the largest group, S tokens of the longest prompt, C own columns filled,
 H query heads, K key/value heads, E head width, L layers.
@@ -11,6 +13,7 @@ H query heads, K key/value heads, E head width, L layers.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +23,15 @@ from nanogpt_edit.model.gpt import GPTConfig
 from nanogpt_edit.model.kv_cache import KVCache
 
 NEVER = float("-inf")
+SPAN_COLUMNS = 64  # rows of a span joined at most this many steps apart
+
+
+@dataclass(frozen=True)
+class Span:
+    """Rows `rows` of the batch; their own tokens stand in column `first` and later."""
+
+    rows: slice
+    first: int
 
 
 class DecodeCache(KVCache):
@@ -69,8 +81,12 @@ class DecodeCache(KVCache):
 
     def keep(self, rows: Tensor) -> None:
         """Keep only `rows` (ascending), moved to the front, and the prompts they need."""
+        kept = [(span.first, rows[(rows >= span.rows.start) & (rows < span.rows.stop)]) for span in self.spans]
         for own in (*self.keys, *self.values):
-            own[: len(rows), :, : self.length] = own[rows, :, : self.length]
+            to = 0
+            for first, some in kept:
+                own[to : to + len(some), :, first : self.length] = own[some, :, first : self.length]
+                to += len(some)
         used, self.prompt_of_row = torch.unique(self.prompt_of_row[rows], return_inverse=True)
         if len(used) < len(self.prompt_indices):
             self.prompt_keys, self.prompt_values = self.prompt_keys[:, used], self.prompt_values[:, used]
@@ -84,9 +100,14 @@ class DecodeCache(KVCache):
     def forget_columns(self, columns: int) -> None:
         """Drop the first `columns` own columns of every row."""
         for own in (*self.keys, *self.values):
-            own[:, :, : self.length - columns] = own[:, :, columns : self.length].clone()
+            for span in self.spans:
+                first = max(span.first, columns)  # a row that waits to leave may have begun before
+                own[span.rows, :, first - columns : self.length - columns] = own[
+                    span.rows, :, first : self.length
+                ].clone()
         self.length -= columns
-        self.start -= columns
+        self.start = (self.start - columns).clamp_(min=0)
+        self._find_spans()
 
     def positions(self) -> Tensor:
         """(R,) position of the token that is about to be added."""
@@ -102,10 +123,14 @@ class DecodeCache(KVCache):
 
         grouped = self._to_groups(q)  # (P, K, G·H/K, E)
         to_prompt = self._from_groups(grouped @ shared_keys.transpose(-1, -2), q)  # (R, K, H/K, S)
-        to_own = q @ own_keys.transpose(-1, -2)  # (R, K, H/K, C)
-        weights = (torch.cat((to_prompt, to_own), dim=-1) + self._bias()).softmax(dim=-1)
-        on_prompt, on_own = weights.split((to_prompt.shape[-1], to_own.shape[-1]), dim=-1)
-        y = self._from_groups(self._to_groups(on_prompt) @ shared_values, q) + on_own @ own_values
+        on_prompt, from_own = torch.empty_like(to_prompt), torch.empty_like(q)
+        for span, bias in zip(self.spans, self._biases(), strict=True):
+            at, own = span.rows, slice(span.first, None)
+            to_own = q[at] @ own_keys[at, :, own].transpose(-1, -2)  # (rows of the span, K, H/K, columns of the span)
+            weights = (torch.cat((to_prompt[at], to_own), dim=-1) + bias).softmax(dim=-1)
+            on_prompt[at] = weights[..., : self._width]
+            from_own[at] = weights[..., self._width :] @ own_values[at, :, own]
+        y = self._from_groups(self._to_groups(on_prompt) @ shared_values, q) + from_own
         return y.reshape(rows, heads, 1, size)
 
     def _regroup(self) -> None:
@@ -128,17 +153,31 @@ class DecodeCache(KVCache):
             hidden, NEVER
         )
         self._width = width
-        self._bias_length = -1
+        self._find_spans()
 
-    def _bias(self) -> Tensor:
-        """(R, 1, 1, S + C): 0 where the row may look, -inf where it may not; built once per step."""
+    def _find_spans(self) -> None:
+        """Cut the rows, oldest first, wherever one joined much later than the first of its span."""
+        starts, self.spans = self.start.tolist(), list[Span]()
+        begin = 0
+        for row in range(1, len(starts) + 1):
+            if row == len(starts) or starts[row] - starts[begin] >= SPAN_COLUMNS:
+                self.spans.append(Span(slice(begin, row), starts[begin]))
+                begin = row
+        self._step_biases_length = -1
+
+    def _biases(self) -> list[Tensor]:
+        """Per span (rows, 1, 1, S + columns): 0 where a row may look, -inf where it may not; built once per step."""
         columns = self.length + 1
-        if self._bias_length != columns:
-            before = torch.arange(columns, device=self.start.device) < self.start[:, None]
-            own = torch.zeros(before.shape, device=before.device, dtype=self.keys.dtype).masked_fill_(before, NEVER)
-            self._step_bias = torch.cat((self._prompt_bias, own), dim=-1)[:, None, None]
-            self._bias_length = columns
-        return self._step_bias
+        if self._step_biases_length != columns:
+            self._step_biases = []
+            for span in self.spans:
+                column = torch.arange(span.first, columns, device=self.start.device)
+                own = torch.zeros(1, device=column.device, dtype=self.keys.dtype).masked_fill(
+                    column < self.start[span.rows, None], NEVER
+                )
+                self._step_biases.append(torch.cat((self._prompt_bias[span.rows], own), dim=-1)[:, None, None])
+            self._step_biases_length = columns
+        return self._step_biases
 
     def _to_groups(self, x: Tensor) -> Tensor:
         """(R, K, Q, n) -> (P, K, G·Q, n): the rows of a prompt side by side (empty cells hold some other row)."""
