@@ -1,10 +1,26 @@
-"""Where a model runs: "auto", "cpu", "cuda", "cuda:1", … as a torch device, and how many CPU threads it may use."""
+"""Where a model runs ("auto", "cpu", "cuda", "cuda:1", …), with how many CPU threads, and in what precision."""
 
 from __future__ import annotations
+
+from typing import Literal
 
 import torch
 
 from nanogpt_edit.errors import UserError
+
+Precision = Literal["auto", "float32", "bfloat16"]
+
+
+def autocast(device: torch.device, precision: Precision = "auto") -> torch.autocast:
+    """A context in which matrix products run in `precision` (auto: bfloat16 on a GPU that has it, else float32).
+
+    Weights, their gradients and the optimizer stay in float32. Casts of the weights are not kept: they would be stale
+    after an update, and without gradient where the first use was in sampling.
+    """
+    wanted = precision == "bfloat16"
+    if precision == "auto":
+        wanted = device.type == "cuda" and torch.cuda.is_bf16_supported()
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=wanted, cache_enabled=False)
 
 
 def choose_device(name: str = "auto", *, threads: int | None = None) -> torch.device:

@@ -25,10 +25,11 @@ from nanogpt_edit.data.problems import (
     prompt_ids,
     read_problems,
     to_samples,
+    with_room,
 )
 from nanogpt_edit.data.text import read_text, token_blocks
 from nanogpt_edit.data.world import World, make_world
-from nanogpt_edit.devices import choose_device
+from nanogpt_edit.devices import autocast, choose_device
 from nanogpt_edit.edit.editor import edit_model
 from nanogpt_edit.edit.fact_files import read_facts
 from nanogpt_edit.edit.facts import Fact, states_old_answer
@@ -131,9 +132,12 @@ class Pipeline:
 
     @cached_property
     def documents(self) -> list[str]:
-        """The base text: every fact several times, every training question once, further text once; shuffled."""
+        """Ordinary text, shuffled: further text and every training question once, every fact of the world several
+        times. A model that exists already has not learned the world: given text, it reads that and the questions."""
         questions = [problem.question for problem in self.problems.train]
-        documents = list(self.world.sentences) * self.recipe.pretrain.fact_repeats + questions + self.extra_text
+        documents = questions + self.extra_text
+        if self.recipe.model.source is None or not self.extra_text:
+            documents = list(self.world.sentences) * self.recipe.pretrain.fact_repeats + documents
         random.Random(self.recipe.seed).shuffle(documents)
         return documents
 
@@ -146,6 +150,9 @@ class Pipeline:
         return [problem.question for problem in self.problems.validation[:HELD_OUT_DOCUMENTS]]
 
     def held_out_blocks(self, tokenizer: Tokenizer, block_size: int) -> Tensor:
+        """Blocks of `evaluate.text`, or of the questions of the validation problems."""
+        if self.recipe.evaluate.text is not None:
+            return suite.held_out_text(self.recipe.evaluate.text, tokenizer, block_size=block_size)
         return token_blocks(self.held_out, tokenizer, block_size=min(HELD_OUT_TOKENS, block_size))
 
     def ordinary_text(self, model: GPT) -> Tensor:
@@ -194,7 +201,8 @@ class Pipeline:
     # --- models -------------------------------------------------------------------------------------------------
 
     def load(self, stage: str) -> GPT:
-        return checkpoint.load(self.folder.model(stage), device=self.device)
+        """In float32, whatever the file has: small steps would be lost in bfloat16's eight bits."""
+        return checkpoint.load(self.folder.model(stage), device=self.device, dtype=torch.float32)
 
     def samples(self, problems: Sequence[Problem], model: GPT, what: str) -> list[Sample]:
         assert model.tokenizer is not None
@@ -219,10 +227,20 @@ class Pipeline:
             return self.samples(read_problems(source, split="train"), model, "sft replay")
         return token_stream(read_text(source), tokenizer, context_tokens=config.replay_tokens)
 
+    def fitting(self, problems: Sequence[Problem], model: GPT, *, room: int, what: str) -> list[Problem]:
+        """The problems whose question leaves `room` tokens for a completion; how many do not is said."""
+        assert model.tokenizer is not None
+        kept, notes = with_room(problems, model.tokenizer, room=room, block_size=model.config.block_size)
+        for note in notes:
+            say(f"{what}: {note}")
+        return kept
+
     def longest_completion(self, model: GPT) -> int:
-        """Room for a completion: a quarter more tokens than the longest worked solution in train."""
-        samples = self.samples(self.problems.train, model, "sft")
-        return min(model.config.block_size - 1, max(sum(sample.loss_mask) for sample in samples) * 5 // 4)
+        """Room for a completion: a quarter more tokens than 99 of 100 worked solutions in train have."""
+        assert model.tokenizer is not None
+        samples, _ = to_samples(self.problems.train, model.tokenizer, block_size=model.config.block_size)
+        lengths = sorted(sum(sample.loss_mask) for sample in samples)
+        return min(model.config.block_size - 1, lengths[(len(lengths) - 1) * 99 // 100] * 5 // 4)
 
     def make_base(self) -> None:
         """A new model, pretrained on the base text; or an existing one, taken over."""
@@ -240,15 +258,16 @@ class Pipeline:
         self.folder.keep_environment(self.device, parameters=parameters, vocabulary=tokenizer.vocab_size)
         say(f"Base: a new {parameters / 1e6:.2f} M-parameter GPT-2 with {tokenizer.vocab_size} tokens.")
         say(doctor.verdict(self.examine_pretrain(model), stage="pretraining"))
-        trainer = pretrain(
-            model,
-            self.stream(tokenizer),
-            self.held_out_blocks(tokenizer, sizes.block_size),
-            self.recipe.pretrain,
-            seed=self.recipe.seed,
-            state=self.folder.state("base"),
-            log=self.folder.log("pretrain"),
-        )
+        with autocast(self.device, self.recipe.precision):
+            trainer = pretrain(
+                model,
+                self.stream(tokenizer),
+                self.held_out_blocks(tokenizer, sizes.block_size),
+                self.recipe.pretrain,
+                seed=self.recipe.seed,
+                state=self.folder.state("base"),
+                log=self.folder.log("pretrain"),
+            )
         note = f"pretrained for {self.recipe.pretrain.steps} steps"
         checkpoint.save(model, self.folder.model("base"), lineage_note=note)
         trainer.clear()
@@ -284,17 +303,18 @@ class Pipeline:
         assert model.tokenizer is not None
         samples = self.samples(self.problems.train, model, "sft")
         say(doctor.verdict(self.examine_sft(model, samples), stage="SFT"))
-        trainer = sft(
-            model,
-            samples,
-            self.samples(self.problems.validation, model, "sft validation"),
-            self.recipe.sft,
-            replay=self.replay(model),
-            seed=self.recipe.seed,
-            pad_id=model.tokenizer.pad_id,
-            state=self.folder.state("sft"),
-            log=self.folder.log("sft"),
-        )
+        with autocast(self.device, self.recipe.precision):
+            trainer = sft(
+                model,
+                samples,
+                self.samples(self.problems.validation, model, "sft validation"),
+                self.recipe.sft,
+                replay=self.replay(model),
+                seed=self.recipe.seed,
+                pad_id=model.tokenizer.pad_id,
+                state=self.folder.state("sft"),
+                log=self.folder.log("sft"),
+            )
         checkpoint.save(model, self.folder.model("sft"), lineage_note=f"SFT for {self.recipe.sft.steps} steps")
         trainer.clear()
 
@@ -303,28 +323,24 @@ class Pipeline:
             return
         model = self.load("sft")
         problems, config = self.grpo_problems(model)
-        if left_out := len(self.problems.train) - len(problems):
-            say(
-                f"grpo: {left_out} problems leave no room for a completion of {config.max_new_tokens} tokens; they are "
-                f"left out."
-            )
         say(doctor.verdict(self.examine_grpo(model, problems, config), stage="GRPO"))
-        trainer = grpo(
-            model,
-            problems,
-            self.problems.validation,
-            config,
-            seed=self.recipe.seed,
-            state=self.folder.state("grpo"),
-            log=self.folder.log("grpo"),
-        )
+        with autocast(self.device, self.recipe.precision):
+            trainer = grpo(
+                model,
+                problems,
+                self.problems.validation,
+                config,
+                seed=self.recipe.seed,
+                state=self.folder.state("grpo"),
+                log=self.folder.log("grpo"),
+            )
         checkpoint.save(model, self.folder.model("grpo"), lineage_note=f"GRPO for {config.steps} steps")
         trainer.clear()
 
     def grpo_problems(self, model: GPT) -> tuple[list[Problem], GRPOConfig]:
         """The training problems that leave room for a completion, and the settings with that room filled in."""
         room = self.recipe.grpo.max_new_tokens or self.longest_completion(model)
-        problems = [problem for problem in self.problems.train if fits(problem, model, room)]
+        problems = self.fitting(self.problems.train, model, room=room, what="grpo")
         return problems, replace(self.recipe.grpo, max_new_tokens=room)
 
     def examine_pretrain(self, model: GPT) -> list[doctor.Finding]:
@@ -375,19 +391,16 @@ class Pipeline:
                 config = replace(config, max_new_tokens=self.longest_completion(model))
             if stage == "edited":
                 config = replace(config, samples=config.edited_samples)
-            test = [problem for problem in self.problems.test if fits(problem, model, 1)]
-            if len(test) < len(self.problems.test):
-                say(
-                    f"evaluate: {len(self.problems.test) - len(test)} test problems exceed block_size and are left out."
-                )
             skills = suite.Skills(
-                problems=test,
+                problems=self.fitting(self.problems.test, model, room=1, what=f"evaluate {stage}"),
                 arithmetic=self.world.arithmetic,
                 questions=self.questions(),
                 probes=suite.PROBES,
                 text=self.held_out_blocks(model.tokenizer, model.config.block_size),
             )
-            suite.evaluate(model, skills, config, stage=stage).save(folder)
+            with autocast(self.device, self.recipe.precision):
+                evaluation = suite.evaluate(model, skills, config, stage=stage)
+            evaluation.save(folder)
             if stage == "grpo":
                 self.keep_transcript(model, folder)
         if previous:
@@ -431,9 +444,3 @@ class Pipeline:
         facts = [fact for fact in self.facts if fact.prompt in known] or list(self.facts)
         config = TraceConfig()
         write_json(path, trace_record(trace_facts(model, facts[: config.facts], config), stage="base"))
-
-
-def fits(problem: Problem, model: GPT, room: int) -> bool:
-    """Does the question leave `room` tokens for a completion?"""
-    assert model.tokenizer is not None
-    return len(prompt_ids(problem, model.tokenizer)) + room <= model.config.block_size

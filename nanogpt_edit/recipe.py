@@ -14,6 +14,7 @@ import tyro
 
 from nanogpt_edit.data.problems import ProblemsConfig
 from nanogpt_edit.data.world import WorldConfig
+from nanogpt_edit.devices import Precision
 from nanogpt_edit.edit.config import EditConfig
 from nanogpt_edit.errors import UserError, did_you_mean
 from nanogpt_edit.evaluate.suite import EvaluateConfig
@@ -56,6 +57,9 @@ class Recipe:
     """Chooses everything random; the same seed gives the same numbers."""
     device: str = "auto"
     """auto (a GPU when there is one), cpu, cuda, cuda:1, …"""
+    precision: Precision = "auto"
+    """Of matrix products in training and evaluation: bfloat16, float32, or auto (bfloat16 on a GPU that has it).
+    Weights are float32 in training, and edits are made in float32."""
     threads: int | None = None
     """CPU threads (None: torch's own choice)."""
     facts: str = "facts50"

@@ -38,7 +38,7 @@ def test_an_evaluation_is_printed_kept_and_compared(
     kept = saved.parent / "eval"
     text = problems.with_name("text.txt")
     text.write_text("Tom has 3 apples. " * 200)
-    extra = ["--problems.path", str(problems), "--text", str(text), "--out", str(kept)]
+    extra = ["--problems.path", str(problems), "--evaluate.text", str(text), "--out", str(kept)]
     assert cli.main(["evaluate", str(saved), *extra, *QUICK]) == 0
     printed = capsys.readouterr().out
     assert "pass_at_1" in printed

@@ -10,12 +10,11 @@ import tyro
 
 from nanogpt_edit.commands.parse import parse
 from nanogpt_edit.commands.show import show_metrics
-from nanogpt_edit.data.problems import Problem, ProblemsConfig, load_splits
-from nanogpt_edit.data.text import read_text, token_blocks
+from nanogpt_edit.data.problems import Problem, ProblemsConfig, load_splits, with_room
 from nanogpt_edit.data.world import WorldConfig, make_world, sanity_arithmetic
 from nanogpt_edit.devices import choose_device
 from nanogpt_edit.edit.contexts import tokenizer_of
-from nanogpt_edit.evaluate.suite import PROBES, EvaluateConfig, Skills, evaluate
+from nanogpt_edit.evaluate.suite import PROBES, EvaluateConfig, Skills, evaluate, held_out_text
 from nanogpt_edit.model.checkpoint import load
 from nanogpt_edit.progress import say
 
@@ -30,8 +29,6 @@ class Evaluate:
     """A model directory, a hub name (gpt2), or a nanoGPT ckpt.pt."""
     split: Split = "validation"
     """Which problems. Decide on validation; touch test once, at the end."""
-    text: str | None = None
-    """Held-out text for the perplexity: a file, a folder, or a hub data set (None: not measured)."""
     out: Path | None = None
     """Folder for the metrics (.json) and every completion (.jsonl), as `compare` reads them (None: only print)."""
     seed: int = 0
@@ -48,13 +45,15 @@ def run(arguments: list[str]) -> int:
     chosen = parse(Evaluate, arguments, verb="evaluate")
     model = load(chosen.model, device=choose_device(chosen.device))
     tokenizer = tokenizer_of(model)
+    block_size, source = model.config.block_size, chosen.evaluate.text
+    problems, notes = with_room(problems_of(chosen), tokenizer, room=1, block_size=block_size)
+    for note in notes:
+        say(note)
     skills = Skills(
-        problems=problems_of(chosen),
+        problems=problems,
         arithmetic=sanity_arithmetic(),
         probes=PROBES,
-        text=None
-        if chosen.text is None
-        else token_blocks(read_text(chosen.text, split="test"), tokenizer, block_size=model.config.block_size - 1),
+        text=None if source is None else held_out_text(source, tokenizer, block_size=block_size),
     )
     found = evaluate(model, skills, chosen.evaluate, stage=Path(chosen.model).name)
     show_metrics(found.metrics)

@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Annotated
 
 import tomli_w
+import torch
 import tyro
 
 from nanogpt_edit.commands.parse import parse
 from nanogpt_edit.data.problems import ProblemsConfig
 from nanogpt_edit.data.world import WorldConfig
-from nanogpt_edit.devices import choose_device
+from nanogpt_edit.devices import Precision, choose_device
 from nanogpt_edit.edit.config import EditConfig
 from nanogpt_edit.edit.contexts import tokenizer_of
 from nanogpt_edit.edit.covariance_files import default_cache_dir
@@ -46,6 +47,8 @@ class Common:
     """Chooses everything random; the same seed gives the same numbers."""
     device: str = "auto"
     """auto (a GPU when there is one), cpu, cuda, cuda:1, …"""
+    precision: Precision = "auto"
+    """Of matrix products in training: bfloat16, float32, or auto (bfloat16 on a GPU that has it)."""
     threads: int | None = None
     """CPU threads (None: torch's own choice)."""
 
@@ -111,7 +114,7 @@ class Stage(Pipeline):
     source: str = ""
 
     def load(self, stage: str) -> GPT:
-        return load(self.source, device=self.device)
+        return load(self.source, device=self.device, dtype=torch.float32)
 
 
 def pretrain(arguments: list[str]) -> int:
@@ -177,7 +180,14 @@ def choose_settings(chosen: Edit, recipe: Recipe) -> int:
 
 def run_alone(stage: str, chosen: Common, recipe: Recipe, *, source: str = "") -> int:
     """Run one stage of `recipe` in the folder that was chosen. Raises UserError when it holds another stage's work."""
-    recipe = replace(recipe, name=stage, seed=chosen.seed, device=chosen.device, threads=chosen.threads)
+    recipe = replace(
+        recipe,
+        name=stage,
+        seed=chosen.seed,
+        device=chosen.device,
+        precision=chosen.precision,
+        threads=chosen.threads,
+    )
     device = choose_device(chosen.device, threads=chosen.threads)
     folder = RunFolder(chosen.out)
     with folder.locked():

@@ -154,6 +154,28 @@ def to_sample(problem: Problem, tokenizer: Tokenizer) -> Sample:
     return Sample(token_ids=(*prompt, *completion), loss_mask=(0,) * len(prompt) + (1,) * len(completion))
 
 
+def with_room(
+    problems: Sequence[Problem], tokenizer: Tokenizer, *, room: int, block_size: int
+) -> tuple[list[Problem], list[str]]:
+    """(problems, notes): those whose question leaves `room` of `block_size` tokens; a note says how many do not.
+
+    Raises UserError when none does.
+    """
+    kept = [problem for problem in problems if len(prompt_ids(problem, tokenizer)) + room <= block_size]
+    if problems and not kept:
+        raise UserError(
+            f"None of {len(problems):,} questions leaves room for a completion of {room} tokens in block_size "
+            f"{block_size}; use a model with a larger one, or ask for shorter completions (max_new_tokens)."
+        )
+    if len(kept) == len(problems):
+        return kept, []
+    left_out = len(problems) - len(kept)
+    return kept, [
+        f"{left_out:,} of {len(problems):,} problems were left out because their question leaves no room for a "
+        f"completion of {room} tokens in block_size {block_size}."
+    ]
+
+
 def to_samples(
     problems: Iterable[Problem], tokenizer: Tokenizer, *, block_size: int
 ) -> tuple[list[Sample], tuple[str, ...]]:

@@ -117,7 +117,7 @@ class Engine:
 
         `cache_bytes` bounds it: rows and their share of the prompts count together.
         """
-        config, device, dtype = self.model.config, self.model.device, self.model.dtype
+        config, device, dtype = self.model.config, self.model.device, running_dtype(self.model)
         affordable = self.cache_bytes // KVCache.row_bytes(config, capacity=own + longest_prompt, dtype=dtype)
         rows = max(1, min(rows, self.max_slots, affordable))
         prompt_bytes = rows * KVCache.row_bytes(config, capacity=longest_prompt, dtype=dtype)
@@ -137,6 +137,12 @@ class Engine:
         cache.slots, cache.longest_prompt = rows, longest_prompt
         cache.clear()
         return cache
+
+
+def running_dtype(model: GPT) -> torch.dtype:
+    """The dtype keys and values come in: the weights', or what `torch.autocast` makes of them."""
+    kind = model.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else model.dtype
 
 
 class _Batch:
@@ -223,7 +229,7 @@ class _Batch:
             rows=len(prompts),
             capacity=token_ids.shape[1],
             device=self.device,
-            dtype=self.model.dtype,
+            dtype=self.cache.keys.dtype,
         )
         states = self.model.hidden(token_ids, cache=prefix)
         self.cache.add_prompts(prompt_indices, prefix, lengths)

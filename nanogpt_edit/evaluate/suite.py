@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nanogpt_edit.data.problems import Problem, prompt_ids
+from nanogpt_edit.data.text import read_text, token_blocks
 from nanogpt_edit.engine.engine import Completion, Engine
 from nanogpt_edit.engine.sampling import Sampling
 from nanogpt_edit.errors import UserError
@@ -38,6 +39,7 @@ from nanogpt_edit.evaluate.transcript import count_tokens
 from nanogpt_edit.files import read_jsonl, write_json, write_jsonl
 from nanogpt_edit.model.checkpoint import fingerprint
 from nanogpt_edit.model.gpt import GPT
+from nanogpt_edit.model.tokenizer import Tokenizer
 from nanogpt_edit.progress import progress
 
 # What a model of word problems makes of other questions (the prompts of the earlier system's report, and a few more).
@@ -56,6 +58,7 @@ PROBES = (
     "My favourite colour is",
 )
 EQUATION_SIGNS = frozenset("=+*/")
+TEXT_BLOCK = 256  # tokens of a block of held-out text
 PASS_AT = (1, 4, 16)  # the k of pass@k and majority@k, where there are that many samples
 
 
@@ -76,9 +79,13 @@ class EvaluateConfig:
     top_k: int | None = 50
     """Only the k most probable tokens can be drawn."""
     max_new_tokens: int | None = None
-    """A completion is cut after this many tokens (None: a quarter more than the longest worked solution has)."""
+    """A completion is cut after this many tokens (None: in a run a quarter more than 99 of 100 worked solutions have,
+    alone as many as block_size leaves)."""
     max_slots: int = 512
     """Completions written at once; speed and memory only, the text is the same."""
+    text: str | None = None
+    """Held-out text for the perplexity: a file, a folder, or a hub data set, of which its test split is read (None:
+    in a run the validation problems' questions, alone not measured)."""
     perplexity_tokens: int = 16_384
     """Held-out text read for the perplexity."""
     seed: int = 0
@@ -322,6 +329,11 @@ def recalled_by_subject(recalls: Sequence[Recall]) -> dict[str, dict[str, float]
     return {
         group: {subject: float(np.mean(own)) for subject, own in subjects.items()} for group, subjects in groups.items()
     }
+
+
+def held_out_text(source: str, tokenizer: Tokenizer, *, block_size: int) -> Tensor:
+    """The test split of a text, in blocks for `Skills.text`: (N, T + 1). Raises what `read_text` raises."""
+    return token_blocks(read_text(source, split="test"), tokenizer, block_size=min(TEXT_BLOCK, block_size - 1))
 
 
 @torch.inference_mode()
