@@ -381,10 +381,13 @@ def compare_records(before: Sequence[EvalRecord], after: Sequence[EvalRecord]) -
 
 
 def compare_recalls(before: Sequence[Recall], after: Sequence[Recall]) -> dict[str, Difference]:
-    """Paired differences of the share recalled, over subjects, for each group of facts with the same on both sides."""
+    """Paired differences of the share recalled, over subjects, for each group of facts with the same on both sides.
+
+    A group of one subject has no interval and is left out.
+    """
     old, new = recalled_by_subject(before), recalled_by_subject(after)
     return {
         f"facts_{group}": paired_difference(list(shares.values()), [new[group][subject] for subject in shares])
         for group, shares in old.items()
-        if shares.keys() == new.get(group, {}).keys()
+        if len(shares) > 1 and shares.keys() == new.get(group, {}).keys()
     }
