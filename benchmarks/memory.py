@@ -1,8 +1,8 @@
 """How much memory loading takes: the peak of a process that loads a model, beside the size of its weights.
 
 GPT-2 (124 M, float32, one file) and a model of Llama 3.2 1B's sizes (1.24 B, bfloat16, shards of 500 MB), both with
-random weights that transformers wrote. Each is loaded in a process of its own, by this package and by transformers; what
-the process took before loading is subtracted. The last line is one JSON object; `--out` keeps it.
+random weights that transformers wrote. Each is loaded in a process of its own, by this package and by transformers;
+what the process took before loading is subtracted. The last line is one JSON object; `--out` keeps it.
 
     python benchmarks/memory.py --out benchmarks/results/memory.json
 """

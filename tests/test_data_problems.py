@@ -19,6 +19,7 @@ from nanogpt_edit.data.problems import (
     read_problems,
     to_sample,
     to_samples,
+    with_room,
 )
 from nanogpt_edit.errors import UserError
 from nanogpt_edit.model.tokenizer import Tokenizer
@@ -305,3 +306,19 @@ def test_all_of_svamp_is_read() -> None:
         "Each pack of dvds costs 76 dollars. If there is a discount of 25 dollars on each pack, "
         "how much do you have to pay to buy each pack?"
     )
+
+
+def test_questions_without_room_for_an_answer_are_counted(tokenizer: Tokenizer) -> None:
+    short = Problem(question="3 + 4?", rationale="", answer="7", id="x:1")
+    longer = Problem(question="3 + 4 + 1?", rationale="", answer="8", id="x:2")
+    length = len(prompt_ids(short, tokenizer))
+    kept, notes = with_room([short, longer], tokenizer, room=5, block_size=length + 5)
+    assert kept == [short]
+    assert notes == [
+        "1 of 2 problems were left out because their question leaves no room for a completion of 5 tokens in "
+        f"block_size {length + 5}."
+    ]
+    assert with_room([short], tokenizer, room=5, block_size=length + 5) == ([short], [])
+    assert with_room([], tokenizer, room=5, block_size=1) == ([], [])
+    with pytest.raises(UserError, match="None of 1 questions leaves room for a completion of 6 tokens"):
+        with_room([short], tokenizer, room=6, block_size=length + 5)

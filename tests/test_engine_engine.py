@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from nanogpt_edit.engine import decode_cache
 from nanogpt_edit.engine import engine as engine_module
 from nanogpt_edit.engine.decode_cache import DecodeCache
 from nanogpt_edit.engine.engine import Completion, Engine
@@ -133,6 +134,7 @@ def expected_text(family: str, prompt: int, sample: int, max_new_tokens: int) ->
     affordable_rows=st.sampled_from([0, 1, 2, 5, 1000]),
     slack=st.sampled_from([0, 1, 5, 64]),
     prefill_tokens=st.sampled_from([1, 20, 1000]),
+    span=st.sampled_from([1, 3, 64]),
     max_new_tokens=st.sampled_from([1, 2, 17]),
 )
 def test_the_text_depends_on_the_prompt_and_its_key_alone(
@@ -143,6 +145,7 @@ def test_the_text_depends_on_the_prompt_and_its_key_alone(
     affordable_rows: int,
     slack: int,
     prefill_tokens: int,
+    span: int,
     max_new_tokens: int,
 ) -> None:
     """Not on slots, number of samples, order, company, cache memory, or how prompts and columns are batched."""
@@ -151,6 +154,7 @@ def test_the_text_depends_on_the_prompt_and_its_key_alone(
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.setattr(engine_module, "SLACK_COLUMNS", slack)
         monkeypatch.setattr(engine_module, "PREFILL_TOKENS", prefill_tokens)
+        monkeypatch.setattr(decode_cache, "SPAN_COLUMNS", span)
         completions = Engine(model, max_slots=slots, cache_bytes=affordable_rows * row_bytes).generate(
             [POOL[i] for i in chosen],
             n=n,
@@ -167,6 +171,7 @@ def test_the_text_depends_on_the_prompt_and_its_key_alone(
 def test_a_long_run_moves_its_columns_and_keeps_its_text(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model = bold(family, block_size=64)
     monkeypatch.setattr(engine_module, "SLACK_COLUMNS", 8)
+    monkeypatch.setattr(decode_cache, "SPAN_COLUMNS", 5)
     moved: list[int] = []
     forget = DecodeCache.forget_columns
 
