@@ -1,6 +1,7 @@
 """The command line: finds the verb, and turns what a person can mend into one line and an exit status.
 
-Nothing heavy is imported before the verb is known, so that `--help` and a misspelt verb answer at once. Each verb is a
+Nothing heavy is imported before the verb is known, so that `--help` and a misspelt verb answer at once. Under torchrun
+some verbs run in several processes (`processes.py`). Each verb is a
 function in `commands/` that takes its arguments as text and returns the exit status:
 0 done, 2 a mistake to mend, 3 an expectation of the recipe failed, 130 interrupted.
 """
@@ -11,7 +12,9 @@ import errno
 import importlib
 import os
 import sys
+import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 from nanogpt_edit import __version__
 from nanogpt_edit.errors import UserError, did_you_mean
@@ -40,6 +43,9 @@ VERBS: dict[str, tuple[str, str]] = {
     "info": ("family, sizes, tokenizer, fingerprint and history of a model", "nanogpt_edit.commands.info:info"),
 }
 
+RESUMABLE = ("run", "pretrain", "sft", "grpo")
+IN_SEVERAL_PROCESSES = (*RESUMABLE, "evaluate")
+PATIENCE_SECONDS = 3.0
 MISTAKE, INTERRUPTED = 2, 130
 # A disk or a permission a person can mend: no traceback.
 MENDABLE = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS}
@@ -56,14 +62,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if verb in ("--version", "-V"):
             print(f"{PROGRAM} {__version__}")
             return 0
-        status = find_verb(verb)(arguments[1:])
+        with together(verb):
+            status = find_verb(verb)(arguments[1:])
         sys.stdout.flush()
         return status
     except UserError as error:
         return complain(str(error))
     except KeyboardInterrupt:
-        again = " The same command goes on from where it was." if verb == "run" else ""
-        complain(f"interrupted.{again}")
+        again = " The same command goes on from where it was." if verb in RESUMABLE else ""
+        if rank() == 0:
+            complain(f"interrupted.{again}")
         return INTERRUPTED
     except BrokenPipeError:
         # The reader (head, less) has gone; keep Python from failing once more while it closes standard output.
@@ -85,6 +93,26 @@ def find_verb(name: str) -> Callable[[list[str]], int]:
     return found
 
 
+def together(verb: str) -> AbstractContextManager[None]:
+    """One of torchrun's processes joins the others. Raises UserError for a verb that is not for several."""
+    processes = int(os.environ.get("WORLD_SIZE", "1"))  # set by torchrun, as RANK is
+    if processes == 1:
+        return nullcontext()
+    if verb in VERBS and verb not in IN_SEVERAL_PROCESSES:
+        raise UserError(
+            f"{verb} runs in one process and torchrun started {processes}; start it without torchrun. "
+            f"For several: {', '.join(IN_SEVERAL_PROCESSES)}."
+        )
+    from nanogpt_edit.processes import joined  # here, for it imports torch
+
+    return joined()
+
+
+def rank() -> int:
+    """This process's number among those that torchrun started; 0 when it is alone."""
+    return int(os.environ["RANK"]) if int(os.environ.get("WORLD_SIZE", "1")) > 1 else 0
+
+
 def overview() -> str:
     """What `nanogpt-edit --help` prints."""
     width = max(map(len, VERBS)) + 2
@@ -98,7 +126,14 @@ def overview() -> str:
 
 
 def complain(sentence: str) -> int:
-    """One line on standard error."""
+    """One line on standard error.
+
+    Of several processes the first speaks for all. Another one waits, so that torchrun, which ends them all when one
+    fails, lets it come to this only when the trouble is its own.
+    """
+    if rank():
+        time.sleep(PATIENCE_SECONDS)
+        sentence = f"process {rank()}: {sentence}"
     print(f"{PROGRAM}: {' '.join(sentence.split())}", file=sys.stderr)
     return MISTAKE
 

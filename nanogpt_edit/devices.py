@@ -6,6 +6,7 @@ from typing import Literal
 
 import torch
 
+from nanogpt_edit import processes
 from nanogpt_edit.errors import UserError
 
 Precision = Literal["auto", "float32", "bfloat16"]
@@ -36,6 +37,10 @@ def choose_device(name: str = "auto", *, threads: int | None = None) -> torch.de
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
+        if device.index is not None and processes.count() > 1:
+            raise UserError(
+                f'device "{name}" is one for {processes.count()} processes; say {device.type}: each takes its own.'
+            )
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, NotImplementedError):
         found = ", ".join(["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))])

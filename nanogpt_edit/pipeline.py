@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from nanogpt_edit import report
+from nanogpt_edit import processes, report
 from nanogpt_edit.data.problems import (
     Problem,
     ProblemSplits,
@@ -49,6 +49,7 @@ from nanogpt_edit.recipe import Recipe
 from nanogpt_edit.run_folder import RunFolder
 from nanogpt_edit.train import doctor
 from nanogpt_edit.train.grpo import GRPOConfig, grpo
+from nanogpt_edit.train.loop import Trainer
 from nanogpt_edit.train.pretrain import TokenStream, pretrain, token_stream
 from nanogpt_edit.train.sft import sft
 
@@ -73,6 +74,9 @@ def run(recipe: Recipe, out: Path) -> int:
         for stage, work in pipeline.stages().items():
             with folder.timed(stage):
                 work()
+            processes.wait_for_all()
+        if not processes.is_first():
+            return 0
         with folder.timed("report"):
             summary = report.build(out)
     console.print(report.terminal_summary(summary))
@@ -93,13 +97,14 @@ class Pipeline:
     def stages(self) -> dict[str, Callable[[], None]]:
         """What is to be done, in order, under the names it is timed by."""
         work: dict[str, Callable[[], None]] = {"world": self.prepare}
-        makers = {"base": self.make_base, "sft": self.make_sft, "grpo": self.make_grpo, "edited": self.make_edited}
+        makers: dict[str, Callable[[], None]] = {"base": self.make_base, "sft": self.make_sft, "grpo": self.make_grpo}
+        makers["edited"] = partial(by_the_first, self.make_edited)
         previous = ""
         for stage, maker in makers.items():
             work[stage] = maker
             work[f"evaluate_{stage}"] = partial(self.evaluate, stage, previous)
             previous = stage
-        work["trace"] = self.trace
+        work["trace"] = partial(by_the_first, self.trace)
         return work
 
     # --- data ---------------------------------------------------------------------------------------------------
@@ -249,7 +254,8 @@ class Pipeline:
         sizes = self.recipe.model
         if sizes.source is not None:
             model = checkpoint.load(sizes.source, device=self.device)
-            checkpoint.save(model, self.folder.model("base"), lineage_note=f"taken from {sizes.source}")
+            if processes.is_first():
+                checkpoint.save(model, self.folder.model("base"), lineage_note=f"taken from {sizes.source}")
             return
         model = self.new_model()
         tokenizer = model.tokenizer
@@ -267,10 +273,9 @@ class Pipeline:
                 seed=self.recipe.seed,
                 state=self.folder.state("base"),
                 log=self.folder.log("pretrain"),
+                shard=self.recipe.shard,
             )
-        note = f"pretrained for {self.recipe.pretrain.steps} steps"
-        checkpoint.save(model, self.folder.model("base"), lineage_note=note)
-        trainer.clear()
+        self.keep("base", trainer, f"pretrained for {self.recipe.pretrain.steps} steps")
 
     def new_model(self) -> GPT:
         """An untrained GPT-2 of the recipe's sizes, with a tokenizer of its own."""
@@ -314,9 +319,9 @@ class Pipeline:
                 pad_id=model.tokenizer.pad_id,
                 state=self.folder.state("sft"),
                 log=self.folder.log("sft"),
+                shard=self.recipe.shard,
             )
-        checkpoint.save(model, self.folder.model("sft"), lineage_note=f"SFT for {self.recipe.sft.steps} steps")
-        trainer.clear()
+        self.keep("sft", trainer, f"SFT for {self.recipe.sft.steps} steps")
 
     def make_grpo(self) -> None:
         if self.folder.has_model("grpo"):
@@ -333,9 +338,9 @@ class Pipeline:
                 seed=self.recipe.seed,
                 state=self.folder.state("grpo"),
                 log=self.folder.log("grpo"),
+                shard=self.recipe.shard,
             )
-        checkpoint.save(model, self.folder.model("grpo"), lineage_note=f"GRPO for {config.steps} steps")
-        trainer.clear()
+        self.keep("grpo", trainer, f"GRPO for {config.steps} steps")
 
     def grpo_problems(self, model: GPT) -> tuple[list[Problem], GRPOConfig]:
         """The training problems that leave room for a completion, and the settings with that room filled in."""
@@ -377,6 +382,13 @@ class Pipeline:
         say(f"Edit: {scores.success.value:.0%} of {len(self.facts)} facts at rank 1, in {patch.seconds:.1f} s.")
         save_edited(model, self.folder.model("edited"), {name: patch.apply(model)})
 
+    def keep(self, stage: str, trainer: Trainer, note: str) -> None:
+        """Save what a stage has trained, then let go of its saved states."""
+        with trainer.whole() as model:
+            if processes.is_first():
+                checkpoint.save(model, self.folder.model(stage), lineage_note=note)
+        trainer.clear()
+
     # --- measurements -------------------------------------------------------------------------------------------
 
     def evaluate(self, stage: str, previous: str) -> None:
@@ -400,10 +412,11 @@ class Pipeline:
             )
             with autocast(self.device, self.recipe.precision):
                 evaluation = suite.evaluate(model, skills, config, stage=stage)
-            evaluation.save(folder)
-            if stage == "grpo":
-                self.keep_transcript(model, folder)
-        if previous:
+            if processes.is_first():
+                evaluation.save(folder)
+                if stage == "grpo":
+                    self.keep_transcript(model, folder)
+        if previous and processes.is_first():
             self.compare(previous, stage)
 
     def compare(self, before: str, after: str) -> None:
@@ -444,3 +457,9 @@ class Pipeline:
         facts = [fact for fact in self.facts if fact.prompt in known] or list(self.facts)
         config = TraceConfig()
         write_json(path, trace_record(trace_facts(model, facts[: config.facts], config), stage="base"))
+
+
+def by_the_first(work: Callable[[], None]) -> None:
+    """`work` that one process does alone, while the others wait at the stage's end."""
+    if processes.is_first():
+        work()

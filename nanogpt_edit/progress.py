@@ -26,7 +26,7 @@ class Progress:
         self.done = self._done_at_start = done
         self.started = time.perf_counter()
         self._shown = self.started
-        self._live = console.is_terminal
+        self._live = console.is_terminal and not console.quiet
 
     def update(self, done: int, **values: float | str) -> None:
         """Show that `done` of `total` units are finished, with `values` such as loss=1.23."""

@@ -62,6 +62,9 @@ class Recipe:
     Weights are float32 in training, and edits are made in float32."""
     threads: int | None = None
     """CPU threads (None: torch's own choice)."""
+    shard: bool = False
+    """Under torchrun, divide the weights over the processes (FSDP2) where one process cannot hold them; else each has
+    all of them (DistributedDataParallel)."""
     facts: str = "facts50"
     """The facts to edit: a .jsonl or .json file, or facts50, which comes with the package."""
     model: ModelConfig = ModelConfig()

@@ -15,11 +15,13 @@ from pathlib import Path
 
 import torch
 
+from nanogpt_edit import processes
 from nanogpt_edit.errors import UserError
 from nanogpt_edit.files import read_json, write_json
 from nanogpt_edit.recipe import Recipe, load_recipe, save_recipe
 from nanogpt_edit.settings import differences
 
+MAY_CHANGE = ("threads", "shard", "expect")  # between two calls of one run
 PACKAGES = ("nanogpt-edit", "torch", "numpy", "tokenizers", "safetensors")
 
 
@@ -52,12 +54,14 @@ class RunFolder:
     def keep_recipe(self, recipe: Recipe) -> None:
         """Write recipe.toml, or check that the one there asks for the same run.
 
-        What a run expects and how many threads it uses may change between calls. Raises UserError naming the fields
-        that differ.
+        What a run expects, how many threads it uses and how it is shared out may change between calls. Raises
+        UserError naming the fields that differ.
         """
+        if not processes.is_first():
+            return
         path = self.path / "recipe.toml"
         if path.exists():
-            changed = [name for name in differences(load_recipe(path), recipe) if name not in ("threads", "expect")]
+            changed = [name for name in differences(load_recipe(path), recipe) if name not in MAY_CHANGE]
             if changed:
                 raise UserError(
                     f"{self.path} holds a run with other settings ({', '.join(changed)}); choose another --out, or "
@@ -67,7 +71,13 @@ class RunFolder:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the folder: a second run in it is refused while the first lives. A killed run's lock is free."""
+        """Hold the folder: a second run in it is refused while the first lives. A killed run's lock is free.
+
+        The first process holds it for all processes of a run.
+        """
+        if not processes.is_first():
+            yield
+            return
         self.path.mkdir(parents=True, exist_ok=True)
         with (self.path / ".lock").open("a+") as lock:
             try:
@@ -90,14 +100,20 @@ class RunFolder:
         try:
             yield
         finally:
-            path = self.path / "timing.json"
-            stages = read_json(path)["stages"] if path.exists() else {}
-            assert isinstance(stages, dict)
-            stages[stage] = round(stages.get(stage, 0.0) + time.perf_counter() - started, 3)
-            write_json(path, {"stages": stages})
+            if processes.is_first():
+                self.add_seconds(stage, time.perf_counter() - started)
+
+    def add_seconds(self, stage: str, seconds: float) -> None:
+        path = self.path / "timing.json"
+        stages = read_json(path)["stages"] if path.exists() else {}
+        assert isinstance(stages, dict)
+        stages[stage] = round(stages.get(stage, 0.0) + seconds, 3)
+        write_json(path, {"stages": stages})
 
     def keep_environment(self, device: torch.device, **facts: object) -> None:
         """Write what this run ran on, once, and any further `facts` about its data and model."""
+        if not processes.is_first():
+            return
         path = self.path / "environment.json"
         known = read_json(path) if path.exists() else environment(device)
         write_json(path, known | facts)
@@ -112,6 +128,7 @@ def environment(device: torch.device) -> dict[str, object]:
         "cpu": cpu_name(),
         "cores": os.cpu_count() or 1,
         "threads": torch.get_num_threads(),
+        "processes": processes.count(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
         **{name: version(name) for name in PACKAGES},
     }

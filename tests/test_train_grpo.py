@@ -100,7 +100,7 @@ def test_a_step_raises_the_rewarded_completion_and_lowers_the_others(tmp_path: P
     completions = [[10, 11, 12], [20, 21], [30, 31, 32, 33]]
     group = group_of(model, completions, [0.0, 1.0, 0.0])
     before = [logprobs_of(model, group.prompt, ids).sum().item() for ids in completions]
-    update(model, None, [group], config(), trainer_of(model, config(), tmp_path))
+    update(None, [group], config(), trainer_of(model, config(), tmp_path))
     after = [logprobs_of(model, group.prompt, ids).sum().item() for ids in completions]
     assert after[1] > before[1] + 0.01
     assert after[0] < before[0]
@@ -142,7 +142,7 @@ def test_a_gap_between_sampler_and_trainer_is_said(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(policy_update, "say", said.append)
     model = tiny_model().eval()
     group = group_of(model, [[10, 11], [20, 21]], [0.0, 1.0], ratios=[[1.0, 1.0], [1.0, 1.2]])
-    metrics = update(model, None, [group], config(), trainer_of(model, config(), tmp_path)).metrics
+    metrics = update(None, [group], config(), trainer_of(model, config(), tmp_path)).metrics
     assert metrics["sampler_gap"] == pytest.approx(math.log(1.2), abs=1e-4)
     assert said == [
         "grpo: step 0: sampler and trainer disagree by 0.182 nats on a token they should agree on; the update is "
@@ -199,7 +199,7 @@ def test_metrics_are_means_over_tokens_whatever_the_loss_is_divided_by(tmp_path:
     found = {}
     for normalise in ("token", "constant"):
         settings = config(normalise=normalise)
-        found[normalise] = update(copy.deepcopy(model), None, [group], settings, trainer_of(model, settings, tmp_path))
+        found[normalise] = update(None, [group], settings, trainer_of(copy.deepcopy(model), settings, tmp_path))
         assert found[normalise].metrics["clip_high_share"] == pytest.approx(0.25)
     assert found["constant"].metrics["entropy"] == pytest.approx(found["token"].metrics["entropy"], rel=1e-5)
 
@@ -221,7 +221,7 @@ def test_a_group_whose_completions_are_all_masked_has_no_signal(tmp_path: Path) 
     model = tiny_model().eval()
     group = group_of(model, [[10, 11], [20]], [1.0, 0.0], takes_part=[False, False])
     assert not group.has_signal
-    updated = update(model, None, [group], config(), trainer_of(model, config(), tmp_path))
+    updated = update(None, [group], config(), trainer_of(model, config(), tmp_path))
     assert updated.metrics["updates"] == 0
     assert math.isnan(updated.metrics["loss"])
 
@@ -302,7 +302,7 @@ def test_micro_batches_do_not_change_the_gradient(tmp_path: Path) -> None:
                 monkeypatch.setattr(
                     trainer, "apply_gradients", lambda t=trainer, g=gradients: g.append(grads(t)) or 0.0
                 )
-                metrics = update(trainer.model, reference, groups, settings, trainer).metrics
+                metrics = update(reference, groups, settings, trainer).metrics
             found.append((gradients[0], metrics))
         (_, first), (whole, _), _ = found
         for gradient, metrics in found[1:]:
@@ -345,7 +345,7 @@ def test_later_updates_see_a_ratio_that_is_no_longer_one(tmp_path: Path) -> None
     settings = config(updates_per_rollout=2, learning_rate=0.05)
     same = group_of(model, [[10, 11], [20, 21]], [1.0, 0.0])
     trainer = trainer_of(model, settings, tmp_path)
-    metrics = update(model, None, [same, same], settings, trainer).metrics
+    metrics = update(None, [same, same], settings, trainer).metrics
     assert metrics["sampler_gap"] < 1e-4
     # The first update has moved the second one's tokens past the clip: both good ones, half of its four tokens, in the
     # mean over both updates a quarter.
@@ -356,7 +356,7 @@ def test_more_updates_than_groups_are_as_many_as_there_are_groups(tmp_path: Path
     model = tiny_model().eval()
     groups = [group_of(model, [[10, 11], [20, 21]], [1.0, 0.0])]
     settings = config(updates_per_rollout=5)
-    one = update(model, None, groups, settings, trainer_of(model, settings, tmp_path)).metrics
+    one = update(None, groups, settings, trainer_of(model, settings, tmp_path)).metrics
     assert one["grad_norm"] > 0
     assert one["loss"] == pytest.approx(0, abs=1e-6)  # ratio 1, advantages that cancel
 
@@ -444,9 +444,9 @@ def test_a_full_step_takes_no_more_groups_than_asked(tmp_path: Path, monkeypatch
     taken: list[int] = []
     original = grpo_module.update
 
-    def count(model, reference, groups, settings, trainer):  # type: ignore[no-untyped-def]
+    def count(reference, groups, settings, trainer):  # type: ignore[no-untyped-def]
         taken.append(len(groups))
-        return original(model, reference, groups, settings, trainer)
+        return original(reference, groups, settings, trainer)
 
     monkeypatch.setattr(grpo_module, "update", count)
     rewards = {"test_train_grpo:odd_problems": 1.0}
@@ -541,7 +541,7 @@ def test_the_entropy_bonus_raises_the_entropy(tmp_path: Path) -> None:
                 weight.mul_(8 if weight.dim() == 2 else 1)  # well below the highest entropy to begin with
         group, settings = group_of(model, [[10, 11, 12], [20, 21]], [1.0, 0.0]), config(entropy_coef=bonus)
         before = terms_of(model, [group], settings).entropy
-        metrics = update(model, None, [group], settings, trainer_of(model, settings, tmp_path)).metrics
+        metrics = update(None, [group], settings, trainer_of(model, settings, tmp_path)).metrics
         assert metrics["entropy"] == pytest.approx(before)
         entropy[bonus] = terms_of(model, [group], settings).entropy - before
     assert entropy[0.0] < 0  # learning makes the model surer …

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-import contextlib
+import copy
 import os
 import random
 import signal
@@ -20,7 +20,7 @@ from conftest import TEXTS
 
 from nanogpt_edit.data.problems import Problem, to_sample
 from nanogpt_edit.data.text import token_blocks
-from nanogpt_edit.files import read_jsonl, write_json
+from nanogpt_edit.files import write_json
 from nanogpt_edit.model.checkpoint import fingerprint
 from nanogpt_edit.model.gpt import GPT, GPTConfig
 from nanogpt_edit.model.tokenizer import Tokenizer
@@ -35,6 +35,7 @@ PROBLEMS = tuple(
     for b in range(1, 4)
 )
 STAGES = ("pretrain", "sft", "grpo")
+DEVICE = os.environ.get("TINY_STAGES_DEVICE", "cpu")
 
 PRETRAIN = PretrainConfig(steps=20, save_every=3, evaluate_every=6, batch_size=3, context_tokens=12, optimizer="muon")
 SFT = SFTConfig(
@@ -74,21 +75,24 @@ def tiny_model(*, seed: int = 0, vocab_size: int | None = None) -> GPT:
     return model
 
 
-def run_stage(stage: str, folder: Path) -> GPT:
+def run_stage(stage: str, folder: Path, *, shard: bool = False) -> GPT:
     """Train a new model (or go on from the state in `folder`) -> the trained model."""
-    model, tokenizer = tiny_model(), tiny_tokenizer()
+    model, tokenizer = tiny_model().to(DEVICE), tiny_tokenizer()
     state, log = folder / "state", folder / "log.jsonl"
     if stage == "pretrain":
         stream = token_stream(TEXTS, tokenizer, context_tokens=PRETRAIN.context_tokens)
         held_out = token_blocks(TEXTS[:1], tokenizer, block_size=12)
-        pretrain(model, stream, held_out, PRETRAIN, seed=1, state=state, log=log)
+        trainer = pretrain(model, stream, held_out, PRETRAIN, seed=1, state=state, log=log, shard=shard)
     elif stage == "sft":
         samples = [to_sample(problem, tokenizer) for problem in PROBLEMS]
         stream = token_stream(TEXTS, tokenizer, context_tokens=SFT.replay_tokens)
-        sft(model, samples[5:], samples[:5], SFT, replay=stream, seed=1, pad_id=0, state=state, log=log)
+        trainer = sft(
+            model, samples[5:], samples[:5], SFT, replay=stream, seed=1, pad_id=0, state=state, log=log, shard=shard
+        )
     else:
-        grpo(model, PROBLEMS[5:], PROBLEMS[:5], GRPO, seed=1, state=state, log=log)
-    return model
+        trainer = grpo(model, PROBLEMS[5:], PROBLEMS[:5], GRPO, seed=1, state=state, log=log, shard=shard)
+    with trainer.whole() as whole:
+        return copy.deepcopy(whole) if shard else whole
 
 
 def steps_of(stage: str) -> int:
@@ -96,58 +100,55 @@ def steps_of(stage: str) -> int:
 
 
 def main(folder: Path, kills: int = 7) -> None:
-    """Kill each stage `kills` times at random instants (once politely), then let it finish.
+    """Kill each stage `kills` times with SIGKILL, at instants drawn from the time that it takes, the first included.
 
-    Writes `<stage>/done.json` with the fingerprint and the signals that ended the processes.
+    A run that is done before its turn is left as it is, and another one begun, so that every kill hits a living
+    process. Each run leaves its folder `<stage>/<number>`; `<stage>/killed.json` says how often each was hit.
     """
     chance = random.Random(0)
     make_optimizers(tiny_model(), SFT)  # imports a good second's worth of torch, which each child would import again
     for stage in STAGES:
-        own = folder / stage
-        ended: list[int] = []
-        for number in range(kills):
-            child = fork(lambda stage=stage, own=own: run_stage(stage, own))  # type: ignore[misc]
-            # In the first half of the run, so that it cannot be over before the signal comes.
-            wait_for_step(own / "log.jsonl", number * steps_of(stage) // (2 * kills), child)
-            time.sleep(chance.uniform(0, 0.02))
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(child, signal.SIGTERM if number == kills // 2 else signal.SIGKILL)
-            _, status = os.waitpid(child, 0)
-            ended.append(os.waitstatus_to_exitcode(status))
-        child = fork(lambda stage=stage, own=own: finish_stage(stage, own))  # type: ignore[misc]
-        _, status = os.waitpid(child, 0)
-        ended.append(os.waitstatus_to_exitcode(status))
-        write_json(own / "ended.json", {"exit_codes": ended})
+        started = time.monotonic()
+        assert wait_for(fork(finish_stage, stage, folder / stage / "0")) == 0
+        span = time.monotonic() - started
+        hits = [0, 0]
+        while True:
+            child = fork(finish_stage, stage, folder / stage / str(len(hits) - 1))
+            if sum(hits) < kills:
+                time.sleep(chance.uniform(0, span))
+                os.kill(child, signal.SIGKILL)  # a child that has ended is there until it is waited for
+            code = wait_for(child)
+            assert code in (0, -signal.SIGKILL), code
+            if code:
+                hits[-1] += 1
+            elif sum(hits) < kills:
+                hits.append(0)
+            else:
+                break
+        write_json(folder / stage / "killed.json", {"hits": hits})
 
 
 def finish_stage(stage: str, folder: Path) -> None:
     write_json(folder / "done.json", {"fingerprint": fingerprint(run_stage(stage, folder))})
 
 
-def fork(work: Callable[[], object]) -> int:
-    """Start `work` in a child process -> its pid. It exits with 0, or 130 when interrupted."""
+def fork(work: Callable[[str, Path], None], stage: str, folder: Path) -> int:
+    """Start `work` in a child process -> its pid."""
     pid = os.fork()
     if pid:
         return pid
     code = 1
     try:
         torch.set_num_threads(1)
-        work()
+        work(stage, folder)
         code = 0
-    except KeyboardInterrupt:
-        code = 130
     finally:
         os._exit(code)
 
 
-def wait_for_step(log: Path, step: int, child: int) -> None:
-    """Until the log shows that `step` is done, or the child has ended."""
-    while os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
-        if log.exists():
-            with contextlib.suppress(Exception):  # it is being written
-                if read_jsonl(log)[-1]["step"] >= step:  # type: ignore[operator]
-                    return
-        time.sleep(0.002)
+def wait_for(child: int) -> int:
+    """Until the child has ended -> its exit code, negative for a signal."""
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 import tyro
 
+from nanogpt_edit import processes
 from nanogpt_edit.commands.parse import parse
 from nanogpt_edit.commands.show import show_metrics
 from nanogpt_edit.data.problems import Problem, ProblemsConfig, load_splits, with_room
@@ -57,7 +58,7 @@ def run(arguments: list[str]) -> int:
     )
     found = evaluate(model, skills, chosen.evaluate, stage=Path(chosen.model).name)
     show_metrics(found.metrics)
-    if chosen.out is not None:
+    if chosen.out is not None and processes.is_first():
         found.save(chosen.out)
         say(f"Records: {chosen.out / found.stage}.jsonl")
     return 0

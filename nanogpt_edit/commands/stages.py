@@ -14,6 +14,7 @@ import tomli_w
 import torch
 import tyro
 
+from nanogpt_edit import processes
 from nanogpt_edit.commands.parse import parse
 from nanogpt_edit.data.problems import ProblemsConfig
 from nanogpt_edit.data.world import WorldConfig
@@ -28,7 +29,7 @@ from nanogpt_edit.model.checkpoint import load
 from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.pipeline import Pipeline
 from nanogpt_edit.recipe import ModelConfig, Recipe
-from nanogpt_edit.run_folder import RunFolder
+from nanogpt_edit.run_folder import MAY_CHANGE, RunFolder
 from nanogpt_edit.settings import differences, read_settings, to_table, write_settings
 from nanogpt_edit.train.grpo import GRPOConfig
 from nanogpt_edit.train.pretrain import PretrainConfig
@@ -51,6 +52,9 @@ class Common:
     """Of matrix products in training: bfloat16, float32, or auto (bfloat16 on a GPU that has it)."""
     threads: int | None = None
     """CPU threads (None: torch's own choice)."""
+    shard: bool = False
+    """Under torchrun, divide the weights over the processes (FSDP2) where one process cannot hold them; else each has
+    all of them (DistributedDataParallel)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -187,6 +191,7 @@ def run_alone(stage: str, chosen: Common, recipe: Recipe, *, source: str = "") -
         device=chosen.device,
         precision=chosen.precision,
         threads=chosen.threads,
+        shard=chosen.shard,
     )
     device = choose_device(chosen.device, threads=chosen.threads)
     folder = RunFolder(chosen.out)
@@ -201,8 +206,10 @@ def run_alone(stage: str, chosen: Common, recipe: Recipe, *, source: str = "") -
 
 def keep_settings(chosen: Common, path: Path) -> None:
     """Write what was chosen, or check that the file there holds the same. Raises UserError naming what differs."""
+    if not processes.is_first():
+        return
     if path.exists():
-        changed = [name for name in differences(read_settings(type(chosen), path), chosen) if name != "threads"]
+        changed = [name for name in differences(read_settings(type(chosen), path), chosen) if name not in MAY_CHANGE]
         if changed:
             raise UserError(
                 f"{path.parent} holds this stage with other settings ({', '.join(changed)}); choose another --out, or "

@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from nanogpt_edit import processes
 from nanogpt_edit.data.problems import Problem, prompt_ids
 from nanogpt_edit.data.text import read_text, token_blocks
 from nanogpt_edit.engine.engine import Completion, Engine
@@ -209,7 +210,20 @@ def solve(
     skill: str,
     label: str | None = None,
 ) -> list[EvalRecord]:
-    """`n` graded completions of each problem, in order. A problem's samples depend on its id, not on its company."""
+    """`n` graded completions of each problem, in order. A problem's samples depend on its id, not on its company, nor
+    on how many processes the problems are dealt out to."""
+
+    def work(own: Sequence[Problem]) -> list[list[EvalRecord]]:
+        records = solve_here(engine, own, n=n, sampling=sampling, skill=skill, label=label)
+        return [records[i * n : (i + 1) * n] for i in range(len(own))]
+
+    return [record for records in processes.dealt(problems, work) for record in records]
+
+
+def solve_here(
+    engine: Engine, problems: Sequence[Problem], *, n: int, sampling: Sampling, skill: str, label: str | None
+) -> list[EvalRecord]:
+    """`solve` in this process."""
     if not problems:
         return []
     tokenizer = engine.model.tokenizer

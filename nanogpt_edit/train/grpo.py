@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
+from nanogpt_edit import processes
 from nanogpt_edit.data.problems import Problem
 from nanogpt_edit.engine.engine import Engine
 from nanogpt_edit.engine.sampling import Sampling
@@ -43,6 +44,7 @@ def grpo(
     seed: int,
     state: Path,
     log: Path,
+    shard: bool = False,
 ) -> Trainer:
     """Improve `model` in place on `problems`, and leave its best (or last) weights in it.
 
@@ -51,24 +53,26 @@ def grpo(
     """
     assert model.tokenizer is not None
     reference = copy.deepcopy(model).eval() if config.kl_coef > 0 else None
-    engine = Engine(model, max_slots=config.problems_per_step * config.group_size)
-    trainer = Trainer(model, config, label="grpo", state=state, log=log)
+    trainer = Trainer(model, config, label="grpo", state=state, log=log, shard=shard)
+    engine = Engine(trainer.whole_model, max_slots=config.problems_per_step * config.group_size)
     stalled: str | None = None
     for step in trainer.steps():
         model.eval()  # no dropout in reinforcement learning: the policy that is trained is the one that was sampled
         metrics: dict[str, float] = {}
         if trainer.is_time_to_evaluate():
-            metrics["val_pass_at_1"] = validation_accuracy(engine, validation, config, seed=seed)
+            with trainer.whole():
+                metrics["val_pass_at_1"] = validation_accuracy(engine, validation, config, seed=seed)
             trainer.keep_if_best(metrics["val_pass_at_1"])
         started = time.perf_counter()
         try:
-            groups = rollouts(engine, problems, config, seed=seed, step=step)
+            with trainer.whole():
+                groups = rollouts(engine, problems, config, seed=seed, step=step)
         except UserError:
             trainer.save_state()
             raise
         sampled = time.perf_counter()
         kept = [group for group in groups if group.has_signal or config.dynamic_sampling == "off"]
-        updated = update(model, reference, kept[: config.problems_per_step], config, trainer)
+        updated = update(reference, kept[: config.problems_per_step], config, trainer)
         trained = time.perf_counter()
         metrics |= describe(groups) | updated.metrics
         metrics |= {
@@ -77,15 +81,16 @@ def grpo(
             "train_seconds": trained - sampled,
             "train_tokens_per_second": sum(group.tokens for group in kept) / (trained - sampled),
         }
-        write_rollouts(
-            log.parent / "rollouts",
-            step,
-            groups,
-            updated.details,
-            model.tokenizer,
-            advantage=config.advantage,
-            detailed=config.detailed_rollouts,
-        )
+        if processes.is_first():
+            write_rollouts(
+                log.parent / "rollouts",
+                step,
+                groups,
+                updated.details,
+                model.tokenizer,
+                advantage=config.advantage,
+                detailed=config.detailed_rollouts,
+            )
         trainer.log(
             metrics,
             tokens=sum(group.tokens for group in groups),
@@ -103,14 +108,17 @@ def grpo(
             trainer.finish(use_best=True)
             return trainer
     if config.keep == "best" and config.steps:
-        trainer.keep_if_best(validation_accuracy(engine, validation, config, seed=seed))
+        with trainer.whole():
+            score = validation_accuracy(engine, validation, config, seed=seed)
+        trainer.keep_if_best(score)
     trainer.finish(use_best=config.keep == "best")
     return trainer
 
 
 def was_well_formed(log: Path, share: float) -> bool:
     """Did any step's completions have that share well-formed? From the log, so that a resumed run decides the same."""
-    return any(float(str(line["well_formed"])) >= share for line in read_jsonl(log))
+    found = processes.is_first() and any(float(str(line["well_formed"])) >= share for line in read_jsonl(log))
+    return any(processes.gathered(found))  # only the first process knows that its line is written
 
 
 def validation_accuracy(engine: Engine, problems: Sequence[Problem], config: GRPOConfig, *, seed: int) -> float:

@@ -1,38 +1,37 @@
 """What the three training stages share: optimizer, learning rate, metrics log, checkpoints, exact resume.
 
 A stage is a plain loop over `trainer.steps()`. Everything random in a step (which rows, which completions) is a
-function of (seed, step), so the state of a run is its weights, the optimizer's moments and the step number: a killed
-run takes up its last saved state, repeats the steps since, and ends with the same bits.
+function of (seed, step), so the state of a run is its weights, the optimizer's moments, the step number and the best
+score: a killed run takes up its last saved state, repeats the steps since, and ends with the same bits.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 import shutil
 import signal
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
+from nanogpt_edit import processes
 from nanogpt_edit.errors import UserError
-from nanogpt_edit.files import append_jsonl, atomic_file, read_jsonl, write_jsonl
+from nanogpt_edit.files import append_jsonl, read_jsonl, write_jsonl
 from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.progress import progress, say
+from nanogpt_edit.train import states
 from nanogpt_edit.train.muon import Muon
+from nanogpt_edit.train.parallel import Parallel, whole_tensor
 
-STATES_KEPT = 2
+Item = TypeVar("Item")
 SKIPS_ALLOWED = 5  # steps in a row with a non-finite loss or gradient before the run stops
 
 
@@ -68,12 +67,14 @@ class LoopConfig:
     """Steps between two looks at the validation set."""
     save_every: int = 50
     """Steps between two saved states, from which a killed run goes on."""
+    save_minutes: float = 10.0
+    """Minutes after which a state is saved in any case."""
 
     def __post_init__(self) -> None:
         for name in ("steps", "warmup_steps", "learning_rate", "muon_learning_rate", "weight_decay"):
             if getattr(self, name) < 0:
                 raise UserError(f"{name} is {getattr(self, name)}; it cannot be negative.")
-        for name in ("evaluate_every", "save_every", "micro_batch_tokens", "grad_clip"):
+        for name in ("evaluate_every", "save_every", "save_minutes", "micro_batch_tokens", "grad_clip"):
             if getattr(self, name) <= 0:
                 raise UserError(f"{name} is {getattr(self, name)}; it must be above 0.")
         for name in ("decay_share", "final_learning_rate"):
@@ -119,12 +120,16 @@ def make_optimizers(model: GPT, config: LoopConfig) -> list[torch.optim.Optimize
 class Trainer:
     """One stage's optimizer, log and saved states. See `sft.py` for how a stage uses it."""
 
-    def __init__(self, model: GPT, config: LoopConfig, *, label: str, state: Path, log: Path) -> None:
+    def __init__(
+        self, model: GPT, config: LoopConfig, *, label: str, state: Path, log: Path, shard: bool = False
+    ) -> None:
         self.model, self.config, self.label = model, config, label
         self.state, self.log_path = state, log
         self.step = 0
         self.best_score = -math.inf
         self.skipped_in_a_row = 0
+        self.shard = shard
+        self.parallel = Parallel(model, shard=shard)
         self.optimizers = make_optimizers(model, config)
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
@@ -134,23 +139,48 @@ class Trainer:
         """The steps still to do. Saves the state now and then, and when SIGINT or SIGTERM asks to stop."""
         self._resume()
         self.model.train()
+        self._saved = time.monotonic()
         with stop_after_step() as stop, progress(self.label, self.config.steps, done=self.step) as self.bar:
             while self.step < self.config.steps:
                 self._started = time.perf_counter()
+                # Dropout, where a model has any: other masks in each step and process, the same when resumed.
+                torch.manual_seed(self.step * processes.count() + processes.rank())
                 yield self.step
                 self.step += 1
-                if self.step % self.config.save_every == 0 or stop.is_set():
+                late = time.monotonic() - self._saved > 60 * self.config.save_minutes
+                # A signal or a clock may reach one process only; all of them must do the same.
+                stopping, late = map(bool, processes.largest([stop.is_set(), late]))
+                if self.step % self.config.save_every == 0 or late or stopping:
                     self.save_state()
-                if stop.is_set():
+                if stopping:
                     say(f"{self.label}: stopped after step {self.step}; the same command goes on from here.")
                     raise KeyboardInterrupt
+
+    def add_gradients(self, loss: Callable[[GPT, Item], Tensor], batches: Sequence[Item], *, idle: Item) -> float:
+        """Add the gradients of `loss(model, batch)`, summed over the batches of all processes -> that sum.
+
+        Each process brings its own batches; a loss is divided by a count over the whole step, so that neither
+        micro-batches nor processes change the gradient. `idle` is any small batch of the step, the same in all.
+        """
+        return self.parallel.add_gradients(loss, batches, idle=idle)
+
+    def whole(self) -> AbstractContextManager[GPT]:
+        """The model to generate with, to validate and to save: with all its weights, also where they are in shards.
+
+        It is the same object every time (`whole_model`); one made from shards has weights inside `with` only.
+        """
+        return self.parallel.whole()
+
+    @property
+    def whole_model(self) -> GPT:
+        return self.parallel.whole_model
 
     def apply_gradients(self) -> float:
         """Clip, step the optimizer at this step's learning rate, clear the gradients -> the norm before clipping.
 
         A gradient that is not finite is thrown away and counted; several in a row raise UserError.
         """
-        norm = float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.grad_clip))
+        norm = float(whole_tensor(torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.grad_clip)))
         if math.isfinite(norm):
             for optimizer in self.optimizers:
                 for group in optimizer.param_groups:
@@ -179,7 +209,8 @@ class Trainer:
             "tokens_per_second": tokens / seconds,
             "seconds": seconds,
         }
-        append_jsonl(self.log_path, {k: _finite(v) for k, v in line.items()})
+        if processes.is_first():
+            append_jsonl(self.log_path, {k: _finite(v) for k, v in line.items()})
         self.bar.update(self.step + 1, **{name: float(metrics[name]) for name in shown if name in metrics})
 
     def is_time_to_evaluate(self) -> bool:
@@ -191,97 +222,61 @@ class Trainer:
         if score <= self.best_score:
             return False
         self.best_score = score
-        save_tensors(self.state / "best.safetensors", dict(self.model.named_parameters()), {"score": score})
+        states.save_best(self.state, dict(self.model.named_parameters()), {"score": score}, shards=self.shard)
         return True
 
     def finish(self, *, use_best: bool) -> None:
         """Leave the best (or the last) weights in the model."""
-        best = self.state / "best.safetensors"
-        if use_best and best.exists():
-            tensors, _ = load_tensors(best)
-            _copy_into(dict(self.model.named_parameters()), tensors)
+        best = states.best_of(self.state)
+        if use_best and best is not None:
+            states.load(best, self._place)
         self.model.eval()
 
     def clear(self) -> None:
         """Delete the saved states; called once the stage's model directory is safe."""
-        shutil.rmtree(self.state, ignore_errors=True)
+        if processes.is_first():
+            shutil.rmtree(self.state, ignore_errors=True)
 
     def save_state(self) -> None:
-        """Write weights, moments and step number; the newest few states are kept."""
+        """Write weights, moments, step number and best score; the newest few states are kept."""
         tensors: dict[str, Tensor] = dict(self.model.named_parameters())
         for name, parameter in self.model.named_parameters():
             for optimizer in self.optimizers:
                 for moment, value in optimizer.state.get(parameter, {}).items():
                     tensors[f"{moment}/{name}"] = value
-        save_tensors(
-            self.state / f"step_{self.step:08}.safetensors", tensors, {"step": self.step, "best_score": self.best_score}
-        )
-        for old in sorted(self.state.glob("step_*.safetensors"))[:-STATES_KEPT]:
-            old.unlink()
+        notes = {"step": self.step, "best_score": self.best_score}
+        states.save_step(self.state, tensors, notes, shards=self.shard)
+        self._saved = time.monotonic()
 
     def _resume(self) -> None:
-        for path in sorted(self.state.glob("step_*.safetensors"), reverse=True):
-            try:
-                tensors, notes = load_tensors(path)
-            except UserError as error:
-                say(f"{error} The state before it is used.")
-                continue
-            parameters = dict(self.model.named_parameters())
-            _copy_into(parameters, {name: tensors[name] for name in parameters})
-            owners = {id(p): o for o in self.optimizers for group in o.param_groups for p in group["params"]}
-            for key, value in tensors.items():
-                moment, _, name = key.rpartition("/")
-                if moment:
-                    parameter = parameters[name]
-                    owners[id(parameter)].state[parameter][moment] = value.to(parameter.device)
+        notes = states.load_newest(self.state, self._place)
+        if notes is not None:
             self.step, self.best_score = int(notes["step"]), float(notes["best_score"])
             say(f"{self.label}: goes on at step {self.step} of {self.config.steps}.")
-            break
-        if self.log_path.exists():
+        if processes.is_first() and self.log_path.exists():
             done = [line for line in read_jsonl(self.log_path) if int(str(line["step"])) < self.step]
             write_jsonl(self.log_path, done)
 
-
-def save_tensors(path: Path, tensors: Mapping[str, Tensor], notes: Mapping[str, float]) -> None:
-    """Write tensors and a few numbers as one safetensors file with a checksum, atomically."""
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    text = json.dumps(dict(notes))
-    metadata = {"notes": text, "sha256": _checksum(tensors, text)}
-    with atomic_file(path) as temporary:
-        save_file(tensors, temporary, metadata=metadata)
-
-
-def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, float]]:
-    """Read what `save_tensors` wrote. Raises UserError naming the file when it is damaged."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-            metadata = file.metadata() or {}
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{path}: damaged ({error}).") from None
-    text = metadata.get("notes", "")
-    if metadata.get("sha256") != _checksum(tensors, text):
-        raise UserError(f"{path}: damaged (its contents do not match its checksum).")
-    return tensors, json.loads(text)
-
-
-def _checksum(tensors: dict[str, Tensor], notes: str) -> str:
-    digest = hashlib.sha256(notes.encode())
-    for name in sorted(tensors):
-        digest.update(f"{name} {tensors[name].dtype} {tuple(tensors[name].shape)}".encode())
-        digest.update(tensors[name].reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
-
-
-@torch.no_grad()
-def _copy_into(parameters: dict[str, torch.nn.Parameter], tensors: dict[str, Tensor]) -> None:
-    for name, parameter in parameters.items():
-        parameter.copy_(tensors[name])
+    def _place(self, name: str, shape: torch.Size) -> Tensor:
+        """Where a tensor of a state belongs: `exp_avg/embed.weight` is a new moment, `embed.weight` the weight."""
+        moment, _, name = name.rpartition("/")
+        parameter = self.model.get_parameter(name)
+        if not moment:
+            return parameter
+        own = shape == parameter.shape
+        value = torch.zeros_like(parameter) if own else torch.zeros(shape, device=parameter.device)
+        for optimizer in self.optimizers:
+            if any(parameter is each for group in optimizer.param_groups for each in group["params"]):
+                optimizer.state[parameter][moment] = value
+        return value
 
 
 @contextmanager
 def stop_after_step() -> Iterator[threading.Event]:
-    """While inside, SIGINT and SIGTERM set an event instead of ending the process (a second one does end it)."""
+    """While inside, SIGINT and SIGTERM set an event instead of ending the process.
+
+    A second one does end it, unless torchrun started it, which passes on what the terminal has sent to all already.
+    """
     stop = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield stop
@@ -290,8 +285,9 @@ def stop_after_step() -> Iterator[threading.Event]:
 
     def ask(number: int, frame: FrameType | None) -> None:
         stop.set()
-        for each, handler in before.items():
-            signal.signal(each, handler)
+        if processes.count() == 1:
+            for each, handler in before.items():
+                signal.signal(each, handler)
 
     for number in before:
         signal.signal(number, ask)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from nanogpt_edit import processes
 from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.progress import say
 from nanogpt_edit.train.grpo_config import GRPOConfig
@@ -52,9 +53,7 @@ class Updated:
     """By number of the group and of the sample in it."""
 
 
-def update(
-    model: GPT, reference: GPT | None, groups: Sequence[RolloutGroup], config: GRPOConfig, trainer: Trainer
-) -> Updated:
+def update(reference: GPT | None, groups: Sequence[RolloutGroup], config: GRPOConfig, trainer: Trainer) -> Updated:
     """Optimizer steps on the groups of one rollout; a metric that nothing was measured of is NaN."""
     entropy_coef = config.entropy_coef_at(trainer.step)
     parts = [groups[i :: config.updates_per_rollout] for i in range(config.updates_per_rollout)]
@@ -62,19 +61,12 @@ def update(
     done = Updated(dict.fromkeys(("loss", *MEANS, "grad_norm", "sampler_gap"), 0.0 if parts else math.nan))
     metrics = done.metrics
     for number, part in enumerate(parts):
-        size, sums, weight = UpdateSize.of(part), [0.0] * len(MEANS), 0.0
-        for micro_batch in group_batches(part, max_tokens=config.micro_batch_tokens):
-            terms, details = group_terms(model, reference, micro_batch, config, size=size, entropy_coef=entropy_coef)
-            terms.loss.backward()
-            done.details |= details
-            metrics["loss"] += terms.loss.item() / len(parts)
-            found = (terms.kl, terms.entropy, terms.clipped_low, terms.clipped_high)
-            sums = [before + new for before, new in zip(sums, found, strict=True)]
-            weight += terms.weight
-            if number == 0:
-                metrics["sampler_gap"] = max(metrics["sampler_gap"], terms.largest_log_ratio)
-        for name, value in zip(MEANS, sums, strict=True):
-            metrics[name] += value / weight / len(parts)
+        found = add_gradients(reference, part, config, trainer, entropy_coef=entropy_coef)
+        done.details |= found.details
+        for name in ("loss", *MEANS):
+            metrics[name] += found.metrics[name] / len(parts)
+        if number == 0:
+            metrics["sampler_gap"] = found.metrics["sampler_gap"]
         metrics["grad_norm"] = max(metrics["grad_norm"], trainer.apply_gradients())
     if reference is None:
         metrics["kl"] = math.nan
@@ -85,6 +77,34 @@ def update(
             f"they should agree on; the update is off-policy by that much."
         )
     return done
+
+
+def add_gradients(
+    reference: GPT | None, groups: Sequence[RolloutGroup], config: GRPOConfig, trainer: Trainer, *, entropy_coef: float
+) -> Updated:
+    """The gradients of one optimizer step, and what its loss was made of; the groups are dealt out to the processes."""
+    size, sums, gap = UpdateSize.of(groups), [0.0] * (1 + len(MEANS)), 0.0
+    own: dict[tuple[int, int], TokenDetail] = {}
+    idle = groups[:1]
+
+    def loss(policy: GPT, batch: Sequence[RolloutGroup]) -> Tensor:
+        nonlocal sums, gap
+        terms, found = group_terms(policy, reference, batch, config, size=size, entropy_coef=entropy_coef)
+        if batch is idle:
+            return terms.loss
+        own.update(found)
+        row = (terms.weight, terms.kl, terms.entropy, terms.clipped_low, terms.clipped_high)
+        sums = [before + new for before, new in zip(sums, row, strict=True)]
+        gap = max(gap, terms.largest_log_ratio)
+        return terms.loss
+
+    batches = group_batches(processes.share(groups), max_tokens=config.micro_batch_tokens)
+    metrics = {"loss": trainer.add_gradients(loss, list(batches), idle=idle)}
+    weight, *rest = processes.total(sums)
+    metrics |= {name: value / weight for name, value in zip(MEANS, rest, strict=True)}
+    metrics["sampler_gap"] = processes.largest([gap])[0]
+    details = {name: detail for each in processes.gathered(own) for name, detail in each.items()}
+    return Updated(metrics, details)
 
 
 def group_terms(

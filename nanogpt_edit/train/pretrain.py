@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from nanogpt_edit import processes
 from nanogpt_edit.errors import UserError
 from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.model.tokenizer import Tokenizer
@@ -80,26 +82,43 @@ def next_token_loss(model: GPT, windows: Tensor) -> Tensor:
 def held_out_loss(model: GPT, blocks: Tensor, *, rows: int = 32) -> float:
     """Mean nats per token over `blocks` (N, T + 1)."""
     model.eval()
-    total = sum(next_token_loss(model, part.to(model.device)).item() * len(part) for part in blocks.split(rows))
+    sums = processes.dealt(
+        blocks.split(rows),
+        lambda parts: [next_token_loss(model, part.to(model.device)).item() * len(part) for part in parts],
+    )
     model.train()
-    return total / len(blocks)
+    return sum(sums) / len(blocks)
+
+
+def share_of_loss(model: GPT, windows: Tensor, *, of_rows: int) -> Tensor:
+    """What `windows` contribute to the mean over a step of `of_rows` windows."""
+    return next_token_loss(model, windows.to(model.device)) * (len(windows) / of_rows)
 
 
 def pretrain(
-    model: GPT, stream: TokenStream, validation: Tensor, config: PretrainConfig, *, seed: int, state: Path, log: Path
+    model: GPT,
+    stream: TokenStream,
+    validation: Tensor,
+    config: PretrainConfig,
+    *,
+    seed: int,
+    state: Path,
+    log: Path,
+    shard: bool = False,
 ) -> Trainer:
     """Train `model` in place on `stream`; `validation` (N, T + 1) blocks are looked at now and then, never kept by."""
-    trainer = Trainer(model, config, label="base", state=state, log=log)
+    trainer = Trainer(model, config, label="base", state=state, log=log, shard=shard)
     for step in trainer.steps():
         windows = random_windows(
             stream, rows=config.batch_size, context_tokens=config.context_tokens, seed=seed, step=step
         )
-        loss = next_token_loss(model, windows.to(model.device))
-        loss.backward()
-        norm = trainer.apply_gradients()
-        metrics = {"loss": loss.item(), "grad_norm": norm}
+        own = windows[processes.rank() :: processes.count()]
+        share = partial(share_of_loss, of_rows=len(windows))
+        loss = trainer.add_gradients(share, [own] if len(own) else [], idle=windows[:1])
+        metrics = {"loss": loss, "grad_norm": trainer.apply_gradients()}
         if trainer.is_time_to_evaluate():
-            metrics["val_loss"] = held_out_loss(model, validation)
+            with trainer.whole() as whole:
+                metrics["val_loss"] = held_out_loss(whole, validation)
         trainer.log(metrics, tokens=windows[:, 1:].numel())
     trainer.finish(use_best=False)
     return trainer

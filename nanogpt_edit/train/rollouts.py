@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from nanogpt_edit import processes
 from nanogpt_edit.data.problems import Problem, prompt_ids
 from nanogpt_edit.engine.engine import Completion, Engine
 from nanogpt_edit.engine.sampling import Sampling
@@ -78,12 +79,31 @@ def sample_groups(
 ) -> list[RolloutGroup]:
     """`group_size` completions of each problem, with their rewards; groups are numbered from `first`.
 
+    The problems are dealt out to the processes; each gets all groups, the same for any number of processes.
     Raises UserError when a reward fails, naming it, the problem and the completion.
     """
+
+    def work(places: Sequence[int]) -> list[RolloutGroup]:
+        return sample_places(engine, problems, places, config, seed=seed, step=step, first=first)
+
+    return processes.dealt(range(len(problems)), work)
+
+
+def sample_places(
+    engine: Engine,
+    problems: Sequence[Problem],
+    places: Sequence[int],
+    config: GRPOConfig,
+    *,
+    seed: int,
+    step: int,
+    first: int,
+) -> list[RolloutGroup]:
+    """`sample_groups` of the problems at some `places`, in this process."""
     tokenizer = engine.model.tokenizer
     assert tokenizer is not None
     limit = config.max_new_tokens or engine.model.config.block_size
-    prompts = [prompt_ids(problem, tokenizer) for problem in problems]
+    prompts = [prompt_ids(problems[place], tokenizer) for place in places]
     sampling = Sampling(
         temperature=config.temperature,
         top_k=None,
@@ -91,10 +111,15 @@ def sample_groups(
         seed=int(np.random.default_rng([seed, step]).integers(2**62)),
     )
     completions = engine.generate(
-        prompts, n=config.group_size, sampling=sampling, stop_ids=frozenset({tokenizer.answer_end})
+        prompts,
+        n=config.group_size,
+        sampling=sampling,
+        stop_ids=frozenset({tokenizer.answer_end}),
+        prompt_keys=places,
     )
     groups = []
-    for i, problem in enumerate(problems):
+    for i, place in enumerate(places):
+        problem = problems[place]
         own = completions[i * config.group_size : (i + 1) * config.group_size]
         texts = [tokenizer.decode(completion.token_ids) for completion in own]
         rewards = score({"accuracy": 0.0, "format": 0.0} | config.rewards, problem, texts)
@@ -106,7 +131,7 @@ def sample_groups(
         assert isinstance(total, Tensor)
         groups.append(
             RolloutGroup(
-                number=first + i,
+                number=first + place,
                 problem=problem,
                 prompt=tuple(prompts[i]),
                 completions=tuple(own),

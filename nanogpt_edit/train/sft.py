@@ -1,15 +1,16 @@
 """Supervised fine-tuning: cross-entropy on the completion's tokens only.
 
-The sum over all target tokens of a step is divided by their number, whatever the micro-batches, so accumulation never
-changes the gradient. Logits are computed at target positions only. `replay` mixes in rows of another source, against
-forgetting: the base text, other text, or a second set of problems (measured on a prototype of the demo: without it,
-fact recall fell from 100% to 1% in 300 steps).
+The sum over all target tokens of a step is divided by their number, whatever the micro-batches and the processes, so
+neither changes the gradient. Logits are computed at target positions only. `replay` mixes in rows of another source,
+against forgetting: the base text, other text, or a second set of problems (measured on a prototype of the demo: without
+it, fact recall fell from 100% to 1% in 300 steps).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -17,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from nanogpt_edit import processes
 from nanogpt_edit.data.batch import Batch, collate, length_grouped_batches
 from nanogpt_edit.data.problems import Sample
 from nanogpt_edit.errors import UserError
@@ -69,9 +71,16 @@ def completion_loss_sum(model: GPT, batch: Batch) -> Tensor:
     return cross_entropy_sum(model.logits(states[predicted]), token_ids[:, 1:][predicted])
 
 
+def share_of_loss(model: GPT, batch: Batch, *, targets: int) -> Tensor:
+    """What `batch` contributes to the mean over a step of `targets` target tokens."""
+    return completion_loss_sum(model, batch) / targets
+
+
 def micro_batches(samples: Sequence[Sample], *, max_tokens: int, pad_id: int) -> Iterator[Batch]:
     """All of `samples` in padded batches of like length, at most `max_tokens` padded tokens each."""
     lengths = [len(sample.token_ids) for sample in samples]
+    if not lengths:
+        return
     for rows in length_grouped_batches(lengths, max_tokens=max(max_tokens, *lengths), seed=0, epoch=0):
         yield collate([samples[row] for row in rows], pad_id=pad_id)
 
@@ -85,12 +94,12 @@ def target_tokens(samples: Sequence[Sample]) -> int:
 def validation_loss(model: GPT, samples: Sequence[Sample], *, max_tokens: int, pad_id: int) -> float:
     """Mean nats per completion token."""
     model.eval()
-    total = sum(
-        completion_loss_sum(model, batch).item()
-        for batch in micro_batches(samples, max_tokens=max_tokens, pad_id=pad_id)
+    sums = processes.dealt(
+        list(micro_batches(samples, max_tokens=max_tokens, pad_id=pad_id)),
+        lambda batches: [completion_loss_sum(model, batch).item() for batch in batches],
     )
     model.train()
-    return total / target_tokens(samples)
+    return sum(sums) / target_tokens(samples)
 
 
 def rows_of_step(count: int, *, rows: int, seed: int, step: int) -> list[int]:
@@ -115,30 +124,29 @@ def sft(
     pad_id: int,
     state: Path,
     log: Path,
+    shard: bool = False,
 ) -> Trainer:
     """Fine-tune `model` in place and leave the weights with the lowest validation loss (or the last) in it.
 
     `replay` is the other source, text or problems; None mixes none in, whatever the config's share.
     """
-    trainer = Trainer(model, config, label="sft", state=state, log=log)
+    trainer = Trainer(model, config, label="sft", state=state, log=log, shard=shard)
     batch_size = problems_per_step(samples, config)
     for step in trainer.steps():
         rows = [samples[row] for row in rows_of_step(len(samples), rows=batch_size, seed=seed, step=step)]
         problem_targets = target_tokens(rows)
         if replay is not None and config.replay_rows:
             rows += replay_samples(replay, config, seed=seed, step=step)
-        targets = target_tokens(rows)
-        total = 0.0
-        for batch in micro_batches(rows, max_tokens=config.micro_batch_tokens, pad_id=pad_id):
-            loss = completion_loss_sum(model, batch) / targets
-            loss.backward()
-            total += loss.item()
+        batches = micro_batches(processes.share(rows), max_tokens=config.micro_batch_tokens, pad_id=pad_id)
+        share, idle = partial(share_of_loss, targets=target_tokens(rows)), collate(rows[:1], pad_id=pad_id)
+        loss = trainer.add_gradients(share, list(batches), idle=idle)
         norm = trainer.apply_gradients()
-        metrics = {"loss": total, "grad_norm": norm, "target_tokens": problem_targets}
+        metrics = {"loss": loss, "grad_norm": norm, "target_tokens": problem_targets}
         if trainer.is_time_to_evaluate():
-            metrics["val_loss"] = validation_loss(
-                model, validation, max_tokens=config.micro_batch_tokens, pad_id=pad_id
-            )
+            with trainer.whole() as whole:
+                metrics["val_loss"] = validation_loss(
+                    whole, validation, max_tokens=config.micro_batch_tokens, pad_id=pad_id
+                )
             trainer.keep_if_best(-metrics["val_loss"])
         trainer.log(metrics, tokens=sum(len(row.token_ids) for row in rows))
     trainer.finish(use_best=config.keep == "best")

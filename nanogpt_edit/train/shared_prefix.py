@@ -51,7 +51,8 @@ def completion_states(
     device = model.device
     copies = len(completions[0])
     prompt_ids, prompt_lengths = pad(prompts, device=device)  # (P, S), (P,)
-    token_ids, lengths = pad([ids for group in completions for ids in group], device=device)  # (P G, T), (P G,)
+    # At least two columns, so that every call goes through the blocks twice: shards count on it (parallel.py).
+    token_ids, lengths = pad([ids for group in completions for ids in group], device=device, at_least=2)  # (P G, T)
 
     prefix = SharedPrefix()
     prompt_states = model.hidden(prompt_ids, cache=prefix)  # (P, S, D)
@@ -59,31 +60,30 @@ def completion_states(
     states = last.repeat_interleave(copies, dim=0)[:, None]  # predicts each completion's first token
 
     inputs = token_ids[:, :-1]  # the last token predicts nothing
-    if inputs.shape[1]:
-        prefix.copies = copies
-        before = prompt_lengths.repeat_interleave(copies)[:, None]  # (P G, 1)
-        steps = torch.arange(inputs.shape[1], device=device)
-        sees_prompt = torch.arange(prompt_ids.shape[1], device=device) < before  # (P G, S)
-        sees_own = steps[:, None] >= steps  # (T-1, T-1)
-        mask = torch.cat(
-            (
-                sees_prompt[:, None].expand(-1, len(steps), -1),
-                sees_own.expand(len(inputs), -1, -1),
-            ),
-            dim=-1,
-        )
-        # Behind a long prompt the padding of a short completion may lie past the last position; nobody reads it.
-        positions = (before + steps).clamp_(max=model.config.block_size - 1)
-        own = model.hidden(inputs, cache=prefix, position_ids=positions, attention_mask=mask[:, None])
-        states = torch.cat((states, own), dim=1)  # (P G, T, D)
+    prefix.copies = copies
+    before = prompt_lengths.repeat_interleave(copies)[:, None]  # (P G, 1)
+    steps = torch.arange(inputs.shape[1], device=device)
+    sees_prompt = torch.arange(prompt_ids.shape[1], device=device) < before  # (P G, S)
+    sees_own = steps[:, None] >= steps  # (T-1, T-1)
+    mask = torch.cat(
+        (
+            sees_prompt[:, None].expand(-1, len(steps), -1),
+            sees_own.expand(len(inputs), -1, -1),
+        ),
+        dim=-1,
+    )
+    # Behind a long prompt the padding of a short completion may lie past the last position; nobody reads it.
+    positions = (before + steps).clamp_(max=model.config.block_size - 1)
+    own = model.hidden(inputs, cache=prefix, position_ids=positions, attention_mask=mask[:, None])
+    states = torch.cat((states, own), dim=1)  # (P G, T, D)
     is_token = torch.arange(token_ids.shape[1], device=device) < lengths[:, None]
     return states[is_token], token_ids[is_token]
 
 
-def pad(rows: Sequence[Sequence[int]], *, device: torch.device) -> tuple[Tensor, Tensor]:
+def pad(rows: Sequence[Sequence[int]], *, device: torch.device, at_least: int = 1) -> tuple[Tensor, Tensor]:
     """Rows of token ids -> (rows, longest) padded with 0 on the right, and their lengths."""
     lengths = torch.tensor([len(row) for row in rows])
-    padded = torch.zeros(len(rows), int(lengths.max()), dtype=torch.long)
+    padded = torch.zeros(len(rows), max(at_least, int(lengths.max())), dtype=torch.long)
     for i, row in enumerate(rows):
         padded[i, : len(row)] = torch.tensor(row)
     return padded.to(device), lengths.to(device)

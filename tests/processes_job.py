@@ -1,0 +1,149 @@
+"""What several processes do together, written to a folder for a test to compare with what one process does.
+
+`torchrun --nproc_per_node=2 processes_job.py FOLDER` runs every part; `work(folder)` is the same in the test's process.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import tiny_stages
+import torch
+from safetensors.torch import save_file
+from tiny_stages import PROBLEMS, run_stage, tiny_model
+
+from nanogpt_edit import processes
+from nanogpt_edit.errors import UserError
+from nanogpt_edit.evaluate.suite import EvaluateConfig, Question, Skills, evaluate
+from nanogpt_edit.files import write_json
+from nanogpt_edit.model.gpt import GPT
+from nanogpt_edit.train.loop import Trainer
+from nanogpt_edit.train.sft import rows_of_step
+
+SKILLS = Skills(
+    problems=PROBLEMS[:7],
+    arithmetic=PROBLEMS[7:10],
+    questions=[Question("recall", "France", "The capital of France is", "Paris")],
+    probes=("Why is the sky blue?",),
+)
+
+
+class Stopped(Exception):
+    pass
+
+
+def work(folder: Path) -> None:
+    """Everything that must not depend on the number of processes."""
+    with shorter_stages() as patch:
+        for stage in tiny_stages.STAGES:
+            keep(folder / stage, stage)
+        # A batch of one row leaves a process without any.
+        patch.setattr(tiny_stages, "PRETRAIN", replace(tiny_stages.PRETRAIN, steps=3, batch_size=1))
+        keep(folder / "one_row", "pretrain")
+        patch.setattr(tiny_stages, "GRPO", replace(tiny_stages.GRPO, rewards={"processes_job:fails": 1.0}))
+        try:
+            run_stage("grpo", folder / "fails")
+        except UserError as error:
+            if processes.is_first():
+                write_json(folder / "fails.json", {"sentence": str(error)})
+    model = tiny_model().to(tiny_stages.DEVICE)
+    config = EvaluateConfig(samples=3, arithmetic_samples=2, max_new_tokens=8, perplexity_tokens=64)
+    found = evaluate(model, SKILLS, config, stage="model")
+    if processes.is_first():
+        found.save(folder / "eval")
+
+
+def work_in_shards(folder: Path) -> None:
+    """The stages again with shards; SFT is stopped, its newest state damaged; it goes on from the one before."""
+    with shorter_stages():
+        with pytest.MonkeyPatch.context() as accident:
+            accident.setattr(Trainer, "log", stop_at_8(Trainer.log))
+            with pytest.raises(Stopped):
+                run_stage("sft", folder / "sft", shard=True)
+        if processes.is_first():
+            damage(next((folder / "sft" / "state" / "step_00000006").glob("*.safetensors")))
+        processes.wait_for_all()
+        for stage in tiny_stages.STAGES:
+            keep(folder / stage, stage, shard=True)
+
+
+@contextmanager
+def shorter_stages() -> Iterator[pytest.MonkeyPatch]:
+    """In small micro-batches: several passes per process, not always as many in one as in the other."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tiny_stages, "PRETRAIN", replace(tiny_stages.PRETRAIN, steps=6))
+        patch.setattr(tiny_stages, "SFT", replace(tiny_stages.SFT, steps=12, micro_batch_tokens=60))
+        patch.setattr(tiny_stages, "GRPO", replace(tiny_stages.GRPO, steps=3, micro_batch_tokens=30))
+        yield patch
+
+
+def damage(file: Path) -> None:
+    """Flip one bit."""
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+
+def stop_at_8(original):  # type: ignore[no-untyped-def]
+    def log(self: Trainer, *arguments: object, **named: object) -> None:
+        if self.step == 8:
+            raise Stopped
+        original(self, *arguments, **named)
+
+    return log
+
+
+def fails(problem: object, completion_text: str) -> float:
+    """A reward that does not work for one of the problems: of the first step's, the one that falls to process 1."""
+    _, place, _ = rows_of_step(len(PROBLEMS) - 5, rows=3, seed=1, step=0)
+    if problem == PROBLEMS[5 + place]:
+        raise ValueError("no such thing")
+    return float(len(completion_text))
+
+
+def keep(folder: Path, stage: str, *, shard: bool = False) -> None:
+    """Run a stage; beside its log and states, write its weights, and the gradients of its first update."""
+    gradients: dict[str, torch.Tensor] = {}
+    original = Trainer.apply_gradients
+
+    def look(self: Trainer) -> float:
+        if not gradients:
+            for name, weight in self.model.named_parameters():
+                assert weight.grad is not None
+                whole = weight.grad.full_tensor() if shard else weight.grad
+                gradients[name] = whole.detach().cpu().clone()
+        return original(self)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Trainer, "apply_gradients", look)
+        model: GPT = run_stage(stage, folder, shard=shard)
+    if processes.is_first():
+        save_file({name: weight.detach().cpu() for name, weight in model.named_parameters()}, folder / "weights")
+        save_file(gradients, folder / "gradients")
+
+
+def dealing() -> dict[str, object]:
+    """How things are dealt out and collected, for a look at each of the processes."""
+    items = list(range(5))
+    return {
+        "rank": processes.rank(),
+        "share": list(processes.share(items)),
+        "squares": processes.dealt(items, lambda own: [(processes.rank(), item**2) for item in own]),
+        "total": processes.total([1.0, 10.0 * processes.rank()]),
+        "largest": processes.largest([float(processes.rank()), -float(processes.rank())]),
+    }
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    sys.modules["processes_job"] = sys.modules["__main__"]  # where the reward is looked for
+    folder = Path(sys.argv[1])
+    with processes.joined():
+        write_json(folder / f"dealing{processes.rank()}.json", dealing())
+        work(folder / "replicas")
+        work_in_shards(folder / "shards")

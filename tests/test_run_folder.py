@@ -1,0 +1,40 @@
+"""A run's folder belongs to one run at a time, and never to a dead one."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from nanogpt_edit.errors import UserError
+from nanogpt_edit.run_folder import RunFolder
+
+OWNER = """
+import fcntl, os, sys, time
+lock = open(sys.argv[1], "a+")
+fcntl.flock(lock, fcntl.LOCK_EX)
+lock.write(str(os.getpid()))
+lock.flush()
+print("held", flush=True)
+time.sleep(60)
+"""
+
+
+def test_the_lock_names_its_owner_and_is_free_when_the_owner_was_killed(tmp_path: Path) -> None:
+    with subprocess.Popen([sys.executable, "-c", OWNER, tmp_path / ".lock"], stdout=subprocess.PIPE) as owner:
+        assert owner.stdout is not None
+        assert owner.stdout.readline() == b"held\n"
+        with (
+            pytest.raises(UserError, match=f"is in use by process {owner.pid}; wait for it"),
+            RunFolder(tmp_path).locked(),
+        ):
+            pass
+        owner.send_signal(signal.SIGKILL)
+        owner.wait()
+    assert (tmp_path / ".lock").read_text() == str(owner.pid)  # stale: it still names the dead
+    with RunFolder(tmp_path).locked():
+        assert (tmp_path / ".lock").read_text() == str(os.getpid())
