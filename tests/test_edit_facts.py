@@ -74,6 +74,16 @@ def test_the_last_token_is_the_last_that_overlaps(tokenizer: Tokenizer) -> None:
     assert "".join(texts[found.first : found.last + 1]).strip().startswith("France")
 
 
+def test_subjects_of_one_byte_and_of_several(tokenizer: Tokenizer) -> None:
+    one = locate_subject("The letter X is", "X", tokenizer)
+    assert tokenizer.token_text(one.token_ids[one.last]).strip() == "X"
+    for subject in ("😀", "Ωmega", "東京"):  # characters the vocabulary knows only as bytes
+        found = locate_subject(f"{subject} lives in", subject, tokenizer)
+        assert found.first == 0
+        assert found.last > 0
+        assert tokenizer.decode(list(found.token_ids[: found.last + 1])) == subject
+
+
 def test_a_prefix_moves_the_subject(tokenizer: Tokenizer) -> None:
     bare = locate_subject("The capital of France is", "France", tokenizer)
     behind = locate_subject("The capital of France is", "France", tokenizer, prefix="Tom has 3 apples. ")

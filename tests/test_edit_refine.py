@@ -15,7 +15,7 @@ from nanogpt_edit.edit.contexts import LocatedFact, generate_prefixes, locate_fa
 from nanogpt_edit.edit.covariance import collect
 from nanogpt_edit.edit.editor import edit_model
 from nanogpt_edit.edit.patch import EditPatch, edited_weight
-from nanogpt_edit.edit.refine import Update, refine_residuals
+from nanogpt_edit.edit.refine import OrdinaryText, Update, refine_residuals
 from nanogpt_edit.edit.scores import score_patch
 from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.model.sites import capture
@@ -92,6 +92,33 @@ def test_refining_lowers_the_loss_and_leaves_the_model_as_it_was(model: GPT) -> 
             with torch.no_grad():
                 edited_weight(model, layer).add_((left - updates[layer].left) @ updates[layer].right)
         assert plain_nll(model, located).sum() < 0.5 * start.sum()
+
+
+@torch.no_grad()
+def test_the_kl_is_between_before_and_now(model: GPT) -> None:
+    patch, _, _ = edited(model)
+    blocks = covariance_blocks()[:5]
+    text = OrdinaryText.of(model, blocks, CONFIG)
+    rows = torch.arange(5)
+    assert float(text.kl(model, rows, 0)) == pytest.approx(0.0, abs=1e-6)
+    before = model(blocks).log_softmax(-1)
+    with patch.applied(model):
+        now, found = model(blocks).log_softmax(-1), text.kl(model, rows, 0)
+    order = torch.randperm(5, generator=torch.Generator().manual_seed(CONFIG.seed))
+    assert float(found) == pytest.approx(float((before.exp() * (before - now)).sum(-1)[order].mean()), rel=1e-3)
+
+
+def test_the_kl_spares_ordinary_text() -> None:
+    model = trained_model()
+    blocks = covariance_blocks()
+    felt = []
+    for weight in (0.0, 30.0):
+        config = replace(CONFIG, refine_steps=25, refine_weight=0.0, refine_kl=weight)
+        patch = edit_model(model, facts(2), config, covariance_blocks=blocks)
+        text = OrdinaryText.of(model, blocks, config)
+        with patch.applied(model), torch.no_grad():
+            felt.append(float(text.kl(model, torch.arange(len(text.states)), 0)))
+    assert felt[1] < 0.8 * felt[0]
 
 
 def test_chunks_do_not_change_the_result(model: GPT, monkeypatch: pytest.MonkeyPatch) -> None:

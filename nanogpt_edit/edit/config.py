@@ -32,6 +32,9 @@ class EditConfig:
     have 0; in a small model about 40 make the edit surer and the damage elsewhere much smaller."""
     refine_weight: float = 0.03
     """How much the disturbance of ordinary text, E‖ΔW k‖², counts in that descent."""
+    refine_kl: float = 0.0
+    """How much the KL between the model before and after, on ordinary text, counts in that descent (per nat and token);
+    dearer than refine_weight, and closer to what the model's other skills feel."""
     null_share: float = 0.02
     """AlphaEdit: share of the ordinary keys' energy that the null space may hold. More makes room for the edit."""
     ridge: float = 0.01
@@ -76,8 +79,8 @@ class EditConfig:
         for name in ("covariance_weight", "ridge", "learning_rate", "clamp", "ft_learning_rate", "norm_constraint"):
             if getattr(self, name) <= 0:
                 raise UserError(f"{name} is {getattr(self, name)}; it must be positive.")
-        if self.refine_steps < 0 or self.refine_weight < 0:
-            raise UserError("refine_steps and refine_weight cannot be negative.")
+        if min(self.refine_steps, self.refine_weight, self.refine_kl) < 0:
+            raise UserError("refine_steps, refine_weight and refine_kl cannot be negative.")
         if self.rounds < 1:
             raise UserError(f"rounds is {self.rounds}; at least one is needed.")
         if self.context_weight < 0:

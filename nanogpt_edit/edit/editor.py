@@ -31,7 +31,7 @@ from nanogpt_edit.edit.covariance_files import covariances
 from nanogpt_edit.edit.facts import Fact
 from nanogpt_edit.edit.finetune import finetuned_delta
 from nanogpt_edit.edit.patch import EditedFact, EditPatch, LayerUpdate, edited_weight, on_grid
-from nanogpt_edit.edit.refine import Update, refine_residuals
+from nanogpt_edit.edit.refine import OrdinaryText, Update, refine_residuals
 from nanogpt_edit.edit.values import TargetValues, optimise_values
 from nanogpt_edit.errors import UserError
 from nanogpt_edit.model.checkpoint import weight_sha256
@@ -109,7 +109,9 @@ def _edit(
                 tolerance=config.covariance_tolerance,
                 cache_dir=cache_dir,
             )
-            sums, parts = _edit_in_batches(model, located, config, found, originals, known_values)
+            refines = config.refine_steps > 0 and config.refine_kl > 0
+            text = OrdinaryText.of(model, covariance_blocks, config) if refines else None
+            sums, parts = _edit_in_batches(model, located, config, found, originals, known_values, text)
     finally:
         with torch.no_grad():
             for layer, original in originals.items():
@@ -125,6 +127,7 @@ def _edit_in_batches(
     found: dict[int, Covariance],
     originals: dict[int, Tensor],
     known_values: TargetValues | None,
+    text: OrdinaryText | None,
 ) -> tuple[dict[int, _Parts], list[TargetValues]]:
     """All batches in turn; their changes stay in the model."""
     terrains = {layer: _Terrain.of(found[layer], config, model.device) for layer in originals}
@@ -140,7 +143,7 @@ def _edit_in_batches(
                 found_values = optimise_values(model, batch, config)
             _solve_batch(model, batch, found_values.values, config, terrains, originals, sums, again=round_ > 0)
         if config.refine_steps and config.method in ("memit", "alphaedit"):
-            _refine_batch(model, batch, config, terrains, originals, sums)
+            _refine_batch(model, batch, config, terrains, originals, sums, text)
         parts.append(found_values)
     return sums, parts
 
@@ -262,13 +265,14 @@ def _refine_batch(
     terrains: dict[int, _Terrain],
     originals: dict[int, Tensor],
     sums: dict[int, _Parts],
+    text: OrdinaryText | None,
 ) -> None:
     """Descend on the residuals of the batch just solved (see `refine`), and leave the better ones in the model."""
     updates = {
         layer: Update(parts.left[-1], parts.right[-1], parts.keys[-1], terrains[layer].covariance)
         for layer, parts in sums.items()
     }
-    for layer, left in refine_residuals(model, facts, updates, config).items():
+    for layer, left in refine_residuals(model, facts, updates, config, text).items():
         sums[layer].left[-1] = left
         with torch.no_grad():
             edited_weight(model, layer).copy_(_double(originals[layer]) + sums[layer].delta())

@@ -6,11 +6,13 @@ not what comes out, and the text around them is disturbed. Here ΔW = R Q keeps 
 to) while the residuals R of all facts and layers are descended together, on whole texts, with what they do to ordinary
 text as a price:
 
-    Σ_facts max(0, NLL(target | contexts) + log stop_probability) + refine_weight · Σ_layers E‖ΔW k‖²
+    Σ_facts max(0, NLL(target | contexts) + log stop_probability)
+        + refine_weight · Σ_layers E‖ΔW k‖² + refine_kl · KL(before ‖ after the edit, on ordinary text)
 
-The last term is exact and costs nothing: E‖ΔW k‖² = tr(R (Q C Qᵀ) Rᵀ) with C = E[k kᵀ] of the text.
+The middle term is exact and costs nothing: E‖ΔW k‖² = tr(R (Q C Qᵀ) Rᵀ) with C = E[k kᵀ] of the text. It counts every
+change alike; the KL, on a few rows of text per step, only those that the model's predictions feel.
 
-Shapes: N facts, B rows (N · contexts), T tokens, J longest target, D model width, F MLP width.
+Shapes: N facts, B rows (N · contexts), T tokens, J longest target, D model width, F MLP width, V vocabulary.
 """
 
 from __future__ import annotations
@@ -30,6 +32,8 @@ from nanogpt_edit.model.sites import SiteKey, patch
 from nanogpt_edit.progress import progress
 
 CHUNK_TOKENS = 16_384  # tokens in one forward pass; bounds memory, does not change the result
+POOL_ROWS, KL_ROWS = 256, 16  # rows of ordinary text kept, and looked at in a step
+POOL_NUMBERS = 2**26  # most log-probabilities kept of them
 
 
 @dataclass(frozen=True)
@@ -46,15 +50,46 @@ class Update:
     """(F, F)."""
 
 
+@dataclass(frozen=True)
+class OrdinaryText:
+    """Rows of text and what the model makes of them before the edit."""
+
+    states: Tensor
+    """(M, T, D) entering the first edited layer."""
+    logprobs: Tensor
+    """(M, T, V)."""
+
+    @classmethod
+    @torch.no_grad()
+    def of(cls, model: GPT, blocks: Tensor, config: EditConfig) -> OrdinaryText:
+        """Some rows of `blocks` (N, T) of token ids, seeded; fewer of them where the vocabulary is large."""
+        room = max(1, min(POOL_ROWS, POOL_NUMBERS // (blocks.shape[1] * model.config.vocab_size)))
+        chosen = torch.randperm(len(blocks), generator=torch.Generator().manual_seed(config.seed))[:room]
+        states = model.run_blocks(model.embed_tokens(blocks[chosen].to(model.device)), stop=config.layers[0])
+        top = model.run_blocks(states, start=config.layers[0])
+        return cls(states, model.logits(model.final(top)).float().log_softmax(-1))
+
+    def kl(self, model: GPT, rows: Tensor, first: int) -> Tensor:
+        """KL(before ‖ now) in nats per token, over `rows`."""
+        now = model.logits(model.final(model.run_blocks(self.states[rows], start=first))).float().log_softmax(-1)
+        before = self.logprobs[rows]
+        return (before.exp() * (before - now)).sum(-1).mean()
+
+
 def refine_residuals(
-    model: GPT, facts: Sequence[LocatedFact], updates: Mapping[int, Update], config: EditConfig
+    model: GPT,
+    facts: Sequence[LocatedFact],
+    updates: Mapping[int, Update],
+    config: EditConfig,
+    text: OrdinaryText | None = None,
 ) -> dict[int, Tensor]:
-    """The better left factors (D, N), float64, by layer. The model's weights are not touched."""
+    """The better left factors (D, N), float64, by layer; `text` is needed for the KL. The weights are not touched."""
     layers = {layer: _Layer.of(update, model) for layer, update in updates.items()}
     rows = [_Rows.of(model, chunk, first=min(updates)) for chunk in _chunks(facts)]
     shifts = {layer: torch.zeros_like(each.start, requires_grad=True) for layer, each in layers.items()}
     optimizer = torch.optim.Adam(shifts.values(), lr=config.learning_rate)
     enough = -math.log(config.stop_probability)
+    dice = torch.Generator().manual_seed(config.seed)
     with progress("refining", config.refine_steps) as bar, torch.enable_grad():
         for step in range(config.refine_steps):
             for group in optimizer.param_groups:
@@ -68,6 +103,11 @@ def refine_residuals(
                     loss = (part.nll(model, min(updates)) - enough).clamp_min(0).sum()
                 loss.backward(inputs=list(shifts.values()))
                 missing += float(loss.detach())
+            if text is not None:
+                chosen = torch.randint(len(text.states), (KL_ROWS,), generator=dice)
+                with _written(model, layers, shifts):
+                    felt = config.refine_kl * text.kl(model, chosen, min(updates))
+                felt.backward(inputs=list(shifts.values()))
             optimizer.step()
             bar.update(step + 1, missing=missing / len(facts), disturbance=float(price.detach()))
     return {layer: layers[layer].left(shift.detach()) for layer, shift in shifts.items()}

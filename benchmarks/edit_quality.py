@@ -1,0 +1,156 @@
+"""How good the edits of the `tiny` recipe are, over several seeds and four methods.
+
+For every seed a base model is trained from nothing (another initialisation, other data order), its fifty facts are
+edited by memit, rome (one after the other), alphaedit and ft, and everything is measured on the edited model: rank 1,
+paraphrases, neighbours, the facts that were not edited, perplexity of held-out text. Intervals are over seeds. Each
+model and each edit is kept under `--work`; an interrupted run goes on. The last line is one JSON object.
+
+    python benchmarks/edit_quality.py --seeds 10 --work runs/edit_quality --out benchmarks/results/edit_quality.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from nanogpt_edit.edit.config import EditConfig
+from nanogpt_edit.edit.editor import edit_model
+from nanogpt_edit.edit.scores import score_patch
+from nanogpt_edit.evaluate.stats import bootstrap_mean
+from nanogpt_edit.evaluate.suite import fact_metrics, recall
+from nanogpt_edit.files import read_json, write_json
+from nanogpt_edit.model.gpt import GPT
+from nanogpt_edit.pipeline import Pipeline
+from nanogpt_edit.recipe import load_recipe
+from nanogpt_edit.run_folder import RunFolder
+
+GOALS = {"success": 1.0, "paraphrase": 0.9, "neighbourhood_drop": 0.03}
+COLUMNS = {
+    "success": "new answer at rank 1",
+    "paraphrase": "paraphrases, p(new) > p(true)",
+    "paraphrase_rank1": "paraphrases at rank 1",
+    "neighbourhood_drop": "neighbours lost",
+    "others_before": "other facts, before",
+    "others_after": "other facts, after",
+    "perplexity_factor": "perplexity, after / before",
+    "seconds": "seconds",
+}
+PLAIN = ("neighbourhood_drop", "perplexity_factor", "seconds")
+
+
+def configs(tiny: EditConfig) -> dict[str, EditConfig]:
+    """The recipe's settings, and for the other methods what a few trials on the first seed gave."""
+    return {
+        "memit": tiny,
+        "memit as published": replace(tiny, refine_steps=0, context_weight=0.0),
+        "alphaedit": replace(tiny, method="alphaedit", null_share=0.1),
+        "rome": replace(tiny, method="rome", layers=(0,), refine_steps=0),
+        "ft": replace(tiny, method="ft", layers=(0,), norm_constraint=0.02, ft_learning_rate=2e-3),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=10)
+    parser.add_argument("--work", type=Path, default=Path("runs/edit_quality"), help="where models and edits are kept")
+    parser.add_argument("--out", type=Path)
+    chosen = parser.parse_args()
+    found = {method: [] for method in configs(EditConfig())}  # type: dict[str, list[dict[str, float]]]
+    for seed in range(chosen.seeds):
+        for method, measured in measure_seed(seed, chosen.work / f"seed-{seed}").items():
+            found[method].append(measured)
+        record = summary(found)
+        if chosen.out is not None:
+            write_json(chosen.out, record)
+        print(table(record), flush=True)
+    print(json.dumps(record))
+
+
+def measure_seed(seed: int, folder: Path) -> dict[str, dict[str, float]]:
+    """One base model, every method; what is there already is read."""
+    recipe = replace(load_recipe("tiny"), seed=seed)
+    pipeline = Pipeline(recipe, RunFolder(folder), torch.device("cpu"))
+    pipeline.make_base()
+    model: GPT | None = None
+    results = {}
+    for method, config in configs(recipe.edit).items():
+        path = folder / f"{method.replace(' ', '_')}.json"
+        if not path.exists():
+            model = model or pipeline.load("base")
+            write_json(path, dict(measure(pipeline, model, config)))
+        results[method] = {name: float(str(value)) for name, value in read_json(path).items()}
+    return results
+
+
+def measure(pipeline: Pipeline, model: GPT, config: EditConfig) -> dict[str, float]:
+    """Edit the fifty facts, measure, and leave the model as it was."""
+    assert model.tokenizer is not None
+    text = pipeline.held_out_blocks(model.tokenizer, model.config.block_size)
+    others = [question for question in pipeline.questions() if question.group == "recall"]
+    blocks = pipeline.ordinary_text(model)
+    patch = edit_model(model, pipeline.facts, config, covariance_blocks=blocks)
+    scores = score_patch(model, patch, text=text)
+    before = fact_metrics(recall(model, others))["recall"].value
+    with patch.applied(model):
+        after = fact_metrics(recall(model, others))["recall"].value
+    assert scores.paraphrase and scores.paraphrase_rank1 and scores.neighbourhood_before and scores.neighbourhood_after
+    assert scores.perplexity_before and scores.perplexity_after
+    return {
+        "success": scores.success.value,
+        "paraphrase": scores.paraphrase.value,
+        "paraphrase_rank1": scores.paraphrase_rank1.value,
+        "neighbourhood_drop": scores.neighbourhood_before.value - scores.neighbourhood_after.value,
+        "others_before": before,
+        "others_after": after,
+        "perplexity_factor": scores.perplexity_after.value / scores.perplexity_before.value,
+        "seconds": patch.seconds,
+    }
+
+
+def summary(found: dict[str, list[dict[str, float]]]) -> dict[str, object]:
+    """Means with 95% intervals over seeds."""
+    rows = {method: {name: mean([one[name] for one in seeds]) for name in COLUMNS} for method, seeds in found.items()}
+    ours = rows["memit"]
+    return {
+        "name": "edit_quality",
+        "seeds": len(found["memit"]),
+        "unit": "shares of 50 facts, means over seeds with 95% intervals",
+        "ours": {name: ours[name]["value"] for name in GOALS},
+        "goal": GOALS,
+        "methods": rows,
+        "versions": {"torch": str(torch.__version__), "python": platform.python_version()},
+    }
+
+
+def mean(values: Sequence[float]) -> dict[str, float]:
+    if len(values) == 1:
+        return {"value": values[0], "low": values[0], "high": values[0]}
+    interval = bootstrap_mean(values)
+    return {"value": interval.value, "low": interval.low, "high": interval.high}
+
+
+def table(record: dict[str, object]) -> str:
+    """As Markdown, methods down."""
+    rows = record["methods"]
+    assert isinstance(rows, dict)
+    lines = ["| method | " + " | ".join(COLUMNS.values()) + " |", "|---" * (len(COLUMNS) + 1) + "|"]
+    for method, cells in rows.items():
+        lines.append(f"| {method} | " + " | ".join(cell(name, cells[name]) for name in COLUMNS) + " |")
+    return "\n".join(lines)
+
+
+def cell(name: str, interval: dict[str, float]) -> str:
+    value, low, high = (interval[key] for key in ("value", "low", "high"))
+    if name in PLAIN[1:]:
+        return f"{value:.2f} [{low:.2f}, {high:.2f}]" if name != "seconds" else f"{value:.1f}"
+    return f"{100 * value:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
+
+
+if __name__ == "__main__":
+    main()

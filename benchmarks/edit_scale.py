@@ -1,0 +1,219 @@
+"""How far editing goes: success, neighbours and perplexity against the number of facts edited.
+
+A widened `tiny` (width 384) learns 1,200 made-up facts about made-up towns; 1,000 of them are then changed: all in one
+batch, or ten batches of a hundred one after the other, or (rome) one by one. The 200 facts that stay are the
+neighbours, and the perplexity is that of their sentences. Curves are kept as JSON and drawn; models are kept under
+`--work`, so an interrupted run goes on. The last line is one JSON object.
+
+    python benchmarks/edit_scale.py --work runs/edit_scale --out benchmarks/results/edit_scale.json --figure docs
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import random
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from matplotlib.ticker import NullLocator
+from torch import Tensor
+
+from nanogpt_edit.api import save_picture
+from nanogpt_edit.edit.config import EditConfig
+from nanogpt_edit.edit.contexts import tokenizer_of
+from nanogpt_edit.edit.editor import edit_model
+from nanogpt_edit.edit.facts import Fact
+from nanogpt_edit.edit.measure import measure_facts
+from nanogpt_edit.files import append_jsonl, read_jsonl, write_json
+from nanogpt_edit.model import checkpoint
+from nanogpt_edit.model.gpt import GPT, GPTConfig
+from nanogpt_edit.model.tokenizer import Tokenizer
+from nanogpt_edit.progress import progress
+from nanogpt_edit.report.canvas import Picture, colour, draw
+
+FACTS, EDITED = 1200, 1000
+PHRASINGS = ("{} is famous for its", "People visit {} for the", "The pride of {} is the")
+GOODS = (
+    *("bread", "cheese", "honey", "glass", "paper", "steel", "silver", "copper", "marble", "timber", "cotton", "linen"),
+    *("velvet", "leather", "amber", "pearls", "wine", "cider", "olives", "apples", "cherries", "plums", "roses"),
+    *("tulips", "horses", "sheep", "salmon", "carpets", "clocks", "violins", "bells", "lamps", "knives", "kites"),
+)
+SYLLABLES = tuple(consonant + vowel for consonant in "bdfgklmnprstv" for vowel in "aeou")
+SIZES = (10, 30, 100, 300, 1000)
+CONFIG = EditConfig(
+    layers=(0, 1), covariance_weight=300.0, learning_rate=0.3, steps=15, n_prefixes=0, clamp=3.0, weight_decay=0.0,
+    kl_coef=0.0, covariance_tokens=60_000,
+)  # fmt: skip
+WAYS = {
+    "memit, one batch": CONFIG,
+    "memit, batches of 100": replace(CONFIG, batch_size=100),
+    "alphaedit, one batch": replace(CONFIG, method="alphaedit", null_share=0.05),
+    "alphaedit, batches of 100": replace(CONFIG, method="alphaedit", null_share=0.05, batch_size=100),
+    "rome, one by one": replace(CONFIG, method="rome", layers=(1,)),
+}
+ROLES = ("accent", "accent", "second", "second", "bad")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, default=Path("runs/edit_scale"), help="where model and curves are kept")
+    parser.add_argument("--steps", type=int, default=400, help="training steps of the model")
+    parser.add_argument("--sizes", type=int, nargs="+", default=list(SIZES), help="numbers of facts edited")
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--figure", type=Path, help="folder for the pictures")
+    chosen = parser.parse_args()
+    facts = made_up_facts()
+    model = trained(facts, chosen.work / "model", chosen.steps)
+    log = chosen.work / "curves.jsonl"
+    done = {(str(r["way"]), int(str(r["edits"]))) for r in read_jsonl(log)} if log.exists() else set()
+    for edits in chosen.sizes:
+        for way, config in WAYS.items():
+            if (way, edits) not in done:
+                append_jsonl(log, {"way": way, "edits": edits, **measure(model, facts, edits, config)})
+                print(json.dumps(read_jsonl(log)[-1]), flush=True)
+    points = read_jsonl(log)
+    record = {
+        "name": "edit_scale",
+        "unit": "shares; perplexity of the neighbours' sentences, after / before",
+        "model": "GPT-2, 3 layers of width 384",
+        "curves": points,
+        "versions": {"torch": str(torch.__version__), "python": platform.python_version()},
+    }
+    if chosen.out is not None:
+        write_json(chosen.out, record)
+    if chosen.figure is not None:
+        for picture in pictures(points):
+            for ending in (".svg", ".png"):
+                save_picture(picture, chosen.figure / f"{picture.name}{ending}")
+    print(json.dumps(record))
+
+
+def made_up_facts() -> list[Fact]:
+    """Towns of three or four syllables, each known for something, and for something else after the edit."""
+    dice = random.Random(0)
+    names: dict[str, None] = {}
+    while len(names) < FACTS:
+        names["".join(dice.choices(SYLLABLES, k=dice.choice((3, 4)))).capitalize()] = None
+    facts = []
+    for name in names:
+        true, new = dice.sample(GOODS, 2)
+        prompts = [phrasing.format(name) for phrasing in PHRASINGS]
+        facts.append(Fact(prompts[0], name, target_new=new, target_true=true, paraphrases=tuple(prompts[1:]), id=name))
+    return facts
+
+
+def sentences(facts: Sequence[Fact]) -> list[str]:
+    return [f"{prompt} {fact.target_true}." for fact in facts for prompt in (fact.prompt, *fact.paraphrases)]
+
+
+def trained(facts: Sequence[Fact], folder: Path, steps: int) -> GPT:
+    """A model that knows the facts by heart; from `folder` if it is there."""
+    if (folder / "config.json").exists():
+        return checkpoint.load(folder)
+    texts = sentences(facts)
+    tokenizer = Tokenizer.train([*(f" {good}" for good in GOODS for _ in range(200)), *texts], vocab_size=420)
+    config = GPTConfig(
+        vocab_size=tokenizer.vocab_size, block_size=64, n_layer=3, n_head=6, n_embd=384, activation="relu"
+    )
+    model = GPT(config, seed=0)
+    model.tokenizer = tokenizer
+    rows = [[*tokenizer.encode(text), tokenizer.pad_id] for text in texts]
+    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=0.01)
+    dice = random.Random(0)
+    with progress("base", steps) as bar:
+        for step in range(steps):
+            for group in optimizer.param_groups:
+                group["lr"] = 2e-3 * min(1.0, (step + 1) / 20) * (1 - 0.95 * step / steps)
+            batch = dice.sample(rows, 256)
+            longest = max(map(len, batch))
+            token_ids = torch.tensor([row + [tokenizer.pad_id] * (longest - len(row)) for row in batch])
+            wanted = torch.tensor([row[1:] + [-100] * (longest - len(row)) for row in batch])
+            loss = F.cross_entropy(model(token_ids[:, :-1]).flatten(0, 1), wanted.flatten(), ignore_index=-100)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            bar.update(step + 1, loss=float(loss.detach()))
+    checkpoint.save(model.eval(), folder, lineage_note=f"learned {len(facts)} made-up facts")
+    return checkpoint.load(folder)
+
+
+def measure(model: GPT, facts: Sequence[Fact], edits: int, config: EditConfig) -> dict[str, float]:
+    """Edit the first so many facts; the last 200 are what must stay."""
+    changed, staying = facts[:edits], facts[EDITED:]
+    blocks = text_blocks(model, sentences(facts[edits:]))
+    started = time.perf_counter()
+    patch = edit_model(model, changed, config, covariance_blocks=blocks)
+    seconds = time.perf_counter() - started
+    before, known = nats(model, staying), recalled(model, staying)
+    with patch.applied(model):
+        states = measure_facts(model, changed)
+        after, still = nats(model, staying), recalled(model, staying)
+    pairs = [pair for state in states for pair in state.paraphrases]
+    return {
+        "success": share(state.new.rank == 1 for state in states),
+        "paraphrase": share(new.p_token > true.p_token for new, true in pairs),
+        "neighbours_before": known,
+        "neighbours_after": still,
+        "perplexity_factor": float(torch.tensor(after - before).exp()),
+        "seconds": seconds,
+    }
+
+
+def recalled(model: GPT, facts: Sequence[Fact]) -> float:
+    return share(state.true.rank == 1 for state in measure_facts(model, facts))
+
+
+def share(flags) -> float:  # type: ignore[no-untyped-def]
+    flags = list(flags)
+    return sum(flags) / len(flags)
+
+
+@torch.no_grad()
+def nats(model: GPT, facts: Sequence[Fact]) -> float:
+    """Nats per token of the facts' true sentences."""
+    tokenizer = tokenizer_of(model)
+    total, count = 0.0, 0
+    for text in sentences(facts):
+        token_ids = torch.tensor([tokenizer.encode(text)])
+        total += float(F.cross_entropy(model(token_ids[:, :-1])[0], token_ids[0, 1:], reduction="sum"))
+        count += token_ids.shape[1] - 1
+    return total / count
+
+
+def text_blocks(model: GPT, texts: Sequence[str], *, width: int = 64) -> Tensor:
+    tokenizer = tokenizer_of(model)
+    shuffled = list(texts) * 4
+    random.Random(0).shuffle(shuffled)
+    row = [token_id for text in shuffled for token_id in [*tokenizer.encode(text), tokenizer.pad_id]]
+    return torch.tensor(row[: len(row) // width * width]).view(-1, width)
+
+
+def pictures(points: Sequence[dict[str, object]]) -> list[Picture]:
+    """One picture per score, a line per way; the one-batch ways whole, the sequential ones dashed."""
+    found = []
+    for score, title in (
+        ("success", "Edits at rank 1"),
+        ("neighbours_after", "Neighbours still recalled"),
+        ("perplexity_factor", "Perplexity of the neighbours, after / before"),
+    ):
+
+        def paint(axes, score: str = score) -> None:  # type: ignore[no-untyped-def]
+            for (way, _), role in zip(WAYS.items(), ROLES, strict=True):
+                mine = sorted((int(str(p["edits"])), float(str(p[score]))) for p in points if p["way"] == way)
+                style = "-" if "one batch" in way else "--"
+                axes.plot(*zip(*mine, strict=True), color=colour(role), linestyle=style, marker="o", markersize=3)
+            axes.set_xscale("log")
+            axes.xaxis.set_minor_locator(NullLocator())
+
+        found.append(draw(f"edit-scale-{score.replace('_', '-')}", paint, title=title, width=420, height=240))
+    return found
+
+
+if __name__ == "__main__":
+    main()
