@@ -135,14 +135,17 @@ class Pipeline:
             source = str(beside)
         return [] if source in (None, "none") else read_text(source)
 
+    @property
+    def sentences(self) -> tuple[str, ...]:
+        """The world's facts; none for a model that exists already and is given text: it has not learned the world."""
+        return self.world.sentences if self.recipe.model.source is None or not self.extra_text else ()
+
     @cached_property
     def documents(self) -> list[str]:
         """Ordinary text, shuffled: further text and every training question once, every fact of the world several
-        times. A model that exists already has not learned the world: given text, it reads that and the questions."""
+        times."""
         questions = [problem.question for problem in self.problems.train]
-        documents = questions + self.extra_text
-        if self.recipe.model.source is None or not self.extra_text:
-            documents = list(self.world.sentences) * self.recipe.pretrain.fact_repeats + documents
+        documents = list(self.sentences) * self.recipe.pretrain.fact_repeats + questions + self.extra_text
         random.Random(self.recipe.seed).shuffle(documents)
         return documents
 
@@ -167,15 +170,12 @@ class Pipeline:
         """
         assert model.tokenizer is not None
         tokenizer, context = model.tokenizer, self.recipe.pretrain.context_tokens
-        sentences = [
-            sentence
-            for sentence in self.world.sentences
-            if not any(states_old_answer(sentence, fact) for fact in self.facts)
-        ]
+        spared = [text for text in self.sentences if not any(states_old_answer(text, fact) for fact in self.facts)]
+        solved, _ = to_samples(self.problems.train, tokenizer, block_size=model.config.block_size)
         end = [] if tokenizer.eos_id is None else [tokenizer.eos_id]
-        texts = [tokenizer.encode(sentence) + end for sentence in sentences] * self.recipe.pretrain.fact_repeats
-        texts += [tokenizer.encode(text) + end for text in self.extra_text]
-        texts += [[*sample.token_ids, *end] for sample in self.samples(self.problems.train, model, "edit")]
+        texts = [[*tokenizer.encode(text), *end] for text in spared] * self.recipe.pretrain.fact_repeats
+        texts += [[*tokenizer.encode(text), *end] for text in self.extra_text]
+        texts += [[*sample.token_ids, *end] for sample in solved]
         random.Random(self.recipe.seed).shuffle(texts)
         token_ids = torch.tensor([token_id for text in texts for token_id in text])
         return token_ids[: len(token_ids) // context * context].view(-1, context)
