@@ -21,8 +21,9 @@ from nanogpt_edit.evaluate.suite import EvaluateConfig
 from nanogpt_edit.files import read_json
 from nanogpt_edit.model import checkpoint
 from nanogpt_edit.recipe import ModelConfig, Recipe, save_recipe
+from nanogpt_edit.run_folder import RunFolder
 from nanogpt_edit.train.grpo import GRPOConfig
-from nanogpt_edit.train.pretrain import PretrainConfig
+from nanogpt_edit.train.pretrain import PretrainConfig, TokenStream
 from nanogpt_edit.train.sft import SFTConfig
 
 MICRO = Recipe(
@@ -134,3 +135,23 @@ def test_a_second_run_in_a_folder_in_use_is_refused(tmp_path: Path) -> None:
         second = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert second.returncode != 0
     assert str(os.getpid()) in second.stderr
+
+
+def test_sft_replays_the_base_text_other_text_or_a_second_set_of_problems(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("The sea was calm that day, and the sky was grey. " * 20)
+    (tmp_path / "sums.jsonl").write_text('{"question": "What is 2 + 3?", "answer": "2 + 3 = 5\\n#### 5"}\n')
+
+    def replay(**fields: object) -> object:
+        recipe = replace(MICRO, sft=replace(MICRO.sft, **fields))  # type: ignore[arg-type]
+        return pipeline.Pipeline(recipe, RunFolder(tmp_path / "run"), torch.device("cpu")).replay(model)
+
+    model = pipeline.Pipeline(MICRO, RunFolder(tmp_path / "run"), torch.device("cpu")).new_model()
+    tokenizer = model.tokenizer
+    assert tokenizer is not None
+    base, text = replay(), replay(replay_source=str(tmp_path / "notes.txt"))
+    assert isinstance(base, TokenStream) and isinstance(text, TokenStream)
+    assert "capital" in tokenizer.decode(base.token_ids.tolist())
+    assert tokenizer.decode(text.token_ids[:20].tolist()).startswith("The sea was calm")
+    (sample,) = replay(replay_source=str(tmp_path / "sums.jsonl"))  # type: ignore[misc]
+    assert tokenizer.decode(sample.token_ids).endswith("</think><answer>5</answer>")
+    assert replay(replay=0.0) is None
