@@ -150,6 +150,11 @@ def over_seeds(gains: Sequence[float]) -> tuple[float, float, float]:
     return mean, mean - half, mean + half
 
 
+def bounded(interval: tuple[float, float, float]) -> list[float | None]:
+    """For JSON: one seed has no interval."""
+    return [None if math.isnan(value) else value for value in interval]
+
+
 def over_problems(cells: Sequence[Cell]) -> tuple[float, float, float]:
     """The same by a paired bootstrap over all problems of these seeds."""
     found = bootstrap_mean(np.concatenate([100 * (cell.after - cell.before) for cell in cells]))
@@ -178,7 +183,7 @@ def summarise(table: Mapping[str, Sequence[Cell]], recipe: Recipe, device: torch
             "before": [100 * float(cell.before.mean()) for cell in cells],
             "after": [100 * float(cell.after.mean()) for cell in cells],
             "gain": gains,
-            "mean_gain": over_seeds(gains),
+            "mean_gain": bounded(over_seeds(gains)),
             "mean_gain_over_problems": over_problems(cells),
             "seconds": [cell.seconds for cell in cells],
             "lost_by_removing": None if whole is None or not row.startswith("no_") else lost(whole, cells),
@@ -191,7 +196,7 @@ def lost(whole: Sequence[Cell], cells: Sequence[Cell]) -> dict[str, object]:
     pairs = list(zip(whole, cells, strict=True))
     by_problem = bootstrap_mean(np.concatenate([100 * (one.after - other.after) for one, other in pairs]))
     return {
-        "over_seeds": over_seeds([one.gain - other.gain for one, other in pairs]),
+        "over_seeds": bounded(over_seeds([one.gain - other.gain for one, other in pairs])),
         "over_problems": (by_problem.value, by_problem.low, by_problem.high),
     }
 
@@ -199,7 +204,7 @@ def lost(whole: Sequence[Cell], cells: Sequence[Cell]) -> dict[str, object]:
 def last_line(table: Mapping[str, Sequence[Cell]]) -> dict[str, object]:
     cells = next(iter(table.values()))
     gains = [cell.gain for cell in cells]
-    mean, low, high = over_seeds(gains)
+    mean, low, high = bounded(over_seeds(gains))
     seconds = max(cell.seconds for cell in cells)
     return {
         "name": "grpo_quality",
@@ -211,7 +216,7 @@ def last_line(table: Mapping[str, Sequence[Cell]]) -> dict[str, object]:
         "worst_seed": min(gains),
         "seconds": seconds,
         "goal": f">= {GOAL_POINTS:g} points within {GOAL_SECONDS:g} s, no seed below its start",
-        "met": mean >= GOAL_POINTS and min(gains) >= 0 and seconds <= GOAL_SECONDS,
+        "met": float(np.mean(gains)) >= GOAL_POINTS and min(gains) >= 0 and seconds <= GOAL_SECONDS,
     }
 
 
