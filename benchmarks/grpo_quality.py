@@ -8,7 +8,8 @@ the one over problems is a paired bootstrap over all problems of all seeds, whic
 
     python benchmarks/grpo_quality.py --work runs/grpo_quality [--seeds 0,1,2,3,4] [--rows all,no_kl]
 
-Every piece is kept in the work folder: called again, the script goes on where it was. The last line is one JSON object.
+Every piece is kept in the work folder: called again, the script goes on where it was; --gather makes the table of what
+is finished. The last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -63,6 +64,7 @@ STUDENT_T = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.3
 class Cell:
     """One seed of one row: problems × samples before and after."""
 
+    seed: int
     before: np.ndarray  # (problems,) share of right samples of the SFT model
     after: np.ndarray
     seconds: float  # of GRPO, its validation included
@@ -79,6 +81,7 @@ def main() -> None:
     arguments.add_argument("--out", type=Path, default=Path("benchmarks/results/grpo_quality.json"))
     arguments.add_argument("--seeds", default="0,1,2,3,4")
     arguments.add_argument("--rows", default=",".join(ROWS), help="of the table; none: the starting models only")
+    arguments.add_argument("--gather", action="store_true", help="train nothing: the table of what is finished")
     arguments.add_argument("--threads", type=int, default=2)
     chosen = arguments.parse_args()
     rows = [row for row in chosen.rows.split(",") if row in ROWS]
@@ -86,6 +89,9 @@ def main() -> None:
     recipe = load_recipe("tiny")
     recipe = replace(recipe, grpo=replace(recipe.grpo, **SETTING))
     seeds = [int(seed) for seed in chosen.seeds.split(",")]
+    if chosen.gather:
+        table = {row: gathered(chosen.work, row) for row in rows}
+        return write_table({row: cells for row, cells in table.items() if cells}, recipe, device, chosen.out)
     for seed in seeds:
         make_start(replace(recipe, seed=seed), chosen.work / f"seed{seed}", device)
     table: dict[str, list[Cell]] = {}
@@ -94,10 +100,22 @@ def main() -> None:
         if row != "all":
             own = replace(own, evaluate=replace(own.evaluate, samples=SHORT_SAMPLES))
         table[row] = [run_row(replace(own, seed=seed), row, chosen.work / f"seed{seed}", device) for seed in seeds]
-        print_row(row, table[row])
     if table:
-        write_json(chosen.out, summarise(table, recipe, device))
-        print(json.dumps(last_line(table)))
+        write_table(table, recipe, device, chosen.out)
+
+
+def gathered(work: Path, row: str) -> list[Cell]:
+    """The finished seeds of a row."""
+    done = (folder for folder in sorted(work.glob("seed*")) if (folder / row / "eval" / "grpo.json").exists())
+    return [read_cell(folder, row) for folder in done]
+
+
+def write_table(table: Mapping[str, Sequence[Cell]], recipe: Recipe, device: torch.device, out: Path) -> None:
+    """The table as JSON, and the last line."""
+    write_json(out, summarise(table, recipe, device))
+    for row, cells in table.items():
+        print_row(row, cells)
+    print(json.dumps(last_line(table)))
 
 
 def make_start(recipe: Recipe, path: Path, device: torch.device) -> None:
@@ -120,11 +138,17 @@ def run_row(recipe: Recipe, row: str, path: Path, device: torch.device) -> Cell:
         with folder.timed("grpo"):
             stage.make_grpo()
         measure(stage, "grpo", folder)
+    return read_cell(path, row)
+
+
+def read_cell(path: Path, row: str) -> Cell:
+    """What is on file of one row of the seed in `path`."""
     timing = read_json(path / row / "timing.json")["stages"]
     assert isinstance(timing, dict)
     before, after = shares(path / "eval" / "sft.jsonl"), shares(path / row / "eval" / "grpo.jsonl")
     assert before.keys() == after.keys()
     return Cell(
+        seed=int(path.name.removeprefix("seed")),
         before=np.array(list(before.values())),
         after=np.array([after[problem] for problem in before]),
         seconds=float(timing["grpo"]),
@@ -183,6 +207,7 @@ def summarise(table: Mapping[str, Sequence[Cell]], recipe: Recipe, device: torch
         gains = [cell.gain for cell in cells]
         rows[row] = {
             "changed": dict(ROWS[row]),
+            "seeds": [cell.seed for cell in cells],
             "before": [100 * float(cell.before.mean()) for cell in cells],
             "after": [100 * float(cell.after.mean()) for cell in cells],
             "gain": gains,
@@ -195,8 +220,9 @@ def summarise(table: Mapping[str, Sequence[Cell]], recipe: Recipe, device: torch
 
 
 def lost(whole: Sequence[Cell], cells: Sequence[Cell]) -> dict[str, object]:
-    """How much more the whole gains than a row, in pairs: seed by seed, and problem by problem."""
-    pairs = list(zip(whole, cells, strict=True))
+    """How much more the whole gains than a row, in pairs: seed by seed (those of the row), and problem by problem."""
+    by_seed = {cell.seed: cell for cell in whole}
+    pairs = [(by_seed[cell.seed], cell) for cell in cells]
     by_problem = bootstrap_mean(np.concatenate([100 * (one.after - other.after) for one, other in pairs]))
     return {
         "over_seeds": bounded(over_seeds([one.gain - other.gain for one, other in pairs])),
