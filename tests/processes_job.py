@@ -15,9 +15,10 @@ import pytest
 import tiny_stages
 import torch
 from safetensors.torch import save_file
+from test_pipeline import MICRO
 from tiny_stages import PROBLEMS, run_stage, tiny_model
 
-from nanogpt_edit import processes
+from nanogpt_edit import pipeline, processes
 from nanogpt_edit.errors import UserError
 from nanogpt_edit.evaluate.suite import EvaluateConfig, Question, Skills, evaluate
 from nanogpt_edit.files import write_json
@@ -147,3 +148,4 @@ if __name__ == "__main__":
         write_json(folder / f"dealing{processes.rank()}.json", dealing())
         work(folder / "replicas")
         work_in_shards(folder / "shards")
+        assert pipeline.run(MICRO, folder / "run") == 0

@@ -116,7 +116,7 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_weights(finished: Path, tmp
     environment = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
     for stage in ("pretrain", "sft", "grpo"):
         process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE)
-        log, deadline = out / "logs" / f"{stage}.jsonl", time.monotonic() + 300
+        log, deadline = out / "logs" / f"{stage}.jsonl", time.monotonic() + 900
         while not (log.exists() and len(log.read_text().splitlines()) >= 3):
             assert time.monotonic() < deadline and process.poll() is None, "the stage did not get going"
             time.sleep(0.005)

@@ -9,7 +9,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import processes_job
@@ -17,13 +16,12 @@ import pytest
 import tiny_stages
 import torch
 from safetensors.torch import load_file
-from test_pipeline import MICRO
 from tiny_stages import STAGES, tiny_model
 
 from nanogpt_edit import cli
 from nanogpt_edit.errors import UserError
 from nanogpt_edit.files import read_json, read_jsonl
-from nanogpt_edit.recipe import save_recipe
+from nanogpt_edit.train import loop
 from nanogpt_edit.train.parallel import Parallel
 
 HERE = Path(__file__).parent
@@ -47,7 +45,7 @@ def together(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What two processes did."""
     folder = tmp_path_factory.mktemp("together")
     command, environment = torchrun(HERE / "processes_job.py", folder)
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr
     (folder / "said").write_text(done.stderr)
     return folder
@@ -142,6 +140,13 @@ def test_a_damaged_shard_is_said_once_and_the_state_before_is_used(together: Pat
     assert "sft: goes on at step 3 of 12." in said
 
 
+def test_a_whole_recipe_runs_in_several_processes(together: Path) -> None:
+    run = together / "run"
+    assert (run / "report.html").is_file()
+    assert set(read_json(run / "summary.json")["stages"]) == {"base", "sft", "grpo", "edited"}  # type: ignore[call-overload]
+    assert read_json(run / "environment.json")["processes"] == PROCESSES
+
+
 # One process
 
 
@@ -169,11 +174,15 @@ def workers(launcher: int) -> Iterator[tuple[int, int]]:
 
 
 @pytest.mark.skipif(not Path("/proc").exists(), reason="looks for the processes in /proc")
-def test_when_one_dies_the_job_ends_in_one_sentence_and_goes_on_when_called_again(tmp_path: Path) -> None:
-    recipe, out = tmp_path / "micro.toml", tmp_path / "run"
-    save_recipe(replace(MICRO, sft=replace(MICRO.sft, steps=30)), recipe)
-    command, environment = torchrun("-m", "nanogpt_edit", "run", recipe, "--out", out)
-    log, deadline = out / "logs" / "sft.jsonl", time.monotonic() + 300
+def test_when_one_dies_the_job_ends_in_one_sentence_and_goes_on_when_called_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = ["pretrain", "--out", str(tmp_path), "--device", "cpu", "--world.problems", "60"]
+    arguments += ["--model.n-layer", "2", "--model.n-head", "2", "--model.n-embd", "16", "--model.block-size", "64"]
+    arguments += ["--pretrain.steps", "300", "--pretrain.batch-size", "4", "--pretrain.context-tokens", "32"]
+    arguments += ["--pretrain.fact-repeats", "1", "--pretrain.save-every", "2"]
+    command, environment = torchrun("-m", "nanogpt_edit", *arguments)
+    log, deadline = tmp_path / "logs" / "pretrain.jsonl", time.monotonic() + 900
     job = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
     while not (log.exists() and len(log.read_text().splitlines()) >= 4):
         assert job.poll() is None, job.communicate()[1]
@@ -184,10 +193,12 @@ def test_when_one_dies_the_job_ends_in_one_sentence_and_goes_on_when_called_agai
     assert job.returncode != 0
     assert said.count("nanogpt-edit: another process of this run has ended") == 1, said
     assert "nanogpt_edit/" not in said, said  # torchrun adds a traceback of its own; none is of ours
-    assert list((out / "state" / "sft").glob("step_*.safetensors"))
 
-    again = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-    assert again.returncode == 0, again.stderr
-    assert "sft: goes on at step" in again.stderr
-    assert [line["step"] for line in read_jsonl(log)] == list(range(30))
-    assert (out / "report.html").is_file()
+    # What two processes have begun, one can finish.
+    lines: list[str] = []
+    monkeypatch.setattr(loop, "say", lines.append)
+    assert cli.main(arguments) == 0
+    steps = [line["step"] for line in read_jsonl(log)]
+    assert steps == list(range(300))
+    assert (tmp_path / "base" / "model.safetensors").is_file()
+    assert "base: goes on at step" in lines[0]
