@@ -85,13 +85,14 @@ def shrunken(recipe: Recipe, folder: Path, tokenizer: Tokenizer) -> Recipe:
             text=str(text),
             perplexity_tokens=400,
         ),
+        # What the last block adds at the subject no later token sees; and a shrunken model needs a shrunken λ.
         edit=replace(
             recipe.edit,
-            layers=(0, 1),
+            layers=(0,),
             steps=2,
             learning_rate=0.01,
-            weight_decay=0.0,  # a random model gains less than a step costs
             covariance_weight=10.0,
+            weight_decay=0.0,
             rounds=1,
             n_prefixes=1,
             prefix_tokens=2,
