@@ -153,6 +153,9 @@ def test_the_record_averages_by_kind_of_token() -> None:
     assert isinstance(effects, dict)
     assert effects["mlp_out"][2] == pytest.approx([0.0, 0.4])
     assert effects["mlp_out"][3] == [0.0, 0.0]
+    high = record["high"]
+    assert isinstance(high, dict)
+    assert high["mlp_out"][0] == [0.0, 0.0]  # before the subject nothing can be restored
     assert record["n"] == 2
     assert kinds_of_tokens(traced(0.1, 4)) == {
         "before subject": [0],

@@ -72,6 +72,9 @@ def kinds_of_tokens(one: Traced) -> dict[str, list[int]]:
 
 def effect_at(traced: Sequence[Traced], site: Site, group: str, layer: int) -> Interval:
     """Mean indirect effect over the facts that have such a token; a fact's tokens of one kind are averaged first."""
-    return bootstrap_mean(
-        [float(one.effect[site][places, layer].mean()) for one in traced if (places := kinds_of_tokens(one).get(group))]
-    )
+    means = [
+        float(one.effect[site][places, layer].mean()) for one in traced if (places := kinds_of_tokens(one).get(group))
+    ]
+    if means and not any(means):  # before the subject, by causality; not a share whose interval has a width
+        return Interval(value=0.0, low=0.0, high=0.0, n=len(means))
+    return bootstrap_mean(means)
