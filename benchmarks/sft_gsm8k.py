@@ -45,9 +45,7 @@ def main() -> None:
     settings = SFTConfig(
         steps=chosen.steps,
         batch_size=chosen.batch_size,
-        optimizer="muon",
-        muon_learning_rate=0.02,
-        learning_rate=1e-3,
+        learning_rate=2e-3,
         warmup_steps=10,
         schedule="linear",
         replay=0.0,
