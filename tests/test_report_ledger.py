@@ -49,6 +49,7 @@ def run_of(*stages: Stage, comparisons: list[Comparison] | None = None, edit: Ed
         edit=edit,
         trace=None,
         transcript=None,
+        rollouts=(),
         seconds={},
         environment={},
         notes=(),
