@@ -7,32 +7,21 @@ again. The models are loaded anew for each stage: what the next stage sees is wh
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from nanogpt_edit import processes, report
 from nanogpt_edit.data.problems import (
     Problem,
-    ProblemSplits,
     Sample,
-    load_splits,
     prompt_ids,
-    read_problems,
-    to_samples,
-    with_room,
 )
-from nanogpt_edit.data.text import read_text, token_blocks
-from nanogpt_edit.data.world import World, make_world
 from nanogpt_edit.devices import autocast, choose_device
 from nanogpt_edit.edit.editor import edit_model
-from nanogpt_edit.edit.fact_files import read_facts
-from nanogpt_edit.edit.facts import Fact, states_old_answer
 from nanogpt_edit.edit.patch_files import save_edited, save_patch
 from nanogpt_edit.edit.scores import score_patch
 from nanogpt_edit.edit.trace_average import trace_record
@@ -46,19 +35,18 @@ from nanogpt_edit.model.gpt import GPT, GPTConfig
 from nanogpt_edit.model.tokenizer import Tokenizer
 from nanogpt_edit.progress import console, say
 from nanogpt_edit.recipe import Recipe
+from nanogpt_edit.run_data import RunData
 from nanogpt_edit.run_folder import RunFolder
 from nanogpt_edit.train import doctor
 from nanogpt_edit.train.grpo import GRPOConfig, grpo
 from nanogpt_edit.train.loop import Trainer
-from nanogpt_edit.train.pretrain import TokenStream, pretrain, token_stream
+from nanogpt_edit.train.pretrain import pretrain
 from nanogpt_edit.train.sft import sft
 
 STAGES = ("base", "sft", "grpo", "edited")
 EXPECTATION_FAILED = 3
 WORLD_VOCABULARY, OTHER_VOCABULARY = 400, 2048
 TOKENIZER_PROBLEMS, TOKENIZER_FACTS = 1000, 3  # the vocabulary's text: so many problems, and all facts so many times
-PROBLEM_SUFFIXES = (".jsonl", ".json")
-HELD_OUT_DOCUMENTS, HELD_OUT_TOKENS = 400, 64
 
 
 def run(recipe: Recipe, out: Path) -> int:
@@ -85,10 +73,9 @@ def run(recipe: Recipe, out: Path) -> int:
 
 
 @dataclass
-class Pipeline:
-    """One run: its recipe, its folder, and the data its stages share (made when first asked for)."""
+class Pipeline(RunData):
+    """One run: its recipe and data, and the folder where every stage leaves its result."""
 
-    recipe: Recipe
     folder: RunFolder
     device: torch.device
     cache_dir: Path | None = None
@@ -107,94 +94,6 @@ class Pipeline:
         work["trace"] = partial(by_the_first, self.trace)
         return work
 
-    # --- data ---------------------------------------------------------------------------------------------------
-
-    @cached_property
-    def world(self) -> World:
-        return make_world(replace(self.recipe.world, seed=self.recipe.seed))
-
-    @cached_property
-    def problems(self) -> ProblemSplits:
-        if self.recipe.problems.path is None:
-            return self.world.problems
-        return load_splits(self.recipe.problems, seed=self.recipe.seed)
-
-    @cached_property
-    def facts(self) -> tuple[Fact, ...]:
-        return read_facts(self.recipe.facts)
-
-    @cached_property
-    def extra_text(self) -> list[str]:
-        """Plain text beside the world: `pretrain.text`, or a folder "text" that stands beside the problems."""
-        source = self.recipe.pretrain.text
-        if source == "auto":
-            beside = Path(self.recipe.problems.path or "").resolve().parent / "text"
-            if self.recipe.problems.path is None or not beside.is_dir():
-                return []
-            say(f"Base text: {beside} is read too, as it stands beside the problems (--pretrain.text none: leave out).")
-            source = str(beside)
-        return [] if source in (None, "none") else read_text(source)
-
-    @property
-    def sentences(self) -> tuple[str, ...]:
-        """The world's facts; none for a model that exists already and is given text: it has not learned the world."""
-        return self.world.sentences if self.recipe.model.source is None or not self.extra_text else ()
-
-    @cached_property
-    def documents(self) -> list[str]:
-        """Ordinary text, shuffled: further text and every training question once, every fact of the world several
-        times."""
-        questions = [problem.question for problem in self.problems.train]
-        documents = list(self.sentences) * self.recipe.pretrain.fact_repeats + questions + self.extra_text
-        random.Random(self.recipe.seed).shuffle(documents)
-        return documents
-
-    def stream(self, tokenizer: Tokenizer) -> TokenStream:
-        return token_stream(self.documents, tokenizer, context_tokens=self.recipe.pretrain.context_tokens)
-
-    @property
-    def held_out(self) -> list[str]:
-        """Text no stage trains on: the questions of the validation problems."""
-        return [problem.question for problem in self.problems.validation[:HELD_OUT_DOCUMENTS]]
-
-    def held_out_blocks(self, tokenizer: Tokenizer, block_size: int) -> Tensor:
-        """Blocks of `evaluate.text`, or of the questions of the validation problems."""
-        if self.recipe.evaluate.text is not None:
-            return suite.held_out_text(self.recipe.evaluate.text, tokenizer, block_size=block_size)
-        return token_blocks(self.held_out, tokenizer, block_size=min(HELD_OUT_TOKENS, block_size))
-
-    def ordinary_text(self, model: GPT) -> Tensor:
-        """(N, T) token ids of what an edit must not disturb: the facts of the world, worked solutions, further text.
-
-        Sentences that say the old answer of an edited fact are left out: they would speak against the edit.
-        """
-        assert model.tokenizer is not None
-        tokenizer, context = model.tokenizer, self.recipe.pretrain.context_tokens
-        spared = [text for text in self.sentences if not any(states_old_answer(text, fact) for fact in self.facts)]
-        solved, _ = to_samples(self.problems.train, tokenizer, block_size=model.config.block_size)
-        end = [] if tokenizer.eos_id is None else [tokenizer.eos_id]
-        texts = [[*tokenizer.encode(text), *end] for text in spared] * self.recipe.pretrain.fact_repeats
-        texts += [[*tokenizer.encode(text), *end] for text in self.extra_text]
-        texts += [[*sample.token_ids, *end] for sample in solved]
-        random.Random(self.recipe.seed).shuffle(texts)
-        token_ids = torch.tensor([token_id for text in texts for token_id in text])
-        return token_ids[: len(token_ids) // context * context].view(-1, context)
-
-    def questions(self) -> list[suite.Question]:
-        """True facts the edits leave alone, the facts they change, and the new answers."""
-        edited = {(fact.relation, fact.subject.lower()) for fact in self.facts}
-        questions = [
-            suite.Question("recall", f"{s.relation}: {s.subject}", prompt, s.target)
-            for s in self.world.statements
-            if s.held_out < 0 and (s.relation, s.subject.lower()) not in edited
-            for prompt in s.prompts
-        ]
-        for fact in self.facts:
-            subject = f"{fact.relation}: {fact.subject}"
-            questions.append(suite.Question("recall_edited", subject, fact.prompt, fact.target_true))
-            questions.append(suite.Question("edited", subject, fact.prompt, fact.target_new))
-        return questions
-
     def prepare(self) -> None:
         """Read and check all data before anything long begins."""
         for note in self.problems.notes:
@@ -208,44 +107,6 @@ class Pipeline:
     def load(self, stage: str) -> GPT:
         """In float32, whatever the file has: small steps would be lost in bfloat16's eight bits."""
         return checkpoint.load(self.folder.model(stage), device=self.device, dtype=torch.float32)
-
-    def samples(self, problems: Sequence[Problem], model: GPT, what: str) -> list[Sample]:
-        assert model.tokenizer is not None
-        samples, notes = to_samples(problems, model.tokenizer, block_size=model.config.block_size)
-        for note in notes:
-            say(f"{what}: {note}")
-        return samples
-
-    def replay(self, model: GPT) -> TokenStream | list[Sample] | None:
-        """What SFT mixes in against forgetting: text, further problems, or nothing."""
-        config, tokenizer = self.recipe.sft, model.tokenizer
-        assert tokenizer is not None
-        if config.replay == 0:
-            return None
-        source = config.replay_source
-        if source is None:
-            if self.recipe.model.source is None:
-                return self.stream(tokenizer)
-            say(f"sft: no base text of {self.recipe.model.source} is here, so nothing is replayed (sft.replay_source).")
-            return None
-        if Path(source).suffix in PROBLEM_SUFFIXES or (Path(source) / "train.jsonl").exists():
-            return self.samples(read_problems(source, split="train"), model, "sft replay")
-        return token_stream(read_text(source), tokenizer, context_tokens=config.replay_tokens)
-
-    def fitting(self, problems: Sequence[Problem], model: GPT, *, room: int, what: str) -> list[Problem]:
-        """The problems whose question leaves `room` tokens for a completion; how many do not is said."""
-        assert model.tokenizer is not None
-        kept, notes = with_room(problems, model.tokenizer, room=room, block_size=model.config.block_size)
-        for note in notes:
-            say(f"{what}: {note}")
-        return kept
-
-    def longest_completion(self, model: GPT) -> int:
-        """Room for a completion: a quarter more tokens than 99 of 100 worked solutions in train have."""
-        assert model.tokenizer is not None
-        samples, _ = to_samples(self.problems.train, model.tokenizer, block_size=model.config.block_size)
-        lengths = sorted(sum(sample.loss_mask) for sample in samples)
-        return min(model.config.block_size - 1, lengths[(len(lengths) - 1) * 99 // 100] * 5 // 4)
 
     def make_base(self) -> None:
         """A new model, pretrained on the base text; or an existing one, taken over."""

@@ -1,0 +1,169 @@
+"""What the stages of a run read, made when first asked for: the world, problems, base text, facts, held-out text; and
+what a given model can take of them."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from nanogpt_edit.data.problems import (
+    Problem,
+    ProblemSplits,
+    Sample,
+    load_splits,
+    read_problems,
+    to_samples,
+    with_room,
+)
+from nanogpt_edit.data.text import read_text, token_blocks
+from nanogpt_edit.data.world import World, make_world
+from nanogpt_edit.edit.fact_files import read_facts
+from nanogpt_edit.edit.facts import Fact, states_old_answer
+from nanogpt_edit.evaluate import suite
+from nanogpt_edit.model.gpt import GPT
+from nanogpt_edit.model.tokenizer import Tokenizer
+from nanogpt_edit.progress import say
+from nanogpt_edit.recipe import Recipe
+from nanogpt_edit.train.pretrain import TokenStream, token_stream
+
+PROBLEM_SUFFIXES = (".jsonl", ".json")
+HELD_OUT_DOCUMENTS, HELD_OUT_TOKENS = 400, 64
+
+
+@dataclass
+class RunData:
+    """The data of one recipe."""
+
+    recipe: Recipe
+
+    @cached_property
+    def world(self) -> World:
+        return make_world(replace(self.recipe.world, seed=self.recipe.seed))
+
+    @cached_property
+    def problems(self) -> ProblemSplits:
+        if self.recipe.problems.path is None:
+            return self.world.problems
+        return load_splits(self.recipe.problems, seed=self.recipe.seed)
+
+    @cached_property
+    def facts(self) -> tuple[Fact, ...]:
+        return read_facts(self.recipe.facts)
+
+    @cached_property
+    def extra_text(self) -> list[str]:
+        """Plain text beside the world: `pretrain.text`, or a folder "text" that stands beside the problems."""
+        source = self.recipe.pretrain.text
+        if source == "auto":
+            beside = Path(self.recipe.problems.path or "").resolve().parent / "text"
+            if self.recipe.problems.path is None or not beside.is_dir():
+                return []
+            say(f"Base text: {beside} is read too, as it stands beside the problems (--pretrain.text none: leave out).")
+            source = str(beside)
+        return [] if source in (None, "none") else read_text(source)
+
+    @property
+    def sentences(self) -> tuple[str, ...]:
+        """The world's facts; none for a model that exists already and is given text: it has not learned the world."""
+        return self.world.sentences if self.recipe.model.source is None or not self.extra_text else ()
+
+    @cached_property
+    def documents(self) -> list[str]:
+        """Ordinary text, shuffled: further text and every training question once, every fact of the world several
+        times."""
+        questions = [problem.question for problem in self.problems.train]
+        documents = list(self.sentences) * self.recipe.pretrain.fact_repeats + questions + self.extra_text
+        random.Random(self.recipe.seed).shuffle(documents)
+        return documents
+
+    def stream(self, tokenizer: Tokenizer) -> TokenStream:
+        return token_stream(self.documents, tokenizer, context_tokens=self.recipe.pretrain.context_tokens)
+
+    @property
+    def held_out(self) -> list[str]:
+        """Text no stage trains on: the questions of the validation problems."""
+        return [problem.question for problem in self.problems.validation[:HELD_OUT_DOCUMENTS]]
+
+    def held_out_blocks(self, tokenizer: Tokenizer, block_size: int) -> Tensor:
+        """Blocks of `evaluate.text`, or of the questions of the validation problems."""
+        if self.recipe.evaluate.text is not None:
+            return suite.held_out_text(self.recipe.evaluate.text, tokenizer, block_size=block_size)
+        return token_blocks(self.held_out, tokenizer, block_size=min(HELD_OUT_TOKENS, block_size))
+
+    def ordinary_text(self, model: GPT) -> Tensor:
+        """(N, T) token ids of what an edit must not disturb: the facts of the world, worked solutions, further text.
+
+        Sentences that say the old answer of an edited fact are left out: they would speak against the edit.
+        """
+        assert model.tokenizer is not None
+        tokenizer, context = model.tokenizer, self.recipe.pretrain.context_tokens
+        spared = [text for text in self.sentences if not any(states_old_answer(text, fact) for fact in self.facts)]
+        solved, _ = to_samples(self.problems.train, tokenizer, block_size=model.config.block_size)
+        end = [] if tokenizer.eos_id is None else [tokenizer.eos_id]
+        texts = [[*tokenizer.encode(text), *end] for text in spared] * self.recipe.pretrain.fact_repeats
+        texts += [[*tokenizer.encode(text), *end] for text in self.extra_text]
+        texts += [[*sample.token_ids, *end] for sample in solved]
+        random.Random(self.recipe.seed).shuffle(texts)
+        token_ids = torch.tensor([token_id for text in texts for token_id in text])
+        return token_ids[: len(token_ids) // context * context].view(-1, context)
+
+    def questions(self) -> list[suite.Question]:
+        """True facts the edits leave alone, the facts they change, and the new answers."""
+        edited = {(fact.relation, fact.subject.lower()) for fact in self.facts}
+        questions = [
+            suite.Question("recall", f"{s.relation}: {s.subject}", prompt, s.target)
+            for s in self.world.statements
+            if s.held_out < 0 and (s.relation, s.subject.lower()) not in edited
+            for prompt in s.prompts
+        ]
+        for fact in self.facts:
+            subject = f"{fact.relation}: {fact.subject}"
+            questions.append(suite.Question("recall_edited", subject, fact.prompt, fact.target_true))
+            questions.append(suite.Question("edited", subject, fact.prompt, fact.target_new))
+        return questions
+
+    # --- for a model ---
+
+    def samples(self, problems: Sequence[Problem], model: GPT, what: str) -> list[Sample]:
+        assert model.tokenizer is not None
+        samples, notes = to_samples(problems, model.tokenizer, block_size=model.config.block_size)
+        for note in notes:
+            say(f"{what}: {note}")
+        return samples
+
+    def replay(self, model: GPT) -> TokenStream | list[Sample] | None:
+        """What SFT mixes in against forgetting: text, further problems, or nothing."""
+        config, tokenizer = self.recipe.sft, model.tokenizer
+        assert tokenizer is not None
+        if config.replay == 0:
+            return None
+        source = config.replay_source
+        if source is None:
+            if self.recipe.model.source is None:
+                return self.stream(tokenizer)
+            say(f"sft: no base text of {self.recipe.model.source} is here, so nothing is replayed (sft.replay_source).")
+            return None
+        if Path(source).suffix in PROBLEM_SUFFIXES or (Path(source) / "train.jsonl").exists():
+            return self.samples(read_problems(source, split="train"), model, "sft replay")
+        return token_stream(read_text(source), tokenizer, context_tokens=config.replay_tokens)
+
+    def fitting(self, problems: Sequence[Problem], model: GPT, *, room: int, what: str) -> list[Problem]:
+        """The problems whose question leaves `room` tokens for a completion; how many do not is said."""
+        assert model.tokenizer is not None
+        kept, notes = with_room(problems, model.tokenizer, room=room, block_size=model.config.block_size)
+        for note in notes:
+            say(f"{what}: {note}")
+        return kept
+
+    def longest_completion(self, model: GPT) -> int:
+        """Room for a completion: a quarter more tokens than 99 of 100 worked solutions in train have."""
+        assert model.tokenizer is not None
+        samples, _ = to_samples(self.problems.train, model.tokenizer, block_size=model.config.block_size)
+        lengths = sorted(sum(sample.loss_mask) for sample in samples)
+        return min(model.config.block_size - 1, lengths[(len(lengths) - 1) * 99 // 100] * 5 // 4)
