@@ -1,9 +1,8 @@
 """The command line: finds the verb, and turns what a person can mend into one line and an exit status.
 
 Nothing heavy is imported before the verb is known, so that `--help` and a misspelt verb answer at once. Under torchrun
-some verbs run in several processes (`processes.py`). Each verb is a
-function in `commands/` that takes its arguments as text and returns the exit status:
-0 done, 2 a mistake to mend, 3 an expectation of the recipe failed, 130 interrupted.
+some verbs run in several processes (`processes.py`). Each verb is a function in `commands/` that takes its arguments as
+text and returns the exit status: 0 done, 2 a mistake to mend, 3 an expectation of the recipe failed, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -39,6 +38,7 @@ VERBS: dict[str, tuple[str, str]] = {
         "nanogpt_edit.commands.patch:patch",
     ),
     "cache": ("list or clear the covariances kept from earlier edits", "nanogpt_edit.commands.cache:cache"),
+    "ledger": ("what each step of a run gained and cost, as a table", "nanogpt_edit.commands.report:ledger"),
     "report": ("write the report of a run again from its files", "nanogpt_edit.commands.report:report"),
     "info": ("family, sizes, tokenizer, fingerprint and history of a model", "nanogpt_edit.commands.info:info"),
 }

@@ -78,6 +78,16 @@ def test_what_cannot_be_measured_is_one_line(saved: Path, tmp_path: Path, capsys
         assert printed.count("\n") == 1
 
 
+def test_the_ledger_of_a_run_is_printed_and_nothing_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = make_run(tmp_path / "run", problems=20, samples=2, steps=5)
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    assert cli.main(["ledger", str(folder)]) == 0
+    printed = capsys.readouterr().out
+    assert "tested in pairs" in printed
+    assert all(stage in printed for stage in ("base", "SFT", "GRPO", "edited"))
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
+
+
 def test_the_report_of_a_run_is_written_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = make_run(tmp_path / "run", problems=20, samples=2, steps=5)
     assert cli.main(["report", str(folder)]) == 0

@@ -1,4 +1,4 @@
-"""`nanogpt-edit report RUN`: the report of a run, made again from its files."""
+"""`nanogpt-edit report RUN` makes the report of a run again from its files; `ledger RUN` prints its one table."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import tyro
 from rich.console import Console
 
 from nanogpt_edit.commands.parse import parse
-from nanogpt_edit.report import build, terminal_summary
+from nanogpt_edit.report import build, numbers, terminal_summary
 
 
 @dataclass(frozen=True)
@@ -19,6 +19,20 @@ class Report:
 
     run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """Folder of the run."""
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """Print what each step of a run gained and cost: skills by checkpoint, with intervals. Nothing is written."""
+
+    run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+    """Folder of the run."""
+
+
+def ledger(arguments: list[str]) -> int:
+    """The verb `ledger`."""
+    Console(highlight=False).print(terminal_summary(numbers(parse(Ledger, arguments, verb="ledger").run)))
+    return 0
 
 
 def report(arguments: list[str]) -> int:

@@ -1,11 +1,11 @@
 """What people read: the files of a run -> tables, plots, one page. Imports no torch and no room of the house.
 
-`build(run_dir)` writes report.html, report.md and summary.json and returns the `Summary`;
-`terminal_summary(summary)` is what a run prints at its end.
+`build(run_dir)` writes report.html, report.md and summary.json and returns the `Summary`, `numbers(run_dir)` only
+returns it; `terminal_summary(summary)` is what a run prints at its end.
 """
 
-from nanogpt_edit.report.build import build
+from nanogpt_edit.report.build import build, numbers
 from nanogpt_edit.report.summary import Summary
 from nanogpt_edit.report.terminal import terminal_summary
 
-__all__ = ["Summary", "build", "terminal_summary"]
+__all__ = ["Summary", "build", "numbers", "terminal_summary"]

@@ -9,6 +9,11 @@ from nanogpt_edit.report.read import read_run
 from nanogpt_edit.report.summary import Summary, summarise
 
 
+def numbers(run_dir: Path | str) -> Summary:
+    """The numbers of a run, whole or half-way, read from its files; nothing is written. Raises as `build` does."""
+    return summarise(read_run(Path(run_dir)))
+
+
 def build(run_dir: Path | str) -> Summary:
     """Write the report of a run, whole or half-way, into its folder and return its numbers.
 
