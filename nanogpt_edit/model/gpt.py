@@ -356,7 +356,12 @@ class GPT(nn.Module):
 
     def logits(self, states: Tensor) -> Tensor:
         """(..., D) -> (..., V)."""
-        return F.linear(states, self.embed.weight if self.head is None else self.head.weight)
+        return F.linear(states, self.head_weight)
+
+    @property
+    def head_weight(self) -> Tensor:
+        """(V, D): the head's matrix, which is the embedding's where the two are tied."""
+        return self.embed.weight if self.head is None else self.head.weight
 
 
 def take_columns(x: Tensor, columns: Tensor) -> Tensor:

@@ -19,8 +19,8 @@ from nanogpt_edit import processes
 from nanogpt_edit.errors import UserError
 from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.model.tokenizer import Tokenizer
+from nanogpt_edit.train.chunked_loss import head_cross_entropy_sum
 from nanogpt_edit.train.loop import LoopConfig, Trainer
-from nanogpt_edit.train.losses import cross_entropy_sum
 
 
 @dataclass(frozen=True)
@@ -74,8 +74,8 @@ def random_windows(stream: TokenStream, *, rows: int, context_tokens: int, seed:
 
 def next_token_loss(model: GPT, windows: Tensor) -> Tensor:
     """Mean nats per token of predicting each window's tokens from those before: (B, T + 1) -> scalar."""
-    logits = model(windows[:, :-1])
-    return cross_entropy_sum(logits.flatten(0, 1), windows[:, 1:].flatten()) / windows[:, 1:].numel()
+    states = model.hidden(windows[:, :-1]).flatten(0, 1)
+    return head_cross_entropy_sum(states, model.head_weight, windows[:, 1:].flatten()) / windows[:, 1:].numel()
 
 
 @torch.inference_mode()

@@ -23,8 +23,8 @@ from nanogpt_edit.data.batch import Batch, collate, length_grouped_batches
 from nanogpt_edit.data.problems import Sample
 from nanogpt_edit.errors import UserError
 from nanogpt_edit.model.gpt import GPT
+from nanogpt_edit.train.chunked_loss import head_cross_entropy_sum
 from nanogpt_edit.train.loop import LoopConfig, Trainer
-from nanogpt_edit.train.losses import cross_entropy_sum
 from nanogpt_edit.train.pretrain import TokenStream, random_windows
 
 
@@ -68,7 +68,7 @@ def completion_loss_sum(model: GPT, batch: Batch) -> Tensor:
     token_ids, is_target = batch.token_ids.to(model.device), batch.loss_mask.bool().to(model.device)
     states = model.hidden(token_ids[:, :-1])  # (B, T-1, D); the state at t predicts token t+1
     predicted = is_target[:, 1:]
-    return cross_entropy_sum(model.logits(states[predicted]), token_ids[:, 1:][predicted])
+    return head_cross_entropy_sum(states[predicted], model.head_weight, token_ids[:, 1:][predicted])
 
 
 def share_of_loss(model: GPT, batch: Batch, *, targets: int) -> Tensor:
