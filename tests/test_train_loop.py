@@ -32,6 +32,8 @@ from nanogpt_edit.files import read_json, read_jsonl
 from nanogpt_edit.model.checkpoint import fingerprint
 from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.train import loop, states
+from nanogpt_edit.train import sft as sft_module
+from nanogpt_edit.train.chunked_loss import head_cross_entropy_sum
 from nanogpt_edit.train.grpo import grpo
 from nanogpt_edit.train.loop import (
     SKIPS_ALLOWED,
@@ -592,9 +594,9 @@ def bigram(table: Tensor) -> GPT:
         def hidden(self, token_ids: Tensor, **_: object) -> Tensor:  # type: ignore[override]
             return torch.nn.functional.one_hot(token_ids, len(table)).float()
 
-        def logits(self, states: Tensor) -> Tensor:
-            self.rows_of_logits = len(states)
-            return (states @ table).log()
+        @property
+        def head_weight(self) -> Tensor:
+            return table.log().T
 
     model.__class__ = Bigram
     return model
@@ -603,14 +605,20 @@ def bigram(table: Tensor) -> GPT:
 CHANCES = torch.tensor([[0.1, 0.2, 0.3, 0.4], [0.4, 0.1, 0.25, 0.25], [0.2, 0.2, 0.1, 0.5], [0.7, 0.1, 0.1, 0.1]])
 
 
-def test_completion_loss_by_hand() -> None:
+def test_completion_loss_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     # Prompt 0 1, completion 2 3 0: -log p(2|1) - log p(3|2) - log p(0|3) = log 4 + log 2 + log(1/0.7).
     # Prompt 3, completion 1: -log p(1|3) = log 10.
     rows = [Sample((0, 1, 2, 3, 0), (0, 0, 1, 1, 1)), Sample((3, 1), (0, 1))]
-    model = bigram(CHANCES)
+    model, rows_of_logits = bigram(CHANCES), []
+
+    def counted(states: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+        rows_of_logits.append(len(states))
+        return head_cross_entropy_sum(states, weight, targets)
+
+    monkeypatch.setattr(sft_module, "head_cross_entropy_sum", counted)
     loss = completion_loss_sum(model, collate(rows, pad_id=2))
     assert loss.item() == pytest.approx(math.log(4) + math.log(2) - math.log(0.7) + math.log(10), abs=1e-5)
-    assert model.rows_of_logits == target_tokens(rows) == 4  # nothing was computed for prompts and padding
+    assert rows_of_logits == [target_tokens(rows)] == [4]  # nothing was computed for prompts and padding
     assert validation_loss(model, rows, max_tokens=5, pad_id=2) == pytest.approx(loss.item() / 4)
 
 
@@ -764,12 +772,7 @@ def test_text_shorter_than_a_window_is_refused() -> None:
 
 
 def test_next_token_loss_is_the_mean_over_all_tokens() -> None:
-    class Table(GPT):
-        def forward(self, token_ids: Tensor, **_: object) -> Tensor:  # type: ignore[override]
-            return CHANCES[token_ids].log()
-
-    model = tiny_model()
-    model.__class__ = Table
+    model = bigram(CHANCES)
     # 0 → 3 → 0 costs -log 0.4 - log 0.7; 1 → 2 → 1 costs log 4 + log 5.
     windows = torch.tensor([[0, 3, 0], [1, 2, 1]])
     mean = (-math.log(0.4) - math.log(0.7) + math.log(4) + math.log(5)) / 4
