@@ -45,7 +45,7 @@ def main() -> None:
     settings = SFTConfig(
         steps=chosen.steps,
         batch_size=chosen.batch_size,
-        learning_rate=2e-3,
+        learning_rate=8e-4,
         warmup_steps=10,
         schedule="linear",
         replay=0.0,
