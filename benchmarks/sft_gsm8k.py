@@ -45,7 +45,9 @@ def main() -> None:
     settings = SFTConfig(
         steps=chosen.steps,
         batch_size=chosen.batch_size,
-        learning_rate=8e-4,
+        optimizer="muon",
+        muon_learning_rate=0.02,
+        learning_rate=1e-3,
         warmup_steps=10,
         schedule="linear",
         replay=0.0,
