@@ -11,13 +11,12 @@ model and each edit is kept under `--work`; an interrupted run goes on. The last
 from __future__ import annotations
 
 import argparse
-import json
-import platform
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import torch
+from machine import finish
 
 from nanogpt_edit.edit.config import EditConfig
 from nanogpt_edit.edit.editor import edit_model
@@ -66,10 +65,8 @@ def main() -> None:
         for method, measured in measure_seed(seed, chosen.work / f"seed-{seed}").items():
             found[method].append(measured)
         record = summary(found)
-        if chosen.out is not None:
-            write_json(chosen.out, record)
         print(table(record), flush=True)
-    print(json.dumps(record))
+    finish(record, chosen.out)
 
 
 def measure_seed(seed: int, folder: Path) -> dict[str, dict[str, float]]:
@@ -124,7 +121,6 @@ def summary(found: dict[str, list[dict[str, float]]]) -> dict[str, object]:
         "ours": {name: ours[name]["value"] for name in GOALS},
         "goal": GOALS,
         "methods": rows,
-        "versions": {"torch": str(torch.__version__), "python": platform.python_version()},
     }
 
 

@@ -12,15 +12,16 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from machine import finish
+from matplotlib.axes import Axes
 from matplotlib.ticker import NullLocator
 from torch import Tensor
 
@@ -30,7 +31,7 @@ from nanogpt_edit.edit.contexts import tokenizer_of
 from nanogpt_edit.edit.editor import edit_model
 from nanogpt_edit.edit.facts import Fact
 from nanogpt_edit.edit.measure import measure_facts
-from nanogpt_edit.files import append_jsonl, read_jsonl, write_json
+from nanogpt_edit.files import append_jsonl, read_jsonl
 from nanogpt_edit.model import checkpoint
 from nanogpt_edit.model.gpt import GPT, GPTConfig
 from nanogpt_edit.model.tokenizer import Tokenizer
@@ -83,15 +84,12 @@ def main() -> None:
         "unit": "shares; perplexity of the neighbours' sentences, after / before",
         "model": "GPT-2, 3 layers of width 384",
         "curves": points,
-        "versions": {"torch": str(torch.__version__), "python": platform.python_version()},
     }
-    if chosen.out is not None:
-        write_json(chosen.out, record)
     if chosen.figure is not None:
         for picture in pictures(points):
             for ending in (".svg", ".png"):
                 save_picture(picture, chosen.figure / f"{picture.name}{ending}")
-    print(json.dumps(record))
+    finish(record, chosen.out)
 
 
 def made_up_facts() -> list[Fact]:
@@ -169,7 +167,7 @@ def recalled(model: GPT, facts: Sequence[Fact]) -> float:
     return share(state.true.rank == 1 for state in measure_facts(model, facts))
 
 
-def share(flags) -> float:  # type: ignore[no-untyped-def]
+def share(flags: Iterable[bool]) -> float:
     flags = list(flags)
     return sum(flags) / len(flags)
 
@@ -203,7 +201,7 @@ def pictures(points: Sequence[dict[str, object]]) -> list[Picture]:
         ("perplexity_factor", "Perplexity of the neighbours, after / before"),
     ):
 
-        def paint(axes, score: str = score) -> None:  # type: ignore[no-untyped-def]
+        def paint(axes: Axes, score: str = score) -> None:
             for (way, _), role in zip(WAYS.items(), ROLES, strict=True):
                 mine = sorted((int(str(p["edits"])), float(str(p[score]))) for p in points if p["way"] == way)
                 style = "-" if "one batch" in way else "--"

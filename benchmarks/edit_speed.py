@@ -11,8 +11,6 @@ median over pairs. The last line is one JSON object; `--out` keeps it.
 from __future__ import annotations
 
 import argparse
-import json
-import platform
 import statistics
 import tempfile
 import time
@@ -23,12 +21,13 @@ from typing import TypeVar
 
 import plain_editing as plain
 import torch
+from machine import finish, matrix_peak
 from torch import Tensor
 
 from nanogpt_edit.data.text import token_blocks
 from nanogpt_edit.data.world import WorldConfig, make_world
 from nanogpt_edit.edit.config import EditConfig
-from nanogpt_edit.edit.contexts import LocatedFact, generate_prefixes, locate_facts
+from nanogpt_edit.edit.contexts import LocatedFact, generate_prefixes, locate_facts, tokenizer_of
 from nanogpt_edit.edit.covariance import collect
 from nanogpt_edit.edit.covariance_files import covariances
 from nanogpt_edit.edit.editor import edit_model
@@ -36,7 +35,6 @@ from nanogpt_edit.edit.fact_files import read_facts
 from nanogpt_edit.edit.facts import Fact, locate_subject
 from nanogpt_edit.edit.tracing import TraceConfig, Tracer, trace_facts
 from nanogpt_edit.edit.values import optimise_values
-from nanogpt_edit.files import write_json
 from nanogpt_edit.model.gpt import GPT, GPTConfig
 from nanogpt_edit.model.tokenizer import Tokenizer
 
@@ -67,7 +65,7 @@ def main() -> None:
     model, text = gpt2(device)
     facts = read_facts("facts50")
     located = locate_facts(model, facts, generate_prefixes(model, CONFIG))
-    blocks = token_blocks(text, model.tokenizer, block_size=BLOCK_TOKENS)[:, 1:]  # type: ignore[arg-type]
+    blocks = token_blocks(text, tokenizer_of(model), block_size=BLOCK_TOKENS)[:, 1:]
 
     peak = matrix_peak(device)
     print(f"fp32 matrix products: {peak / 1e9:.0f} GFLOP/s", flush=True)
@@ -88,13 +86,8 @@ def main() -> None:
         "parts": parts,
         "fifty_facts_seconds": whole,
         "matrix_peak_gflops": peak / 1e9,
-        "hardware": torch.cuda.get_device_name() if device.type == "cuda" else cpu_name(),
-        "threads": torch.get_num_threads(),
-        "versions": {"torch": str(torch.__version__), "python": platform.python_version()},
     }
-    if chosen.out is not None:
-        write_json(chosen.out, record)
-    print(json.dumps(record))
+    finish(record, chosen.out, device=device)
 
 
 def gpt2(device: torch.device) -> tuple[GPT, list[str]]:
@@ -137,7 +130,7 @@ def tracing_part(model: GPT, pairs: int) -> dict[str, object]:
     """One prompt of ten tokens, ten draws, restored at every token and layer: `resid_post` on both sides."""
     fact, config = ten_token_fact(model), TraceConfig(draws=10, sites=("resid_post",))
     tracer = Tracer(model, [fact], config)
-    place = locate_subject(fact.prompt, fact.subject, model.tokenizer)  # type: ignore[arg-type]
+    place = locate_subject(fact.prompt, fact.subject, tokenizer_of(model))
     subject = slice(place.first, place.last + 1)
     noise = tracer.noise[0, :, subject]
     windows = [range(layer, layer + 1) for layer in range(model.config.n_layer)]
@@ -157,8 +150,7 @@ def tracing_part(model: GPT, pairs: int) -> dict[str, object]:
 
 def ten_token_fact(model: GPT) -> Fact:
     """The fact whose prompt is nearest to ten tokens."""
-    assert model.tokenizer is not None
-    encode = model.tokenizer.encode
+    encode = tokenizer_of(model).encode
     return min(read_facts("facts50"), key=lambda fact: abs(len(encode(fact.prompt)) - 10))
 
 
@@ -166,8 +158,7 @@ def end_to_end(model: GPT, blocks: Tensor) -> dict[str, float]:
     """Fifty facts with the covariances in the cache: prefixes, values, keys, solution, patch."""
     tokens = 8192
     with tempfile.TemporaryDirectory() as folder:
-        settings = {"max_tokens": tokens, "tolerance": 0.0, "cache_dir": Path(folder)}
-        covariances(model, blocks, layers=CONFIG.layers, **settings)  # type: ignore[arg-type]
+        covariances(model, blocks, layers=CONFIG.layers, max_tokens=tokens, tolerance=0.0, cache_dir=Path(folder))
         config = replace(CONFIG, covariance_tokens=tokens, covariance_tolerance=0.0)
         patch, seconds = timed(
             lambda: edit_model(model, read_facts("facts50"), config, covariance_blocks=blocks, cache_dir=Path(folder))
@@ -203,19 +194,6 @@ def compared(name: str, slow: Sequence[float], fast: Sequence[float], **more: fl
     }
     print(f"{name}: plain {part['plain']:.2f} s, ours {part['ours']:.2f} s, ratio {part['ratio']:.1f}", flush=True)
     return part
-
-
-def matrix_peak(device: torch.device) -> float:
-    """Floating point operations per second of the best of several float32 matrix products."""
-    left, right = torch.randn(4096, 3072, device=device), torch.randn(3072, 3072, device=device)
-    best = min(timed(lambda: left @ right)[1] for _ in range(5))
-    return 2 * 4096 * 3072 * 3072 / best
-
-
-def cpu_name() -> str:
-    """As the operating system calls it."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
 if __name__ == "__main__":

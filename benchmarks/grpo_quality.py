@@ -15,7 +15,6 @@ is finished. The last line is one JSON object.
 from __future__ import annotations
 
 import argparse
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -23,6 +22,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from machine import finish
 
 from nanogpt_edit.commands.stages import Stage
 from nanogpt_edit.devices import choose_device
@@ -30,11 +30,11 @@ from nanogpt_edit.evaluate import suite
 from nanogpt_edit.evaluate.metrics import score_problems
 from nanogpt_edit.evaluate.records import read_records
 from nanogpt_edit.evaluate.stats import bootstrap_mean
-from nanogpt_edit.files import read_json, write_json
+from nanogpt_edit.files import read_json
 from nanogpt_edit.model import checkpoint
 from nanogpt_edit.pipeline import Pipeline
 from nanogpt_edit.recipe import Recipe, load_recipe
-from nanogpt_edit.run_folder import RunFolder, environment
+from nanogpt_edit.run_folder import RunFolder
 
 GOAL_POINTS, GOAL_SECONDS = 5.0, 150.0
 # On top of the recipe's [grpo]; the weights that are best on validation are kept.
@@ -112,10 +112,9 @@ def gathered(work: Path, row: str) -> list[Cell]:
 
 def write_table(table: Mapping[str, Sequence[Cell]], recipe: Recipe, device: torch.device, out: Path) -> None:
     """The table as JSON, and the last line."""
-    write_json(out, summarise(table, recipe, device))
     for row, cells in table.items():
         print_row(row, cells)
-    print(json.dumps(last_line(table)))
+    finish(last_line(table), out, details=summarise(table, recipe), device=device)
 
 
 def make_start(recipe: Recipe, path: Path, device: torch.device) -> None:
@@ -200,7 +199,7 @@ def print_row(row: str, cells: Sequence[Cell]) -> None:
     )
 
 
-def summarise(table: Mapping[str, Sequence[Cell]], recipe: Recipe, device: torch.device) -> dict[str, object]:
+def summarise(table: Mapping[str, Sequence[Cell]], recipe: Recipe) -> dict[str, object]:
     whole = table.get("short")
     rows = {}
     for row, cells in table.items():
@@ -216,7 +215,7 @@ def summarise(table: Mapping[str, Sequence[Cell]], recipe: Recipe, device: torch
             "seconds": [cell.seconds for cell in cells],
             "lost_by_removing": None if whole is None or not row.startswith("no_") else lost(whole, cells),
         }
-    return {"environment": environment(device), "grpo": asdict(recipe.grpo), "rows": rows, **last_line(table)}
+    return {"grpo": asdict(recipe.grpo), "rows": rows}
 
 
 def lost(whole: Sequence[Cell], cells: Sequence[Cell]) -> dict[str, object]:

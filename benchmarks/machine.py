@@ -1,42 +1,18 @@
-"""What a measurement was made on: the machine, the versions, its fp32 matrix peak; and where a result goes."""
+"""What a benchmark's times are judged by, the machine's own fp32 matrix peak, and where its result goes."""
 
 from __future__ import annotations
 
 import json
-import os
-import platform
 import time
-from datetime import date
 from pathlib import Path
 
 import torch
 
 from nanogpt_edit.files import write_json
+from nanogpt_edit.run_folder import environment
 
 
-def hardware(device: torch.device | str = "cpu") -> dict[str, object]:
-    """Processor, cores, threads, versions and today's date."""
-    kind = torch.device(device)
-    return {
-        "device": torch.cuda.get_device_name(kind) if kind.type == "cuda" else processor(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "python": platform.python_version(),
-        "torch": str(torch.__version__),
-        "date": date.today().isoformat(),
-    }
-
-
-def processor() -> str:
-    """The CPU's name as Linux gives it, or what Python knows."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
-
-
-def matrix_peak(device: torch.device | str = "cpu", *, size: int = 1536, tries: int = 3) -> float:
+def matrix_peak(device: torch.device | str = "cpu", *, size: int = 3072, tries: int = 5) -> float:
     """FLOP/s of the best of a few square fp32 matrix products."""
     left, right = torch.randn(2, size, size, device=device)
     best = float("inf")
@@ -47,8 +23,14 @@ def matrix_peak(device: torch.device | str = "cpu", *, size: int = 1536, tries: 
     return 2 * size**3 / best
 
 
-def finish(record: dict[str, object], out: Path | None) -> None:
-    """Keep `record` in `out` and print it as the last line, one JSON object."""
+def finish(
+    record: dict[str, object],
+    out: Path | None,
+    *,
+    details: dict[str, object] | None = None,
+    device: torch.device | str = "cpu",
+) -> None:
+    """Print `record` as the last line, one JSON object; with `details` and the environment, keep it in `out`."""
     if out is not None:
-        write_json(out, record)
+        write_json(out, {**record, **(details or {}), "environment": environment(torch.device(device))})
     print(json.dumps(record))

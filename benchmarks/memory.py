@@ -15,7 +15,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from machine import finish, hardware
+from machine import finish
 
 GOAL = 2.0  # peak over weights
 OURS = "from nanogpt_edit.model.checkpoint import load as read"
@@ -65,7 +65,6 @@ def main() -> None:
             "goal": GOAL,
             "reached": all(part["ours"] < GOAL for part in parts.values()),
             "parts": parts,
-            "hardware": hardware(),
         },
         chosen.out,
     )

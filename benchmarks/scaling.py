@@ -21,18 +21,18 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
+from machine import finish
 
 from nanogpt_edit import processes
 from nanogpt_edit.data.problems import Sample
 from nanogpt_edit.files import write_json
 from nanogpt_edit.model.gpt import GPT, GPTConfig
-from nanogpt_edit.run_folder import environment
 from nanogpt_edit.train.loop import LoopConfig, Trainer
 from nanogpt_edit.train.sft import micro_batches, share_of_loss, target_tokens
 
@@ -40,11 +40,18 @@ FLOAT = 4  # bytes
 
 
 def llama(
-    vocab_size: int, n_layer: int, n_head: int, n_kv_head: int, n_embd: int, mlp_dim: int, **more: object
+    vocab_size: int, n_layer: int, n_head: int, n_kv_head: int, n_embd: int, mlp_dim: int, **more: bool
 ) -> GPTConfig:
-    switches = {"norm": "rmsnorm", "activation": "swiglu", "positions": "rope", "bias": False, "qkv_bias": False}
-    sizes = {"vocab_size": vocab_size, "n_layer": n_layer, "n_head": n_head, "n_kv_head": n_kv_head, "n_embd": n_embd}
-    return GPTConfig(block_size=2048, mlp_dim=mlp_dim, **{**switches, **sizes, **more})  # type: ignore[arg-type]
+    return replace(
+        GPTConfig(2, 2048, 1, 1, 2, norm="rmsnorm", activation="swiglu", positions="rope", bias=False, qkv_bias=False),
+        vocab_size=vocab_size,
+        n_layer=n_layer,
+        n_head=n_head,
+        n_kv_head=n_kv_head,
+        n_embd=n_embd,
+        mlp_dim=mlp_dim,
+        **more,
+    )
 
 
 MODELS = {
@@ -201,10 +208,7 @@ def main() -> None:
             1 / results[way]["wider"]["seconds"] for way in ("2 processes, 1 thread each", "1 process, 2 threads")
         )
         last |= {"ours": ours, "peer": peer, "ratio": ours / peer}
-    if chosen.out is not None:
-        about = environment(torch.device("cpu"))
-        write_json(chosen.out, {**last, "environment": about, "computed": computed, "measured": results})
-    print(json.dumps(last))
+    finish(last, chosen.out, details={"computed": computed, "measured": results})
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 import torch
-from machine import finish, hardware, matrix_peak
+from machine import finish, matrix_peak
 
 from nanogpt_edit.data.problems import ProblemsConfig, load_splits, to_samples
 from nanogpt_edit.files import read_jsonl
@@ -81,7 +81,6 @@ def main() -> None:
             "tokens_per_second": tokens / seconds,
             "unit": "nats per completion token; tokens are those of the problems, without padding",
             "fraction_of_limit": flops / seconds / peak,
-            "hardware": hardware(),
         },
         chosen.out,
     )

@@ -16,7 +16,7 @@ from nanogpt_edit.edit.fact_files import read_facts
 from nanogpt_edit.edit.facts import Fact
 from nanogpt_edit.edit.measure import measure_facts
 from nanogpt_edit.edit.sweep import read_trials
-from nanogpt_edit.edit.trace_average import effect_at, trace_record
+from nanogpt_edit.edit.trace_average import effect_at, token_groups, trace_record
 from nanogpt_edit.edit.tracing import Site, TraceConfig, Traced, trace_facts
 from nanogpt_edit.errors import UserError
 from nanogpt_edit.evaluate.stats import Interval, bootstrap_mean
@@ -78,7 +78,7 @@ def trace_many(chosen: Trace, source: str) -> int:
     facts = recalled(model, read_facts(source))
     traced = trace_facts(model, facts[: chosen.trace.facts], chosen.trace)
     record = trace_record(traced, stage=Path(chosen.model).name)
-    print(table(traced, [str(group) for group in record["token_groups"]]))  # type: ignore[attr-defined]
+    print(table(traced))
     if chosen.out is not None:
         write_json(chosen.out / "trace.json", record)
         draw(chosen, traced)
@@ -95,12 +95,12 @@ def recalled(model: GPT, facts: Sequence[Fact]) -> list[Fact]:
     return known
 
 
-def table(traced: Sequence[Traced], groups: Sequence[str]) -> str:
+def table(traced: Sequence[Traced]) -> str:
     """The average effect in points of probability, with half the width of its interval."""
     blocks = []
     for site, grid in traced[0].effect.items():
         lines = [f"{f'{site}, layer':<18}" + "".join(f"{layer:>12}" for layer in range(grid.shape[1]))]
-        for group in groups:
+        for group in token_groups(traced):
             cells = [effect_at(traced, site, group, layer) for layer in range(grid.shape[1])]
             lines.append(f"{group:<18}" + "".join(f"{_points(cell):>12}" for cell in cells))
         blocks.append("\n".join(lines))

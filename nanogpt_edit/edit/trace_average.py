@@ -21,7 +21,7 @@ def trace_record(traced: Sequence[Traced], *, stage: str) -> dict[str, object]:
     """
     if not traced:
         raise UserError("there are no traces to average; trace at least one fact.")
-    groups = [group for group in TOKEN_GROUPS if any(group in kinds_of_tokens(one) for one in traced)]
+    groups = token_groups(traced)
     sites = list(traced[0].effect)
     layers = range(next(iter(traced[0].effect.values())).shape[1])
     average = {
@@ -49,6 +49,11 @@ def trace_record(traced: Sequence[Traced], *, stage: str) -> dict[str, object]:
             "effect": {site: example.effect[site].tolist() for site in sites},
         },
     }
+
+
+def token_groups(traced: Sequence[Traced]) -> list[str]:
+    """The kinds of tokens that at least one of the prompts has, in the order of the table."""
+    return [group for group in TOKEN_GROUPS if any(group in kinds_of_tokens(one) for one in traced)]
 
 
 def kinds_of_tokens(one: Traced) -> dict[str, list[int]]:
