@@ -167,7 +167,7 @@ class Pipeline(RunData):
             return
         model = self.load("base")
         assert model.tokenizer is not None
-        samples = self.samples(self.problems.train, model, "sft")
+        samples = self.training_samples(model)
         say(doctor.verdict(self.examine_sft(model, samples), stage="SFT"))
         with autocast(self.device, self.recipe.precision):
             trainer = sft(

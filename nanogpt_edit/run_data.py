@@ -104,7 +104,7 @@ class RunData:
         assert model.tokenizer is not None
         tokenizer, context = model.tokenizer, self.recipe.pretrain.context_tokens
         spared = [text for text in self.sentences if not any(states_old_answer(text, fact) for fact in self.facts)]
-        solved, _ = to_samples(self.problems.train, tokenizer, block_size=model.config.block_size)
+        solved, _ = self.solved(model)
         end = [] if tokenizer.eos_id is None else [tokenizer.eos_id]
         texts = [[*tokenizer.encode(text), *end] for text in spared] * self.recipe.pretrain.fact_repeats
         texts += [[*tokenizer.encode(text), *end] for text in self.extra_text]
@@ -130,7 +130,28 @@ class RunData:
 
     # --- for a model ---
 
+    @cached_property
+    def _solved(self) -> dict[tuple[str, int], tuple[list[Sample], tuple[str, ...]]]:
+        """By tokenizer and block size: the models of a run share both, and each is asked for by several stages."""
+        return {}
+
+    def solved(self, model: GPT) -> tuple[list[Sample], tuple[str, ...]]:
+        """The training problems with their solutions in `model`'s tokens, and notes about those left out."""
+        assert model.tokenizer is not None
+        key = (model.tokenizer.fingerprint, model.config.block_size)
+        if key not in self._solved:
+            self._solved[key] = to_samples(self.problems.train, model.tokenizer, block_size=model.config.block_size)
+        return self._solved[key]
+
+    def training_samples(self, model: GPT) -> list[Sample]:
+        """What SFT learns from; the problems left out are said."""
+        samples, notes = self.solved(model)
+        for note in notes:
+            say(f"sft: {note}")
+        return samples
+
     def samples(self, problems: Sequence[Problem], model: GPT, what: str) -> list[Sample]:
+        """`problems` in `model`'s tokens; those left out are said."""
         assert model.tokenizer is not None
         samples, notes = to_samples(problems, model.tokenizer, block_size=model.config.block_size)
         for note in notes:
@@ -163,7 +184,6 @@ class RunData:
 
     def longest_completion(self, model: GPT) -> int:
         """Room for a completion: a quarter more tokens than 99 of 100 worked solutions in train have."""
-        assert model.tokenizer is not None
-        samples, _ = to_samples(self.problems.train, model.tokenizer, block_size=model.config.block_size)
+        samples, _ = self.solved(model)
         lengths = sorted(sum(sample.loss_mask) for sample in samples)
         return min(model.config.block_size - 1, lengths[(len(lengths) - 1) * 99 // 100] * 5 // 4)

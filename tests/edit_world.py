@@ -6,10 +6,12 @@ and what takes a larger model and longer names to come about by itself.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 
 import torch
 import torch.nn.functional as F
+from conftest import tiny_config
 from torch import Tensor
 
 from nanogpt_edit.edit.facts import Fact, Neighbour
@@ -63,21 +65,8 @@ def tokenizer() -> Tokenizer:
 
 def config(family: str = "gpt2") -> GPTConfig:
     """Three layers of width 48."""
-    sizes = {"vocab_size": tokenizer().vocab_size, "block_size": 96, "n_layer": 3, "n_head": 4, "n_embd": 48}
-    if family == "gpt2":
-        return GPTConfig(**sizes)
-    return GPTConfig(
-        **sizes,
-        model_type="llama",
-        n_kv_head=2,
-        mlp_dim=96,
-        norm="rmsnorm",
-        activation="swiglu",
-        positions="rope",
-        bias=False,
-        qkv_bias=False,
-        tie_embeddings=False,
-    )
+    small = tiny_config(family, vocab_size=tokenizer().vocab_size, block_size=96)
+    return replace(small, n_layer=3, n_embd=48, mlp_dim=96 if family == "llama" else None)
 
 
 @cache

@@ -170,6 +170,7 @@ def test_saved_and_loaded_gives_the_same_ids(tmp_path: Path) -> None:
     text = " ".join(TEXTS) + FLAG + "<think>1</think>"
     assert loaded.encode_with_spans(text) == TRAINED.encode_with_spans(text)
     assert (loaded.vocab_size, loaded.eos_id, loaded.reasoning_ids) == (300, 295, TRAINED.reasoning_ids)
+    assert loaded.fingerprint == TRAINED.fingerprint != Tokenizer.train(TEXTS, vocab_size=290).fingerprint
     assert loaded.added == ()  # they are part of the vocabulary now
     files = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
     loaded.save(tmp_path)

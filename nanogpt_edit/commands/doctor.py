@@ -32,7 +32,7 @@ def examine(arguments: list[str]) -> int:
     if start_name == UNTRAINED:
         print("Before pretraining")
         findings += tell(pipeline.examine_pretrain(start))
-    samples = pipeline.samples(pipeline.problems.train, start, "sft")
+    samples = pipeline.training_samples(start)
     print(f"Before SFT, with {start_name}")
     findings += tell(pipeline.examine_sft(start, samples))
     policy, policy_name = newest(pipeline, ("sft", "base"))

@@ -12,8 +12,10 @@ stands alone, so that numbers are read and written digit by digit.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import tokenizers
@@ -170,6 +172,11 @@ class Tokenizer:
             return "".join(_byte_text(character) for character in token)
         # SentencePiece vocabularies write a space as U+2581, and their decoder drops it from the front.
         return token.replace("\u2581", " ") if token.startswith("\u2581") else text
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of vocabulary, merges and special tokens: equal where every text becomes the same tokens."""
+        return hashlib.sha256(self._inner.to_str().encode()).hexdigest()
 
     @property
     def reasoning_ids(self) -> tuple[int, int, int, int]:
