@@ -2,7 +2,8 @@
 
 GPT-2 (124 M, float32, one file) and a model of Llama 3.2 1B's sizes (1.24 B, bfloat16, shards of 500 MB), both with
 random weights that transformers wrote. Each is loaded in a process of its own, by this package and by transformers;
-what the process took before loading is subtracted. The last line is one JSON object; `--out` keeps it.
+every weight is then read once, as the pages of a mapped file count only when they are touched. What the process took
+before loading is subtracted. The last line is one JSON object; `--out` keeps it.
 
     python benchmarks/memory.py --out benchmarks/results/memory.json
 """
@@ -33,6 +34,8 @@ def watch():
         time.sleep(0.002)
 threading.Thread(target=watch, daemon=True).start()
 model = read(sys.argv[1])
+for weight in model.parameters():
+    weight.sum()
 peak = max(peak, resident())
 weights = {{weight.data_ptr(): weight.nbytes for weight in model.parameters()}}
 print((peak - before) / sum(weights.values()), sum(weights.values()))

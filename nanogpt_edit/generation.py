@@ -47,7 +47,7 @@ def generate(
         [prompt_ids(prompt, tokenizer) for prompt in prompts],
         n=n,
         sampling=Sampling(temperature=temperature, top_k=top_k, top_p=top_p, max_new_tokens=max_new_tokens, seed=seed),
-        stop_ids=frozenset(i for i in (tokenizer.answer_end, tokenizer.eos_id) if i is not None),
+        stop_ids=tokenizer.stop_ids,
     )
     return [
         Generation(

@@ -27,6 +27,9 @@ from nanogpt_edit.edit.scores import score_patch
 from nanogpt_edit.edit.trace_average import trace_record
 from nanogpt_edit.edit.tracing import TraceConfig, trace_facts
 from nanogpt_edit.evaluate import suite
+from nanogpt_edit.evaluate.compare import compare_evaluations
+from nanogpt_edit.evaluate.facts import read_recalls
+from nanogpt_edit.evaluate.probes import PROBES
 from nanogpt_edit.evaluate.records import read_records
 from nanogpt_edit.evaluate.transcript import transcript_record
 from nanogpt_edit.files import write_json
@@ -268,7 +271,7 @@ class Pipeline(RunData):
                 problems=self.fitting(self.problems.test, model, room=1, what=f"evaluate {stage}"),
                 arithmetic=self.world.arithmetic,
                 questions=self.questions(),
-                probes=suite.PROBES,
+                probes=PROBES,
                 text=self.held_out_blocks(model.tokenizer, model.config.block_size),
             )
             with autocast(self.device, self.recipe.precision):
@@ -285,9 +288,7 @@ class Pipeline(RunData):
         path = folder / f"compare_{after}-{before}.json"
         if path.exists():
             return
-        records = [read_records(folder / f"{stage}.jsonl") for stage in (before, after)]
-        recalls = [suite.read_recalls(folder / f"{stage}_facts.jsonl") for stage in (before, after)]
-        differences = suite.compare_records(*records) | suite.compare_recalls(*recalls)
+        differences = compare_evaluations(folder / f"{before}.jsonl", folder / f"{after}.jsonl")
         write_json(path, {"metrics": {name: asdict(difference) for name, difference in differences.items()}})
 
     def keep_transcript(self, model: GPT, folder: Path) -> None:
@@ -313,7 +314,7 @@ class Pipeline(RunData):
         if path.exists():
             return
         model = self.load("base")
-        recalls = suite.read_recalls(self.folder.evaluations / "base_facts.jsonl")
+        recalls = read_recalls(self.folder.evaluations / "base_facts.jsonl")
         known = {each.prompt for each in recalls if each.recalled}
         facts = [fact for fact in self.facts if fact.prompt in known] or list(self.facts)
         config = TraceConfig()

@@ -25,7 +25,8 @@ from nanogpt_edit.data.text import read_text, token_blocks
 from nanogpt_edit.data.world import World, make_world
 from nanogpt_edit.edit.fact_files import read_facts
 from nanogpt_edit.edit.facts import Fact, states_old_answer
-from nanogpt_edit.evaluate import suite
+from nanogpt_edit.evaluate.facts import Question
+from nanogpt_edit.evaluate.text import held_out_text
 from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.model.tokenizer import Tokenizer
 from nanogpt_edit.progress import say
@@ -93,7 +94,7 @@ class RunData:
     def held_out_blocks(self, tokenizer: Tokenizer, block_size: int) -> Tensor:
         """Blocks of `evaluate.text`, or of the questions of the validation problems."""
         if self.recipe.evaluate.text is not None:
-            return suite.held_out_text(self.recipe.evaluate.text, tokenizer, block_size=block_size)
+            return held_out_text(self.recipe.evaluate.text, tokenizer, block_size=block_size)
         return token_blocks(self.held_out, tokenizer, block_size=min(HELD_OUT_TOKENS, block_size))
 
     def ordinary_text(self, model: GPT) -> Tensor:
@@ -113,19 +114,19 @@ class RunData:
         token_ids = torch.tensor([token_id for text in texts for token_id in text])
         return token_ids[: len(token_ids) // context * context].view(-1, context)
 
-    def questions(self) -> list[suite.Question]:
+    def questions(self) -> list[Question]:
         """True facts the edits leave alone, the facts they change, and the new answers."""
         edited = {(fact.relation, fact.subject.lower()) for fact in self.facts}
         questions = [
-            suite.Question("recall", f"{s.relation}: {s.subject}", prompt, s.target)
+            Question("recall", f"{s.relation}: {s.subject}", prompt, s.target)
             for s in self.world.statements
             if s.held_out < 0 and (s.relation, s.subject.lower()) not in edited
             for prompt in s.prompts
         ]
         for fact in self.facts:
             subject = f"{fact.relation}: {fact.subject}"
-            questions.append(suite.Question("recall_edited", subject, fact.prompt, fact.target_true))
-            questions.append(suite.Question("edited", subject, fact.prompt, fact.target_new))
+            questions.append(Question("recall_edited", subject, fact.prompt, fact.target_true))
+            questions.append(Question("edited", subject, fact.prompt, fact.target_new))
         return questions
 
     # --- for a model ---

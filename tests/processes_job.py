@@ -20,7 +20,8 @@ from tiny_stages import PROBLEMS, run_stage, tiny_model
 
 from nanogpt_edit import pipeline, processes
 from nanogpt_edit.errors import UserError
-from nanogpt_edit.evaluate.suite import EvaluateConfig, Question, Skills, evaluate
+from nanogpt_edit.evaluate.facts import Question
+from nanogpt_edit.evaluate.suite import EvaluateConfig, Skills, evaluate
 from nanogpt_edit.files import write_json
 from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.train.loop import Trainer

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import tiny_config
+from evaluate_stand_ins import bigram, writes
 from tiny_stages import PROBLEMS, tiny_model, tiny_tokenizer
 from torch import Tensor
 
@@ -375,6 +376,13 @@ def odd_problems(problem: Problem, completion_text: str) -> float:
 
 def rollout(settings: GRPOConfig, *, step: int = 0) -> list[RolloutGroup]:
     return rollouts(Engine(tiny_model()), PROBLEMS, settings, seed=0, step=step)
+
+
+def test_a_completion_ends_where_its_text_ends() -> None:
+    engine = Engine(bigram(writes("<think>", "7", "<|endoftext|>")))
+    (group,) = sample_groups(engine, PROBLEMS[:1], config(), seed=0, step=0)
+    texts = {(tiny_tokenizer().decode(each.token_ids), each.finish_reason) for each in group.completions}
+    assert texts == {("<think>7<|endoftext|>", "stop")}
 
 
 def test_a_step_without_signal_changes_nothing_and_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,8 +11,7 @@ import tyro
 from nanogpt_edit.commands.parse import parse
 from nanogpt_edit.commands.show import show_differences
 from nanogpt_edit.errors import UserError
-from nanogpt_edit.evaluate.records import EvalRecord, read_records
-from nanogpt_edit.evaluate.suite import compare_records
+from nanogpt_edit.evaluate.compare import compare_evaluations
 
 
 @dataclass(frozen=True)
@@ -28,22 +27,21 @@ class Compare:
 def compare(arguments: list[str]) -> int:
     """The verb `compare`."""
     chosen = parse(Compare, arguments, verb="compare")
-    before, after = (read_evaluation(path) for path in (chosen.before, chosen.after))
-    differences = compare_records(before, after)
+    differences = compare_evaluations(records_of(chosen.before), records_of(chosen.after))
     if not differences:
         raise UserError(f"{chosen.before} and {chosen.after} have no graded problems in common; evaluate both first.")
     show_differences(differences)
     return 0
 
 
-def read_evaluation(path: Path) -> list[EvalRecord]:
-    """The records of a .jsonl file, or those that a run keeps of the stage in the folder `path`.
+def records_of(path: Path) -> Path:
+    """The .jsonl file of an evaluation's completions, or the one a run keeps of the stage in the folder `path`.
 
-    Raises UserError naming what is missing or damaged.
+    Raises UserError when the run keeps none.
     """
     if not path.is_dir():
-        return read_records(path)
+        return path
     kept = path.parent / "eval" / f"{path.name}.jsonl"
     if not kept.is_file():
         raise UserError(f"{path}: no evaluation of it at {kept}; name the .jsonl file of its records.")
-    return read_records(kept)
+    return kept

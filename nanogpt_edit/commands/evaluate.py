@@ -15,7 +15,9 @@ from nanogpt_edit.data.problems import Problem, ProblemsConfig, load_splits, wit
 from nanogpt_edit.data.world import WorldConfig, make_world, sanity_arithmetic
 from nanogpt_edit.devices import choose_device
 from nanogpt_edit.edit.contexts import tokenizer_of
-from nanogpt_edit.evaluate.suite import PROBES, EvaluateConfig, Skills, evaluate, held_out_text
+from nanogpt_edit.evaluate.probes import PROBES
+from nanogpt_edit.evaluate.suite import EvaluateConfig, Skills, evaluate
+from nanogpt_edit.evaluate.text import held_out_text
 from nanogpt_edit.model.checkpoint import load
 from nanogpt_edit.progress import say
 

@@ -23,7 +23,7 @@ from torch import Tensor
 from nanogpt_edit.edit.measure import FactState, TargetScore, measure_facts
 from nanogpt_edit.edit.patch import EditedFact, EditPatch
 from nanogpt_edit.evaluate.stats import Interval, bootstrap_mean
-from nanogpt_edit.evaluate.suite import perplexity
+from nanogpt_edit.evaluate.text import block_nats, perplexity
 from nanogpt_edit.files import write_json, write_jsonl
 from nanogpt_edit.model.gpt import GPT
 
@@ -141,7 +141,7 @@ def score_patch(model: GPT, patch: EditPatch, *, text: Tensor | None = None) -> 
 
 
 def _perplexity(model: GPT, text: Tensor | None) -> Interval | None:
-    return None if text is None else perplexity(model, text)["perplexity"]
+    return None if text is None else perplexity(block_nats(model, text))["perplexity"]
 
 
 def compare_states(edited: Sequence[EditedFact], before: Sequence[FactState], after: Sequence[FactState]) -> EditScores:

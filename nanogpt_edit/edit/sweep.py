@@ -24,7 +24,7 @@ from nanogpt_edit.edit.facts import Fact
 from nanogpt_edit.edit.measure import FactState, measure_facts
 from nanogpt_edit.edit.scores import EditScores, compare_states, score_patch
 from nanogpt_edit.errors import UserError
-from nanogpt_edit.evaluate.suite import perplexity
+from nanogpt_edit.evaluate.text import block_nats
 from nanogpt_edit.files import append_jsonl, read_jsonl
 from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.progress import say
@@ -194,8 +194,8 @@ class _Trier:
         return Trial(step, config.layers, _settings(config), *shares, mark=harmonic(shares), seconds=patch.seconds)
 
     def _nats(self) -> float:
-        with torch.no_grad():
-            return perplexity(self.model, self.text)["nats_per_token"].value
+        nats = block_nats(self.model, self.text)
+        return sum(nats) / len(nats)
 
 
 def harmonic(shares: Sequence[float | None]) -> float:

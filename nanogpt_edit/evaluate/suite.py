@@ -7,59 +7,32 @@ text. All intervals are over problems (facts, blocks), never over samples.
 
 from __future__ import annotations
 
-import math
 import time
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import numpy as np
-import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from nanogpt_edit import processes
 from nanogpt_edit.data.problems import Problem, prompt_ids
-from nanogpt_edit.data.text import read_text, token_blocks
 from nanogpt_edit.engine.engine import Completion, Engine
 from nanogpt_edit.engine.sampling import Sampling
 from nanogpt_edit.errors import UserError
-from nanogpt_edit.evaluate.answers import TAGS, extract, is_correct
+from nanogpt_edit.evaluate.answers import extract, is_correct
+from nanogpt_edit.evaluate.facts import Question, Recall, fact_metrics, recall
 from nanogpt_edit.evaluate.metrics import score_problems
+from nanogpt_edit.evaluate.probes import probe_metrics
 from nanogpt_edit.evaluate.records import EvalRecord, write_records
-from nanogpt_edit.evaluate.stats import (
-    CONFIDENCE,
-    Difference,
-    Interval,
-    bootstrap_mean,
-    mcnemar_exact,
-    paired_difference,
-)
+from nanogpt_edit.evaluate.stats import Interval, bootstrap_mean
+from nanogpt_edit.evaluate.text import block_nats, perplexity
 from nanogpt_edit.evaluate.transcript import count_tokens
-from nanogpt_edit.files import read_jsonl, write_json, write_jsonl
+from nanogpt_edit.files import write_json, write_jsonl
 from nanogpt_edit.model.checkpoint import fingerprint
 from nanogpt_edit.model.gpt import GPT
-from nanogpt_edit.model.tokenizer import Tokenizer
 from nanogpt_edit.progress import progress
 
-# What a model of word problems makes of other questions (the prompts of the earlier system's report, and a few more).
-PROBES = (
-    "What is the capital of France?",
-    "Who wrote Romeo and Juliet?",
-    "Why is the sky blue?",
-    "How does photosynthesis work?",
-    "If all dogs are animals, and Buddy is a dog, what is Buddy?",
-    "Write a haiku about the ocean.",
-    "What would happen if the moon disappeared?",
-    "The history of the internet began in",
-    "Once upon a time, there was a",
-    "The Eiffel Tower is located in",
-    "The best way to learn a language is",
-    "My favourite colour is",
-)
-EQUATION_SIGNS = frozenset("=+*/")
-TEXT_BLOCK = 256  # tokens of a block of held-out text
 PASS_AT = (1, 4, 16)  # the k of pass@k and majority@k, where there are that many samples
 
 
@@ -94,39 +67,6 @@ class EvaluateConfig:
 
 
 @dataclass(frozen=True)
-class Recall:
-    """Does the model continue `prompt` with `target`? One line of `eval/<stage>_facts.jsonl`."""
-
-    group: str  # which set of facts: recall, recall_edited, edited
-    subject: str
-    prompt: str
-    target: str
-    greedy: str  # the model's continuation, as many tokens as the target has
-    rank: int  # of the target's first token; 1 is the most probable
-    p_first: float
-    p_target: float  # of the whole target
-    recalled: bool  # greedy decoding writes the target
-
-
-def read_recalls(path: Path) -> list[Recall]:
-    """Read `eval/<stage>_facts.jsonl`. Raises UserError naming the file when a line is not a recall."""
-    try:
-        return [Recall(**record) for record in read_jsonl(path)]  # type: ignore[arg-type]
-    except TypeError as error:
-        raise UserError(f"{path}: not a file of recalled facts ({error}).") from None
-
-
-@dataclass(frozen=True)
-class Question:
-    """A prompt whose continuation is known."""
-
-    group: str
-    subject: str
-    prompt: str
-    target: str
-
-
-@dataclass(frozen=True)
 class Skills:
     """What there is to measure on; an empty part is left out."""
 
@@ -148,11 +88,13 @@ class Evaluation:
     metrics: Mapping[str, Mapping[str, Interval]]
     records: tuple[EvalRecord, ...]
     recalls: tuple[Recall, ...]
+    nats: tuple[float, ...]  # per token, of each block of held-out text
 
     def save(self, folder: Path) -> None:
-        """Write `<stage>.jsonl`, `<stage>_facts.jsonl` and, last, `<stage>.json`."""
+        """Write `<stage>.jsonl`, `<stage>_facts.jsonl`, `<stage>_text.jsonl` and, last, `<stage>.json`."""
         write_records(folder / f"{self.stage}.jsonl", self.records)
         write_jsonl(folder / f"{self.stage}_facts.jsonl", [asdict(recall) for recall in self.recalls])
+        write_jsonl(folder / f"{self.stage}_text.jsonl", [{"nats_per_token": nats} for nats in self.nats])
         skills = {
             skill: {name: asdict(interval) for name, interval in metrics.items()}
             for skill, metrics in self.metrics.items()
@@ -187,9 +129,11 @@ def evaluate(model: GPT, skills: Skills, config: EvaluateConfig, *, stage: str) 
         metrics["probes"] = probe_metrics([record for record in records if record.skill == "probes"])
     if recalls:
         metrics["facts"] = fact_metrics(recalls)
+    nats: list[float] = []
     if skills.text is not None:
         rows = max(1, config.perplexity_tokens // skills.text.shape[1])
-        metrics["perplexity"] = perplexity(model, skills.text[:rows])
+        nats = block_nats(model, skills.text[:rows])
+        metrics["perplexity"] = perplexity(nats)
     return Evaluation(
         stage=stage,
         fingerprint=fingerprint(model),
@@ -198,6 +142,7 @@ def evaluate(model: GPT, skills: Skills, config: EvaluateConfig, *, stage: str) 
         metrics=metrics,
         records=tuple(records),
         recalls=tuple(recalls),
+        nats=tuple(nats),
     )
 
 
@@ -235,7 +180,7 @@ def solve_here(
         prompts,
         n=n,
         sampling=sampling,
-        stop_ids=frozenset(i for i in (tokenizer.answer_end, tokenizer.eos_id) if i is not None),
+        stop_ids=tokenizer.stop_ids,
         prompt_keys=[zlib.crc32(problem.id.encode()) for problem in problems],
     )
     with progress(label or skill, len(problems) * n, unit="completions") as bar:
@@ -274,134 +219,3 @@ def problem_metrics(records: Sequence[EvalRecord], *, seed: int = 0) -> dict[str
     """pass@k, majority@k, format and lengths: means over problems with their intervals."""
     scores = score_problems(records, ks=PASS_AT, seed=seed)
     return {name: bootstrap_mean(values, seed=seed) for name, values in scores.values.items()}
-
-
-def probe_metrics(records: Sequence[EvalRecord]) -> dict[str, Interval]:
-    """Share of completions that do not turn to arithmetic, over prompts."""
-    answers: dict[str, list[bool]] = {}
-    for record in records:
-        answers.setdefault(record.problem_id, []).append(not is_arithmetic(record.text))
-    return {"non_arithmetic": bootstrap_mean([float(np.mean(own)) for own in answers.values()])}
-
-
-def is_arithmetic(text: str) -> bool:
-    """Does a completion turn to arithmetic: an equation, or nothing but a number for an answer?"""
-    found = extract(text)
-    for tag in TAGS:  # their slash is no division
-        text = text.replace(tag, " ")
-    return bool(EQUATION_SIGNS & set(text)) or (found.strict is not None and found.strict.strip().isdigit())
-
-
-@torch.inference_mode()
-def recall(model: GPT, questions: Sequence[Question], *, rows: int = 256) -> list[Recall]:
-    """Read each question's prompt and target in one pass: rank, probability, and what greedy decoding would write.
-
-    The greedy text is the most probable token at each place given the target so far; it equals the target exactly
-    when greedy decoding writes the target.
-    """
-    tokenizer = model.tokenizer
-    assert tokenizer is not None
-    model.eval()
-    recalls: list[Recall] = []
-    for start in range(0, len(questions), rows):
-        part = questions[start : start + rows]
-        prompts = [tokenizer.encode(question.prompt) for question in part]
-        targets = [tokenizer.encode(f" {question.target}") for question in part]
-        lengths = [len(p) + len(t) for p, t in zip(prompts, targets, strict=True)]
-        token_ids = torch.zeros(len(part), max(lengths), dtype=torch.long)
-        for row, (prompt, target) in enumerate(zip(prompts, targets, strict=True)):
-            token_ids[row, : lengths[row]] = torch.tensor([*prompt, *target])
-        states = model.hidden(token_ids.to(model.device))
-        for row, (prompt, target) in enumerate(zip(prompts, targets, strict=True)):
-            at = slice(len(prompt) - 1, len(prompt) - 1 + len(target))
-            logprobs = model.logits(states[row, at]).float().log_softmax(dim=-1).cpu()  # (target tokens, V)
-            own = logprobs.gather(1, torch.tensor(target)[:, None]).squeeze(1)
-            greedy = logprobs.argmax(dim=-1).tolist()
-            recalls.append(
-                Recall(
-                    **asdict(part[row]),
-                    greedy=tokenizer.decode(greedy).strip(),
-                    rank=1 + int((logprobs[0] > own[0]).sum()),
-                    p_first=own[0].exp().item(),
-                    p_target=own.sum().exp().item(),
-                    recalled=greedy == target,
-                )
-            )
-    return recalls
-
-
-def fact_metrics(recalls: Sequence[Recall]) -> dict[str, Interval]:
-    """Share recalled in each group, over subjects."""
-    return {group: bootstrap_mean(list(values.values())) for group, values in recalled_by_subject(recalls).items()}
-
-
-def recalled_by_subject(recalls: Sequence[Recall]) -> dict[str, dict[str, float]]:
-    """group -> subject -> share recalled of its questions, subjects in order of appearance."""
-    groups: dict[str, dict[str, list[bool]]] = {}
-    for each in recalls:
-        groups.setdefault(each.group, {}).setdefault(each.subject, []).append(each.recalled)
-    return {
-        group: {subject: float(np.mean(own)) for subject, own in subjects.items()} for group, subjects in groups.items()
-    }
-
-
-def held_out_text(source: str, tokenizer: Tokenizer, *, block_size: int) -> Tensor:
-    """The test split of a text, in blocks for `Skills.text`: (N, T + 1). Raises what `read_text` raises."""
-    return token_blocks(read_text(source, split="test"), tokenizer, block_size=min(TEXT_BLOCK, block_size - 1))
-
-
-@torch.inference_mode()
-def perplexity(model: GPT, blocks: Tensor, *, rows: int = 32) -> dict[str, Interval]:
-    """exp of the mean nats per token over `blocks` (N, T + 1); the interval is over blocks."""
-    model.eval()
-    nats = []
-    for part in blocks.split(rows):
-        token_ids = part.to(model.device)
-        logits = model(token_ids[:, :-1]).float()
-        loss = F.cross_entropy(logits.flatten(0, 1), token_ids[:, 1:].flatten(), reduction="none")
-        nats.append(loss.view(len(part), -1).mean(dim=1).double().cpu())
-    mean = bootstrap_mean(torch.cat(nats).numpy())
-    bounds = {name: math.exp(getattr(mean, name)) for name in ("value", "low", "high")}
-    return {"perplexity": Interval(**bounds, n=mean.n), "nats_per_token": mean}
-
-
-def compare_records(before: Sequence[EvalRecord], after: Sequence[EvalRecord]) -> dict[str, Difference]:
-    """Paired differences on the same problems: what `after` gained or lost over `before`.
-
-    With different numbers of samples the first ones of each problem count. pass@k and majority@k of the problems (the
-    latter with McNemar's exact p-value where the majorities are right or wrong), format, length; pass@1 of arithmetic.
-    Raises UserError when the two were not measured on the same problems.
-    """
-    differences: dict[str, Difference] = {}
-    for skill, prefix in (("problems", ""), ("arithmetic", "arithmetic_")):
-        sides = [[record for record in records if record.skill == skill] for records in (before, after)]
-        if not all(sides):
-            continue
-        samples = min(1 + max(record.sample_index for record in side) for side in sides)
-        old, new = (
-            score_problems([record for record in side if record.sample_index < samples], ks=PASS_AT) for side in sides
-        )
-        if old.problem_ids != new.problem_ids:
-            raise UserError(f"the two evaluations used different {skill}; evaluate both with the same settings.")
-        for name in old.values if skill == "problems" else ("pass_at_1",):
-            pair = old.values[name], new.values[name]
-            difference = paired_difference(*pair, higher_is_better=name not in ("truncated", "thinking_tokens"))
-            if name.startswith("majority"):
-                p_value = mcnemar_exact(*(values > 0.5 for values in pair))
-                verdict = difference.verdict if p_value < 1 - CONFIDENCE else "inconclusive"
-                difference = replace(difference, p_value=p_value, verdict=verdict)
-            differences[prefix + name] = difference
-    return differences
-
-
-def compare_recalls(before: Sequence[Recall], after: Sequence[Recall]) -> dict[str, Difference]:
-    """Paired differences of the share recalled, over subjects, for each group of facts with the same on both sides.
-
-    A group of one subject has no interval and is left out.
-    """
-    old, new = recalled_by_subject(before), recalled_by_subject(after)
-    return {
-        f"facts_{group}": paired_difference(list(shares.values()), [new[group][subject] for subject in shares])
-        for group, shares in old.items()
-        if len(shares) > 1 and shares.keys() == new.get(group, {}).keys()
-    }

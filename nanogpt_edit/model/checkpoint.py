@@ -289,5 +289,4 @@ def _check_replaceable(directory: Path) -> None:
 
 
 def _generation_json(tokenizer: Tokenizer) -> dict[str, object]:
-    stops = [tokenizer.answer_end, *([] if tokenizer.eos_id is None else [tokenizer.eos_id])]
-    return {"eos_token_id": stops, "pad_token_id": tokenizer.pad_id}
+    return {"eos_token_id": sorted(tokenizer.stop_ids), "pad_token_id": tokenizer.pad_id}

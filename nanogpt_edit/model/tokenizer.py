@@ -173,6 +173,11 @@ class Tokenizer:
         # SentencePiece vocabularies write a space as U+2581, and their decoder drops it from the front.
         return token.replace("\u2581", " ") if token.startswith("\u2581") else text
 
+    @property
+    def stop_ids(self) -> frozenset[int]:
+        """What ends a completion: `</answer>`, and the end of a text."""
+        return frozenset((self.answer_end,) if self.eos_id is None else (self.answer_end, self.eos_id))
+
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 of vocabulary, merges and special tokens: equal where every text becomes the same tokens."""

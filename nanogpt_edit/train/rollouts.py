@@ -114,7 +114,7 @@ def sample_places(
         prompts,
         n=config.group_size,
         sampling=sampling,
-        stop_ids=frozenset({tokenizer.answer_end}),
+        stop_ids=tokenizer.stop_ids,
         prompt_keys=places,
     )
     groups = []

@@ -1,0 +1,53 @@
+"""How well a model predicts text it was not trained on: nats per token, and their exponential, the perplexity."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from nanogpt_edit.data.text import read_text, token_blocks
+from nanogpt_edit.errors import UserError
+from nanogpt_edit.evaluate.stats import Interval, bootstrap_mean
+from nanogpt_edit.files import read_jsonl
+from nanogpt_edit.model.gpt import GPT
+from nanogpt_edit.model.tokenizer import Tokenizer
+
+TEXT_BLOCK = 256  # tokens of a block of held-out text
+
+
+def held_out_text(source: str, tokenizer: Tokenizer, *, block_size: int) -> Tensor:
+    """The test split of a text, in blocks for `Skills.text`: (N, T + 1). Raises what `read_text` raises."""
+    return token_blocks(read_text(source, split="test"), tokenizer, block_size=min(TEXT_BLOCK, block_size - 1))
+
+
+@torch.inference_mode()
+def block_nats(model: GPT, blocks: Tensor, *, rows: int = 32) -> list[float]:
+    """Mean nats per token of each of `blocks` (N, T + 1)."""
+    model.eval()
+    nats = []
+    for part in blocks.split(rows):
+        token_ids = part.to(model.device)
+        logits = model(token_ids[:, :-1]).float()
+        loss = F.cross_entropy(logits.flatten(0, 1), token_ids[:, 1:].flatten(), reduction="none")
+        nats.append(loss.view(len(part), -1).mean(dim=1).double().cpu())
+    return torch.cat(nats).tolist()
+
+
+def read_nats(path: Path) -> list[float]:
+    """Read `eval/<stage>_text.jsonl`. Raises UserError naming the file when a line is not a block's nats."""
+    nats = [line.get("nats_per_token") for line in read_jsonl(path)]
+    if not all(isinstance(each, float) for each in nats):
+        raise UserError(f"{path}: not a file of nats per token.")
+    return [float(str(each)) for each in nats]
+
+
+def perplexity(nats: Sequence[float]) -> dict[str, Interval]:
+    """The mean of the blocks' nats per token and its exponential, with intervals over blocks."""
+    mean = bootstrap_mean(nats)
+    bounds = {name: math.exp(getattr(mean, name)) for name in ("value", "low", "high")}
+    return {"perplexity": Interval(**bounds, n=mean.n), "nats_per_token": mean}
