@@ -137,10 +137,7 @@ def sft(
         problem_targets = target_tokens(rows)
         if replay is not None and config.replay_rows:
             rows += replay_samples(replay, config, seed=seed, step=step)
-        batches = micro_batches(processes.share(rows), max_tokens=config.micro_batch_tokens, pad_id=pad_id)
-        share, idle = partial(share_of_loss, targets=target_tokens(rows)), collate(rows[:1], pad_id=pad_id)
-        loss = trainer.add_gradients(share, list(batches), idle=idle)
-        norm = trainer.apply_gradients()
+        loss, norm = train_on(trainer, rows, pad_id=pad_id)
         metrics = {"loss": loss, "grad_norm": norm, "target_tokens": problem_targets}
         if trainer.is_time_to_evaluate():
             with trainer.whole() as whole:
@@ -151,6 +148,13 @@ def sft(
         trainer.log(metrics, tokens=sum(len(row.token_ids) for row in rows))
     trainer.finish(use_best=config.keep == "best")
     return trainer
+
+
+def train_on(trainer: Trainer, rows: Sequence[Sample], *, pad_id: int) -> tuple[float, float]:
+    """One optimizer step on `rows`, dealt out to the processes -> its loss and the norm of its gradient."""
+    batches = micro_batches(processes.share(rows), max_tokens=trainer.config.micro_batch_tokens, pad_id=pad_id)
+    share, idle = partial(share_of_loss, targets=target_tokens(rows)), collate(rows[:1], pad_id=pad_id)
+    return trainer.add_gradients(share, list(batches), idle=idle), trainer.apply_gradients()
 
 
 def problems_per_step(samples: Sequence[Sample], config: SFTConfig) -> int:

@@ -1,0 +1,38 @@
+"""The model every speed benchmark uses: GPT-2's sizes with random weights, written for both sides to load.
+
+GPT-2's published config asks for dropout 0.1, which its trainers then apply; here every side's dropout is 0, or the
+sides would not do the same work (and GRPO would not be on-policy: with dropout the KL of a policy from its own copy is
+0.06 at the first step).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from nanogpt_edit.model.checkpoint import save
+from nanogpt_edit.model.gpt import GPT, GPTConfig
+from nanogpt_edit.model.tokenizer import Tokenizer
+
+SIZES = {
+    "gpt2": GPTConfig(vocab_size=50_304, block_size=1024, n_layer=12, n_head=12, n_embd=768),
+    "quarter": GPTConfig(vocab_size=50_304, block_size=1024, n_layer=6, n_head=6, n_embd=384),
+}
+POSITIONS = 20.0  # times the usual: else a random tied model repeats its input and never stops
+
+
+def write(size: str, data: Path, directory: Path) -> GPT:
+    """Random weights of that size with GPT-2's vocabulary from `data`, as a model directory."""
+    model = GPT(SIZES[size], seed=0)
+    model.tokenizer = Tokenizer.load(data / "gpt2_tokenizer")
+    assert model.positions is not None
+    model.positions.weight.data.mul_(POSITIONS)
+    save(model, directory)
+    return model.eval()
+
+
+def forward_flops(config: GPTConfig, *, tokens: float, read: float, seen: float = 0.0) -> float:
+    """Of the matrix products of a forward pass: `tokens` through the blocks, logits at `read` of them, and `seen`
+    pairs of a token and one it looks at."""
+    width = config.n_embd
+    block = 2 * (4 * width * width + 2 * width * config.mlp_size)
+    return config.n_layer * (tokens * block + 4 * width * seen) + 2 * width * config.vocab_size * read
