@@ -33,7 +33,7 @@ from nanogpt_edit.engine.engine import Engine
 from nanogpt_edit.engine.sampling import Sampling
 from nanogpt_edit.model.checkpoint import load
 from nanogpt_edit.model.gpt import GPT
-from nanogpt_edit.run_folder import environment, version
+from nanogpt_edit.run_folder import version
 
 SAMPLES = 8
 PROMPT_TOKENS = 64
@@ -123,11 +123,10 @@ def main() -> None:
             "ratio": {name: part["ratio"] for name, part in found.items()},
             "goal": GOALS,
             "fraction_of_limit": {name: part["fraction_of_limit"] for name, part in found.items()},
-            "parts": found,
             "matrix_peak_gflops": peak / 1e9,
-            "environment": environment(torch.device("cpu")) | {"transformers": version("transformers")},
         },
         chosen.out,
+        details={"parts": found, "peers": {"transformers": version("transformers")}},
     )
 
 

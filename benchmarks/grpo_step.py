@@ -21,7 +21,6 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-import torch
 from gpt2 import SIZES, forward_flops, write
 from machine import finish, matrix_peak
 from peers import BETA2, CLIP, LEARNING_RATE, common, peer_model, run
@@ -31,7 +30,7 @@ from nanogpt_edit.data.problems import Problem, prompt_ids, read_problems
 from nanogpt_edit.engine.engine import Engine
 from nanogpt_edit.model.checkpoint import load
 from nanogpt_edit.model.gpt import GPT
-from nanogpt_edit.run_folder import environment, version
+from nanogpt_edit.run_folder import version
 from nanogpt_edit.train.grpo_config import GRPOConfig
 from nanogpt_edit.train.loop import Trainer
 from nanogpt_edit.train.policy_update import update
@@ -157,13 +156,14 @@ def main() -> None:
             },
             "goal": GOAL,
             "fraction_of_limit": median([w / s / peak for w, s in zip(works, seconds["ours"], strict=True)]),
-            "seconds": {side: asdict(summary(each)) for side, each in seconds.items()},
-            "steps": {side: [asdict(step) for step in each] for side, each in steps.items()},
             "matrix_peak_gflops": peak / 1e9,
-            "environment": environment(torch.device("cpu"))
-            | {name: version(name) for name in ("transformers", "trl", "accelerate")},
         },
         chosen.out,
+        details={
+            "seconds": {side: asdict(summary(each)) for side, each in seconds.items()},
+            "steps": {side: [asdict(step) for step in each] for side, each in steps.items()},
+            "peers": {name: version(name) for name in ("transformers", "trl", "accelerate")},
+        },
     )
 
 

@@ -33,7 +33,7 @@ from turns import Job, Options, Turn, summary, take_turns
 
 from nanogpt_edit.data.problems import Sample, read_problems, to_samples
 from nanogpt_edit.model.checkpoint import load
-from nanogpt_edit.run_folder import environment, version
+from nanogpt_edit.run_folder import version
 from nanogpt_edit.train.loop import Trainer
 from nanogpt_edit.train.sft import SFTConfig, target_tokens, train_on
 
@@ -169,13 +169,14 @@ def main() -> None:
             "fraction_of_limit": median(
                 [work / step.seconds / peak for work, step in zip(flops, steps["ours"][1:], strict=True)]
             ),
-            "seconds": {side: asdict(summary([step.seconds for step in each[1:]])) for side, each in steps.items()},
-            "steps": {side: [asdict(step) for step in each] for side, each in steps.items()},
             "matrix_peak_gflops": peak / 1e9,
-            "environment": environment(torch.device("cpu"))
-            | {name: version(name) for name in ("transformers", "trl", "accelerate")},
         },
         chosen.out,
+        details={
+            "seconds": {side: asdict(summary([step.seconds for step in each[1:]])) for side, each in steps.items()},
+            "steps": {side: [asdict(step) for step in each] for side, each in steps.items()},
+            "peers": {name: version(name) for name in ("transformers", "trl", "accelerate")},
+        },
     )
 
 

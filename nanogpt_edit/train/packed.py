@@ -1,0 +1,68 @@
+"""Rows of different lengths go through the model as one row, without padding; attention alone sees them apart.
+
+Nearly all of a model's arithmetic treats every token by itself, so padding is work for nothing there. Only attention
+needs to know which tokens belong together: each layer spreads queries, keys and values over a grid of padded rows,
+lets them look, and collects what they saw.
+
+Shapes: B rows, T tokens of the longest, N tokens of all rows together, H heads, E head width, D model width.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from nanogpt_edit.model.gpt import GPT, attention
+from nanogpt_edit.model.kv_cache import KVCache
+
+
+class Grid:
+    """Where the tokens of rows that stand one after the other belong when the rows are padded on the right."""
+
+    def __init__(self, lengths: Tensor) -> None:
+        """`lengths` (B,) may contain 0."""
+        self.is_token = torch.arange(int(lengths.max()), device=lengths.device) < lengths[:, None]  # (B, T)
+        self.cell = self.is_token.flatten().nonzero().flatten()  # (N,)
+        self.token = (self.is_token.flatten().cumsum(0) - 1).clamp_(min=0)  # (B T,) padding takes any token
+        self.full = len(self.cell) == self.is_token.numel()
+
+    @property
+    def rows(self) -> Tensor:
+        """(N,) each token's row."""
+        return self.cell // self.is_token.shape[1]
+
+    @property
+    def columns(self) -> Tensor:
+        """(N,) each token's place in its row."""
+        return self.cell % self.is_token.shape[1]
+
+    def spread(self, x: Tensor) -> Tensor:
+        """(1, H, N, E) -> (B, H, T, E)."""
+        flat = x[0].transpose(0, 1)  # (N, H, E)
+        cells = flat if self.full else flat.index_select(0, self.token)
+        return cells.unflatten(0, self.is_token.shape).transpose(1, 2)
+
+    def collect(self, x: Tensor) -> Tensor:
+        """(B, H, T, E) -> (1, H, N, E)."""
+        cells = x.transpose(1, 2).flatten(0, 1)  # (B T, H, E)
+        return (cells if self.full else cells.index_select(0, self.cell)).transpose(0, 1)[None]
+
+
+class PackedRows(KVCache):
+    """Stands in for a cache: tokens look at those before them in their own row; nothing is kept."""
+
+    def __init__(self, grid: Grid, *, dropout: float) -> None:
+        self.grid, self.dropout, self.length = grid, dropout, 0
+
+    def attend(self, layer: int, q: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
+        q, keys, values = (self.grid.spread(each) for each in (q, keys, values))
+        return self.grid.collect(attention(q, keys, values, dropout=self.dropout))
+
+
+def packed_states(model: GPT, token_ids: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+    """The states (N, D) of the first `lengths` (B,) tokens of each row of `token_ids` (B, T), row after row, and where
+    those tokens are, (B, T) bool."""
+    grid = Grid(lengths)
+    rows = PackedRows(grid, dropout=model.config.dropout if model.training else 0.0)
+    packed = token_ids[:, : grid.is_token.shape[1]][grid.is_token]  # (N,)
+    return model.hidden(packed[None], cache=rows, position_ids=grid.columns[None])[0], grid.is_token
