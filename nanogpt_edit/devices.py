@@ -24,6 +24,12 @@ def autocast(device: torch.device, precision: Precision = "auto") -> torch.autoc
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=wanted, cache_enabled=False)
 
 
+def product_dtype(tensor: torch.Tensor) -> torch.dtype:
+    """What a matrix product of `tensor` is computed in: its own dtype, or what `autocast` makes of it."""
+    kind = tensor.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else tensor.dtype
+
+
 def choose_device(name: str = "auto", *, threads: int | None = None) -> torch.device:
     """The device called `name` (auto: a GPU when there is one), with `threads` CPU threads (None: torch's own choice).
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -13,9 +14,11 @@ from torch import Tensor
 
 from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.train import chunked_loss
-from nanogpt_edit.train.chunked_loss import head_cross_entropy_sum
+from nanogpt_edit.train.chunked_loss import head_cross_entropy_sum, head_logprobs
 from nanogpt_edit.train.losses import cross_entropy_sum
 from nanogpt_edit.train.pretrain import next_token_loss
+
+Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 def inputs(rows: int, width: int, vocabulary: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -56,6 +59,26 @@ def test_loss_and_gradients_are_those_of_the_plain_loss(rows: int, chunk: int, s
         torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("kept", [0, 10**6])
+@given(rows=st.integers(1, 30), chunk=st.integers(1, 40), temperature=st.sampled_from([0.5, 1.0, 1.7]))
+def test_logprobs_entropies_and_gradients_are_torchs(kept: int, rows: int, chunk: int, temperature: float) -> None:
+    """Whether the logits are kept for the backward pass or made again."""
+    plain, chunked = inputs(rows, 8, 23), inputs(rows, 8, 23)
+    slopes = torch.linspace(-1, 2, rows), torch.linspace(1, -0.5, rows)
+    theirs = torch.distributions.Categorical(logits=plain[0] @ plain[1].T / temperature)
+    expected = theirs.log_prob(plain[2]), theirs.entropy()
+    torch.autograd.backward(expected, slopes)
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(chunked_loss, "CHUNK_NUMBERS", chunk * 23)
+        monkeypatch.setattr(chunked_loss, "KEPT_NUMBERS", kept)
+        found = head_logprobs(*chunked, temperature=temperature)
+        torch.autograd.backward(found, slopes)
+    for ours, wanted in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours, wanted, rtol=1e-4, atol=1e-5)
+    for ours, wanted in zip(chunked[:2], plain[:2], strict=True):
+        torch.testing.assert_close(ours.grad, wanted.grad, rtol=1e-3, atol=2e-5)
+
+
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
 def test_a_models_gradient_does_not_depend_on_the_chunks(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where the head is the embedding, whose rows get a gradient from both ends."""
@@ -70,12 +93,17 @@ def test_a_models_gradient_does_not_depend_on_the_chunks(family: str, monkeypatc
         torch.testing.assert_close(gradients[1][name], gradient, rtol=1e-4, atol=1e-6, msg=name)
 
 
-def test_in_bfloat16_products_the_gradient_is_near(monkeypatch: pytest.MonkeyPatch) -> None:
+def sum_of_logprobs(states: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+    return -head_logprobs(states, weight, targets, temperature=1.0)[0].sum()
+
+
+@pytest.mark.parametrize("loss_of", [head_cross_entropy_sum, sum_of_logprobs])
+def test_in_bfloat16_products_the_gradient_is_near(loss_of: Loss, monkeypatch: pytest.MonkeyPatch) -> None:
     plain, chunked = inputs(12, 16, 50), inputs(12, 16, 50)
     cross_entropy_sum(plain[0] @ plain[1].T, plain[2]).backward()
     monkeypatch.setattr(chunked_loss, "CHUNK_NUMBERS", 5 * 50)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        loss = head_cross_entropy_sum(*chunked)
+        loss = loss_of(*chunked)
     loss.backward()
     assert loss.dtype == torch.float32
     for ours, theirs in zip(chunked[:2], plain[:2], strict=True):

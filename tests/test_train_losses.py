@@ -10,13 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from nanogpt_edit.train.chunked_loss import head_logprobs
 from nanogpt_edit.train.losses import (
     GRPOTerms,
     cross_entropy_sum,
     group_advantages,
     grpo_loss,
     has_signal,
-    token_logprobs,
 )
 
 
@@ -64,6 +64,11 @@ def test_cross_entropy_by_hand() -> None:
     loss = cross_entropy_sum(logits, torch.tensor([1, 2]))
     assert loss.item() == pytest.approx(math.log(4) + math.log(10 / 7), abs=1e-6)
     assert cross_entropy_sum(logits.bfloat16(), torch.tensor([1, 2])).dtype == torch.float32
+
+
+def token_logprobs(logits: Tensor, targets: Tensor, *, temperature: float) -> tuple[Tensor, Tensor]:
+    """With a head that passes the states on, they are the logits."""
+    return head_logprobs(logits, torch.eye(logits.shape[1]), targets, temperature=temperature)
 
 
 def test_logprobs_and_entropy_by_hand() -> None:

@@ -17,6 +17,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from nanogpt_edit.devices import product_dtype
 from nanogpt_edit.engine.decode_cache import DecodeCache
 from nanogpt_edit.engine.sampling import Sampling, draw_tokens, stream_keys, uniforms_at
 from nanogpt_edit.errors import UserError
@@ -117,7 +118,7 @@ class Engine:
 
         `cache_bytes` bounds it: rows and their share of the prompts count together.
         """
-        config, device, dtype = self.model.config, self.model.device, running_dtype(self.model)
+        config, device, dtype = self.model.config, self.model.device, product_dtype(self.model.embed.weight)
         affordable = self.cache_bytes // KVCache.row_bytes(config, capacity=own + longest_prompt, dtype=dtype)
         rows = max(1, min(rows, self.max_slots, affordable))
         prompt_bytes = rows * KVCache.row_bytes(config, capacity=longest_prompt, dtype=dtype)
@@ -137,12 +138,6 @@ class Engine:
         cache.slots, cache.longest_prompt = rows, longest_prompt
         cache.clear()
         return cache
-
-
-def running_dtype(model: GPT) -> torch.dtype:
-    """The dtype keys and values come in: the weights', or what `torch.autocast` makes of them."""
-    kind = model.device.type
-    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else model.dtype
 
 
 class _Batch:

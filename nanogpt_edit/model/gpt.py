@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from nanogpt_edit.errors import UserError
 
@@ -225,6 +226,9 @@ class GPT(nn.Module):
         self.config = config
         self.tokenizer: Tokenizer | None = None
         self.lineage: tuple[str, ...] = ()
+        self.activation_checkpointing = False
+        """Where gradients are taken: keep only what goes into each block and compute the rest again in the backward
+        pass (Chen et al. 2016)."""
         self.embed = nn.Embedding(config.vocab_size, config.n_embd)
         self.positions = nn.Embedding(config.block_size, config.n_embd) if config.positions == "learned" else None
         self.dropout = nn.Dropout(config.dropout)
@@ -330,8 +334,10 @@ class GPT(nn.Module):
                 position_ids = torch.arange(x.shape[1], device=x.device)
             rotary = rotary_angles(self.config, position_ids, x.dtype)
         stop = self.config.n_layer if stop is None else stop
+        again = self.activation_checkpointing and torch.is_grad_enabled()
         for layer in range(start, stop):
-            x = self.blocks[layer](x, layer, rotary, cache, attention_mask, columns if layer == stop - 1 else None)
+            block = partial(checkpoint, self.blocks[layer], use_reentrant=False) if again else self.blocks[layer]
+            x = block(x, layer, rotary, cache, attention_mask, columns if layer == stop - 1 else None)
         return x if columns is None or start < stop else take_columns(x, columns)
 
     def run_to_key(self, x: Tensor, layer: int) -> tuple[Tensor, Tensor]:

@@ -1,9 +1,11 @@
-"""Cross-entropy straight from the states the head reads, without ever holding all logits.
+"""Losses straight from the states the head reads, a chunk of the logits at a time.
 
 With V = 50,304 entries the logits of a few thousand target tokens, their softmax and its gradient are larger than the
-model. Here a chunk of them is made, its loss and both its gradients are taken, and it is forgotten: softmax(z) − onehot
-is known as soon as z is, so the backward pass only scales what the forward pass has summed (as in Liger Kernel, Hsu et
-al. 2024). Same arithmetic, a third of the memory traffic; sums differ from the plain loss by rounding.
+model. For the cross-entropy a chunk of them is made, its loss and both its gradients are taken, and it is forgotten:
+softmax(z) − onehot is known as soon as z is, so the backward pass only scales what the forward pass has summed (as in
+Liger Kernel, Hsu et al. 2024). For log-probabilities and entropies, whose gradient depends on the loss made of them,
+the logits are kept once, or made again in the backward pass where even that is too much. Same arithmetic, a third of
+the memory traffic or less; sums differ from the plain loss by rounding.
 
 Shapes: N target tokens, D model width, V vocabulary.
 """
@@ -16,39 +18,35 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from nanogpt_edit.devices import product_dtype
 from nanogpt_edit.train.losses import cross_entropy_sum
 
 CHUNK_NUMBERS = 2**23  # logits held at once: 32 MiB in float32
+KEPT_NUMBERS = 2**28  # logits kept for the backward pass: 1 GiB in float32
 
 
 def head_cross_entropy_sum(states: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
     """Sum of -log p(target) in nats under softmax(states · weightᵀ): states (N, D), weight (V, D), targets (N,)."""
-    rows = max(1, CHUNK_NUMBERS // weight.shape[0])
-    if len(states) <= rows:
+    pieces = chunks(states, weight)
+    if len(pieces) <= 1:
         return cross_entropy_sum(F.linear(states, weight), targets)
     if not torch.is_grad_enabled():
-        parts = zip(states.split(rows), targets.split(rows), strict=True)
-        return torch.stack([cross_entropy_sum(F.linear(part, weight), wanted) for part, wanted in parts]).sum()
-    loss: Tensor = _HeadCrossEntropy.apply(states, weight, targets, rows)  # type: ignore[no-untyped-call]
+        return torch.stack([cross_entropy_sum(F.linear(states[at], weight), targets[at]) for at in pieces]).sum()
+    loss: Tensor = _HeadCrossEntropy.apply(states, weight, targets, product_dtype(states))  # type: ignore[no-untyped-call]
     return loss
 
 
 class _HeadCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, states: Tensor, weight: Tensor, targets: Tensor, rows: int) -> Tensor:
+    def forward(ctx: Any, states: Tensor, weight: Tensor, targets: Tensor, dtype: torch.dtype) -> Tensor:
         to_states, to_weight = torch.empty_like(states), torch.zeros_like(weight)
         total = states.new_zeros((), dtype=torch.float32)
-        for begin in range(0, len(states), rows):
-            at = slice(begin, begin + rows)
+        for at in chunks(states, weight):
             wanted = targets[at, None]
-            logits = F.linear(states[at], weight).float()  # (rows, V)
-            log_total = logits.logsumexp(dim=-1, keepdim=True)
-            total += (log_total - logits.gather(1, wanted)).sum()
-            slope = logits.sub_(log_total).exp_()  # softmax, then minus onehot: the gradient at the logits
-            slope.scatter_add_(1, wanted, torch.full_like(slope[:, :1], -1.0))
-            slope = slope.to(states.dtype)
-            to_states[at] = slope @ weight
-            to_weight += slope.T @ states[at]
+            slope = log_softmax_of(states[at], weight, 1.0, dtype)  # (rows, V)
+            total -= slope.gather(1, wanted).sum()
+            slope.exp_().scatter_add_(1, wanted, torch.full_like(slope[:, :1], -1.0))  # p − onehot, at the logits
+            add_gradients(slope.to(dtype), states, weight, at, to_states, to_weight)
         ctx.save_for_backward(to_states, to_weight)
         return total
 
@@ -56,3 +54,70 @@ class _HeadCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, *slopes: Tensor) -> tuple[Tensor, Tensor, None, None]:
         to_states, to_weight = ctx.saved_tensors
         return to_states * slopes[0].to(to_states.dtype), to_weight * slopes[0].to(to_weight.dtype), None, None
+
+
+def head_logprobs(states: Tensor, weight: Tensor, targets: Tensor, *, temperature: float) -> tuple[Tensor, Tensor]:
+    """Log-probability of each target and entropy of each distribution, in nats, under softmax(states · weightᵀ / T).
+
+    states (N, D), weight (V, D), targets (N,) -> (N,), (N,). The entropy is exact, over the full vocabulary.
+    """
+    numbers = len(states) * weight.shape[0] if torch.is_grad_enabled() else KEPT_NUMBERS + 1
+    return _HeadLogprobs.apply(  # type: ignore[no-untyped-call]
+        states, weight, targets, temperature, product_dtype(states), numbers <= KEPT_NUMBERS
+    )
+
+
+class _HeadLogprobs(torch.autograd.Function):
+    """A gradient needs the softmax again, weighted by what is not known before the loss: it is kept where it is small
+    and made again, chunk by chunk, where it is not."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, states: Tensor, weight: Tensor, targets: Tensor, temperature: float, dtype: torch.dtype, keep: bool
+    ) -> tuple[Tensor, Tensor]:
+        logprobs, entropy = (torch.empty(len(states), device=states.device) for _ in range(2))
+        ctx.temperature, ctx.dtype, ctx.kept = temperature, dtype, []
+        for at in chunks(states, weight):
+            every = log_softmax_of(states[at], weight, temperature, dtype)  # (rows, V)
+            logprobs[at] = every.gather(1, targets[at, None]).squeeze(1)
+            entropy[at] = every.exp().mul_(every).sum(dim=-1).neg_()
+            if keep:
+                ctx.kept.append(every)
+        ctx.save_for_backward(states, weight, targets, entropy)
+        return logprobs, entropy
+
+    @staticmethod
+    def backward(ctx: Any, *slopes: Tensor) -> tuple[Tensor | None, ...]:
+        states, weight, targets, entropy = ctx.saved_tensors
+        to_states, to_weight = torch.empty_like(states), torch.zeros_like(weight)
+        for number, at in enumerate(chunks(states, weight)):
+            every = ctx.kept[number] if ctx.kept else log_softmax_of(states[at], weight, ctx.temperature, ctx.dtype)
+            of_logprob, of_entropy = slopes[0][at, None], slopes[1][at, None]
+            # At the logits: ∂ log p(target) = onehot − p and ∂ H = −p (log p + H).
+            slope = (every + entropy[at, None]).mul_(of_entropy).add_(of_logprob).mul_(every.exp()).neg_()
+            slope.scatter_add_(1, targets[at, None], of_logprob)
+            add_gradients(slope.div_(ctx.temperature).to(ctx.dtype), states, weight, at, to_states, to_weight)
+        return to_states, to_weight, None, None, None, None
+
+
+def log_softmax_of(states: Tensor, weight: Tensor, temperature: float, dtype: torch.dtype) -> Tensor:
+    """(rows, V) float32, in one piece of memory."""
+    logits = F.linear(states.to(dtype), weight.to(dtype)).float().div_(temperature)
+    return logits.sub_(logits.logsumexp(dim=-1, keepdim=True))
+
+
+def add_gradients(
+    slope: Tensor, states: Tensor, weight: Tensor, at: slice, to_states: Tensor, to_weight: Tensor
+) -> None:
+    """What the gradient at the logits of rows `at`, (rows, V), is at their states and at the weight."""
+    to_states[at] = (slope @ weight.to(slope.dtype)).to(states.dtype)
+    if slope.dtype == to_weight.dtype:
+        to_weight.addmm_(slope.T, states[at])  # no product of its own: the weight is larger than a chunk
+    else:
+        to_weight += slope.T @ states[at].to(slope.dtype)
+
+
+def chunks(states: Tensor, weight: Tensor) -> list[slice]:
+    """Consecutive pieces of the N rows with at most CHUNK_NUMBERS logits each."""
+    rows = max(1, CHUNK_NUMBERS // weight.shape[0])
+    return [slice(begin, begin + rows) for begin in range(0, len(states), rows)]

@@ -24,16 +24,6 @@ def cross_entropy_sum(logits: Tensor, targets: Tensor) -> Tensor:
     return F.cross_entropy(logits.float(), targets, reduction="sum")
 
 
-def token_logprobs(logits: Tensor, targets: Tensor, *, temperature: float) -> tuple[Tensor, Tensor]:
-    """Log-probability of each target and entropy of each distribution, in nats, under softmax(logits / temperature).
-
-    logits (N, V), targets (N,) -> (N,), (N,). The entropy is exact, over the full vocabulary.
-    """
-    logprobs = (logits.float() / temperature).log_softmax(dim=-1)
-    entropy = -(logprobs.exp() * logprobs).sum(dim=-1)
-    return logprobs.gather(-1, targets[:, None]).squeeze(-1), entropy
-
-
 def group_advantages(rewards: Tensor, *, advantage: Advantage = "zscore") -> Tensor:
     """How much better each completion is than its group: (P, G) -> (P, G).
 

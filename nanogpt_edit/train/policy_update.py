@@ -12,9 +12,10 @@ from torch import Tensor
 from nanogpt_edit import processes
 from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.progress import say
+from nanogpt_edit.train.chunked_loss import head_logprobs
 from nanogpt_edit.train.grpo_config import GRPOConfig
 from nanogpt_edit.train.loop import Trainer
-from nanogpt_edit.train.losses import GRPOTerms, group_advantages, grpo_loss, token_logprobs
+from nanogpt_edit.train.losses import GRPOTerms, group_advantages, grpo_loss
 from nanogpt_edit.train.rollouts import RolloutGroup
 from nanogpt_edit.train.shared_prefix import completion_states
 
@@ -120,13 +121,13 @@ def group_terms(
     prompts = [group.prompt for group in groups]
     completions = [[completion.token_ids for completion in group.completions] for group in groups]
     states, targets = completion_states(model, prompts, completions)
-    logprobs, entropy = token_logprobs(token_logits(model, states), targets, temperature=config.temperature)
+    logprobs, entropy = head_logprobs(states, vocabulary(model), targets, temperature=config.temperature)
     ref_logprobs = None
     if reference is not None:
         with torch.no_grad():
             ref_states, _ = completion_states(reference, prompts, completions)
-            ref_logits = token_logits(reference, ref_states)
-            ref_logprobs, _ = token_logprobs(ref_logits, targets, temperature=config.temperature)
+            ref_weight = vocabulary(reference)
+            ref_logprobs, _ = head_logprobs(ref_states, ref_weight, targets, temperature=config.temperature)
     every = [completion for group in groups for completion in group.completions]
     lengths = torch.tensor([len(completion.token_ids) for completion in every])
     per_completion = torch.cat([group_advantages(group.total[None], advantage=config.advantage)[0] for group in groups])
@@ -179,10 +180,10 @@ def token_details(
     }
 
 
-def token_logits(model: GPT, states: Tensor) -> Tensor:
-    """(N, D) -> (N, V), for the V tokens there are: as the sampler, without the padding of the vocabulary."""
+def vocabulary(model: GPT) -> Tensor:
+    """(V, D): the head's rows of the V tokens there are, as the sampler has it, without the vocabulary's padding."""
     assert model.tokenizer is not None
-    return model.logits(states)[:, : model.tokenizer.vocab_size]
+    return model.head_weight[: model.tokenizer.vocab_size]
 
 
 def group_batches(groups: Sequence[RolloutGroup], *, max_tokens: int) -> Iterator[list[RolloutGroup]]:
