@@ -6,16 +6,18 @@ RUN := runs/tiny
 PINS := pyproject.toml constraints.txt
 INSTALLED := $(VENV)/.installed
 INSTALLED_DEV := $(VENV)/.installed-dev
+INSTALLED_BENCH := $(VENV)/.installed-bench
 # Present only while pip works: an environment found with it was interrupted and is made again.
 UNFINISHED := $(VENV)/.unfinished
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test check format clean
+.PHONY: help demo test bench check format clean
 
 help:
 	@echo "make demo    install into $(VENV), run the tiny recipe, say where the report is"
 	@echo "make test    install with the test extras, run the test suite"
+	@echo "make bench   install with the peers, time generation and training beside them on a small model (minutes)"
 	@echo "make check   formatting, lint and types"
 	@echo "make format  rewrite the source in the house format"
 	@echo "make clean   remove $(VENV), caches and $(RUN)"
@@ -27,6 +29,14 @@ demo: $(INSTALLED)
 
 test: $(INSTALLED_DEV)
 	$(VENV)/bin/python -m pytest
+
+# Three pairs of each on a quarter of GPT-2; DATA=folder takes GSM8K and GPT-2's vocabulary from it.
+BENCH := $(VENV)/bin/python benchmarks
+BENCH_FLAGS := --size quarter $(if $(DATA),--data $(DATA))
+bench: $(INSTALLED_BENCH)
+	$(BENCH)/generate.py $(BENCH_FLAGS) --tokens 32 --mean 16 --longest 50
+	$(BENCH)/sft_step.py $(BENCH_FLAGS) --sides ours trl trainer stream
+	$(BENCH)/grpo_step.py $(BENCH_FLAGS) --tokens 32
 
 check: $(INSTALLED_DEV)
 	$(VENV)/bin/ruff format --check .
@@ -50,6 +60,11 @@ $(INSTALLED): $(PINS)
 $(INSTALLED_DEV): $(INSTALLED)
 	@touch $(UNFINISHED) && rm -f $(INSTALLED)
 	$(VENV)/bin/python -m pip install --constraint constraints.txt --editable '.[dev]'
+	@rm -f $(UNFINISHED) && touch $(INSTALLED) $@
+
+$(INSTALLED_BENCH): $(INSTALLED)
+	@touch $(UNFINISHED) && rm -f $(INSTALLED)
+	$(VENV)/bin/python -m pip install --constraint constraints.txt --editable '.[bench]'
 	@rm -f $(UNFINISHED) && touch $(INSTALLED) $@
 
 clean:

@@ -24,15 +24,15 @@ from statistics import median
 from typing import Any
 
 import torch
-from gpt2 import SIZES, forward_flops, write
+from gpt2 import SIZES, forward_flops, problems_and_tokenizer, write
 from machine import finish, matrix_peak
 from turns import Job, Options, Step, Turn, summary, take_turns
 
-from nanogpt_edit.data.problems import read_problems
+from nanogpt_edit.data.problems import Problem
 from nanogpt_edit.engine.engine import Engine
 from nanogpt_edit.engine.sampling import Sampling
 from nanogpt_edit.model.checkpoint import load
-from nanogpt_edit.model.gpt import GPT
+from nanogpt_edit.model.tokenizer import Tokenizer
 from nanogpt_edit.run_folder import version
 
 SAMPLES = 8
@@ -84,7 +84,7 @@ def transformers(turn: Turn, options: Options) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, help="folder with gsm8k/ and gpt2_tokenizer/")
+    parser.add_argument("--data", type=Path, help="folder with gsm8k/ and gpt2_tokenizer/; default: the embedded world")
     parser.add_argument("--size", choices=SIZES, default="gpt2")
     parser.add_argument("--pairs", type=int, default=3, help="times that both sides run, after a short warm-up")
     parser.add_argument("--prompts", type=int, default=8, help=f"of {PROMPT_TOKENS} tokens, each sampled {SAMPLES} ×")
@@ -96,8 +96,9 @@ def main() -> None:
     chosen = parser.parse_args()
     peak = matrix_peak()
     with tempfile.TemporaryDirectory() as folder:
-        model = write(chosen.size, chosen.data, Path(folder) / "model")
-        parts = make_parts(model, chosen)
+        problems, tokenizer = problems_and_tokenizer(chosen.data)
+        model = write(chosen.size, tokenizer, Path(folder) / "model")
+        parts = make_parts(problems, tokenizer, chosen)
         jobs = [parts["calls"] | {"longest": 4, "seed": 0, "part": "warm-up"}]
         jobs += [job | {"seed": pair, "part": name} for pair in range(chosen.pairs) for name, job in parts.items()]
         sides = {"ours": ours, "transformers": transformers}
@@ -130,12 +131,11 @@ def main() -> None:
     )
 
 
-def make_parts(model: GPT, chosen: argparse.Namespace) -> dict[str, Job]:
+def make_parts(problems: Sequence[Problem], tokenizer: Tokenizer, chosen: argparse.Namespace) -> dict[str, Job]:
     """The work of one pair, by part."""
-    assert model.tokenizer is not None
-    questions = (model.tokenizer.encode(p.question) for p in read_problems(str(chosen.data / "gsm8k" / "train.jsonl")))
-    prompts = [ids[:PROMPT_TOKENS] for ids in questions if len(ids) >= PROMPT_TOKENS][: chosen.prompts]
-    stop_ids = list(range(0, model.tokenizer.first_added, chosen.mean))
+    every = [token for problem in problems[: 8 * chosen.prompts] for token in tokenizer.encode(problem.question)]
+    prompts = [every[i * PROMPT_TOKENS : (i + 1) * PROMPT_TOKENS] for i in range(chosen.prompts)]
+    stop_ids = list(range(0, tokenizer.first_added, chosen.mean))
     single = [[prompts[i % len(prompts)]] for i in range(chosen.calls)]
     return {
         "groups": {"calls": [prompts], "longest": chosen.tokens, "stop_ids": []},

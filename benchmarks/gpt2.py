@@ -1,4 +1,4 @@
-"""The model every speed benchmark uses: GPT-2's sizes with random weights, written for both sides to load.
+"""What every speed benchmark works with: GPT-2's sizes with random weights, and word problems, for both sides.
 
 GPT-2's published config asks for dropout 0.1, which its trainers then apply; here every side's dropout is 0, or the
 sides would not do the same work (and GRPO would not be on-policy: with dropout the KL of a policy from its own copy is
@@ -7,8 +7,11 @@ sides would not do the same work (and GRPO would not be on-policy: with dropout 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
+from nanogpt_edit.data.problems import Problem, read_problems
+from nanogpt_edit.data.world import WorldConfig, make_world
 from nanogpt_edit.model.checkpoint import save
 from nanogpt_edit.model.gpt import GPT, GPTConfig
 from nanogpt_edit.model.tokenizer import Tokenizer
@@ -20,10 +23,20 @@ SIZES = {
 POSITIONS = 20.0  # times the usual: else a random tied model repeats its input and never stops
 
 
-def write(size: str, data: Path, directory: Path) -> GPT:
-    """Random weights of that size with GPT-2's vocabulary from `data`, as a model directory."""
+def problems_and_tokenizer(data: Path | None) -> tuple[Sequence[Problem], Tokenizer]:
+    """GSM8K and GPT-2's vocabulary from the folder `data`; without one, the embedded world and a vocabulary of its."""
+    if data is not None:
+        return read_problems(str(data / "gsm8k" / "train.jsonl")), Tokenizer.load(data / "gpt2_tokenizer")
+    world = make_world(WorldConfig(problems=2000))
+    problems = world.problems.train
+    text = [*world.sentences, *(f"{problem.question} {problem.rationale}" for problem in problems)]
+    return problems, Tokenizer.train(text, vocab_size=3000)
+
+
+def write(size: str, tokenizer: Tokenizer, directory: Path) -> GPT:
+    """Random weights of that size with that vocabulary, as a model directory."""
     model = GPT(SIZES[size], seed=0)
-    model.tokenizer = Tokenizer.load(data / "gpt2_tokenizer")
+    model.tokenizer = tokenizer
     assert model.positions is not None
     model.positions.weight.data.mul_(POSITIONS)
     save(model, directory)

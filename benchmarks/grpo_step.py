@@ -21,12 +21,12 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from gpt2 import SIZES, forward_flops, write
+from gpt2 import SIZES, forward_flops, problems_and_tokenizer, write
 from machine import finish, matrix_peak
 from peers import BETA2, CLIP, LEARNING_RATE, common, peer_model, run
 from turns import Job, Options, Step, Turn, summary, take_turns
 
-from nanogpt_edit.data.problems import Problem, prompt_ids, read_problems
+from nanogpt_edit.data.problems import Problem, prompt_ids
 from nanogpt_edit.engine.engine import Engine
 from nanogpt_edit.model.checkpoint import load
 from nanogpt_edit.model.gpt import GPT
@@ -117,7 +117,7 @@ SIDES = {"ours": ours, "trl": trl, "trl-keep": trl_keep}
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, help="folder with gsm8k/ and gpt2_tokenizer/")
+    parser.add_argument("--data", type=Path, help="folder with gsm8k/ and gpt2_tokenizer/; default: the embedded world")
     parser.add_argument("--size", choices=SIZES, default="gpt2")
     parser.add_argument("--steps", type=int, default=3, help="of every side, after one that does not count")
     parser.add_argument("--problems", type=int, default=2, help="per step")
@@ -128,10 +128,10 @@ def main() -> None:
     chosen = parser.parse_args()
     peak = matrix_peak()
     with tempfile.TemporaryDirectory() as folder:
-        model = write(chosen.size, chosen.data, Path(folder) / "model")
-        problems = [asdict(each) for each in read_problems(str(chosen.data / "gsm8k" / "train.jsonl"))]
-        size = chosen.problems
-        batches = [problems[step * size : (step + 1) * size] for step in range(chosen.steps + 1)]
+        problems, tokenizer = problems_and_tokenizer(chosen.data)
+        model = write(chosen.size, tokenizer, Path(folder) / "model")
+        asked = [asdict(problem) for problem in problems[: chosen.problems * (chosen.steps + 1)]]
+        batches = [asked[step * chosen.problems :][: chosen.problems] for step in range(chosen.steps + 1)]
         jobs = [{"part": f"step {step}", "step": step, "problems": batch} for step, batch in enumerate(batches)]
         options = {"model": Path(folder) / "model", "batches": batches, "steps": len(batches)}
         options |= {name: getattr(chosen, name) for name in ("problems", "group", "tokens")}

@@ -26,12 +26,12 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from gpt2 import SIZES, forward_flops, write
+from gpt2 import SIZES, forward_flops, problems_and_tokenizer, write
 from machine import finish, matrix_peak
 from peers import BETA2, CLIP, LEARNING_RATE, common, peer_model, run
 from turns import Job, Options, Turn, summary, take_turns
 
-from nanogpt_edit.data.problems import Sample, read_problems, to_samples
+from nanogpt_edit.data.problems import Sample, to_samples
 from nanogpt_edit.model.checkpoint import load
 from nanogpt_edit.run_folder import version
 from nanogpt_edit.train.loop import Trainer
@@ -132,7 +132,7 @@ SIDES = {"ours": ours, "trl": trl, "trl-keep": trl_keep, "trainer": transformers
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, help="folder with gsm8k/ and gpt2_tokenizer/")
+    parser.add_argument("--data", type=Path, help="folder with gsm8k/ and gpt2_tokenizer/; default: the embedded world")
     parser.add_argument("--size", choices=SIZES, default="gpt2")
     parser.add_argument("--steps", type=int, default=3, help="of every side, after one that does not count")
     parser.add_argument("--batch", type=int, default=8, help="problems per step")
@@ -141,10 +141,9 @@ def main() -> None:
     chosen = parser.parse_args()
     peak = matrix_peak()
     with tempfile.TemporaryDirectory() as folder:
-        model = write(chosen.size, chosen.data, Path(folder) / "model")
-        assert model.tokenizer is not None
-        problems = read_problems(str(chosen.data / "gsm8k" / "train.jsonl"))
-        samples, _ = to_samples(problems[:1000], model.tokenizer, block_size=1024)
+        problems, tokenizer = problems_and_tokenizer(chosen.data)
+        model = write(chosen.size, tokenizer, Path(folder) / "model")
+        samples, _ = to_samples(problems[:1000], tokenizer, block_size=1024)
         rows = [(row.token_ids, row.loss_mask) for row in samples]
         batches = [rows[step * chosen.batch : (step + 1) * chosen.batch] for step in range(chosen.steps + 1)]
         jobs = [{"part": f"step {step}", "rows": batch} for step, batch in enumerate(batches)]
