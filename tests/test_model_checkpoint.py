@@ -23,7 +23,8 @@ from safetensors.torch import load_file, save_file
 from nanogpt_edit import progress
 from nanogpt_edit.errors import UserError
 from nanogpt_edit.model import checkpoint, weights
-from nanogpt_edit.model.gpt import GPT, GPTConfig, RopeScaling
+from nanogpt_edit.model.gpt import GPT, GPTConfig
+from nanogpt_edit.model.positions import RopeScaling
 from nanogpt_edit.model.tokenizer import Tokenizer
 
 

@@ -20,13 +20,10 @@ from nanogpt_edit.errors import UserError
 from nanogpt_edit.model.gpt import (
     GPT,
     GPTConfig,
-    RopeScaling,
     causal_mask,
-    rotary_angles,
-    rotate,
-    stretch_frequencies,
 )
 from nanogpt_edit.model.kv_cache import KVCache
+from nanogpt_edit.model.positions import RopeScaling, rotary_angles, rotate, stretch_frequencies
 from nanogpt_edit.model.sites import SITES, capture, patch
 
 FAMILIES = pytest.mark.parametrize("family", ["gpt2", "llama"])
@@ -145,8 +142,8 @@ def test_rotary_positions_are_relative_and_learned_ones_are_not() -> None:
 
 def test_rotation_by_hand() -> None:
     # Head width 4, theta 10000: pairs (0, 2) and (1, 3) turn by 1 and by 10000^(-1/2) = 0.01 per position.
-    config = replace(tiny_config("llama"), head_dim=4)
-    cosine, sine = rotary_angles(config, torch.tensor([3]), torch.float32)
+    three = torch.tensor([3])
+    cosine, sine = rotary_angles(three, head_size=4, theta=10_000.0, scaling=None, dtype=torch.float32)
     x = torch.tensor([1.0, 1.0, 0.0, 0.0]).view(1, 1, 1, 4)
     expected = [math.cos(3), math.cos(0.03), math.sin(3), math.sin(0.03)]
     assert rotate(x, cosine, sine).flatten().tolist() == pytest.approx(expected, abs=1e-6)

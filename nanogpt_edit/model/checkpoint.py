@@ -289,4 +289,5 @@ def _check_replaceable(directory: Path) -> None:
 
 
 def _generation_json(tokenizer: Tokenizer) -> dict[str, object]:
-    return {"eos_token_id": sorted(tokenizer.stop_ids), "pad_token_id": tokenizer.pad_id}
+    stops = [tokenizer.answer_end, *(tokenizer.stop_ids - {tokenizer.answer_end})]
+    return {"eos_token_id": stops, "pad_token_id": tokenizer.pad_id}

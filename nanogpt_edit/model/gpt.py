@@ -25,13 +25,12 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from nanogpt_edit.errors import UserError
+from nanogpt_edit.model.positions import RopeScaling, rotary_angles, rotate, sinusoids
 
 if TYPE_CHECKING:
     from nanogpt_edit.model.kv_cache import KVCache
     from nanogpt_edit.model.tokenizer import Tokenizer
 
-
-SINUSOID_AMPLITUDE = 0.03  # a root mean square of 0.02
 
 Activation = Literal["gelu_tanh", "gelu", "relu", "swiglu"]
 ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
@@ -40,16 +39,6 @@ ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
     "relu": F.relu,
     "swiglu": F.silu,  # of the gate
 }
-
-
-@dataclass(frozen=True)
-class RopeScaling:
-    """Llama 3's stretching of the low rotary frequencies (Grattafiori et al. 2024)."""
-
-    factor: float
-    low_freq_factor: float
-    high_freq_factor: float
-    original_block_size: int
 
 
 @dataclass(frozen=True)
@@ -328,11 +317,9 @@ class GPT(nn.Module):
         With `columns` (B, M) only those tokens' states are made in the last block, (B, M, D); it needs an
         `attention_mask`.
         """
-        rotary = None
-        if self.config.positions == "rope":
-            if position_ids is None:
-                position_ids = torch.arange(x.shape[1], device=x.device)
-            rotary = rotary_angles(self.config, position_ids, x.dtype)
+        if position_ids is None:
+            position_ids = torch.arange(x.shape[1], device=x.device)
+        rotary = self._rotary(position_ids, x.dtype)
         stop = self.config.n_layer if stop is None else stop
         again = self.activation_checkpointing and torch.is_grad_enabled()
         for layer in range(start, stop):
@@ -344,12 +331,21 @@ class GPT(nn.Module):
         """From `resid_pre` of block `layer`, (B, T, D), to just before its MLP's second matrix: the residual stream
         there, (B, T, D), and `mlp_key`, (B, T, F). `run_from_key` is the rest of the block."""
         positions = torch.arange(x.shape[1], device=x.device)
-        rotary = rotary_angles(self.config, positions, x.dtype) if self.config.positions == "rope" else None
+        rotary = self._rotary(positions, x.dtype)
         return self._block(layer).until_key(x, layer, rotary, None, None)
 
     def run_from_key(self, middle: Tensor, key: Tensor, layer: int) -> Tensor:
         """The rest of block `layer`, after `run_to_key`: its `resid_post`, (B, T, D)."""
         return self._block(layer).from_key(middle, key)
+
+    def _rotary(self, position_ids: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor] | None:
+        """The angles queries and keys are turned by; None where positions are learned."""
+        config = self.config
+        if config.positions == "learned":
+            return None
+        return rotary_angles(
+            position_ids, head_size=config.head_size, theta=config.rope_theta, scaling=config.rope_scaling, dtype=dtype
+        )
 
     def _block(self, layer: int) -> Block:
         block = self.blocks[layer]
@@ -403,36 +399,3 @@ def make_norm(config: GPTConfig) -> nn.Module:
 def causal_mask(new: int, seen: int, *, device: torch.device) -> Tensor:
     """(new, seen) bool: the last `new` of `seen` tokens may look at themselves and everything before."""
     return torch.ones(new, seen, dtype=torch.bool, device=device).tril(diagonal=seen - new)
-
-
-def sinusoids(positions: int, width: int) -> Tensor:
-    """(positions, width) sines and cosines of geometrically spaced frequencies (Vaswani et al. 2017, §3.5), as large as
-    the token embeddings they are added to."""
-    frequencies = 10_000.0 ** (-torch.arange(0, width, 2) / width)  # (width / 2,)
-    angles = torch.arange(positions)[:, None] * frequencies
-    return SINUSOID_AMPLITUDE * torch.cat((angles.sin(), angles.cos()), dim=1)[:, :width]
-
-
-def rotary_angles(config: GPTConfig, position_ids: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Cosines and sines of RoPE (Su et al. 2021), each (B or 1, 1, T, E)."""
-    exponents = torch.arange(0, config.head_size, 2, device=position_ids.device, dtype=torch.float32)
-    frequencies = config.rope_theta ** (-exponents / config.head_size)  # (E/2,)
-    if config.rope_scaling is not None:
-        frequencies = stretch_frequencies(frequencies, config.rope_scaling)
-    angles = position_ids.float()[..., None] * frequencies  # (B, T, E/2) or (T, E/2)
-    angles = torch.cat((angles, angles), dim=-1).reshape(-1, 1, position_ids.shape[-1], config.head_size)
-    return angles.cos().to(dtype), angles.sin().to(dtype)
-
-
-def stretch_frequencies(frequencies: Tensor, scaling: RopeScaling) -> Tensor:
-    """Llama 3: slow frequencies are divided by `factor`, fast ones kept, those between are interpolated."""
-    turns = scaling.original_block_size * frequencies / (2 * math.pi)  # full turns over the original context
-    smooth = (turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
-    smooth = smooth.clamp(0, 1)
-    return frequencies * (smooth + (1 - smooth) / scaling.factor)
-
-
-def rotate(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
-    """Turn each pair (x_i, x_{i+E/2}) by its angle; x is (B, heads, T, E)."""
-    left, right = x.chunk(2, dim=-1)
-    return x * cosine + torch.cat((-right, left), dim=-1) * sine
