@@ -185,7 +185,8 @@ class Pipeline(RunData):
                 log=self.folder.log("sft"),
                 shard=self.recipe.shard,
             )
-        self.keep("sft", trainer, f"SFT for {self.recipe.sft.steps} steps")
+        config = self.recipe.sft
+        self.keep("sft", trainer, f"SFT for {config.steps} steps", last_too=config.keep == "both")
 
     def make_grpo(self) -> None:
         if self.folder.has_model("grpo"):
@@ -204,7 +205,7 @@ class Pipeline(RunData):
                 log=self.folder.log("grpo"),
                 shard=self.recipe.shard,
             )
-        self.keep("grpo", trainer, f"GRPO for {config.steps} steps")
+        self.keep("grpo", trainer, f"GRPO for {config.steps} steps", last_too=config.keep == "both")
 
     def grpo_problems(self, model: GPT) -> tuple[list[Problem], GRPOConfig]:
         """The training problems that leave room for a completion, and the settings with that room filled in."""
@@ -246,12 +247,19 @@ class Pipeline(RunData):
         say(f"Edit: {scores.success.value:.0%} of {len(self.facts)} facts at rank 1, in {patch.seconds:.1f} s.")
         save_edited(model, self.folder.model("edited"), {name: patch.apply(model)})
 
-    def keep(self, stage: str, trainer: Trainer, note: str) -> None:
+    def keep(self, stage: str, trainer: Trainer, note: str, *, last_too: bool = False) -> None:
         """Save what a stage has trained, then let go of its saved states."""
+        if last_too:
+            trainer.use("last")
+            self.save(f"{stage}-last", trainer, f"{note}, the last weights")
+            trainer.use("best")
+        self.save(stage, trainer, note)
+        trainer.clear()
+
+    def save(self, name: str, trainer: Trainer, note: str) -> None:
         with trainer.whole() as model:
             if processes.is_first():
-                checkpoint.save(model, self.folder.model(stage), lineage_note=note)
-        trainer.clear()
+                checkpoint.save(model, self.folder.model(name), lineage_note=note)
 
     # --- measurements -------------------------------------------------------------------------------------------
 

@@ -50,6 +50,18 @@ def test_sft_trains_logs_saves_and_is_not_done_twice(
     assert "with other settings (sft.learning_rate)" in capsys.readouterr().err
 
 
+def test_sft_keeps_the_best_weights_the_last_or_both(base: str, sums: list[str], tmp_path: Path) -> None:
+    rising = ["--sft.steps", "3", "--sft.batch-size", "4", "--sft.learning-rate", "0.3", "--sft.evaluate-every", "1"]
+    for keep in ("best", "last", "both"):
+        command = ["sft", base, "--out", str(tmp_path / keep), *sums, *rising, "--sft.keep", keep]
+        assert cli.main(command) == 0
+    best, last = (fingerprint(load(tmp_path / keep / "sft")) for keep in ("best", "last"))
+    assert best != last
+    assert fingerprint(load(tmp_path / "both" / "sft")) == best
+    assert fingerprint(load(tmp_path / "both" / "sft-last")) == last
+    assert not (tmp_path / "best" / "sft-last").exists()
+
+
 def test_grpo_trains_from_any_model(base: str, sums: list[str], tmp_path: Path) -> None:
     sizes = ["--grpo.steps", "2", "--grpo.problems-per-step", "2", "--grpo.group-size", "2"]
     sizes += ["--grpo.max-new-tokens", "6", "--grpo.evaluate-problems", "2", "--grpo.evaluate-samples", "1"]

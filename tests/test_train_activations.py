@@ -65,5 +65,5 @@ def test_it_is_on_while_a_stage_trains(tmp_path: Path) -> None:
     config = LoopConfig(steps=1, activation_checkpointing=True)
     trainer = Trainer(model, config, label="sft", state=tmp_path / "state", log=tmp_path / "log.jsonl")
     assert model.activation_checkpointing
-    trainer.finish(use_best=False)
+    trainer.finish("last")
     assert not model.activation_checkpointing

@@ -524,9 +524,9 @@ def value_of(model: GPT) -> float:
 def test_the_best_weights_are_kept_and_the_first_of_equals(tmp_path: Path) -> None:
     trainer = simple_trainer(tmp_path, steps=5)
     assert climb(trainer, [-4.0, -1.0, -3.0, -1.0, -2.0]) == [True, True, False, False, False]
-    trainer.finish(use_best=False)
+    trainer.finish("last")
     assert value_of(trainer.model) == 5
-    trainer.finish(use_best=True)
+    trainer.finish("best")
     assert value_of(trainer.model) == 2
     assert not trainer.model.training
 
@@ -537,13 +537,13 @@ def test_the_best_score_survives_an_accident(tmp_path: Path) -> None:
         climb(simple_trainer(tmp_path, steps=5, save_every=2), scores)
     resumed = simple_trainer(tmp_path, steps=5, save_every=2)
     assert climb(resumed, scores) == [False, False, False]  # steps 2 to 4
-    resumed.finish(use_best=True)
+    resumed.finish("best")
     assert value_of(resumed.model) == 2
 
 
 def test_without_a_score_the_last_weights_stay(tmp_path: Path) -> None:
     trainer = simple_trainer(tmp_path)
-    trainer.finish(use_best=True)
+    trainer.finish("best")
     assert fingerprint(trainer.model) == fingerprint(tiny_model())
 
 

@@ -105,13 +105,13 @@ def grpo(
                 f"is {config.stop_below:.0%}); the policy has collapsed. The run stops and keeps its best weights, "
                 f"with pass@1 {trainer.best_score:.1%} on validation; try a lower learning_rate or a higher kl_coef."
             )
-            trainer.finish(use_best=True)
+            trainer.finish("both")
             return trainer
-    if config.keep == "best" and config.steps:
+    if config.keep != "last" and config.steps:
         with trainer.whole():
             score = validation_accuracy(engine, validation, config, seed=seed)
         trainer.keep_if_best(score)
-    trainer.finish(use_best=config.keep == "best")
+    trainer.finish(config.keep)
     return trainer
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from nanogpt_edit.errors import UserError
-from nanogpt_edit.train.loop import LoopConfig
+from nanogpt_edit.train.loop import Keep, LoopConfig
 from nanogpt_edit.train.losses import Advantage
 
 
@@ -57,8 +57,9 @@ class GRPOConfig(LoopConfig):
     """Validation problems looked at every `evaluate_every` steps."""
     evaluate_samples: int = 4
     """Completions of each, at temperature 0.7."""
-    keep: Literal["best", "last"] = "best"
-    """Which weights the stage leaves: the best on validation, or the last."""
+    keep: Keep = "best"
+    """Which weights the stage leaves: the best on validation, the last, or both: the best, and the last beside them in
+    a folder `grpo-last`."""
     stop_below: float = 0.2
     """A collapse: when the well-formed share of a step's completions, once above this, falls below it, the run stops
     and leaves the best weights on validation (0: never)."""

@@ -32,6 +32,7 @@ from nanogpt_edit.train.muon import Muon
 from nanogpt_edit.train.parallel import Parallel, whole_tensor
 
 Item = TypeVar("Item")
+Keep = Literal["best", "last", "both"]
 SKIPS_ALLOWED = 5  # steps in a row with a non-finite loss or gradient before the run stops
 
 
@@ -229,13 +230,21 @@ class Trainer:
         states.save_best(self.state, dict(self.model.named_parameters()), {"score": score}, shards=self.shard)
         return True
 
-    def finish(self, *, use_best: bool) -> None:
-        """Leave the best (or the last) weights in the model."""
-        best = states.best_of(self.state)
-        if use_best and best is not None:
-            states.load(best, self._place)
+    def finish(self, keep: Keep) -> None:
+        """Leave the best weights in the model, or the last; with "both" the last ones are the newest saved state."""
+        if keep == "both":
+            self.save_state()
+        if keep != "last":
+            self.use("best")
         self.model.activation_checkpointing = False
         self.model.eval()
+
+    def use(self, which: Literal["best", "last"]) -> None:
+        """Put the best weights, or those of the newest saved state, into the model."""
+        if which == "last":
+            states.load_newest(self.state, self._place)
+        elif (best := states.best_of(self.state)) is not None:
+            states.load(best, self._place)
 
     def clear(self) -> None:
         """Delete the saved states; called once the stage's model directory is safe."""

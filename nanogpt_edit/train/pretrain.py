@@ -120,5 +120,5 @@ def pretrain(
             with trainer.whole() as whole:
                 metrics["val_loss"] = held_out_loss(whole, validation)
         trainer.log(metrics, tokens=windows[:, 1:].numel())
-    trainer.finish(use_best=False)
+    trainer.finish("last")
     return trainer

@@ -12,7 +12,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
@@ -24,7 +23,7 @@ from nanogpt_edit.data.problems import Sample
 from nanogpt_edit.errors import UserError
 from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.train.chunked_loss import head_cross_entropy_sum
-from nanogpt_edit.train.loop import LoopConfig, Trainer
+from nanogpt_edit.train.loop import Keep, LoopConfig, Trainer
 from nanogpt_edit.train.packed import packed_states
 from nanogpt_edit.train.pretrain import TokenStream, random_windows
 
@@ -45,8 +44,9 @@ class SFTConfig(LoopConfig):
     folder with train.jsonl). None: the base text, where the model was pretrained here."""
     replay_tokens: int = 128
     """Tokens per row of text."""
-    keep: Literal["best", "last"] = "best"
-    """Which weights the stage leaves: those with the lowest validation loss, or the last."""
+    keep: Keep = "best"
+    """Which weights the stage leaves: those with the lowest validation loss, the last, or both: the best, and the last
+    beside them in a folder `sft-last`."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -147,7 +147,7 @@ def sft(
                 )
             trainer.keep_if_best(-metrics["val_loss"])
         trainer.log(metrics, tokens=sum(len(row.token_ids) for row in rows))
-    trainer.finish(use_best=config.keep == "best")
+    trainer.finish(config.keep)
     return trainer
 
 
