@@ -527,10 +527,10 @@ def test_the_reference_is_the_model_as_it_came(tmp_path: Path) -> None:
 def test_the_pull_of_the_reference_holds_the_policy_back(tmp_path: Path) -> None:
     drift = {}
     for kl_coef in (1e-9, 10.0):
-        settings = config(steps=6, kl_coef=kl_coef, learning_rate=0.01, keep="last")
+        settings = config(steps=12, kl_coef=kl_coef, learning_rate=0.003, keep="last")
         log = run(tiny_model(), settings, tmp_path / str(kl_coef))
         drift[kl_coef] = sum(float(str(line["kl"])) for line in log[2:])  # the first update feels no pull yet
-    assert drift[10.0] < 0.6 * drift[1e-9]
+    assert drift[10.0] < 0.5 * drift[1e-9]
 
 
 def test_the_entropy_bonus_decays_linearly(tmp_path: Path) -> None:

@@ -65,7 +65,9 @@ def draw_tokens(logits: Tensor, uniforms: Tensor, sampling: Sampling) -> tuple[T
             probabilities = probabilities.masked_fill(before >= sampling.top_p, 0.0)
         chosen = kept_ids.gather(-1, invert_cdf(probabilities, uniforms))
     else:
-        chosen = invert_cdf(scaled.softmax(dim=-1), uniforms)
+        probabilities = scaled.softmax(dim=-1)
+        chosen = invert_cdf(probabilities, uniforms)
+        return chosen.squeeze(-1), probabilities.gather(-1, chosen).squeeze(-1).log()
     logprobs = scaled.gather(-1, chosen).squeeze(-1) - scaled.logsumexp(dim=-1)
     return chosen.squeeze(-1), logprobs
 

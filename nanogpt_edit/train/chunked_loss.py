@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nanogpt_edit.devices import product_dtype
+from nanogpt_edit.model.gpt import head_product
 from nanogpt_edit.train.losses import cross_entropy_sum
 
 CHUNK_NUMBERS = 2**23  # logits held at once: 32 MiB in float32
@@ -31,7 +32,7 @@ def head_cross_entropy_sum(states: Tensor, weight: Tensor, targets: Tensor) -> T
     if len(pieces) <= 1:
         return cross_entropy_sum(F.linear(states, weight), targets)
     if not torch.is_grad_enabled():
-        return torch.stack([cross_entropy_sum(F.linear(states[at], weight), targets[at]) for at in pieces]).sum()
+        return torch.stack([cross_entropy_sum(head_product(states[at], weight), targets[at]) for at in pieces]).sum()
     loss: Tensor = _HeadCrossEntropy.apply(states, weight, targets, product_dtype(states))  # type: ignore[no-untyped-call]
     return loss
 
@@ -102,7 +103,7 @@ class _HeadLogprobs(torch.autograd.Function):
 
 def log_softmax_of(states: Tensor, weight: Tensor, temperature: float, dtype: torch.dtype) -> Tensor:
     """(rows, V) float32, in one piece of memory."""
-    logits = F.linear(states.to(dtype), weight.to(dtype)).float().div_(temperature)
+    logits = head_product(states.to(dtype), weight.to(dtype)).float().div_(temperature)
     return logits.sub_(logits.logsumexp(dim=-1, keepdim=True))
 
 

@@ -185,8 +185,12 @@ class Trainer:
 
         A gradient that is not finite is thrown away and counted; several in a row raise UserError.
         """
-        norm = float(whole_tensor(torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.grad_clip)))
+        gradients = [weight.grad for weight in self.model.parameters() if weight.grad is not None]
+        total = torch.nn.utils.get_total_norm(gradients)
+        norm = float(whole_tensor(total))
         if math.isfinite(norm):
+            if norm > self.config.grad_clip:
+                torch.nn.utils.clip_grads_with_norm_(self.model.parameters(), self.config.grad_clip, total)
             for optimizer in self.optimizers:
                 for group in optimizer.param_groups:
                     group["lr"] = group["peak"] * schedule_at(self.step, self.config)
