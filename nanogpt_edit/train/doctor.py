@@ -22,6 +22,7 @@ from nanogpt_edit.errors import UserError
 from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.model.kv_cache import KVCache
 from nanogpt_edit.model.tokenizer import Tokenizer
+from nanogpt_edit.train.chunked_loss import CHUNK_NUMBERS, KEPT_NUMBERS
 from nanogpt_edit.train.grpo_config import GRPOConfig
 from nanogpt_edit.train.loop import LoopConfig
 from nanogpt_edit.train.policy_update import LARGEST_SAMPLER_GAP, UpdateSize, group_terms
@@ -292,15 +293,20 @@ def training_bytes(model: GPT, config: LoopConfig) -> int:
     """Roughly what one step holds at its peak: weights, gradients, moments, activations, logits; GRPO's cache.
 
     Kept per token and block are the two norms' inputs and outputs, queries, keys, values, what attention gives, and the
-    two sides of the MLP's nonlinearity; attention itself keeps no scores. The logits count three times: as they are, as
-    float32 log-probabilities, and as their gradient.
+    two sides of the MLP's nonlinearity; attention itself keeps no scores. With activation checkpointing it is what goes
+    into each block, and one block's share of the rest. Of the logits a chunk is held three times: as log-probabilities,
+    as probabilities, and as their gradient; GRPO keeps those of a micro-batch, up to KEPT_NUMBERS.
     """
     shape, size = model.config, next(model.parameters()).element_size()
     parameters = sum(parameter.numel() for parameter in model.parameters())
     copies = 4 + (isinstance(config, GRPOConfig) and config.kl_coef > 0)  # weights, gradients, two moments; reference
-    per_token = shape.n_layer * (9 * shape.n_embd + 3 * shape.mlp_size) * size + 3 * shape.vocab_size * 4
-    total = parameters * size * copies + config.micro_batch_tokens * per_token
+    tokens, per_block = config.micro_batch_tokens, 9 * shape.n_embd + 3 * shape.mlp_size
+    per_token = shape.n_layer * (shape.n_embd if config.activation_checkpointing else per_block)
+    per_token += per_block if config.activation_checkpointing else 0
+    logits = tokens * shape.vocab_size
+    total = (parameters * copies + tokens * per_token) * size + 3 * 4 * min(logits, CHUNK_NUMBERS)
     if isinstance(config, GRPOConfig):
+        total += 4 * min(logits, KEPT_NUMBERS)
         rows = config.problems_per_step * config.group_size
         total += rows * KVCache.row_bytes(shape, capacity=config.max_new_tokens or shape.block_size, dtype=model.dtype)
     return total
