@@ -371,8 +371,25 @@ def test_with_no_good_state_the_run_begins_again(
     model = run_stage("pretrain", tmp_path)
     assert len(said) == 2
     assert all("damaged" in line for line in said)
+    assert said[1].endswith("No other is there; it begins again.")
     assert fingerprint(model) == unbroken("pretrain").fingerprint
     assert log_of(tmp_path) == unbroken("pretrain").log
+
+
+def test_damaged_states_of_later_steps_do_not_crowd_out_the_new_ones(
+    tmp_path: Path, unbroken: Callable[[str], Run], said: list[str]
+) -> None:
+    with pytest.raises(Accident), accident(14, "log"):
+        run_stage("sft", tmp_path)
+    for state in (tmp_path / "state").glob("step_*"):
+        state.write_bytes(state.read_bytes()[:1000])
+    with pytest.raises(Accident), accident(8, "log"):
+        run_stage("sft", tmp_path)
+    names = ["step_00000003.safetensors", "step_00000006.safetensors"]
+    assert sorted(path.name for path in (tmp_path / "state").glob("step_*")) == names
+    model = run_stage("sft", tmp_path)
+    assert said[-1] == "sft: goes on at step 6 of 20."
+    assert fingerprint(model) == unbroken("sft").fingerprint
 
 
 def test_a_full_disk_leaves_the_state_before(tmp_path: Path, unbroken: Callable[[str], Run]) -> None:

@@ -45,11 +45,17 @@ def save(path: Path, tensors: Mapping[str, Tensor], notes: Mapping[str, float], 
 
 
 def save_step(folder: Path, tensors: Mapping[str, Tensor], notes: Mapping[str, float], *, shards: bool) -> None:
-    """Write the state of a step, and delete all but the newest few."""
-    save(path_of(folder, int(notes["step"]), shards=shards), tensors, notes, shards=shards)
+    """Write the state of a step, and delete all but it and the newest few before it.
+
+    States of later steps go too: they were found damaged when the stage went on from an earlier one.
+    """
+    new = path_of(folder, int(notes["step"]), shards=shards)
+    save(new, tensors, notes, shards=shards)
     if processes.is_first():
-        for old in stored_steps(folder)[KEPT:]:
-            remove(old)
+        before = [path for path in stored_steps(folder) if path.stem < new.stem]
+        for path in stored_steps(folder):
+            if path.stem != new.stem and path not in before[: KEPT - 1]:
+                remove(path)
 
 
 def stored_steps(folder: Path) -> list[Path]:
@@ -72,11 +78,13 @@ def load(path: Path, place: Place) -> dict[str, float]:
 
 def load_newest(folder: Path, place: Place) -> dict[str, float] | None:
     """Load the newest state of `folder` that is whole -> its notes; None when there is none. Damaged ones are named."""
-    for path in stored_steps(folder):
+    found = stored_steps(folder)
+    for path in found:
         try:
             return load(path, place)
         except UserError as error:
-            say(f"{error} The state before it is used.")
+            last = path == found[-1]
+            say(f"{error} {'No other is there; it begins again.' if last else 'The state before it is used.'}")
     return None
 
 
