@@ -72,7 +72,7 @@ def _load(name: str, configuration: str | None, *, split: str | None, streaming:
         offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE") else ""
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise UserError(
-            f"{name}: could not be had from the hub{offline} or its local cache: {reason}. Two ways to supply it: "
-            f"download it once where there is a network (it stays in the cache HF_HOME points to), or pass a local "
-            f"file or folder with the same data."
+            f"{name}: no such file or folder here, and not to be had from the hub{offline} or its local cache: "
+            f"{reason}. Two ways to supply it: download it once where there is a network (it stays in the cache "
+            f"HF_HOME points to), or pass a local file or folder with the same data."
         ) from None

@@ -87,7 +87,9 @@ def _split_file(folder: Path, split: str) -> Path:
         if (folder / name).is_file():
             return folder / name
     present = ", ".join(sorted(p.name for p in folder.iterdir())[:8]) or "nothing"
-    raise UserError(f"{folder}: no {split}.jsonl in this folder (it holds {present}).")
+    raise UserError(
+        f"{folder}: no {split}.jsonl in this folder (it holds {present}). Name the file itself, or give the folder one."
+    )
 
 
 def _names(split: str) -> tuple[str, str]:

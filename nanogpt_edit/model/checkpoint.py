@@ -165,7 +165,8 @@ def _open(source: str | Path) -> _Source:
 
 def _open_directory(path: Path, *, name: str) -> _Source:
     if not (path / "config.json").is_file():
-        raise UserError(f"{path}: not a model directory, it has no config.json.")
+        hint = f" Its nanoGPT checkpoint is {path / 'ckpt.pt'}; name that." if (path / "ckpt.pt").is_file() else ""
+        raise UserError(f"{path}: not a model directory, it has no config.json.{hint}")
     raw = files.read_json(path / "config.json")
     config = families.config_from_json(raw, path / "config.json")
     index, single = path / "model.safetensors.index.json", path / "model.safetensors"

@@ -104,10 +104,20 @@ def config_from_json(raw: Mapping[str, object], file: Path) -> GPTConfig:
     Raises UserError, naming `file`, for a missing key, an unknown architecture, or a feature the decoder has not.
     """
     keys = _Keys(raw, file)
+    if raw.get("model_type") is None:
+        raise UserError(f'{file}: the key "model_type" is missing; it says which of {_list(ARCHITECTURES)} this is.')
     model_type = keys.text("model_type")
     if model_type not in ARCHITECTURES:
         raise UserError(f'{file}: architecture "{model_type}" is not supported; supported are {_list(ARCHITECTURES)}.')
-    return _terse(_gpt2_config(keys) if model_type == "gpt2" else _llama_config(keys, model_type))
+    if keys.nested("quantization_config") is not None:
+        raise UserError(
+            f"{file}: the weights are quantised (quantization_config), which is not supported; use the model they were "
+            "made from, in float32, bfloat16 or float16."
+        )
+    try:
+        return _terse(_gpt2_config(keys) if model_type == "gpt2" else _llama_config(keys, model_type))
+    except UserError as error:
+        raise error if str(error).startswith(str(file)) else UserError(f"{file}: {error}") from None
 
 
 def config_to_json(config: GPTConfig) -> dict[str, object]:
@@ -179,7 +189,10 @@ def _llama_config(keys: _Keys, model_type: str) -> GPTConfig:
     bias = model_type == "llama" and keys.flag("attention_bias", False)
     if model_type != "qwen2":
         keys.expect("attention_bias", bias)
-    keys.expect("mlp_bias", bias)
+    if keys.flag("mlp_bias", False) != bias:
+        raise UserError(
+            f'{keys.file}: "mlp_bias" is {not bias} and "attention_bias" is {bias}; only both or neither is supported.'
+        )
     theta, scaling = _rope(keys)
     return GPTConfig(
         model_type=model_type,

@@ -73,7 +73,8 @@ def _unpickle(file: Path) -> object:
             ) from None
         except (RuntimeError, EOFError, KeyError, ValueError, OSError) as error:
             problem = error
-    raise UserError(f"{file}: damaged, or not written by torch.save ({' '.join(str(problem).split())[:160]}).")
+    reason = " ".join(str(problem).split()).partition(". ")[0]
+    raise UserError(f"{file}: damaged, or not written by torch.save ({reason[:160]}).")
 
 
 def _compiled(name: str) -> bool:
