@@ -21,6 +21,7 @@ from nanogpt_edit.data.problems import (
     prompt_ids,
 )
 from nanogpt_edit.devices import autocast, choose_device
+from nanogpt_edit.edit.contexts import tokenizer_of
 from nanogpt_edit.edit.editor import edit_model
 from nanogpt_edit.edit.patch_files import save_edited, save_patch
 from nanogpt_edit.edit.scores import score_patch
@@ -44,6 +45,7 @@ from nanogpt_edit.train import doctor
 from nanogpt_edit.train.grpo import GRPOConfig, grpo
 from nanogpt_edit.train.loop import Trainer
 from nanogpt_edit.train.pretrain import pretrain
+from nanogpt_edit.train.rewards import find_reward
 from nanogpt_edit.train.sft import sft
 
 STAGES = ("base", "sft", "grpo", "edited")
@@ -99,10 +101,17 @@ class Pipeline(RunData):
 
     def prepare(self) -> None:
         """Read and check all data before anything long begins."""
+        self.check_problems()
+        facts, problems = len(self.world.statements), len(self.problems.train)
+        say(f"World: {facts} facts, {problems} problems, {len(self.facts)} edits to come.")
+
+    def check_problems(self) -> None:
+        """Read the problems, say what was cut or left out, and look for the rewards."""
         for note in self.problems.notes:
             say(note)
+        for reward in self.recipe.grpo.rewards:
+            find_reward(reward)
         splits = {name: len(getattr(self.problems, name)) for name in ("train", "validation", "test")}
-        say(f"World: {len(self.world.statements)} facts, {splits['train']} problems, {len(self.facts)} edits to come.")
         self.folder.keep_environment(self.device, problems=splits, facts=len(self.world.statements))
 
     # --- models -------------------------------------------------------------------------------------------------
@@ -118,6 +127,7 @@ class Pipeline(RunData):
         sizes = self.recipe.model
         if sizes.source is not None:
             model = checkpoint.load(sizes.source, device=self.device)
+            tokenizer_of(model)
             if processes.is_first():
                 checkpoint.save(model, self.folder.model("base"), lineage_note=f"taken from {sizes.source}")
             return

@@ -37,6 +37,10 @@ class RunFolder:
     def has_model(self, stage: str) -> bool:
         return (self.path / stage / "config.json").exists()
 
+    def begun(self, stage: str = "*") -> bool:
+        """Has the stage (or any) left a model, or a state to go on from?"""
+        return any(self.path.glob(f"{stage}/config.json")) or any(self.path.glob(f"state/{stage}/*"))
+
     def state(self, stage: str) -> Path:
         return self.path / "state" / stage
 
@@ -54,13 +58,13 @@ class RunFolder:
     def keep_recipe(self, recipe: Recipe) -> None:
         """Write recipe.toml, or check that the one there asks for the same run.
 
-        What a run expects, how many threads it uses and how it is shared out may change between calls. Raises
-        UserError naming the fields that differ.
+        What a run expects, how many threads it uses and how it is shared out may change between calls, and everything
+        as long as no stage has begun. Raises UserError naming the fields that differ.
         """
         if not processes.is_first():
             return
         path = self.path / "recipe.toml"
-        if path.exists():
+        if path.exists() and self.begun():
             changed = [name for name in differences(load_recipe(path), recipe) if name not in MAY_CHANGE]
             if changed:
                 raise UserError(

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from nanogpt_edit import cli, pipeline
+from nanogpt_edit import cli, pipeline, progress
 from nanogpt_edit.edit.patch_files import load_patch
 from nanogpt_edit.files import read_jsonl
 from nanogpt_edit.model.checkpoint import fingerprint, load, save
@@ -62,12 +64,71 @@ def test_sft_keeps_the_best_weights_the_last_or_both(base: str, sums: list[str],
     assert not (tmp_path / "best" / "sft-last").exists()
 
 
+def test_an_attempt_that_failed_before_training_does_not_hold_the_folder(
+    base: str, sums: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(progress.console, "print", lambda message, **_: said.append(message))
+    command = ["sft", base, "--out", str(tmp_path / "out"), *sums, "--sft.steps", "1", "--sft.batch-size", "2"]
+    assert cli.main([*command, "--problems.answer-field", "solution"]) == 2
+    assert "Name the right one with --problems.answer-field" in capsys.readouterr().err
+    assert cli.main(command) == 0
+    assert not [line for line in said if "done before" in line or "edits to come" in line]
+    assert cli.main(command) == 0
+    assert f"sft: done before; to do it again, choose another --out, or delete {tmp_path / 'out' / 'sft'}." in said
+
+
+SMALL_GRPO = ["--grpo.steps", "2", "--grpo.problems-per-step", "2", "--grpo.group-size", "2"]
+SMALL_GRPO += ["--grpo.max-new-tokens", "6", "--grpo.evaluate-problems", "2", "--grpo.evaluate-samples", "1"]
+
+
 def test_grpo_trains_from_any_model(base: str, sums: list[str], tmp_path: Path) -> None:
-    sizes = ["--grpo.steps", "2", "--grpo.problems-per-step", "2", "--grpo.group-size", "2"]
-    sizes += ["--grpo.max-new-tokens", "6", "--grpo.evaluate-problems", "2", "--grpo.evaluate-samples", "1"]
-    assert cli.main(["grpo", base, "--out", str(tmp_path / "out"), *sums, *sizes]) == 0
+    assert cli.main(["grpo", base, "--out", str(tmp_path / "out"), *sums, *SMALL_GRPO]) == 0
     assert [line["step"] for line in read_jsonl(tmp_path / "out" / "logs" / "grpo.jsonl")] == [0, 1]
     assert load(tmp_path / "out" / "grpo").lineage[-1].startswith("GRPO for 2 steps")
+
+
+def test_grpo_takes_rewards_by_name_and_by_function_in_this_folder(
+    base: str, sums: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "rewards_of_mine.py").write_text("def short(problem, text): return -len(text) / 100\n")
+    monkeypatch.setattr(sys, "path", [place for place in sys.path if place not in ("", os.getcwd())])
+    monkeypatch.chdir(tmp_path)
+    command = ["grpo", base, "--out", "out", *sums, *SMALL_GRPO, "--grpo.rewards"]
+    assert cli.main([*command, "format=0.1", "rewards_of_mine:short=1"]) == 0
+    line = read_jsonl(tmp_path / "out" / "logs" / "grpo.jsonl")[0]
+    assert line["reward"] == pytest.approx(
+        0.1 * float(str(line["reward_format"])) + float(str(line["reward_rewards_of_mine:short"]))
+    )
+    capsys.readouterr()
+    for wrong, sentence in {
+        "lenght=1": 'there is no reward "lenght"; did you mean "length"?',
+        "format": '"format" is not a name and a weight, as in accuracy=1',
+    }.items():
+        assert cli.main([*command, wrong, "--out", "other"]) == 2
+        assert sentence in capsys.readouterr().err
+
+
+def test_a_model_without_a_tokenizer_is_refused(
+    speaking_gpt: GPT, sums: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    speaking_gpt.tokenizer = None
+    save(speaking_gpt, tmp_path / "mute")
+    for verb in ("sft", "grpo"):
+        assert cli.main([verb, str(tmp_path / "mute"), "--out", str(tmp_path / verb), *sums]) == 2
+        assert "carries no tokenizer" in capsys.readouterr().err
+
+
+def test_rows_longer_than_the_model_reads_are_refused(
+    base: str, sums: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    small = ["--model.n-layer", "1", "--model.n-embd", "16", "--model.n-head", "2", "--model.block-size", "32"]
+    assert cli.main(["pretrain", "--out", str(tmp_path / "new"), *sums, *small]) == 2
+    assert "pretrain.context_tokens is 128, more than the 32 tokens" in capsys.readouterr().err
+    (tmp_path / "notes.txt").write_text("the tree is green. " * 1000)
+    replay = ["--sft.replay", "0.5", "--sft.replay-source", str(tmp_path / "notes.txt"), "--sft.replay-tokens", "4000"]
+    assert cli.main(["sft", base, "--out", str(tmp_path / "out"), *sums, *replay]) == 2
+    assert "sft.replay_tokens is 4000, more than the" in capsys.readouterr().err
 
 
 def test_pretrain_makes_a_model_of_the_sizes_asked_for(sums: list[str], tmp_path: Path) -> None:
@@ -100,6 +161,8 @@ def test_edit_leaves_the_model_the_patch_and_the_scores(base: str, sums: list[st
         (["--sft.steps", "-1"], "steps is -1"),
         (["--sft.stepz", "1"], "did you mean --sft.steps?"),
         (["--threads", "0"], "threads is 0"),
+        (["--threads", "none", "--seed", "x"], "error parsing --seed"),
+        (["--sft.replay-source", "notes.txt"], "but replay is 0 and nothing of it would be mixed in"),
     ],
 )
 def test_bad_input_is_one_line_and_leaves_no_model(

@@ -58,14 +58,14 @@ def test_a_wrong_recipe_earns_one_sentence(tmp_path: Path, text: str, sentence: 
 
 def test_every_field_can_be_overridden_on_the_command_line() -> None:
     tiny = load_recipe("tiny")
-    arguments = ["--problems.path", "data/gsm8k", "--grpo.steps", "7", "--grpo.rewards.accuracy", "2"]
+    arguments = ["--problems.path", "data/gsm8k", "--grpo.steps", "7", "--grpo.rewards", "accuracy=2", "tests:f=-0.5"]
     arguments += ["--evaluate.top-k", "None", "--edit.layers", "1", "2", "--seed=5"]
     chosen = parse(Recipe, arguments, verb="run tiny", default=tiny)
     assert chosen == replace(
         tiny,
         seed=5,
         problems=replace(tiny.problems, path="data/gsm8k"),
-        grpo=replace(tiny.grpo, steps=7, rewards={**tiny.grpo.rewards, "accuracy": 2.0}),
+        grpo=replace(tiny.grpo, steps=7, rewards={"accuracy": 2.0, "tests:f": -0.5}),
         evaluate=replace(tiny.evaluate, top_k=None),
         edit=replace(tiny.edit, layers=(1, 2)),
     )

@@ -77,7 +77,7 @@ def test_any_importable_function_is_a_reward(tmp_path: Path, monkeypatch: pytest
 @pytest.mark.parametrize(
     ("name", "sentence"),
     [
-        ("acuracy", 'no reward "acuracy"; use accuracy, format, length, or module:function'),
+        ("acuracy", 'no reward "acuracy"; did you mean "accuracy"?'),
         ("math:", 'no reward "math:"'),
         ("no_such_module:f", 'module "no_such_module" cannot be imported'),
         (":f", 'module "" cannot be imported'),

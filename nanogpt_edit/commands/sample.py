@@ -13,6 +13,7 @@ from nanogpt_edit.data.problems import prompt_ids
 from nanogpt_edit.devices import choose_device
 from nanogpt_edit.edit.contexts import tokenizer_of
 from nanogpt_edit.engine.sampling import Sampling
+from nanogpt_edit.errors import UserError
 from nanogpt_edit.evaluate.transcript import count_tokens, transcript_text
 from nanogpt_edit.generation import generate
 from nanogpt_edit.model.checkpoint import load
@@ -38,6 +39,8 @@ class Sample:
 def sample(arguments: list[str]) -> int:
     """The verb `sample`."""
     chosen = parse(Sample, arguments, verb="sample")
+    if chosen.n < 1:
+        raise UserError(f"n is {chosen.n}; ask for at least 1 completion.")
     model = load(chosen.model, device=choose_device(chosen.device))
     tokenizer = tokenizer_of(model)
     console = Console(highlight=False, soft_wrap=True)

@@ -28,6 +28,7 @@ from nanogpt_edit.files import write_text
 from nanogpt_edit.model.checkpoint import load
 from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.pipeline import Pipeline
+from nanogpt_edit.progress import say
 from nanogpt_edit.recipe import ModelConfig, Recipe
 from nanogpt_edit.run_folder import MAY_CHANGE, RunFolder
 from nanogpt_edit.settings import differences, read_settings, to_table, write_settings
@@ -79,7 +80,7 @@ class SFT(Common):
     world: WorldConfig = WorldConfig()
     problems: ProblemsConfig = ProblemsConfig()
     pretrain: PretrainConfig = PretrainConfig()
-    sft: SFTConfig = SFTConfig(replay=0.0)
+    sft: SFTConfig = SFTConfig(replay=0.0, learning_rate=1e-4)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +91,7 @@ class GRPO(Common):
     """A model directory, a hub name (gpt2), or a nanoGPT ckpt.pt; it should know the answer format (see sft)."""
     world: WorldConfig = WorldConfig()
     problems: ProblemsConfig = ProblemsConfig()
-    grpo: GRPOConfig = GRPOConfig()
+    grpo: GRPOConfig = GRPOConfig(learning_rate=5e-6)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,7 +119,9 @@ class Stage(Pipeline):
     source: str = ""
 
     def load(self, stage: str) -> GPT:
-        return load(self.source, device=self.device, dtype=torch.float32)
+        model = load(self.source, device=self.device, dtype=torch.float32)
+        tokenizer_of(model)  # a model without one can learn nothing here
+        return model
 
 
 def pretrain(arguments: list[str]) -> int:
@@ -196,19 +199,24 @@ def run_alone(stage: str, chosen: Common, recipe: Recipe, *, source: str = "") -
     device = choose_device(chosen.device, threads=chosen.threads)
     folder = RunFolder(chosen.out)
     with folder.locked():
-        keep_settings(chosen, chosen.out / f"{stage}.toml")
+        keep_settings(chosen, chosen.out / f"{stage}.toml", begun=folder.begun(stage))
+        if folder.has_model(stage):
+            say(f"{stage}: done before; to do it again, choose another --out, or delete {folder.model(stage)}.")
         one = Stage(recipe=recipe, folder=folder, device=device, cache_dir=default_cache_dir(), source=source)
-        one.prepare()
+        (one.prepare if stage == "edited" else one.check_problems)()
         {"base": one.make_base, "sft": one.make_sft, "grpo": one.make_grpo, "edited": one.make_edited}[stage]()
     print(f"The model: {folder.model(stage)}")
     return 0
 
 
-def keep_settings(chosen: Common, path: Path) -> None:
-    """Write what was chosen, or check that the file there holds the same. Raises UserError naming what differs."""
+def keep_settings(chosen: Common, path: Path, *, begun: bool) -> None:
+    """Write what was chosen; once the stage has begun, check that the file there holds the same.
+
+    Raises UserError naming what differs.
+    """
     if not processes.is_first():
         return
-    if path.exists():
+    if path.exists() and begun:
         changed = [name for name in differences(read_settings(type(chosen), path), chosen) if name not in MAY_CHANGE]
         if changed:
             raise UserError(

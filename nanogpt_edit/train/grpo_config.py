@@ -23,7 +23,8 @@ class GRPOConfig(LoopConfig):
     max_new_tokens: int | None = None
     """A completion is cut after this many tokens (None: a quarter more than 99 of 100 worked solutions have)."""
     rewards: dict[str, float] = field(default_factory=lambda: {"accuracy": 1.0})
-    """Weight of each reward: accuracy, format, length, or any module:function."""
+    """Weight of each reward: accuracy, format, length, or any importable module:function(problem, completion_text). On
+    the command line: accuracy=1 format=0.1."""
     overlong_penalty: float = 0.0
     """Most that is taken off the reward of a long completion (1 in DAPO; 0: nothing)."""
     overlong_share: float = 0.2

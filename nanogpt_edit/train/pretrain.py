@@ -65,6 +65,14 @@ def token_stream(documents: Sequence[str], tokenizer: Tokenizer, *, context_toke
     return TokenStream(torch.tensor(ids), torch.tensor(starts))
 
 
+def check_window(field: str, tokens: int, model: GPT) -> None:
+    """Raise UserError when the model cannot read as many tokens at once as the `field` of a recipe says."""
+    if tokens > model.config.block_size:
+        raise UserError(
+            f"{field} is {tokens}, more than the {model.config.block_size} tokens (block_size) that the model can read."
+        )
+
+
 def random_windows(stream: TokenStream, *, rows: int, context_tokens: int, seed: int, step: int) -> Tensor:
     """(rows, context_tokens + 1) token ids, windows chosen by (seed, step)."""
     choice = np.random.default_rng([seed, step]).integers(len(stream.starts), size=rows)
@@ -107,6 +115,7 @@ def pretrain(
     shard: bool = False,
 ) -> Trainer:
     """Train `model` in place on `stream`; `validation` (N, T + 1) blocks are looked at now and then, never kept by."""
+    check_window("pretrain.context_tokens", config.context_tokens, model)
     trainer = Trainer(model, config, label="base", state=state, log=log, shard=shard)
     for step in trainer.steps():
         windows = random_windows(

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import importlib
 import math
+import os
+import sys
 from collections.abc import Callable, Mapping, Sequence
 
 from nanogpt_edit.data.problems import Problem
-from nanogpt_edit.errors import UserError
+from nanogpt_edit.errors import UserError, did_you_mean
 from nanogpt_edit.evaluate.answers import extract, is_correct
 
 Reward = Callable[[Problem, str], float]
@@ -33,7 +35,7 @@ BUILT_IN: dict[str, Reward] = {"accuracy": accuracy, "format": format_reward, "l
 
 
 def find_reward(name: str) -> Reward:
-    """A built-in reward by its name, or any importable function by `module:function`.
+    """A built-in reward by its name, or any function by `module:function`, importable or in a file of this folder.
 
     Raises UserError naming what could not be found.
     """
@@ -41,7 +43,10 @@ def find_reward(name: str) -> Reward:
         return BUILT_IN[name]
     module_name, _, function_name = name.partition(":")
     if not function_name:
-        raise UserError(f'there is no reward "{name}"; use {", ".join(BUILT_IN)}, or module:function.')
+        meant = did_you_mean(name, BUILT_IN).rstrip(".")
+        raise UserError(f'there is no reward "{name}"{meant} There are {", ".join(BUILT_IN)}, and module:function.')
+    if os.getcwd() not in sys.path:  # an installed command looks in its own folder instead
+        sys.path.append(os.getcwd())
     try:
         module = importlib.import_module(module_name)
     except Exception as error:  # a user's module may fail in any way

@@ -25,7 +25,7 @@ from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.train.chunked_loss import head_cross_entropy_sum
 from nanogpt_edit.train.loop import Keep, LoopConfig, Trainer
 from nanogpt_edit.train.packed import packed_states
-from nanogpt_edit.train.pretrain import TokenStream, random_windows
+from nanogpt_edit.train.pretrain import TokenStream, check_window, random_windows
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,11 @@ class SFTConfig(LoopConfig):
         super().__post_init__()
         if not 0 <= self.replay < 1:
             raise UserError(f"replay is {self.replay}; it is a share of the rows, in [0, 1).")
+        if self.replay_source is not None and self.replay == 0:
+            raise UserError(
+                f"replay_source is {self.replay_source}, but replay is 0 and nothing of it would be mixed in; set "
+                f"replay to its share of the rows (0.2, say)."
+            )
         for name, value in (("batch_size", self.batch_size), ("batch_tokens", self.batch_tokens)):
             if value is not None and value < 1:
                 raise UserError(f"{name} is {value}; it must be at least 1.")
@@ -131,6 +136,8 @@ def sft(
 
     `replay` is the other source, text or problems; None mixes none in, whatever the config's share.
     """
+    if isinstance(replay, TokenStream):
+        check_window("sft.replay_tokens", config.replay_tokens, model)
     trainer = Trainer(model, config, label="sft", state=state, log=log, shard=shard)
     batch_size = problems_per_step(samples, config)
     for step in trainer.steps():
