@@ -72,7 +72,8 @@ def take_turns(sides: Mapping[str, Side], jobs: Sequence[Job], options: Options)
             worker.join()
     finally:
         for worker in workers:
-            worker.kill()
+            if worker.is_alive():
+                worker.kill()
     return steps
 
 
