@@ -76,11 +76,17 @@ def work_in_shards(folder: Path) -> None:
 
 @contextmanager
 def shorter_stages() -> Iterator[pytest.MonkeyPatch]:
-    """In small micro-batches: several passes per process, not always as many in one as in the other."""
+    """In small micro-batches: several passes per process, not always as many in one as in the other; several processes
+    compute GRPO's activations again in the backward pass, one keeps them."""
+    again = processes.count() > 1
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tiny_stages, "PRETRAIN", replace(tiny_stages.PRETRAIN, steps=6))
         patch.setattr(tiny_stages, "SFT", replace(tiny_stages.SFT, steps=12, micro_batch_tokens=60))
-        patch.setattr(tiny_stages, "GRPO", replace(tiny_stages.GRPO, steps=3, micro_batch_tokens=30))
+        patch.setattr(
+            tiny_stages,
+            "GRPO",
+            replace(tiny_stages.GRPO, steps=3, micro_batch_tokens=30, activation_checkpointing=again),
+        )
         yield patch
 
 
