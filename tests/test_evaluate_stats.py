@@ -63,6 +63,10 @@ def test_certainty_is_never_claimed_from_a_clean_sweep() -> None:
     assert bootstrap_mean([7.0] * 3) == Interval(value=7.0, low=7.0, high=7.0, n=3)
 
 
+def test_a_count_that_is_always_zero_has_no_share_s_interval() -> None:
+    assert bootstrap_mean([0] * 6, are_shares=False) == Interval(value=0.0, low=0.0, high=0.0, n=6)
+
+
 def test_wilson_worked_example() -> None:
     # 15 of 50 (Newcombe 1998 gives such tables): centre (0.3 + 3.8415/100) / 1.07683 = 0.31427, half 0.12355
     interval = wilson(15, 50)

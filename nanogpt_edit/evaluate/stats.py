@@ -57,14 +57,17 @@ class Difference:
     verdict: Verdict  # better or worse when the interval excludes 0 and p < 0.05
 
 
-def bootstrap_mean(per_problem_values: ArrayLike, *, resamples: int = 10_000, seed: int = 0) -> Interval:
+def bootstrap_mean(
+    per_problem_values: ArrayLike, *, resamples: int = 10_000, seed: int = 0, are_shares: bool = True
+) -> Interval:
     """Mean of one value per problem with its 95% percentile bootstrap interval over problems.
 
     When every value is 0, or every value is 1, resampling sees no spread at all; then the interval is Wilson's, which
-    knows that 50 successes of 50 do not prove a certainty. Raises UserError for no values or a value that is no number.
+    knows that 50 successes of 50 do not prove a certainty. That is for shares; counts are not
+    bounded by 1. Raises UserError for no values or a value that is no number.
     """
     values = _checked(per_problem_values)
-    if np.all(values == 0) or np.all(values == 1):
+    if are_shares and (np.all(values == 0) or np.all(values == 1)):
         return wilson(int(values.sum()), len(values))
     low, high = _percentile_interval(values, resamples=resamples, seed=seed)
     return Interval(value=float(values.mean()), low=low, high=high, n=len(values))
