@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from report_run import make_run
 
 from nanogpt_edit import cli
+from nanogpt_edit.data.world import WorldConfig, make_world
 from nanogpt_edit.evaluate.records import read_records
 from nanogpt_edit.model.checkpoint import save
 from nanogpt_edit.model.gpt import GPT
+from nanogpt_edit.recipe import load_recipe, save_recipe
 
 QUICK = ["--evaluate.problems", "3", "--evaluate.samples", "2", "--evaluate.arithmetic-samples", "1"]
 QUICK += ["--evaluate.max-new-tokens", "4", "--device", "cpu"]
@@ -52,6 +55,16 @@ def test_an_evaluation_is_printed_kept_and_compared(
     (row,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("pass_at_1 ")]
     assert row.split()[1] == "+0"
     assert "inconclusive" in row
+    assert cli.main(["compare", str(kept), str(kept / "sft.jsonl")]) == 0  # the folder of one evaluation, too
+
+
+def test_a_model_in_a_run_is_measured_as_in_the_run(saved: Path) -> None:
+    tiny = load_recipe("tiny")
+    world = WorldConfig(problems=40, validation=4, test=5, largest_addend=12)
+    save_recipe(replace(tiny, seed=3, world=world), saved.parent / "recipe.toml")
+    assert cli.main(["evaluate", str(saved), "--out", str(saved.parent / "own"), *QUICK]) == 0
+    asked = {r.prompt for r in read_records(saved.parent / "own" / "sft.jsonl") if r.skill == "problems"}
+    assert asked == {p.question for p in make_world(replace(world, seed=3)).problems.validation[:3]}
 
 
 def test_only_the_asked_split_is_measured(saved: Path, problems: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -71,6 +84,8 @@ def test_what_cannot_be_measured_is_one_line(saved: Path, tmp_path: Path, capsys
         (["evaluate", str(saved), "--problems.path", str(tmp_path / "empty.jsonl")], "empty.jsonl"),
         (["compare", str(saved), str(tmp_path / "nowhere.jsonl")], "no evaluation of it at"),
         (["report", str(saved)], "not the folder of a run"),
+        (["evaluate", str(saved), "--evaluate.samples", "0"], "samples is 0; it must be at least 1"),
+        (["sample", str(saved), "--prompt", "x", "--n", "0"], "n is 0; ask for at least 1 completion"),
     ):
         assert cli.main(arguments) == 2
         printed = capsys.readouterr().err

@@ -11,7 +11,7 @@ import tyro
 from nanogpt_edit.commands.parse import parse
 from nanogpt_edit.commands.show import show_differences
 from nanogpt_edit.errors import UserError
-from nanogpt_edit.evaluate.compare import compare_evaluations
+from nanogpt_edit.evaluate.compare import KEPT_BESIDE, compare_evaluations
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class Compare:
     """Compare two evaluations of the same problems: paired differences with intervals, and what n could have shown."""
 
     before: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="BEFORE")]
-    """Records of an evaluation (a .jsonl file), or a stage of a run (runs/tiny/sft)."""
+    """Records of an evaluation (its .jsonl file or its --out folder), or a stage of a run (runs/tiny/sft)."""
     after: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="AFTER")]
     """The same for the other checkpoint."""
 
@@ -35,13 +35,18 @@ def compare(arguments: list[str]) -> int:
 
 
 def records_of(path: Path) -> Path:
-    """The .jsonl file of an evaluation's completions, or the one a run keeps of the stage in the folder `path`.
+    """The .jsonl file of an evaluation's completions: `path` itself, the one a run keeps of the stage in the folder
+    `path`, or the only one in that folder.
 
-    Raises UserError when the run keeps none.
+    Raises UserError when there is none.
     """
     if not path.is_dir():
         return path
     kept = path.parent / "eval" / f"{path.name}.jsonl"
+    beside = tuple(f"_{what}" for what in KEPT_BESIDE)
+    own = [file for file in path.glob("*.jsonl") if not file.stem.endswith(beside)]
+    if not kept.is_file() and len(own) == 1:
+        return own[0]
     if not kept.is_file():
         raise UserError(f"{path}: no evaluation of it at {kept}; name the .jsonl file of its records.")
     return kept

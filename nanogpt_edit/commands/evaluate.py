@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -20,13 +20,17 @@ from nanogpt_edit.evaluate.suite import EvaluateConfig, Skills, evaluate
 from nanogpt_edit.evaluate.text import held_out_text
 from nanogpt_edit.model.checkpoint import load
 from nanogpt_edit.progress import say
+from nanogpt_edit.recipe import load_recipe
 
 Split = Literal["validation", "test", "train"]
 
 
 @dataclass(frozen=True)
 class Evaluate:
-    """Measure a model on word problems, simple arithmetic and non-math prompts, with 95% intervals over problems."""
+    """Measure a model on word problems, simple arithmetic and non-math prompts, with 95% intervals over problems.
+
+    For a model in the folder of a run, what is not given here is as in the run's recipe.toml.
+    """
 
     model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
     """A model directory, a hub name (gpt2), or a nanoGPT ckpt.pt."""
@@ -45,7 +49,7 @@ class Evaluate:
 
 def run(arguments: list[str]) -> int:
     """The verb `evaluate`."""
-    chosen = parse(Evaluate, arguments, verb="evaluate")
+    chosen = as_in_its_run(parse(Evaluate, arguments, verb="evaluate"), arguments)
     model = load(chosen.model, device=choose_device(chosen.device))
     tokenizer = tokenizer_of(model)
     block_size, source = model.config.block_size, chosen.evaluate.text
@@ -64,6 +68,27 @@ def run(arguments: list[str]) -> int:
         found.save(chosen.out)
         say(f"Records: {chosen.out / found.stage}.jsonl")
     return 0
+
+
+def as_in_its_run(chosen: Evaluate, arguments: list[str]) -> Evaluate:
+    """The same arguments over the settings of the run that the model stands in, where it stands in one.
+
+    Otherwise a model of the embedded world would meet harder problems than it was trained for, or even, with another
+    seed, problems it was trained on.
+    """
+    path = Path(chosen.model).parent / "recipe.toml"
+    if not path.is_file():
+        return chosen
+    recipe = load_recipe(path)
+    say(f"Problems and settings are those of {path}, except what is given here.")
+    default = replace(
+        chosen,
+        seed=recipe.seed,
+        problems=recipe.problems,
+        world=replace(recipe.world, seed=recipe.seed),
+        evaluate=recipe.evaluate,
+    )
+    return parse(Evaluate, arguments, verb="evaluate", default=default)
 
 
 def problems_of(chosen: Evaluate) -> tuple[Problem, ...]:

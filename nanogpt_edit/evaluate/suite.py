@@ -65,6 +65,11 @@ class EvaluateConfig:
     seed: int = 0
     """Chooses the samples and the bootstrap."""
 
+    def __post_init__(self) -> None:
+        for name in ("problems", "samples", "edited_samples", "arithmetic_samples", "max_slots", "perplexity_tokens"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} is {getattr(self, name)}; it must be at least 1.")
+
 
 @dataclass(frozen=True)
 class Skills:
@@ -218,4 +223,7 @@ def solve_here(
 def problem_metrics(records: Sequence[EvalRecord], *, seed: int = 0) -> dict[str, Interval]:
     """pass@k, majority@k, format and lengths: means over problems with their intervals."""
     scores = score_problems(records, ks=PASS_AT, seed=seed)
-    return {name: bootstrap_mean(values, seed=seed) for name, values in scores.values.items()}
+    return {
+        name: bootstrap_mean(values, seed=seed, are_shares=not name.endswith("_tokens"))
+        for name, values in scores.values.items()
+    }
