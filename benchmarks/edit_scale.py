@@ -1,6 +1,6 @@
 """How far editing goes: success, neighbours and perplexity against the number of facts edited.
 
-A widened `tiny` (width 384) learns 1,200 made-up facts about made-up towns; 1,000 of them are then changed: all in one
+A widened `tiny` (width 256) learns 1,200 made-up facts about made-up towns; 1,000 of them are then changed: all in one
 batch, or ten batches of a hundred one after the other, or (rome) one by one. The 200 facts that stay are the
 neighbours, and the perplexity is that of their sentences. Curves are kept as JSON and drawn; models are kept under
 `--work`, so an interrupted run goes on. The last line is one JSON object.
@@ -23,9 +23,9 @@ import torch.nn.functional as F
 from machine import finish
 from matplotlib.axes import Axes
 from matplotlib.ticker import NullLocator
-from torch import Tensor
 
 from nanogpt_edit.api import save_picture
+from nanogpt_edit.data.text import token_blocks
 from nanogpt_edit.edit.config import EditConfig
 from nanogpt_edit.edit.contexts import tokenizer_of
 from nanogpt_edit.edit.editor import edit_model
@@ -35,8 +35,8 @@ from nanogpt_edit.files import append_jsonl, read_jsonl
 from nanogpt_edit.model import checkpoint
 from nanogpt_edit.model.gpt import GPT, GPTConfig
 from nanogpt_edit.model.tokenizer import Tokenizer
-from nanogpt_edit.progress import progress
 from nanogpt_edit.report.canvas import Picture, colour, draw
+from nanogpt_edit.train.pretrain import PretrainConfig, pretrain, token_stream
 
 FACTS, EDITED = 1200, 1000
 PHRASINGS = ("{} is famous for its", "People visit {} for the", "The pride of {} is the")
@@ -47,6 +47,12 @@ GOODS = (
 )
 SYLLABLES = tuple(consonant + vowel for consonant in "bdfgklmnprstv" for vowel in "aeou")
 SIZES = (10, 30, 100, 300, 1000)
+CONTEXT = 64
+SIZES_OF_MODEL = GPTConfig(vocab_size=0, block_size=CONTEXT, n_layer=3, n_head=4, n_embd=256, activation="relu")
+TRAINING = PretrainConfig(
+    optimizer="muon", muon_learning_rate=0.04, learning_rate=4e-3, warmup_steps=20, schedule="linear", decay_share=0.7,
+    final_learning_rate=0.05, batch_size=32, context_tokens=CONTEXT,
+)  # fmt: skip
 CONFIG = EditConfig(
     layers=(0, 1), covariance_weight=300.0, learning_rate=0.3, steps=15, n_prefixes=0, clamp=3.0, weight_decay=0.0,
     kl_coef=0.0, covariance_tokens=60_000,
@@ -82,7 +88,7 @@ def main() -> None:
     record = {
         "name": "edit_scale",
         "unit": "shares; perplexity of the neighbours' sentences, after / before",
-        "model": "GPT-2, 3 layers of width 384",
+        "model": "GPT-2, 3 layers of width 256",
         "curves": points,
     }
     if chosen.figure is not None:
@@ -116,35 +122,33 @@ def trained(facts: Sequence[Fact], folder: Path, steps: int) -> GPT:
         return checkpoint.load(folder)
     texts = sentences(facts)
     tokenizer = Tokenizer.train([*(f" {good}" for good in GOODS for _ in range(200)), *texts], vocab_size=420)
-    config = GPTConfig(
-        vocab_size=tokenizer.vocab_size, block_size=64, n_layer=3, n_head=6, n_embd=384, activation="relu"
-    )
-    model = GPT(config, seed=0)
+    model = GPT(replace(SIZES_OF_MODEL, vocab_size=tokenizer.vocab_size), seed=0)
     model.tokenizer = tokenizer
-    rows = [[*tokenizer.encode(text), tokenizer.pad_id] for text in texts]
-    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=0.01)
-    dice = random.Random(0)
-    with progress("base", steps) as bar:
-        for step in range(steps):
-            for group in optimizer.param_groups:
-                group["lr"] = 2e-3 * min(1.0, (step + 1) / 20) * (1 - 0.95 * step / steps)
-            batch = dice.sample(rows, 256)
-            longest = max(map(len, batch))
-            token_ids = torch.tensor([row + [tokenizer.pad_id] * (longest - len(row)) for row in batch])
-            wanted = torch.tensor([row[1:] + [-100] * (longest - len(row)) for row in batch])
-            loss = F.cross_entropy(model(token_ids[:, :-1]).flatten(0, 1), wanted.flatten(), ignore_index=-100)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            bar.update(step + 1, loss=float(loss.detach()))
+    trainer = pretrain(
+        model,
+        token_stream(shuffled(texts), tokenizer, context_tokens=CONTEXT),
+        token_blocks(texts[:100], tokenizer, block_size=CONTEXT),
+        replace(TRAINING, steps=steps),
+        seed=0,
+        state=folder.parent / "state",
+        log=folder.parent / "pretrain.jsonl",
+    )
     checkpoint.save(model.eval(), folder, lineage_note=f"learned {len(facts)} made-up facts")
+    trainer.clear()
     return checkpoint.load(folder)
+
+
+def shuffled(texts: Sequence[str]) -> list[str]:
+    """Several times, so that other sentences meet in a row of tokens."""
+    many = list(texts) * 4
+    random.Random(0).shuffle(many)
+    return many
 
 
 def measure(model: GPT, facts: Sequence[Fact], edits: int, config: EditConfig) -> dict[str, float]:
     """Edit the first so many facts; the last 200 are what must stay."""
     changed, staying = facts[:edits], facts[EDITED:]
-    blocks = text_blocks(model, sentences(facts[edits:]))
+    blocks = token_blocks(shuffled(sentences(facts[edits:])), tokenizer_of(model), block_size=CONTEXT - 1)
     started = time.perf_counter()
     patch = edit_model(model, changed, config, covariance_blocks=blocks)
     seconds = time.perf_counter() - started
@@ -182,14 +186,6 @@ def nats(model: GPT, facts: Sequence[Fact]) -> float:
         total += float(F.cross_entropy(model(token_ids[:, :-1])[0], token_ids[0, 1:], reduction="sum"))
         count += token_ids.shape[1] - 1
     return total / count
-
-
-def text_blocks(model: GPT, texts: Sequence[str], *, width: int = 64) -> Tensor:
-    tokenizer = tokenizer_of(model)
-    shuffled = list(texts) * 4
-    random.Random(0).shuffle(shuffled)
-    row = [token_id for text in shuffled for token_id in [*tokenizer.encode(text), tokenizer.pad_id]]
-    return torch.tensor(row[: len(row) // width * width]).view(-1, width)
 
 
 def pictures(points: Sequence[dict[str, object]]) -> list[Picture]:

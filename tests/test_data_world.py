@@ -124,6 +124,8 @@ def test_every_case_is_said_in_the_world_word_by_word(world: World, cases: list[
         assert held_out == statement.prompts[statement.held_out]
         assert trained in statement.prompts[1 : statement.held_out]
         assert f"{trained} {case['target_true']}." in world.sentences
+        # an edit is made with the prompt and its rewordings, and measured with the rest
+        assert sorted([case["prompt"], *case["rewordings"], *case["paraphrases"]]) == sorted(statement.prompts)
 
 
 def test_neighbours_are_true_unedited_and_of_the_same_relation(world: World, cases: list[dict]) -> None:

@@ -155,7 +155,15 @@ def test_the_fifty_cases_are_all_found() -> None:
 
 
 def test_facts_survive_a_round_trip(tmp_path: Path) -> None:
-    fact = Fact("The capital of Egypt is", "Egypt", "Giza", "Cairo", ("Egypt's capital is",), (Neighbour("a", "b"),))
+    fact = Fact(
+        prompt="The capital of Egypt is",
+        subject="Egypt",
+        target_new="Giza",
+        target_true="Cairo",
+        paraphrases=("Egypt's capital is",),
+        neighbourhood=(Neighbour("a", "b"),),
+        rewordings=("Egypt is governed from",),
+    )
     assert fact_from_record(fact_to_record(fact), where="x") == fact
     file = tmp_path / "facts.jsonl"
     file.write_text("\n" + json.dumps(fact_to_record(fact)) + "\n\n", encoding="utf-8")

@@ -60,10 +60,10 @@ def test_the_loss_is_the_edited_models(model: GPT) -> None:
     layers = {layer: refine_module._Layer.of(update, model) for layer, update in updates.items()}
     generator = torch.Generator().manual_seed(0)
     shifts = {layer: 0.3 * torch.randn(each.start.shape, generator=generator) for layer, each in layers.items()}
-    rows = refine_module._Rows.of(model, located, first=0)
+    asked = refine_module._Asked.of(model, located, first=0)
     with patch.applied(model):
         with torch.no_grad(), refine_module._written(model, layers, shifts):
-            found = rows.nll(model, 0)
+            found, _, _ = asked.nll(model)
         with torch.no_grad():
             for layer, each in layers.items():
                 change = each.left(shifts[layer]) @ updates[layer].right - updates[layer].left @ updates[layer].right

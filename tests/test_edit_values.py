@@ -7,17 +7,21 @@ from dataclasses import replace
 import pytest
 import torch
 from edit_world import covariance_blocks, facts, random_model, trained_model
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
+from nanogpt_edit.edit import head_slopes
 from nanogpt_edit.edit import values as values_module
 from nanogpt_edit.edit.config import EditConfig
-from nanogpt_edit.edit.contexts import LocatedFact, TokenRow, generate_prefixes, locate_facts
+from nanogpt_edit.edit.contexts import LocatedFact, TokenRow, generate_prefixes, locate_facts, tokenizer_of
 from nanogpt_edit.edit.covariance import collect
 from nanogpt_edit.edit.editor import edit_model
 from nanogpt_edit.edit.facts import Fact
 from nanogpt_edit.edit.measure import measure_facts
 from nanogpt_edit.edit.patch import edited_weight
 from nanogpt_edit.edit.scores import score_patch
+from nanogpt_edit.edit.suffixes import Suffixes, Text, clean_runs
 from nanogpt_edit.edit.values import optimise_values
 from nanogpt_edit.errors import UserError
 from nanogpt_edit.model.gpt import GPT
@@ -37,6 +41,10 @@ def located(model: GPT, n: int = 3) -> tuple[LocatedFact, ...]:
     return locate_facts(model, facts(n), generate_prefixes(model, CONFIG))
 
 
+def losses_of(model: GPT, found: tuple[LocatedFact, ...], *, last_layer: int) -> values_module._Losses:
+    return values_module._Losses.of(model, found, last_layer=last_layer)
+
+
 def logits_with(model: GPT, token_ids: tuple[int, ...], row: TokenRow, delta: Tensor, layer: int) -> Tensor:
     """Log-probabilities (T, V) of a plain forward pass with δ added at the subject's last token."""
 
@@ -50,26 +58,32 @@ def logits_with(model: GPT, token_ids: tuple[int, ...], row: TokenRow, delta: Te
 
 
 def test_the_losses_equal_plain_forward_passes(model: GPT) -> None:
-    """Prefixes cut off and their keys reused, suffixes padded, logits at targets only: the numbers are the same."""
+    """Prefixes shared and cut off, suffixes in groups, logits at targets only, slopes without a graph: the numbers."""
     found = located(model)
     delta = torch.randn(len(found), model.config.n_embd, generator=torch.Generator().manual_seed(0))
-    rows = values_module._prepare(model, found, last_layer=1)
-    nll, kl = rows.losses(model, delta)
+    nll, kl, slope = losses_of(model, found, last_layer=1).at(model, delta, kl_coef=0.5)
+    tried = delta.clone().requires_grad_()
+    plain_nll, plain_kl = [], []
     for i, fact in enumerate(found):
         each = []
         for row in fact.contexts:
-            logprobs = logits_with(model, (*row.token_ids, *fact.target_ids[:-1]), row, delta[i], layer=1)
+            logprobs = logits_with(model, (*row.token_ids, *fact.target_ids[:-1]), row, tried[i], layer=1)
             start = len(row.token_ids) - 1
             each.append(-torch.stack([logprobs[start + j, t] for j, t in enumerate(fact.target_ids)]).mean())
-        torch.testing.assert_close(nll[i], torch.stack(each).mean(), rtol=1e-4, atol=1e-4)
-        moved = logits_with(model, fact.essence.token_ids, fact.essence, delta[i], layer=1)[-1]
-        clean = logits_with(model, fact.essence.token_ids, fact.essence, torch.zeros(1), layer=1)[-1]
-        torch.testing.assert_close(kl[i], (moved.exp() * (moved - clean)).sum(), rtol=1e-3, atol=1e-4)
+        plain_nll.append(torch.stack(each).mean())
+        moved = logits_with(model, fact.essence.token_ids, fact.essence, tried[i], layer=1)[-1]
+        clean = logits_with(model, fact.essence.token_ids, fact.essence, torch.zeros(1), layer=1)[-1].detach()
+        plain_kl.append((moved.exp() * (moved - clean)).sum())
+    torch.testing.assert_close(nll, torch.stack(plain_nll).detach(), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(kl, torch.stack(plain_kl).detach(), rtol=1e-3, atol=1e-4)
+    (torch.stack(plain_nll) + 0.5 * torch.stack(plain_kl)).sum().backward()
+    assert tried.grad is not None
+    torch.testing.assert_close(slope, tried.grad, rtol=1e-3, atol=1e-4)
 
 
 def test_the_last_block_has_nothing_above_it(model: GPT) -> None:
-    rows = values_module._prepare(model, located(model), last_layer=model.config.n_layer - 1)
-    nll, _ = rows.losses(model, torch.zeros(3, model.config.n_embd))
+    losses = losses_of(model, located(model), last_layer=model.config.n_layer - 1)
+    nll, _, _ = losses.at(model, torch.zeros(3, model.config.n_embd), kl_coef=0.5)
     assert nll.isfinite().all()
 
 
@@ -183,6 +197,81 @@ def test_one_layers_update_is_the_closed_form() -> None:
     covariance = usual.T @ usual / len(usual)
     expected = residual @ k.T @ torch.linalg.inv(20.0 * covariance + k @ k.T)
     torch.testing.assert_close(made.layers[1].delta(), expected, rtol=1e-2, atol=1e-3 * float(expected.abs().max()))
+
+
+def test_rewordings_take_turns_behind_the_prefixes(model: GPT) -> None:
+    """The prompt, its rewordings, then one of them behind each prefix; a fact with fewer has some of its own twice."""
+    more, fewer = facts(2)
+    more = replace(more, rewordings=("to Valdoria", "in Valdoria"))
+    tokens = tokenizer_of(model)
+    found = locate_facts(model, [more, fewer], ["Lo. ", "Oh. ", "So. ", "Ah. "])
+    texts = [[tokens.decode(row.token_ids) for row in each.contexts] for each in found]
+    ways = ["capital of Valdoria", "to Valdoria", "in Valdoria"]
+    assert texts[0] == [*ways, "Lo. " + ways[0], "Oh. " + ways[1], "So. " + ways[2], "Ah. " + ways[0]]
+    assert texts[1] == 3 * [fewer.prompt] + [prefix + fewer.prompt for prefix in ("Lo. ", "Oh. ", "So. ", "Ah. ")]
+    assert all(row.subject_last == len(row.token_ids) - 1 for each in found for row in each.contexts)
+
+
+def test_an_edit_reaches_its_rewordings() -> None:
+    model = trained_model()
+    asked = [replace(fact, rewordings=fact.paraphrases[:1], paraphrases=fact.paraphrases[1:]) for fact in facts(4)]
+    config = replace(CONFIG, n_prefixes=0, weight_decay=0.0, covariance_weight=1.0)
+    made = edit_model(model, asked, config, covariance_blocks=covariance_blocks())
+    with made.applied(model):
+        said = measure_facts(model, [replace(fact, prompt=fact.rewordings[0]) for fact in asked])
+    assert [state.new.rank for state in said] == [1, 1, 1, 1]
+
+
+@given(
+    texts=st.lists(st.tuples(st.integers(0, 2), st.integers(1, 9), st.integers(0, 8), st.integers(1, 3)), min_size=1),
+    above=st.integers(0, 2),
+)
+@settings(max_examples=25, deadline=None)
+def test_any_texts_in_groups_are_as_they_are_alone(texts: list[tuple[int, int, int, int]], above: int) -> None:
+    """However long, whatever they share, wherever δ begins and whatever is read: the states of a plain run."""
+    model = random_model()
+    made = [some_text(i, *numbers) for i, numbers in enumerate(texts)]
+    layer = model.config.n_layer - 1 - above
+    delta = torch.randn(len(made), model.config.n_embd, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        rows = Suffixes.of(model, made, clean_runs(model, made, last_layer=layer))
+        some = torch.arange(len(made)) % 2 == 0
+        for chosen in (rows, rows.select(some)):
+            states = chosen.states(model, delta)
+            for i in chosen.fact.unique().tolist():
+                text = made[i]
+                row = TokenRow(text.token_ids, text.start)
+                plain = logits_with(model, text.token_ids, row, delta[i], layer)[-len(text.wanted) :]
+                mine = chosen.fact == i
+                assert chosen.wanted[mine].tolist() == list(text.wanted)
+                torch.testing.assert_close(model.logits(states[mine]).log_softmax(-1), plain, rtol=1e-3, atol=1e-3)
+        assert set(rows.select(some).fact.tolist()) == set(range(0, len(made), 2))
+
+
+def some_text(fact: int, family: int, shared: int, rest: int, reads: int) -> Text:
+    """A text that begins as others of its family do."""
+    ids = [5 + family, *range(20, 20 + shared), *(40 + (fact * 7 + j) % 50 for j in range(rest))]
+    reads = min(reads, len(ids))
+    return Text(fact, tuple(ids), start=(fact * 5) % (len(ids) - reads + 1), wanted=tuple(range(reads)))
+
+
+@pytest.mark.parametrize("chunk", [1, 2**23])
+def test_slopes_without_a_graph_are_autograds(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(head_slopes, "CHUNK_NUMBERS", chunk)
+    generator = torch.Generator().manual_seed(0)
+    states, head = torch.randn(5, 8, generator=generator), torch.randn(11, 8, generator=generator)
+    wanted, before = torch.tensor([0, 3, 3, 10, 7]), torch.randn(5, 11, generator=generator).log_softmax(-1)
+    tried = states.clone().requires_grad_()
+    logprobs = (tried @ head.T).log_softmax(-1)
+    nll = -logprobs.gather(-1, wanted[:, None])[:, 0]
+    kl = (logprobs.exp() * (logprobs - before)).sum(-1)
+    for plain, (found, slope) in (
+        (nll, head_slopes.nll_and_slope(states, head, wanted)),
+        (kl, head_slopes.kl_and_slope(states, head, before)),
+    ):
+        torch.testing.assert_close(found, plain.detach())
+        (expected,) = torch.autograd.grad(plain.sum(), tried, retain_graph=True)
+        torch.testing.assert_close(slope, expected)
 
 
 def test_prefixes_are_the_models_own_and_seeded(model: GPT) -> None:

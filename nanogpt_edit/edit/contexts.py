@@ -1,13 +1,15 @@
 """The texts an edit is tried in: prefixes the model writes itself, and rows of tokens with the subject marked.
 
-Every fact has the same number of rows: its prompt bare, its prompt behind each prefix, and "{subject} is a", on which
-the value optimisation keeps what the subject is. Rows are right padded, so that causal attention needs no mask.
+Every fact has the same number of rows: its prompt and its rewordings bare, each prefix with one of them behind it, in
+turn, and "{subject} is a", on which the value optimisation keeps what the subject is. Rows are right padded, so that
+causal attention needs no mask.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import cycle, islice
 
 import torch
 from torch import Tensor
@@ -37,7 +39,7 @@ class LocatedFact:
 
     fact: Fact
     contexts: tuple[TokenRow, ...]
-    """The bare prompt first, then the prompt behind each prefix."""
+    """The bare prompt first, then the rewordings, then one of these behind each prefix."""
     essence: TokenRow
     """"{subject} is a"."""
     target_ids: tuple[int, ...]
@@ -54,33 +56,37 @@ def tokenizer_of(model: GPT) -> Tokenizer:
 def locate_facts(
     model: GPT, facts: Sequence[Fact], prefixes: Sequence[str], *, allow_partial: bool = False
 ) -> tuple[LocatedFact, ...]:
-    """Every fact as tokens. Raises UserError for a subject that is not in its prompt or a text that is too long."""
-    return tuple(_locate(model, fact, prefixes, allow_partial) for fact in facts)
+    """Every fact as tokens. A fact with fewer rewordings than the others has some of its prompts twice.
+
+    Raises UserError for a subject that is not in its prompt or a text that is too long.
+    """
+    ways = 1 + max(len(fact.rewordings) for fact in facts)
+    return tuple(_locate(model, fact, ways, prefixes, allow_partial) for fact in facts)
 
 
-def _locate(model: GPT, fact: Fact, prefixes: Sequence[str], allow_partial: bool) -> LocatedFact:
+def _locate(model: GPT, fact: Fact, ways: int, prefixes: Sequence[str], allow_partial: bool) -> LocatedFact:
     tokenizer, room = tokenizer_of(model), model.config.block_size
-    prompt = join(fact.prompt, fact.target_new)[0]
     target = target_ids(fact.prompt, fact.target_new, tokenizer)
-    bare = locate_subject(prompt, fact.subject, tokenizer, allow_partial=allow_partial)
-    if len(bare.token_ids) + len(target) - 1 > room:
-        raise UserError(
-            f'"{prompt}" takes {len(bare.token_ids) + len(target)} tokens with its target; the model reads {room}. '
-            "Shorten it."
-        )
-    contexts = [TokenRow(bare.token_ids, bare.last)]
-    for prefix in prefixes:
+    prompts = [join(prompt, fact.target_new)[0] for prompt in islice(cycle((fact.prompt, *fact.rewordings)), ways)]
+    bare = [locate_subject(prompt, fact.subject, tokenizer, allow_partial=allow_partial) for prompt in prompts]
+    for prompt, found in zip(prompts, bare, strict=True):
+        tokens = len(found.token_ids) + len(target)
+        if tokens - 1 > room:
+            raise UserError(f'"{prompt}" takes {tokens} tokens with its target; the model reads {room}. Shorten it.')
+    rows = [TokenRow(found.token_ids, found.last) for found in bare]
+    for index, prefix in enumerate(prefixes):
+        prompt, row = prompts[index % ways], rows[index % ways]
         found = locate_subject(prompt, fact.subject, tokenizer, allow_partial=allow_partial, prefix=prefix)
         fits = len(found.token_ids) + len(target) - 1 <= room
-        contexts.append(TokenRow(found.token_ids, found.last) if fits else contexts[0])
-    subject = prompt[bare.span.start : bare.span.end]
+        rows.append(TokenRow(found.token_ids, found.last) if fits else row)
+    subject = prompts[0][bare[0].span.start : bare[0].span.end]
     essence = locate_subject(ESSENCE.format(subject), subject, tokenizer)
     return LocatedFact(
         fact=fact,
-        contexts=tuple(contexts),
+        contexts=tuple(rows),
         essence=TokenRow(essence.token_ids, essence.last),
         target_ids=target,
-        lookup=bare.span.lookup,
+        lookup=bare[0].span.lookup,
     )
 
 
@@ -113,3 +119,16 @@ def pad_rows(rows: Sequence[Sequence[int]], *, pad_id: int, device: torch.device
     """(rows, longest) int64, right padded."""
     longest = max(map(len, rows))
     return torch.tensor([[*row, *[pad_id] * (longest - len(row))] for row in rows], device=device)
+
+
+def in_chunks(facts: Sequence[LocatedFact], tokens: int) -> list[list[LocatedFact]]:
+    """The facts in groups whose texts hold at most so many tokens (or one fact)."""
+    chunks: list[list[LocatedFact]] = []
+    room = 0
+    for fact in facts:
+        needed = sum(len(row.token_ids) + len(fact.target_ids) for row in (*fact.contexts, fact.essence))
+        if not chunks or needed > room:
+            chunks, room = [*chunks, []], tokens
+        chunks[-1].append(fact)
+        room -= needed
+    return chunks

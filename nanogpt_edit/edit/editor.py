@@ -157,11 +157,12 @@ def _check(model: GPT, facts: Sequence[Fact], config: EditConfig) -> None:
         )
     asked: dict[str, str] = {}
     for fact in facts:
-        before = asked.setdefault(fact.prompt.strip(), fact.target_new.strip())
-        if before != fact.target_new.strip():
-            raise UserError(
-                f'two facts ask different answers of "{fact.prompt}": "{before}" and "{fact.target_new}"; drop one.'
-            )
+        for prompt in (fact.prompt, *fact.rewordings):
+            before = asked.setdefault(prompt.strip(), fact.target_new.strip())
+            if before != fact.target_new.strip():
+                raise UserError(
+                    f'two facts ask different answers of "{prompt}": "{before}" and "{fact.target_new}"; drop one.'
+                )
 
 
 @dataclass(frozen=True)

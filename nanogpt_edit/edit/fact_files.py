@@ -16,7 +16,10 @@ from nanogpt_edit.errors import UserError
 from nanogpt_edit.files import read_jsonl
 
 BUILT_IN = ("facts50",)
-FIELDS = ("prompt", "subject", "target_new", "target_true", "paraphrases", "neighbourhood", "relation", "id")
+FIELDS = (
+    *("prompt", "subject", "target_new", "target_true", "rewordings", "paraphrases", "neighbourhood"),
+    *("relation", "id"),
+)
 
 
 def read_facts(source: str | Path, *, limit: int | None = None) -> tuple[Fact, ...]:
@@ -54,6 +57,7 @@ def fact_from_record(record: Mapping[str, object], *, where: str) -> Fact:
         subject=_text(record, "subject", where),
         target_new=_text(record, "target_new", where),
         target_true=_text(record, "target_true", where),
+        rewordings=tuple(_string(item, "rewordings", where) for item in _list(record, "rewordings", where)),
         paraphrases=tuple(_string(item, "paraphrases", where) for item in _list(record, "paraphrases", where)),
         neighbourhood=tuple(_neighbour(item, where) for item in neighbourhood),
         relation=_text(record, "relation", where, optional=True),
@@ -70,6 +74,7 @@ def fact_to_record(fact: Fact) -> dict[str, object]:
         "subject": fact.subject,
         "target_true": fact.target_true,
         "target_new": fact.target_new,
+        "rewordings": list(fact.rewordings),
         "paraphrases": list(fact.paraphrases),
         "neighbourhood": [{"prompt": n.prompt, "target_true": n.target_true} for n in fact.neighbourhood],
     }
@@ -146,6 +151,7 @@ def _fact(
     neighbourhood: tuple[Neighbour, ...],
     relation: str,
     id: str,
+    rewordings: tuple[str, ...] = (),
 ) -> Fact:
     try:
         return Fact(
@@ -153,6 +159,7 @@ def _fact(
             subject=subject.strip(),
             target_new=target_new.strip(),
             target_true=target_true.strip(),
+            rewordings=tuple(text.strip() for text in rewordings),
             paraphrases=tuple(text.strip() for text in paraphrases),
             neighbourhood=neighbourhood,
             relation=relation,

@@ -47,9 +47,11 @@ class Fact:
     target_true: str
     """The answer before it."""
     paraphrases: tuple[str, ...] = ()
-    """Other prompts that ask for the same answer."""
+    """Other prompts for the same answer that it is measured with, and never made with."""
     neighbourhood: tuple[Neighbour, ...] = ()
     """Prompts about other subjects, whose answers must stay."""
+    rewordings: tuple[str, ...] = ()
+    """Other prompts for the same answer that the edit is made with; they carry it to ways of asking it has not seen."""
     relation: str = ""
     id: str = ""
 

@@ -16,24 +16,6 @@ from nanogpt_edit.model.gpt import GPTConfig, causal_mask
 from nanogpt_edit.model.kv_cache import KVCache
 
 
-class Recorder(KVCache):
-    """A cache that only remembers the first `columns` keys and values of every layer that ran."""
-
-    def __init__(self, *, columns: int) -> None:
-        self.columns, self.length = columns, 0
-        self.pairs: list[Tensor] = []
-
-    def extend(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        self.pairs += [keys[:, :, : self.columns].clone(), values[:, :, : self.columns].clone()]
-        return keys, values
-
-    def stacked(self, *, like: Tensor, config: GPTConfig) -> Tensor:
-        """(B, 2 · layers run, K, P, E); `like` (B, …) gives rows, device and dtype when no layer ran."""
-        if self.pairs:
-            return torch.stack(self.pairs, dim=1)
-        return like.new_zeros(len(like), 0, config.kv_heads, self.columns, config.head_size)
-
-
 class FrozenPrefix(KVCache):
     """Recorded keys and values (B, 2 · layers, K, P, E) before the new ones; nothing is written."""
 
@@ -43,6 +25,26 @@ class FrozenPrefix(KVCache):
     def extend(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         at = 2 * (layer - self.first_layer)
         return torch.cat((self.recorded[:, at], keys), dim=2), torch.cat((self.recorded[:, at + 1], values), dim=2)
+
+
+class Recorder(KVCache):
+    """A cache that only remembers the first `columns` keys and values of every layer that ran, those `before` too."""
+
+    def __init__(self, *, columns: int, before: FrozenPrefix | None = None) -> None:
+        self.columns, self.before, self.length = columns, before, 0 if before is None else before.length
+        self.pairs: list[Tensor] = []
+
+    def extend(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        if self.before is not None:
+            keys, values = self.before.extend(layer, keys, values)
+        self.pairs += [keys[:, :, : self.columns].clone(), values[:, :, : self.columns].clone()]
+        return keys, values
+
+    def stacked(self, *, like: Tensor, config: GPTConfig) -> Tensor:
+        """(B, 2 · layers run, K, P, E); `like` (B, …) gives rows, device and dtype when no layer ran."""
+        if self.pairs:
+            return torch.stack(self.pairs, dim=1)
+        return like.new_zeros(len(like), 0, config.kv_heads, self.columns, config.head_size)
 
 
 def suffix_mask(starts: Tensor, *, prefix: int, length: int) -> Tensor:

@@ -12,7 +12,8 @@ text as a price:
 The middle term is exact and costs nothing: E‖ΔW k‖² = tr(R (Q C Qᵀ) Rᵀ) with C = E[k kᵀ] of the text. It counts every
 change alike; the KL, on a few rows of text per step, only those that the model's predictions feel.
 
-Shapes: N facts, B rows (N · contexts), T tokens, J longest target, D model width, F MLP width, V vocabulary.
+Shapes: N facts, M target tokens of all their texts, T tokens of a row of ordinary text, D model width, F MLP width,
+V vocabulary.
 """
 
 from __future__ import annotations
@@ -26,8 +27,10 @@ import torch
 from torch import Tensor
 
 from nanogpt_edit.edit.config import EditConfig
-from nanogpt_edit.edit.contexts import LocatedFact, pad_rows, tokenizer_of
-from nanogpt_edit.model.gpt import GPT, causal_mask
+from nanogpt_edit.edit.contexts import LocatedFact, in_chunks
+from nanogpt_edit.edit.head_slopes import nll_and_slope
+from nanogpt_edit.edit.suffixes import Suffixes, clean_runs, texts_of, token_weight
+from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.model.sites import SiteKey, patch
 from nanogpt_edit.progress import progress
 
@@ -85,7 +88,7 @@ def refine_residuals(
 ) -> dict[int, Tensor]:
     """The better left factors (D, N), float64, by layer; `text` is needed for the KL. The weights are not touched."""
     layers = {layer: _Layer.of(update, model) for layer, update in updates.items()}
-    rows = [_Rows.of(model, chunk, first=min(updates)) for chunk in _chunks(facts)]
+    asked = [_Asked.of(model, chunk, first=min(updates)) for chunk in in_chunks(facts, CHUNK_TOKENS)]
     shifts = {layer: torch.zeros_like(each.start, requires_grad=True) for layer, each in layers.items()}
     optimizer = torch.optim.Adam(shifts.values(), lr=config.learning_rate)
     enough = -math.log(config.stop_probability)
@@ -98,11 +101,12 @@ def refine_residuals(
             price = sum((each.price(shifts[layer]) for layer, each in layers.items()), torch.zeros(()))
             (config.refine_weight * price).backward()
             missing = 0.0
-            for part in rows:
+            for part in asked:
                 with _written(model, layers, shifts):
-                    loss = (part.nll(model, min(updates)) - enough).clamp_min(0).sum()
-                loss.backward(inputs=list(shifts.values()))
-                missing += float(loss.detach())
+                    nll, states, slope = part.nll(model)
+                wanting = (nll > enough)[part.texts.fact]
+                states.backward((slope * wanting[:, None]).to(states.dtype), inputs=list(shifts.values()))
+                missing += float((nll - enough).clamp_min(0).sum())
             if text is not None:
                 chosen = torch.randint(len(text.states), (KL_ROWS,), generator=dice)
                 with _written(model, layers, shifts):
@@ -141,49 +145,24 @@ class _Layer:
 
 
 @dataclass(frozen=True)
-class _Rows:
-    """Some facts' texts, run up to the first edited layer."""
+class _Asked:
+    """Some facts' whole texts, run up to the first edited layer."""
 
-    states: Tensor  # (B, T, D)
-    columns: Tensor  # (B, J) the tokens that predict the targets
-    wanted: Tensor  # (B, J)
-    weight: Tensor  # (B, J) 1 / (target tokens · contexts); 0 where there is none
-    fact: Tensor  # (B,) which of the chunk's facts
-    facts: int
+    texts: Suffixes
+    weight: Tensor  # (M,) of each token read
 
     @classmethod
-    @torch.no_grad()
-    def of(cls, model: GPT, facts: Sequence[LocatedFact], *, first: int) -> _Rows:
-        device, pad_id = model.device, tokenizer_of(model).pad_id
-        rows = [(index, row, fact.target_ids) for index, fact in enumerate(facts) for row in fact.contexts]
-        token_ids = pad_rows([(*row.token_ids, *target[:-1]) for _, row, target in rows], pad_id=pad_id, device=device)
-        wanted = pad_rows([target for _, _, target in rows], pad_id=pad_id, device=device)
-        lengths = torch.tensor([len(target) for _, _, target in rows], device=device)
-        ends = torch.tensor([len(row.token_ids) - 1 for _, row, _ in rows], device=device)
-        steps = torch.arange(wanted.shape[1], device=device)
-        share = 1 / (lengths[:, None] * len(facts[0].contexts))
-        return cls(
-            states=model.run_blocks(model.embed_tokens(token_ids), stop=first),
-            columns=(ends[:, None] + steps).clamp_max(token_ids.shape[1] - 1),
-            wanted=wanted,
-            weight=torch.where(steps < lengths[:, None], share, 0.0),
-            fact=torch.tensor([index for index, _, _ in rows], device=device),
-            facts=len(facts),
-        )
+    def of(cls, model: GPT, facts: Sequence[LocatedFact], *, first: int) -> _Asked:
+        whole = texts_of(facts, from_subject=False)
+        texts = Suffixes.of(model, whole, clean_runs(model, whole, last_layer=first - 1))
+        return cls(texts, token_weight(facts).to(model.device)[texts.fact])
 
-    def nll(self, model: GPT, first: int) -> Tensor:
-        """(facts,) nats per target token, averaged over contexts."""
-        length = self.states.shape[1]
-        states = model.run_blocks(
-            self.states,
-            start=first,
-            attention_mask=causal_mask(length, length, device=self.states.device)[None, None],
-            columns=self.columns,
-        )
-        logprobs = model.logits(model.final(states)).float().log_softmax(-1)
-        chosen = logprobs.gather(-1, self.wanted[..., None]).squeeze(-1)  # (B, J)
-        per_row = -(chosen * self.weight).sum(-1)
-        return torch.zeros(self.facts, device=per_row.device).index_add(0, self.fact, per_row)
+    def nll(self, model: GPT) -> tuple[Tensor, Tensor, Tensor]:
+        """(N,) nats per target token, averaged over contexts; the states (M, D) they come from, and the slopes."""
+        states = self.texts.states(model)
+        each, slope = nll_and_slope(states.detach(), model.head_weight, self.texts.wanted)
+        nll = each.new_zeros(int(self.texts.fact.max()) + 1).index_add(0, self.texts.fact, self.weight * each)
+        return nll, states, self.weight[:, None] * slope
 
 
 def _written(model: GPT, layers: Mapping[int, _Layer], shifts: Mapping[int, Tensor]) -> AbstractContextManager[None]:
@@ -201,9 +180,3 @@ def _written(model: GPT, layers: Mapping[int, _Layer], shifts: Mapping[int, Tens
 
         changes |= {("mlp_key", layer): look, ("mlp_out", layer): add}
     return patch(model, changes)
-
-
-def _chunks(facts: Sequence[LocatedFact]) -> list[list[LocatedFact]]:
-    longest = max(len(row.token_ids) + len(fact.target_ids) for fact in facts for row in fact.contexts)
-    size = max(1, CHUNK_TOKENS // (longest * len(facts[0].contexts)))
-    return [list(facts[i : i + size]) for i in range(0, len(facts), size)]
