@@ -28,6 +28,7 @@ from nanogpt_edit.evaluate.suite import EvaluateConfig, Evaluation
 from nanogpt_edit.files import atomic_file, write_text
 from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.recipe import Recipe, load_recipe
+from nanogpt_edit.run_data import PRETRAINED
 
 if TYPE_CHECKING:
     from nanogpt_edit.report.canvas import Picture
@@ -46,9 +47,10 @@ def edit(
     """The patch that makes `model` say every fact's `target_new`; the model itself is left as it is.
 
     `fields` are those of `EditConfig` (method="memit", layers=(0, 1), …), on top of `config`. `text` is ordinary text,
-    whose keys the edit spares: a file, a folder, a hub data set, or a list of documents; None takes the embedded
-    world, which is right for models trained on it only.
-    Raises UserError for a field or a method that is none, and for whatever `edit_model` refuses.
+    whose keys the edit spares: a file, a folder, a hub data set, or a list of documents; None takes the embedded world,
+    for models that were pretrained on it.
+    Raises UserError for a field or a method that is none, for any other model without text, and for whatever
+    `edit_model` refuses.
     """
     settings = with_fields(config or EditConfig(), fields)
     blocks = None if settings.method == "ft" else text_blocks(model, text, without=facts)
@@ -57,11 +59,22 @@ def edit(
 
 def text_blocks(model: GPT, text: str | Path | Sequence[str] | None = None, *, without: Sequence[Fact] = ()) -> Tensor:
     """Ordinary text (see `edit`) as (N, T) token ids, for the covariance; of the embedded world, nothing that says the
-    old answers of the facts `without`."""
+    old answers of the facts `without`. Raises UserError when there is no text for a model of another world."""
+    if text is None:
+        require_world(model, remedy="Give text")
     documents = read_text(text) if isinstance(text, str | Path) else list(text or world_documents())
     if text is None:
         documents = [each for each in documents if not any(states_old_answer(each, fact) for fact in without)]
     return token_blocks(documents, tokenizer_of(model), block_size=min(COVARIANCE_BLOCK, model.config.block_size - 1))
+
+
+def require_world(model: GPT, *, remedy: str) -> None:
+    """Raise UserError unless `model` was pretrained here, where the embedded world is part of the text."""
+    if not any(note.startswith(PRETRAINED) for note in model.lineage):
+        raise UserError(
+            f"which text is the edit to spare? {remedy}: a file, a folder or a hub data set like what the model was "
+            "trained on. Without it the embedded world is taken, and this model was not pretrained on that."
+        )
 
 
 def world_documents() -> list[str]:

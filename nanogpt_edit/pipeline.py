@@ -39,7 +39,7 @@ from nanogpt_edit.model.gpt import GPT, GPTConfig
 from nanogpt_edit.model.tokenizer import Tokenizer
 from nanogpt_edit.progress import console, say
 from nanogpt_edit.recipe import Recipe
-from nanogpt_edit.run_data import RunData
+from nanogpt_edit.run_data import PRETRAINED, RunData
 from nanogpt_edit.run_folder import RunFolder
 from nanogpt_edit.train import doctor
 from nanogpt_edit.train.grpo import GRPOConfig, grpo
@@ -149,7 +149,7 @@ class Pipeline(RunData):
                 log=self.folder.log("pretrain"),
                 shard=self.recipe.shard,
             )
-        self.keep("base", trainer, f"pretrained for {self.recipe.pretrain.steps} steps")
+        self.keep("base", trainer, f"{PRETRAINED} {self.recipe.pretrain.steps} steps")
 
     def new_model(self) -> GPT:
         """An untrained GPT-2 of the recipe's sizes, with a tokenizer of its own."""

@@ -34,6 +34,7 @@ from nanogpt_edit.recipe import Recipe
 from nanogpt_edit.train.pretrain import TokenStream, token_stream
 
 PROBLEM_SUFFIXES = (".jsonl", ".json")
+PRETRAINED = "pretrained for"  # begins the lineage of models that have learned the world
 HELD_OUT_DOCUMENTS, HELD_OUT_TOKENS = 400, 64
 
 

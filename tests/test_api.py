@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import nanogpt_edit as ne
+from nanogpt_edit.api import text_blocks
 from nanogpt_edit.data.problems import Problem
 from nanogpt_edit.edit.facts import Fact
 from nanogpt_edit.errors import UserError
@@ -95,6 +96,15 @@ def test_edit_is_a_verb_and_a_room(speaking_gpt: GPT) -> None:
     assert new.efficacy.value == 1
     assert new.neighbourhood is None
     assert [line.split()[0] for line in str(new).splitlines()] == ["success", "efficacy", "paraphrase"]
+
+
+def test_a_model_of_another_world_asks_for_text(speaking_gpt: GPT) -> None:
+    fact = Fact("The capital of France", "France", target_new="Tom", target_true="Paris")
+    with pytest.raises(UserError, match=r"which text is the edit to spare\? Give text: .* not pretrained on that"):
+        ne.edit(speaking_gpt, [fact])
+    assert ne.edit(speaking_gpt, [fact], method="ft", steps=1).facts == (fact,)
+    speaking_gpt.lineage = ("pretrained for 3 steps", "SFT for 2 steps")
+    assert len(text_blocks(speaking_gpt)) > 100
 
 
 def test_an_unknown_edit_setting_names_the_nearest(speaking_gpt: GPT) -> None:

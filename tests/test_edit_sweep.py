@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from edit_world import covariance_blocks, facts, trained_model
+from edit_world import covariance_blocks, facts, sentences, trained_model
 
 from nanogpt_edit import cli
 from nanogpt_edit.edit import sweep as sweep_module
@@ -107,7 +107,11 @@ def test_from_the_sweep_to_the_picture_on_the_command_line(tmp_path: Path, capsy
     grid = ["--grid.spans", "--grid.strengths", "--grid.clamps", "--grid.kl-coefs", "0.0"]
     small = ["--world.problems", "40", "--pretrain.fact-repeats", "1", "--pretrain.context-tokens", "32"]
     out = tmp_path / "sweep"
-    assert cli.main(["edit", model, source, "--sweep", "--out", str(out), *settings, *grid, *small]) == 0
+    command = ["edit", model, source, "--sweep", *settings, *grid, *small]
+    assert cli.main([*command, "--out", str(tmp_path / "no-text")]) == 2
+    assert "which text is the edit to spare? Give --pretrain.text" in capsys.readouterr().err
+    (tmp_path / "text.txt").write_text("\n".join(sentences() * 40), encoding="utf-8")
+    assert cli.main([*command, "--pretrain.text", str(tmp_path / "text.txt"), "--out", str(out)]) == 0
     printed = capsys.readouterr().out
     assert "layers alone      2 " in printed
     assert "On the 2 facts that did not choose:" in printed

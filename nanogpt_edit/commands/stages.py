@@ -13,8 +13,10 @@ from typing import Annotated
 import tomli_w
 import torch
 import tyro
+from torch import Tensor
 
 from nanogpt_edit import processes
+from nanogpt_edit.api import require_world
 from nanogpt_edit.commands.parse import parse
 from nanogpt_edit.data.problems import ProblemsConfig
 from nanogpt_edit.data.world import WorldConfig
@@ -123,6 +125,12 @@ class Stage(Pipeline):
         tokenizer_of(model)  # a model without one can learn nothing here
         return model
 
+    def ordinary_text(self, model: GPT) -> Tensor:
+        """Raises UserError where it would be the embedded world alone, and the model was not pretrained on that."""
+        if self.recipe.problems.path is None and not self.extra_text and self.recipe.edit.method != "ft":
+            require_world(model, remedy="Give --pretrain.text")
+        return super().ordinary_text(model)
+
 
 def pretrain(arguments: list[str]) -> int:
     """The verb `pretrain`."""
@@ -149,7 +157,12 @@ def edit(arguments: list[str]) -> int:
     """The verb `edit`."""
     chosen = parse(Edit, arguments, verb="edit")
     recipe = Recipe(
-        world=chosen.world, problems=chosen.problems, pretrain=chosen.pretrain, edit=chosen.edit, facts=chosen.facts
+        model=ModelConfig(source=chosen.model),
+        world=chosen.world,
+        problems=chosen.problems,
+        pretrain=chosen.pretrain,
+        edit=chosen.edit,
+        facts=chosen.facts,
     )
     if chosen.sweep:
         return choose_settings(chosen, recipe)
