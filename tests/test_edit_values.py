@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from nanogpt_edit.edit import head_slopes
+from nanogpt_edit.edit import editor, head_slopes
 from nanogpt_edit.edit import values as values_module
 from nanogpt_edit.edit.config import EditConfig
 from nanogpt_edit.edit.contexts import LocatedFact, TokenRow, generate_prefixes, locate_facts, tokenizer_of
@@ -85,6 +85,21 @@ def test_the_last_block_has_nothing_above_it(model: GPT) -> None:
     losses = losses_of(model, located(model), last_layer=model.config.n_layer - 1)
     nll, _, _ = losses.at(model, torch.zeros(3, model.config.n_embd), kl_coef=0.5)
     assert nll.isfinite().all()
+
+
+def test_an_edit_that_cannot_reach_the_answer_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last block's output at the subject is read at the subject only: enough where the prompt ends there."""
+    model, config = random_model(), replace(CONFIG, layers=(1, 2), steps=1, n_prefixes=0)
+    fact = Fact(prompt="Valdoria has", subject="Valdoria", target_new="Lima", target_true="Rome")
+    said: list[str] = []
+    monkeypatch.setattr(editor, "say", said.append)
+    edit_model(model, [facts(1)[0], fact], config, covariance_blocks=covariance_blocks())
+    (line,) = said
+    assert line.startswith("Layer 2 is the model's last")
+    assert '1 of 2 facts cannot be edited (as "Valdoria has")' in line
+    edit_model(model, [facts(1)[0]], config, covariance_blocks=covariance_blocks())
+    edit_model(model, [fact], replace(config, layers=(0, 1)), covariance_blocks=covariance_blocks())
+    assert len(said) == 1
 
 
 def test_one_batch_equals_single_runs(model: GPT) -> None:
