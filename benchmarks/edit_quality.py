@@ -1,8 +1,9 @@
-"""How good the edits of the `tiny` recipe are, over several seeds and four methods.
+"""How good the edits of the `tiny` recipe are, over several seeds and all methods.
 
 For every seed a base model is trained from nothing (another initialisation, other data order), its fifty facts are
-edited by memit, rome (one after the other), alphaedit and ft, and everything is measured on the edited model: rank 1,
-paraphrases, neighbours, the facts that were not edited, perplexity of held-out text. Intervals are over seeds. Each
+edited by memit (as in the recipe; with no other wording than the prompt; as published), rome (one after the other),
+alphaedit and ft, and everything is measured on the edited model: rank 1, paraphrases, neighbours, the facts that were
+not edited, perplexity of held-out text. Intervals are over seeds. Each
 model and each edit is kept under `--work`; an interrupted run goes on. The last line is one JSON object.
 
     python benchmarks/edit_quality.py --seeds 10 --work runs/edit_quality --out benchmarks/results/edit_quality.json
@@ -12,7 +13,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -43,27 +44,38 @@ COLUMNS = {
 PLAIN = ("neighbourhood_drop", "perplexity_factor", "seconds")
 
 
-def configs(tiny: EditConfig) -> dict[str, EditConfig]:
-    """The recipe's settings, and for the other methods what a few trials on the first seed gave."""
+@dataclass(frozen=True)
+class Way:
+    """One way to edit: settings, and whether the facts' rewordings are used."""
+
+    config: EditConfig
+    rewordings: bool = True
+
+
+def ways(tiny: EditConfig) -> dict[str, Way]:
+    """The recipe's settings; for the other methods what a few trials on the first seed gave."""
+    alone = replace(tiny, layers=(0,), refine_steps=0, n_prefixes=6)
     return {
-        "memit": tiny,
-        "memit as published": replace(tiny, refine_steps=0, context_weight=0.0),
-        "alphaedit": replace(tiny, method="alphaedit", null_share=0.1),
-        "rome": replace(tiny, method="rome", layers=(0,), refine_steps=0),
-        "ft": replace(tiny, method="ft", layers=(0,), norm_constraint=0.02, ft_learning_rate=2e-3),
+        "memit": Way(tiny),
+        "memit, prompt only": Way(replace(tiny, n_prefixes=6), rewordings=False),
+        "memit as published": Way(replace(tiny, n_prefixes=6, refine_steps=0, context_weight=0.0), rewordings=False),
+        "alphaedit": Way(replace(tiny, method="alphaedit", null_share=0.1)),
+        "rome": Way(replace(alone, method="rome"), rewordings=False),
+        "ft": Way(replace(alone, method="ft", norm_constraint=0.02, ft_learning_rate=2e-3), rewordings=False),
     }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--first", type=int, default=0, help="first seed; several processes can share the work folder")
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--work", type=Path, default=Path("runs/edit_quality"), help="where models and edits are kept")
     parser.add_argument("--out", type=Path)
     chosen = parser.parse_args()
-    found = {method: [] for method in configs(EditConfig())}  # type: dict[str, list[dict[str, float]]]
-    for seed in range(chosen.seeds):
-        for method, measured in measure_seed(seed, chosen.work / f"seed-{seed}").items():
-            found[method].append(measured)
+    found: dict[str, list[dict[str, float]]] = {way: [] for way in ways(EditConfig())}
+    for seed in range(chosen.first, chosen.first + chosen.seeds):
+        for way, measured in measure_seed(seed, chosen.work / f"seed-{seed}").items():
+            found[way].append(measured)
         record = summary(found)
         print(table(record), flush=True)
     finish(record, chosen.out)
@@ -76,22 +88,23 @@ def measure_seed(seed: int, folder: Path) -> dict[str, dict[str, float]]:
     pipeline.make_base()
     model: GPT | None = None
     results = {}
-    for method, config in configs(recipe.edit).items():
-        path = folder / f"{method.replace(' ', '_')}.json"
+    for name, way in ways(recipe.edit).items():
+        path = folder / f"{name.replace(', ', '-').replace(' ', '-')}.json"
         if not path.exists():
             model = model or pipeline.load("base")
-            write_json(path, dict(measure(pipeline, model, config)))
-        results[method] = {name: float(str(value)) for name, value in read_json(path).items()}
+            write_json(path, dict(measure(pipeline, model, way)))
+        results[name] = {score: float(str(value)) for score, value in read_json(path).items()}
     return results
 
 
-def measure(pipeline: Pipeline, model: GPT, config: EditConfig) -> dict[str, float]:
+def measure(pipeline: Pipeline, model: GPT, way: Way) -> dict[str, float]:
     """Edit the fifty facts, measure, and leave the model as it was."""
     assert model.tokenizer is not None
     text = pipeline.held_out_blocks(model.tokenizer, model.config.block_size)
     others = [question for question in pipeline.questions() if question.group == "recall"]
     blocks = pipeline.ordinary_text(model)
-    patch = edit_model(model, pipeline.facts, config, covariance_blocks=blocks)
+    facts = [fact if way.rewordings else replace(fact, rewordings=()) for fact in pipeline.facts]
+    patch = edit_model(model, facts, way.config, covariance_blocks=blocks)
     scores = score_patch(model, patch, text=text)
     before = fact_metrics(recall(model, others))["recall"].value
     with patch.applied(model):

@@ -42,6 +42,7 @@ def direct(model: GPT, blocks: Tensor, layer: int) -> np.ndarray:
 
 def test_one_pass_equals_the_direct_computation(model: GPT, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(covariance_module, "BATCH_TOKENS", 500)  # many small batches
+    monkeypatch.setattr(covariance_module, "BAND", 50)  # several, the last one narrower
     blocks = covariance_blocks()[:40]
     found = collect(model, blocks, layers=[0, 2], max_tokens=10**9, tolerance=0.0)
     assert list(found) == [0, 2]
@@ -69,11 +70,27 @@ def test_it_stops_when_converged_and_says_how_far(model: GPT, monkeypatch: pytes
 def test_the_change_is_between_half_and_all_of_the_tokens(model: GPT, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(covariance_module, "BATCH_TOKENS", 480)
     monkeypatch.setattr(covariance_module, "FIRST_CHECK_TOKENS", 480)
+    monkeypatch.setattr(covariance_module, "BAND", 50)
     blocks = covariance_blocks()
     half = collect(model, blocks, layers=[1], max_tokens=480, tolerance=0.0)[1]
     whole = collect(model, blocks, layers=[1], max_tokens=960, tolerance=0.0)[1]
     # 480 and 960 tokens begin with the same blocks
     assert whole.change == pytest.approx(float((whole.matrix - half.matrix).norm() / whole.matrix.norm()), rel=1e-6)
+
+
+def test_the_solvers_change_is_that_of_the_solutions() -> None:
+    """To first order: for a small change of C it is the difference of two solutions."""
+    generator = torch.Generator().manual_seed(0)
+    keys = torch.randn(4000, 20, generator=generator) @ torch.randn(20, 20, generator=generator)
+    total = covariance_module._Sum(20)
+    for part in keys.split(2000):
+        total.add(part)
+        total.check()
+    now, before = (part.double().T @ part.double() / len(part) for part in (keys, keys[:2000]))
+    probes = keys[:2000:62][:32].T.double()
+    exact, old = torch.linalg.solve(now, probes), torch.linalg.solve(before, probes)
+    expected = float(((exact - old).norm(dim=0) / exact.norm(dim=0)).mean())
+    assert total.result(0, tolerance=1.0).solve_change == pytest.approx(expected, rel=0.1)
 
 
 def test_the_cache_is_keyed_by_content(model: GPT, tmp_path: Path) -> None:

@@ -14,8 +14,9 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -27,7 +28,7 @@ from nanogpt_edit.progress import progress, say
 PROBES = 32
 FIRST_CHECK_TOKENS = 4096
 BATCH_TOKENS = 4096
-BLOCK_WIDTH = 512  # of the products that make up C
+BAND = 512  # rows of C made at once
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class Covariance:
     change: float
     """‖C − C at half the tokens‖ / ‖C‖."""
     solve_change: float
-    """The same of C⁻¹k on probe keys (mean over probes)."""
+    """The same of C⁻¹k on probe keys (mean over probes), to first order."""
     converged: bool
 
     def describe(self) -> str:
@@ -94,14 +95,14 @@ def collect(
 
 
 class _Sum:
-    """The running sum of one layer, and the means at the last two checks."""
+    """The running sum of one layer, and what it was at the last two checks; only the upper half of each is filled."""
 
     def __init__(self, width: int) -> None:
-        self.total = torch.zeros(width, width, dtype=torch.float64)  # its upper half is filled
+        self.total = torch.zeros(width, width, dtype=torch.float64)
         self.tokens = 0
         self.probes: Tensor | None = None  # (F, PROBES)
-        self.mean: Tensor | None = None
-        self.mean_before: Tensor | None = None
+        self.checked: tuple[Tensor, int] | None = None  # the sum and its tokens
+        self.checked_before: tuple[Tensor, int] | None = None
         self.change = float("inf")
 
     def add(self, keys: Tensor) -> None:
@@ -110,55 +111,82 @@ class _Sum:
         if self.probes is None:
             self.probes = keys[:: max(1, len(keys) // PROBES)][:PROBES].T.double().cpu()
         self.total = self.total.to(keys.device) if keys.device.type == "cuda" else self.total
-        for columns, rows, product in _upper_blocks(keys):
-            self.total[columns, rows] += product.to(self.total.device)
+        for rows, columns, product in _upper_blocks(keys):
+            self.total[rows, columns] += product.to(self.total.device)
         self.tokens += len(keys)
 
     def check(self) -> None:
         """Measure the change since the last check."""
-        self.mean_before, self.mean = self.mean, self._mean()
-        if self.mean_before is not None:
-            self.change = float((self.mean - self.mean_before).norm() / self.mean.norm())
+        self.checked_before, self.checked = self.checked, (self.total.cpu().clone(), self.tokens)
+        if self.checked_before is None:
+            return
+        (now, n), (before, m) = self.checked, self.checked_before
+        apart = size = 0.0
+        for rows in _bands(len(now)):
+            mean = now[rows, rows.start :] / n
+            size += _square(mean)
+            apart += _square(mean - before[rows, rows.start :] / m)
+        self.change = (apart / size) ** 0.5
 
     def result(self, layer: int, tolerance: float) -> Covariance:
-        assert self.mean is not None, "the sum was never checked"
+        assert self.checked is not None, "the sum was never checked"
+        matrix = _both_halves(*self.checked)
         return Covariance(
-            matrix=self.mean,
+            matrix=matrix,
             layer=layer,
             tokens=self.tokens,
             change=self.change,
-            solve_change=self._solve_change(),
+            solve_change=self._solve_change(matrix),
             converged=self.change < tolerance,
         )
 
-    def _solve_change(self) -> float:
-        if self.mean is None or self.mean_before is None or self.probes is None:
+    def _solve_change(self, matrix: Tensor) -> float:
+        """‖C⁻¹k − C_before⁻¹k‖ / ‖C⁻¹k‖ to first order in C − C_before, which is ‖C⁻¹(C − C_before) C⁻¹k‖ / ‖C⁻¹k‖ and
+        takes one factorisation instead of two."""
+        if self.checked_before is None or self.probes is None:
             return float("inf")
-        solved, before = (_solve_ridged(mean, self.probes) for mean in (self.mean, self.mean_before))
-        return float(((solved - before).norm(dim=0) / solved.norm(dim=0)).mean())
-
-    def _mean(self) -> Tensor:
-        """(F, F), both halves."""
-        upper = self.total.cpu().triu()
-        return (upper + upper.triu(1).T) / self.tokens
+        solve = _ridged_solver(matrix)
+        solved = solve(self.probes)
+        moved = solve(matrix @ solved - _both_halves(*self.checked_before) @ solved)
+        return float((moved.norm(dim=0) / solved.norm(dim=0)).mean())
 
 
 def _upper_blocks(keys: Tensor) -> Iterator[tuple[slice, slice, Tensor]]:
-    """kᵀk (F, F) in square blocks, only those on and above the diagonal: C is symmetric, so that is half the work."""
-    starts = range(0, keys.shape[1], BLOCK_WIDTH)
-    transposed = keys.T
-    for first in starts:
-        rows = slice(first, first + BLOCK_WIDTH)
-        # one product per row of blocks: wide enough to be fast
-        yield rows, slice(first, keys.shape[1]), transposed[rows] @ keys[:, first:]
+    """kᵀk (F, F) in bands, only on and above the diagonal: C is symmetric, so that is half the work."""
+    for rows in _bands(keys.shape[1]):
+        columns = slice(rows.start, keys.shape[1])  # one product per band: wide enough to be fast
+        yield rows, columns, keys.T[rows] @ keys[:, columns]
 
 
-def _solve_ridged(matrix: Tensor, columns: Tensor) -> Tensor:
-    """matrix⁻¹ columns, with 1e-6 of its mean eigenvalue added: early in the pass it may be singular."""
-    ridged = matrix + 1e-6 * matrix.trace() / len(matrix) * torch.eye(len(matrix), dtype=matrix.dtype)
+def _bands(width: int) -> list[slice]:
+    return [slice(first, min(first + BAND, width)) for first in range(0, width, BAND)]
+
+
+def _square(band: Tensor) -> float:
+    """What the band (B, F') of an upper half, from the diagonal on, adds to the squared norm of the whole matrix."""
+    on = band[:, : len(band)].triu()
+    return float(2 * band[:, len(band) :].square().sum() + 2 * on.square().sum() - on.diagonal().square().sum())
+
+
+def _both_halves(upper: Tensor, tokens: int) -> Tensor:
+    """The mean (F, F) of a sum of which only the upper half counts."""
+    mean = upper / tokens
+    for rows in _bands(len(mean)):
+        square = mean[rows, rows]
+        square.copy_(square.triu() + square.triu(1).T)
+        mean[rows.stop :, rows] = mean[rows, rows.stop :].T
+    return mean
+
+
+def _ridged_solver(matrix: Tensor) -> Callable[[Tensor], Tensor]:
+    """matrix⁻¹, with 1e-6 of its mean eigenvalue added: early in the pass it may be singular."""
+    ridged = matrix.clone()
+    ridged.diagonal().add_(1e-6 * matrix.trace() / len(matrix))
     factor, failed = torch.linalg.cholesky_ex(ridged)
     # float32 products can leave a singular matrix with an eigenvalue below −ridge; the general solver takes it
-    return torch.linalg.solve(ridged, columns) if bool(failed) else torch.cholesky_solve(columns, factor)
+    if bool(failed):
+        return partial(torch.linalg.solve, ridged)
+    return lambda columns: torch.cholesky_solve(columns, factor)
 
 
 def tensor_sha256(tensor: Tensor) -> str:
