@@ -251,7 +251,7 @@ class Pipeline(RunData):
         )
         held_out = self.held_out_blocks(model.tokenizer, model.config.block_size)
         scores = score_patch(model, patch, text=held_out)
-        patch = patch.bound_to(model)
+        patch = scores.kept_in(patch.bound_to(model))
         save_patch(patch, self.folder.edits / f"{name}.safetensors")
         scores.save(self.folder.edits, name, patch=patch)
         say(f"Edit: {scores.success.value:.0%} of {len(self.facts)} facts at rank 1, in {patch.seconds:.1f} s.")

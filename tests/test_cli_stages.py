@@ -139,7 +139,9 @@ def test_pretrain_makes_a_model_of_the_sizes_asked_for(sums: list[str], tmp_path
     assert (config.n_layer, config.n_head, config.n_embd) == (2, 2, 16)
 
 
-def test_edit_leaves_the_model_the_patch_and_the_scores(base: str, sums: list[str], tmp_path: Path) -> None:
+def test_edit_leaves_the_model_the_patch_and_the_scores(
+    base: str, sums: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     fact = {"prompt": "The capital of France is", "subject": "France", "target_new": "Rome", "target_true": "Paris"}
     (tmp_path / "mine.jsonl").write_text(json.dumps(fact) + "\n")
     settings = ["--edit.steps", "3", "--edit.n-prefixes", "0", "--edit.covariance-tokens", "4096"]
@@ -149,6 +151,9 @@ def test_edit_leaves_the_model_the_patch_and_the_scores(base: str, sums: list[st
     assert [found.target_new for found in patch.facts] == ["Rome"]
     (score,) = read_jsonl(out / "edits" / "mine.jsonl")
     assert score["target_new"] == "Rome"
+    assert patch.scores == (score,)
+    assert cli.main(["patch", "show", str(out / "edits" / "mine.safetensors")]) == 0
+    assert f"Paris → Rome  (rank {score['rank_before']} → {score['rank_after']})" in capsys.readouterr().out
     edited = load(out / "edited")
     patch.revert(edited)
     assert fingerprint(edited) == fingerprint(load(base))

@@ -119,10 +119,20 @@ def show(chosen: Show) -> int:
     print(f"{found.describe()}, {found.seconds:.1f} s, {found.created or 'no date'}")
     for number, edited in enumerate(found.edited):
         fact = edited.fact
-        print(f"{number:>4}  {fact.prompt}  {fact.target_true or '?'} → {fact.target_new}")
+        print(f"{number:>4}  {fact.prompt}  {fact.target_true or '?'} → {fact.target_new}{_rank(found, number)}")
     for layer, update in found.layers.items():
-        print(f"layer {layer}: expects weights {update.expected_sha256[:16]}…, ‖ΔW‖ {float(update.delta().norm()):.3g}")
+        text = f", covariance {update.covariance_sha256[:16]}…" if update.covariance_sha256 else ""
+        norm = float(update.delta().norm())
+        print(f"layer {layer}: expects weights {update.expected_sha256[:16]}…{text}, ‖ΔW‖ {norm:.3g}")
     return 0
+
+
+def _rank(found: EditPatch, number: int) -> str:
+    """What became of a fact, where it was measured."""
+    if not found.scores:
+        return ""
+    score = found.scores[number]
+    return f"  (rank {score['rank_before']} → {score['rank_after']})"
 
 
 def apply(chosen: Apply) -> int:

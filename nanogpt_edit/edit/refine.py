@@ -35,7 +35,7 @@ from nanogpt_edit.model.sites import SiteKey, patch
 from nanogpt_edit.progress import progress
 
 CHUNK_TOKENS = 16_384  # tokens in one forward pass; bounds memory, does not change the result
-POOL_ROWS, KL_ROWS = 256, 16  # rows of ordinary text kept, and looked at in a step
+POOL_ROWS, KL_ROWS = 1024, 32  # rows of ordinary text kept, and looked at in a step
 POOL_NUMBERS = 2**26  # most log-probabilities kept of them
 
 

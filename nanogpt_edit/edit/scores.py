@@ -106,6 +106,10 @@ class EditScores:
                 groups.setdefault(record.relation or "no relation", []).append(record)
         return dict(sorted(groups.items(), key=lambda group: -len(group[1])))
 
+    def kept_in(self, patch: EditPatch) -> EditPatch:
+        """The patch with these records, one per fact."""
+        return replace(patch, scores=tuple(asdict(record) for record in self.records))
+
     def summary(self, patch: EditPatch) -> dict[str, object]:
         """The contents of edits/<name>.json: the intervals, and how the patch was made."""
         means = {name: value for name, value in asdict(self).items() if name != "records"}
