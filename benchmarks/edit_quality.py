@@ -1,10 +1,10 @@
 """How good the edits of the `tiny` recipe are, over several seeds and all methods.
 
-For every seed a base model is trained from nothing (another initialisation, other data order), its fifty facts are
+For every seed the recipe is run up to `--stage` (another initialisation, other data order), and the fifty facts are
 edited by memit (as in the recipe; with no other wording than the prompt; as published), rome (one after the other),
-alphaedit and ft, and everything is measured on the edited model: rank 1, paraphrases, neighbours, the facts that were
-not edited, perplexity of held-out text. Intervals are over seeds. Each
-model and each edit is kept under `--work`; an interrupted run goes on. The last line is one JSON object.
+alphaedit and ft. Everything is measured on the edited model: rank 1, paraphrases, neighbours, the facts that were not
+edited, perplexity of held-out text. Intervals are over seeds. Each model and each edit is kept under `--work`; an
+interrupted run goes on. The last line is one JSON object.
 
     python benchmarks/edit_quality.py --seeds 10 --work runs/edit_quality --out benchmarks/results/edit_quality.json
 """
@@ -26,7 +26,7 @@ from nanogpt_edit.evaluate.facts import fact_metrics, recall
 from nanogpt_edit.evaluate.stats import bootstrap_mean
 from nanogpt_edit.files import read_json, write_json
 from nanogpt_edit.model.gpt import GPT
-from nanogpt_edit.pipeline import Pipeline
+from nanogpt_edit.pipeline import STAGES, Pipeline
 from nanogpt_edit.recipe import load_recipe
 from nanogpt_edit.run_folder import RunFolder
 
@@ -69,29 +69,31 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--first", type=int, default=0, help="first seed; several processes can share the work folder")
     parser.add_argument("--seeds", type=int, default=10)
+    parser.add_argument("--stage", choices=STAGES[:3], default="grpo", help="the model that is edited")
     parser.add_argument("--work", type=Path, default=Path("runs/edit_quality"), help="where models and edits are kept")
     parser.add_argument("--out", type=Path)
     chosen = parser.parse_args()
     found: dict[str, list[dict[str, float]]] = {way: [] for way in ways(EditConfig())}
     for seed in range(chosen.first, chosen.first + chosen.seeds):
-        for way, measured in measure_seed(seed, chosen.work / f"seed-{seed}").items():
+        for way, measured in measure_seed(seed, chosen.work / f"seed-{seed}", chosen.stage).items():
             found[way].append(measured)
-        record = summary(found)
+        record = summary(found, chosen.stage)
         print(table(record), flush=True)
     finish(record, chosen.out)
 
 
-def measure_seed(seed: int, folder: Path) -> dict[str, dict[str, float]]:
-    """One base model, every method; what is there already is read."""
+def measure_seed(seed: int, folder: Path, stage: str) -> dict[str, dict[str, float]]:
+    """One model, every method; what is there already is read."""
     recipe = replace(load_recipe("tiny"), seed=seed)
     pipeline = Pipeline(recipe, RunFolder(folder), torch.device("cpu"))
-    pipeline.make_base()
+    for make in (pipeline.make_base, pipeline.make_sft, pipeline.make_grpo)[: 1 + STAGES.index(stage)]:
+        make()
     model: GPT | None = None
     results = {}
     for name, way in ways(recipe.edit).items():
-        path = folder / f"{name.replace(', ', '-').replace(' ', '-')}.json"
+        path = folder / f"edited-{stage}" / f"{name.replace(', ', '-').replace(' ', '-')}.json"
         if not path.exists():
-            model = model or pipeline.load("base")
+            model = model or pipeline.load(stage)
             write_json(path, dict(measure(pipeline, model, way)))
         results[name] = {score: float(str(value)) for score, value in read_json(path).items()}
     return results
@@ -123,13 +125,14 @@ def measure(pipeline: Pipeline, model: GPT, way: Way) -> dict[str, float]:
     }
 
 
-def summary(found: dict[str, list[dict[str, float]]]) -> dict[str, object]:
+def summary(found: dict[str, list[dict[str, float]]], stage: str) -> dict[str, object]:
     """Means with 95% intervals over seeds."""
     rows = {method: {name: mean([one[name] for one in seeds]) for name in COLUMNS} for method, seeds in found.items()}
     ours = rows["memit"]
     return {
         "name": "edit_quality",
         "seeds": len(found["memit"]),
+        "stage": stage,
         "unit": "shares of 50 facts, means over seeds with 95% intervals",
         "ours": {name: ours[name]["value"] for name in GOALS},
         "goal": GOALS,
