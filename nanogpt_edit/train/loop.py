@@ -227,28 +227,32 @@ class Trainer:
         return self.step % self.config.evaluate_every == 0 or self.step == self.config.steps - 1
 
     def keep_if_best(self, score: float) -> bool:
-        """Keep a copy of the weights when `score` (higher is better) beats all before."""
-        if score <= self.best_score:
+        """Keep a copy of the weights when no `score` before (higher is better) was higher.
+
+        Of equals the last is kept: where validation cannot tell them apart, the one that was trained for longer.
+        """
+        if not score >= self.best_score:  # nor one that is no number
             return False
         self.best_score = score
-        states.save_best(self.state, dict(self.model.named_parameters()), {"score": score}, shards=self.shard)
+        notes = {"score": score, "step": self.step}
+        states.save_best(self.state, dict(self.model.named_parameters()), notes, shards=self.shard)
         return True
 
     def finish(self, keep: Keep) -> None:
         """Leave the best weights in the model, or the last; with "both" the last ones are the newest saved state."""
         if keep == "both":
             self.save_state()
-        if keep != "last":
-            self.use("best")
+        if keep != "last" and (best := self.use("best")) is not None:
+            say(f'{self.label}: kept are the weights of step {best["step"]}, the best on validation (keep = "{keep}").')
         self.model.activation_checkpointing = False
         self.model.eval()
 
-    def use(self, which: Literal["best", "last"]) -> None:
-        """Put the best weights, or those of the newest saved state, into the model."""
+    def use(self, which: Literal["best", "last"]) -> dict[str, float] | None:
+        """Put the best weights, or those of the newest saved state, into the model -> notes of the state, if any."""
         if which == "last":
-            states.load_newest(self.state, self._place)
-        elif (best := states.best_of(self.state)) is not None:
-            states.load(best, self._place)
+            return states.load_newest(self.state, self._place)
+        best = states.best_of(self.state)
+        return None if best is None else states.load(best, self._place)
 
     def clear(self) -> None:
         """Delete the saved states; called once the stage's model directory is safe."""
