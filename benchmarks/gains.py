@@ -1,0 +1,177 @@
+"""What each optimisation of the engine and of the training step gains: with it and without it, alternately.
+
+On GPT-2's sizes with random weights. Without it means the simple way that the tests compare with: padded rows, all
+logits at once, one product for the whole vocabulary, and so on. Seconds are medians over the rounds after a warm-up;
+what was expected of each, and from what, is in docs/performance.md. The last line is one JSON object.
+
+    python benchmarks/gains.py --data DIR --out benchmarks/results/gains.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from statistics import median
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from gpt2 import SIZES, problems_and_tokenizer, write
+from machine import finish, matrix_peak
+from torch import Tensor
+
+from nanogpt_edit.data.batch import Batch
+from nanogpt_edit.data.problems import to_samples
+from nanogpt_edit.engine.engine import Engine
+from nanogpt_edit.engine.sampling import Sampling
+from nanogpt_edit.model import gpt
+from nanogpt_edit.model.gpt import GPT
+from nanogpt_edit.train import chunked_loss, packed, sft
+
+Work = Callable[[], object]
+TARGETS = 512  # of the losses that are timed alone
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, help="folder with gsm8k/ and gpt2_tokenizer/; default: the embedded world")
+    parser.add_argument("--size", choices=SIZES, default="gpt2")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--out", type=Path, help="file for the result")
+    chosen = parser.parse_args()
+    peak = matrix_peak()
+    with tempfile.TemporaryDirectory() as folder:
+        problems, tokenizer = problems_and_tokenizer(chosen.data)
+        model = write(chosen.size, tokenizer, Path(folder) / "model")
+    samples, _ = to_samples(problems[:8], tokenizer, block_size=1024)
+    batch = next(sft.micro_batches(samples, max_tokens=16_384, pad_id=0))
+    works = {
+        "rows without padding": (lambda: step(model, batch), simple(sft, completion_loss_sum=padded_loss_sum)),
+        "packing moves its gradient": (lambda: step(model, batch), simple(packed, _Move=Selected)),
+        "loss in chunks": (head_loss(model), simple(chunked_loss, CHUNK_NUMBERS=2**40)),
+        "log-probabilities kept once": (head_logprobs(model), simple(chunked_loss, head_logprobs=plain_logprobs)),
+        "vocabulary in blocks, 64 rows": (decode(model, prompts=8), simple(gpt, VOCABULARY_BLOCK=2**40)),
+        "vocabulary in blocks, 8 rows": (decode(model, prompts=1), simple(gpt, VOCABULARY_BLOCK=2**40)),
+        "clipping only what is too long": (lambda: norm_of(model), simple_scaling(model)),
+    }
+    found = {}
+    for name, (work, without) in works.items():
+        seconds = alternate(work, without, rounds=chosen.rounds)
+        found[name] = {**seconds, "saved": 1 - seconds["with"] / seconds["without"]}
+        print(name, found[name], flush=True)
+    finish(
+        {
+            "name": "gains",
+            "model": f"{chosen.size}, random weights, float32",
+            "unit": "seconds, median",
+            "ours": {name: each["with"] for name, each in found.items()},
+            "peer": {name: each["without"] for name, each in found.items()},
+            "ratio": {name: each["without"] / each["with"] for name, each in found.items()},
+            "goal": "reported",
+            "matrix_peak_gflops": peak / 1e9,
+        },
+        chosen.out,
+        details={"parts": found, "tokens": {"real": int(batch.lengths.sum()), "padded": batch.token_ids.numel()}},
+    )
+
+
+def alternate(work: Work, without: Any, *, rounds: int) -> dict[str, float]:
+    """Median seconds of `work` as it is, and inside `without`."""
+    seconds: dict[str, list[float]] = {"with": [], "without": []}
+    for number in range(rounds + 1):
+        for name in ("with", "without"):
+            started = time.perf_counter()
+            if name == "with":
+                work()
+            else:
+                with without():
+                    work()
+            if number:
+                seconds[name].append(time.perf_counter() - started)
+    return {name: median(each) for name, each in seconds.items()}
+
+
+def simple(module: Any, **replacements: Any) -> Callable[[], Any]:
+    """A context in which a module has the simple way instead."""
+    return lambda: patch.multiple(module, **replacements)
+
+
+def step(model: GPT, batch: Batch) -> None:
+    """Forward and backward of one batch."""
+    sft.completion_loss_sum(model, batch).backward()
+    model.zero_grad(set_to_none=True)
+
+
+def padded_loss_sum(model: GPT, batch: Batch) -> Tensor:
+    states = model.hidden(batch.token_ids[:, :-1])
+    predicted = batch.loss_mask.bool()[:, 1:]
+    return chunked_loss.head_cross_entropy_sum(states[predicted], model.head_weight, batch.token_ids[:, 1:][predicted])
+
+
+class Selected:
+    """The same move as a selection, whose gradient autograd adds up at indices."""
+
+    @staticmethod
+    def apply(x: Tensor, there: Tensor, back: Tensor, nobodys: Tensor | None) -> Tensor:
+        return x.index_select(0, there)
+
+
+def states_of(model: GPT) -> tuple[Tensor, Tensor]:
+    states = torch.randn(TARGETS, model.config.n_embd, generator=torch.Generator().manual_seed(0))
+    return states.requires_grad_(), torch.randint(0, 3000, (TARGETS,), generator=torch.Generator().manual_seed(0))
+
+
+def head_loss(model: GPT) -> Work:
+    states, targets = states_of(model)
+
+    def work() -> None:
+        chunked_loss.head_cross_entropy_sum(states, model.head_weight, targets).backward()
+        model.zero_grad(set_to_none=True)
+
+    return work
+
+
+def head_logprobs(model: GPT) -> Work:
+    states, targets = states_of(model)
+
+    def work() -> None:
+        logprobs, entropy = chunked_loss.head_logprobs(states, model.head_weight, targets, temperature=1.0)
+        (logprobs * torch.linspace(-1, 1, TARGETS) - 0.01 * entropy).sum().backward()
+        model.zero_grad(set_to_none=True)
+
+    return work
+
+
+def plain_logprobs(states: Tensor, weight: Tensor, targets: Tensor, *, temperature: float) -> tuple[Tensor, Tensor]:
+    logprobs = ((states @ weight.T) / temperature).log_softmax(dim=-1)
+    return logprobs.gather(1, targets[:, None]).squeeze(1), -(logprobs.exp() * logprobs).sum(dim=-1)
+
+
+def decode(model: GPT, *, prompts: int) -> Work:
+    """Sixteen tokens by eight samples of each prompt of 64 tokens."""
+    engine = Engine(model)
+    asked = [[(7 * token + row) % 3000 for token in range(64)] for row in range(prompts)]
+    return lambda: engine.generate(asked, n=8, sampling=Sampling(max_new_tokens=16))
+
+
+def norm_of(model: GPT) -> None:
+    torch.nn.utils.get_total_norm([weight.detach() for weight in model.parameters()])
+
+
+def simple_scaling(model: GPT) -> Callable[[], Any]:
+    """Multiplying by one as well, as `clip_grad_norm_` does when nothing is too long."""
+
+    @contextmanager
+    def scaled() -> Iterator[None]:
+        torch._foreach_mul_([weight.detach() for weight in model.parameters()], torch.ones(()))
+        yield
+
+    return scaled
+
+
+if __name__ == "__main__":
+    main()
