@@ -30,6 +30,7 @@ from nanogpt_edit.train.doctor import (
     check_sft,
     check_signal,
     check_targets,
+    check_weights,
     first_rollout,
     training_bytes,
     verdict,
@@ -71,8 +72,8 @@ def test_a_healthy_start_is_one_line() -> None:
     findings = check_pretrain(tiny_model(), ["one text"], ["another"], SFT)
     assert [finding.level for finding in findings] == ["ok"] * 2
     findings = check_sft(tiny_model(), TRAIN, TEST, samples(), SFT)
-    assert [finding.level for finding in findings] == ["ok"] * 5
-    assert verdict(findings, stage="sft") == "Doctor before sft: 5 checks, all fine."
+    assert [finding.level for finding in findings] == ["ok"] * 6
+    assert verdict(findings, stage="sft") == "Doctor before sft: 6 checks, all fine."
     findings = check_grpo(tiny_model(), TRAIN, TEST, replace(CONFIG, rewards={"format": 1.0, "length": 0.1}), seed=0)
     levels = {finding.check: finding.level for finding in findings}
     assert levels.pop("signal") in ("ok", "warn")  # an untrained model writes what it writes
@@ -169,6 +170,16 @@ def test_examples_that_do_not_fit() -> None:
 
 
 # The model
+
+
+def test_a_weight_that_is_no_number() -> None:
+    model = tiny_model()
+    with torch.no_grad():
+        model.embed.weight[3, 2] = torch.nan
+    finding = check_weights(model)
+    assert finding.level == "fail"
+    assert finding.found == "1 tensors hold values that are not finite (the first: embed.weight)"
+    assert finding in check_sft(model, TRAIN, TEST, samples(), SFT)
 
 
 def test_a_trainer_at_another_temperature_than_the_sampler() -> None:

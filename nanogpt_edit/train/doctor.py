@@ -82,6 +82,7 @@ def check_sft(
         check_prompts(problems, [to_sample(problem, tokenizer) for problem in problems], tokenizer),
         check_leak(train, test),
         check_lengths(samples, problems=len(train), block_size=model.config.block_size),
+        check_weights(model),
         check_memory(training_bytes(model, config), available_bytes(model.device)),
     ]
 
@@ -231,6 +232,19 @@ def check_lengths(samples: Sequence[Sample], *, problems: int, block_size: int) 
 
 
 # --- the model ---------------------------------------------------------------------------------------------------
+
+
+def check_weights(model: GPT) -> Finding:
+    """Is every weight a number? (Generation refuses a model of which this is not so; SFT would skip every step.)"""
+    broken = [name for name, weight in model.named_parameters() if not weight.isfinite().all()]
+    if not broken:
+        return Finding("weights", "ok", "all are finite numbers")
+    return Finding(
+        "weights",
+        "fail",
+        f"{len(broken)} tensors hold values that are not finite (the first: {broken[0]})",
+        "take an earlier checkpoint, or fetch the model again",
+    )
 
 
 def check_agreement(model: GPT, groups: Sequence[RolloutGroup], config: GRPOConfig) -> list[Finding]:

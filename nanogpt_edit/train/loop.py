@@ -204,7 +204,8 @@ class Trainer:
             self.save_state()  # skipped steps have not touched the weights
             raise UserError(
                 f"{self.label}: {SKIPS_ALLOWED} steps in a row had a gradient that is not finite, up to step "
-                f"{self.step}. The last good state is kept in {self.state}; lower the learning rate."
+                f"{self.step}. The last good state is kept in {self.state}; begin again in another folder, with a "
+                f"lower learning_rate."
             )
         return norm
 
