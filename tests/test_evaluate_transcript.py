@@ -7,6 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nanogpt_edit.evaluate.transcript import (
+    STYLES,
+    completion_text,
     count_tokens,
     token_kinds,
     transcript_lines,
@@ -77,6 +79,16 @@ def test_in_a_terminal_thinking_is_dim_and_the_answer_bright(tokenizer: Tokenize
     styles = {text.plain[span.start : span.end].split()[-1]: str(span.style) for span in text.spans}
     assert styles["'b'"] == "dim"
     assert "bold" in styles["'7'"]
+
+
+def test_a_completions_text_is_styled_where_it_thinks_and_answers() -> None:
+    shown = completion_text("<think>3\n+4</think> x <answer>7</answer> y")
+    spans = {shown.plain[span.start : span.end]: span.style for span in shown.spans}
+    tags = dict.fromkeys(("<think>", "</think>", "<answer>", "</answer>"), STYLES["tag"])
+    assert spans == {"3\n+4": "dim", "7": "bold green", **tags}
+    (thought, tag) = completion_text("<think>cut").spans
+    assert (thought.start, thought.end, thought.style) == (7, 10, "dim")
+    assert tag.style == STYLES["tag"]
 
 
 def test_the_record_is_json_with_a_kind_per_token(tokenizer: Tokenizer) -> None:

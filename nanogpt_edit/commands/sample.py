@@ -14,7 +14,7 @@ from nanogpt_edit.devices import choose_device
 from nanogpt_edit.edit.contexts import tokenizer_of
 from nanogpt_edit.engine.sampling import Sampling
 from nanogpt_edit.errors import UserError
-from nanogpt_edit.evaluate.transcript import count_tokens, transcript_text
+from nanogpt_edit.evaluate.transcript import completion_text, count_tokens, transcript_text
 from nanogpt_edit.generation import generate
 from nanogpt_edit.model.checkpoint import load
 
@@ -53,5 +53,5 @@ def sample(arguments: list[str]) -> int:
         if chosen.transcript:
             console.print(transcript_text(prompt_ids(chosen.prompt, tokenizer), found.token_ids, tokenizer))
         else:
-            console.print(found.text, markup=False)
+            console.print(completion_text(found.text))
     return 0

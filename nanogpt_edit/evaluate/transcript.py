@@ -73,6 +73,15 @@ def transcript_text(prompt_ids: Sequence[int], completion_ids: Sequence[int], to
     )
 
 
+def completion_text(text: str) -> Text:
+    """A completion's text for a terminal, in the same styles: `<think>3 + 4 = 7</think><answer>7</answer>`."""
+    shown = Text(text)
+    shown.highlight_regex(r"(?s)(?<=<think>).*?(?=</think>|<answer>|\Z)", STYLES["think"])
+    shown.highlight_regex(r"(?s)(?<=<answer>).*?(?=</answer>|\Z)", STYLES["answer"])
+    shown.highlight_regex(r"</?(?:think|answer)>", STYLES["tag"])
+    return shown
+
+
 def transcript_lines(prompt_ids: Sequence[int], completion_ids: Sequence[int], tokenizer: Tokenizer) -> list[str]:
     """The same as plain lines, such as `[ 24] id=50257 *** <think> ***` and `[ 27] id=  513 ' 3'`."""
     return transcript_text(prompt_ids, completion_ids, tokenizer).plain.split("\n")
