@@ -102,6 +102,7 @@ class Pipeline(RunData):
     def prepare(self) -> None:
         """Read and check all data before anything long begins."""
         self.check_problems()
+        _ = self.extra_text  # first read by the edit of a model that was not pretrained here: hours later
         facts, problems = len(self.world.statements), len(self.problems.train)
         say(f"World: {facts} facts, {problems} problems, {len(self.facts)} edits to come.")
 

@@ -4,7 +4,8 @@ what a given model can take of them."""
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -25,6 +26,7 @@ from nanogpt_edit.data.text import read_text, token_blocks
 from nanogpt_edit.data.world import World, make_world
 from nanogpt_edit.edit.fact_files import read_facts
 from nanogpt_edit.edit.facts import Fact, states_old_answer
+from nanogpt_edit.errors import UserError
 from nanogpt_edit.evaluate.facts import Question
 from nanogpt_edit.evaluate.text import held_out_text
 from nanogpt_edit.model.gpt import GPT
@@ -36,6 +38,15 @@ from nanogpt_edit.train.pretrain import TokenStream, token_stream
 PROBLEM_SUFFIXES = (".jsonl", ".json")
 PRETRAINED = "pretrained for"  # begins the lineage of models that have learned the world
 HELD_OUT_DOCUMENTS, HELD_OUT_TOKENS = 400, 64
+
+
+@contextmanager
+def about(field: str) -> Iterator[None]:
+    """Errors inside say which field of the recipe named the source: it may be one that a person never typed."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{field}: {error}") from None
 
 
 @dataclass
@@ -68,7 +79,8 @@ class RunData:
                 return []
             say(f"Base text: {beside} is read too, as it stands beside the problems (--pretrain.text none: leave out).")
             source = str(beside)
-        return [] if source in (None, "none") else read_text(source)
+        with about("pretrain.text"):
+            return [] if source in (None, "none") else read_text(source)
 
     @property
     def sentences(self) -> tuple[str, ...]:
@@ -95,7 +107,8 @@ class RunData:
     def held_out_blocks(self, tokenizer: Tokenizer, block_size: int) -> Tensor:
         """Blocks of `evaluate.text`, or of the questions of the validation problems."""
         if self.recipe.evaluate.text is not None:
-            return held_out_text(self.recipe.evaluate.text, tokenizer, block_size=block_size)
+            with about("evaluate.text"):
+                return held_out_text(self.recipe.evaluate.text, tokenizer, block_size=block_size)
         return token_blocks(self.held_out, tokenizer, block_size=min(HELD_OUT_TOKENS, block_size))
 
     def ordinary_text(self, model: GPT) -> Tensor:
@@ -172,9 +185,10 @@ class RunData:
                 return self.stream(tokenizer)
             say(f"sft: no base text of {self.recipe.model.source} is here, so nothing is replayed (sft.replay_source).")
             return None
-        if Path(source).suffix in PROBLEM_SUFFIXES or (Path(source) / "train.jsonl").exists():
-            return self.samples(read_problems(source, split="train"), model, "sft replay")
-        return token_stream(read_text(source), tokenizer, context_tokens=config.replay_tokens)
+        with about("sft.replay_source"):
+            if Path(source).suffix in PROBLEM_SUFFIXES or (Path(source) / "train.jsonl").exists():
+                return self.samples(read_problems(source, split="train"), model, "sft replay")
+            return token_stream(read_text(source), tokenizer, context_tokens=config.replay_tokens)
 
     def fitting(self, problems: Sequence[Problem], model: GPT, *, room: int, what: str) -> list[Problem]:
         """The problems whose question leaves `room` tokens for a completion; how many do not is said."""

@@ -127,6 +127,19 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_weights(finished: Path, tmp
     assert fingerprints(out) == fingerprints(finished)
 
 
+def test_data_of_late_stages_is_looked_for_first(tmp_path: Path) -> None:
+    for recipe, sentence in (
+        (
+            replace(MICRO, pretrain=replace(MICRO.pretrain, text="no/such.txt")),
+            "pretrain.text: no/such.txt: no such file",
+        ),
+        (replace(MICRO, grpo=replace(MICRO.grpo, rewards={"lenght": 1.0})), 'did you mean "length"'),
+    ):
+        with pytest.raises(UserError, match=sentence):
+            pipeline.run(recipe, tmp_path / "run")
+    assert not (tmp_path / "run" / "base").exists()
+
+
 def test_a_second_run_in_a_folder_in_use_is_refused(tmp_path: Path) -> None:
     folder = pipeline.RunFolder(tmp_path / "run")
     with folder.locked():
