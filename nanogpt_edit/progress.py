@@ -11,10 +11,13 @@ from rich.console import Console
 
 console = Console(file=sys.stderr, highlight=False, soft_wrap=True)
 PLAIN_INTERVAL_SECONDS = 10.0
+CLEAR_LINE = "\r\x1b[2K"
 
 
 def say(message: str, *, style: str | None = None) -> None:
     """Print one line to the person (standard error, so that results on standard output stay clean)."""
+    if console.is_terminal and not console.quiet:
+        console.file.write(CLEAR_LINE)  # of a live line, which comes again with its next update
     console.print(message, style=style, markup=False)
 
 
@@ -27,6 +30,7 @@ class Progress:
         self.started = time.perf_counter()
         self._shown = self.started
         self._live = console.is_terminal and not console.quiet
+        self._line_shown = ""
 
     def update(self, done: int, **values: float | str) -> None:
         """Show that `done` of `total` units are finished, with `values` such as loss=1.23."""
@@ -37,7 +41,8 @@ class Progress:
         self._shown = now
         line = self._line(now, values)
         if self._live:
-            console.file.write("\r\x1b[2K" + line[: console.width - 1])
+            self._line_shown = line[: console.width - 1]
+            console.file.write(CLEAR_LINE + self._line_shown)
             console.file.flush()
         else:
             say(line)
@@ -53,8 +58,8 @@ class Progress:
 
     def close(self) -> None:
         """Leave the last line standing."""
-        if self._live and self.done:
-            console.file.write("\n")
+        if self._live and self._line_shown:
+            console.file.write(f"{CLEAR_LINE}{self._line_shown}\n")
             console.file.flush()
 
 
