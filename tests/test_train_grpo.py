@@ -389,15 +389,16 @@ def test_a_step_without_signal_changes_nothing_and_says_why(tmp_path: Path, monk
     said: list[str] = []
     monkeypatch.setattr(grpo_module, "say", said.append)
     monkeypatch.setattr(grpo_module, "why_stalled", lambda metrics: f"dropped {metrics['groups_dropped']}")
+    monkeypatch.setattr(grpo_module, "QUIET_STEPS", 2)
     model = tiny_model()
-    settings = config(steps=2, rewards={"test_train_grpo:constant": 1.0}, kl_coef=0.1, weight_decay=0.1, keep="last")
+    settings = config(steps=3, rewards={"test_train_grpo:constant": 1.0}, kl_coef=0.1, weight_decay=0.1, keep="last")
     log = run(model, settings, tmp_path)
     assert fingerprint(model) == fingerprint(tiny_model())
-    assert [line["groups_dropped"] for line in log] == [1, 1]
-    assert [line["updates"] for line in log] == [0, 0]
+    assert [line["groups_dropped"] for line in log] == [1, 1, 1]
+    assert [line["updates"] for line in log] == [0, 0, 0]
     for name in ("loss", "kl", "entropy", "grad_norm", "sampler_gap", "clip_low_share"):
-        assert [line[name] for line in log] == [None, None], name  # not measured, which is not 0
-    assert said == ["grpo: step 0: dropped 1.0"]  # once, while the reason stays the same
+        assert [line[name] for line in log] == [None] * 3, name  # not measured, which is not 0
+    assert said == ["grpo: step 0: dropped 1.0", "grpo: step 2: dropped 1.0"]  # once, and again only after a while
 
 
 def test_the_reasons_of_a_stall_in_words() -> None:

@@ -32,6 +32,7 @@ from nanogpt_edit.train.policy_update import update
 from nanogpt_edit.train.rollout_log import write_rollouts
 from nanogpt_edit.train.rollouts import describe, rollouts, why_stalled
 
+QUIET_STEPS = 20  # from one sentence about a stall to the next
 SHOWN = ("accuracy", "well_formed", "entropy", "mean_tokens", "val_pass_at_1")
 
 
@@ -55,7 +56,7 @@ def grpo(
     reference = copy.deepcopy(model).eval() if config.kl_coef > 0 else None
     trainer = Trainer(model, config, label="grpo", state=state, log=log, shard=shard)
     engine = Engine(trainer.whole_model, max_slots=config.problems_per_step * config.group_size)
-    stalled: str | None = None
+    quiet_until = 0
     for step in trainer.steps():
         model.eval()  # no dropout in reinforcement learning: the policy that is trained is the one that was sampled
         metrics: dict[str, float] = {}
@@ -96,9 +97,9 @@ def grpo(
             tokens=sum(group.tokens for group in groups),
             shown=[name for name in SHOWN if math.isfinite(metrics.get(name, math.nan))],
         )
-        if (reason := why_stalled(metrics)) and reason != stalled:
+        if step >= quiet_until and (reason := why_stalled(metrics)):
             say(f"grpo: step {step}: {reason}")
-        stalled = reason
+            quiet_until = step + QUIET_STEPS
         if metrics["well_formed"] < config.stop_below and was_well_formed(log, config.stop_below):
             say(
                 f"grpo: step {step}: only {metrics['well_formed']:.0%} of the completions are well-formed (stop_below "
