@@ -62,6 +62,15 @@ def atomic_directory(path: Path) -> Iterator[Path]:
         shutil.rmtree(replaced, ignore_errors=True)
 
 
+def make_folder(path: Path) -> None:
+    """Make the folder and those above it where they are missing. Raises UserError where none can be."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        reason = (error.strerror or "failed").lower()
+        raise UserError(f"{path}: no folder can be made there ({reason}); choose another place.") from None
+
+
 def write_text(path: Path, text: str) -> None:
     """Write `text` as UTF-8, atomically."""
     with atomic_file(path) as temporary:

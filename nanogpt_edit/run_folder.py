@@ -17,7 +17,7 @@ import torch
 
 from nanogpt_edit import processes
 from nanogpt_edit.errors import UserError
-from nanogpt_edit.files import read_json, write_json
+from nanogpt_edit.files import make_folder, read_json, write_json
 from nanogpt_edit.recipe import Recipe, load_recipe, save_recipe
 from nanogpt_edit.settings import differences
 
@@ -82,7 +82,7 @@ class RunFolder:
         if not processes.is_first():
             yield
             return
-        self.path.mkdir(parents=True, exist_ok=True)
+        make_folder(self.path)
         with (self.path / ".lock").open("a+") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

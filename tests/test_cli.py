@@ -124,7 +124,7 @@ def test_arguments_fill_the_dataclass() -> None:
     ("arguments", "sentence"),
     [
         (["--train.stepz", "3"], "unrecognized options: --train.stepz, 3; did you mean --train.steps?"),
-        (["--train.steps", "ten"], "error parsing --train.steps: invalid literal for int() with base 10: 'ten'."),
+        (["--train.steps", "ten"], "error parsing --train.steps: 'ten' is not a whole number."),
         (["--train.mode", "median"], "invalid choice 'median' for argument '--train.mode'."),
         (["--train.steps", "-1"], "steps must not be negative, found -1."),
     ],

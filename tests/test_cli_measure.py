@@ -85,6 +85,8 @@ def test_what_cannot_be_measured_is_one_line(saved: Path, tmp_path: Path, capsys
         (["compare", str(saved), str(tmp_path / "nowhere.jsonl")], "no evaluation of it at"),
         (["report", str(saved)], "not the folder of a run"),
         (["evaluate", str(saved), "--evaluate.samples", "0"], "samples is 0; it must be at least 1"),
+        (["evaluate", str(saved), "--evaluate.max-new-tokens", "0"], "max_new_tokens is 0; it must be at least 1"),
+        (["evaluate", str(saved), "--out", __file__], "no folder can be made there"),
         (["sample", str(saved), "--prompt", "x", "--n", "0"], "n is 0; ask for at least 1 completion"),
     ):
         assert cli.main(arguments) == 2

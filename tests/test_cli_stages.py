@@ -166,7 +166,9 @@ def test_edit_leaves_the_model_the_patch_and_the_scores(
         (["--sft.steps", "-1"], "steps is -1"),
         (["--sft.stepz", "1"], "did you mean --sft.steps?"),
         (["--threads", "0"], "threads is 0"),
-        (["--threads", "none", "--seed", "x"], "error parsing --seed"),
+        (["--threads", "none", "--seed", "x"], "error parsing --seed: 'x' is not a whole number."),
+        (["--sft.learning-rate", "low"], "error parsing --sft.learning-rate: 'low' is not a number."),
+        (["--out", __file__], "test_cli_stages.py: no folder can be made there (file exists)"),
         (["--sft.replay-source", "notes.txt"], "but replay is 0 and nothing of it would be mixed in"),
     ],
 )

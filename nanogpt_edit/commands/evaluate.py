@@ -18,6 +18,7 @@ from nanogpt_edit.edit.contexts import tokenizer_of
 from nanogpt_edit.evaluate.probes import PROBES
 from nanogpt_edit.evaluate.suite import EvaluateConfig, Skills, evaluate
 from nanogpt_edit.evaluate.text import held_out_text
+from nanogpt_edit.files import make_folder
 from nanogpt_edit.model.checkpoint import load
 from nanogpt_edit.progress import say
 from nanogpt_edit.recipe import load_recipe
@@ -50,6 +51,8 @@ class Evaluate:
 def run(arguments: list[str]) -> int:
     """The verb `evaluate`."""
     chosen = as_in_its_run(parse(Evaluate, arguments, verb="evaluate"), arguments)
+    if chosen.out is not None:
+        make_folder(chosen.out)
     model = load(chosen.model, device=choose_device(chosen.device))
     tokenizer = tokenizer_of(model)
     block_size, source = model.config.block_size, chosen.evaluate.text

@@ -86,6 +86,8 @@ def _sentence(box: str) -> str:
     lines = [line.strip("│| \t") for line in plain.splitlines()[1:]]  # the first is the box's title
     paragraphs = "\n".join("" if RULE.fullmatch(line) else line for line in lines).strip().split("\n\n")
     sentence = " ".join(paragraphs[0].split()).removesuffix(" (required)").rstrip(".")
+    sentence = re.sub(r"invalid literal for int\(\) with base 10: ('.*')", r"\1 is not a whole number", sentence)
+    sentence = re.sub(r"could not convert string to float: ('.*')", r"\1 is not a number", sentence)
     sentence = sentence[:1].lower() + sentence[1:]
     if missing := re.match(r"missing from nanogpt-edit [^:]*: ", sentence):
         arguments = re.findall(r"(--\S+ \S+|\S+) (.+?)\.?(?: \(required\) |$)", sentence[missing.end() :])

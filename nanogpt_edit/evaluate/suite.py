@@ -69,6 +69,8 @@ class EvaluateConfig:
         for name in ("problems", "samples", "edited_samples", "arithmetic_samples", "max_slots", "perplexity_tokens"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} is {getattr(self, name)}; it must be at least 1.")
+        if self.max_new_tokens is not None and self.max_new_tokens < 1:
+            raise UserError(f"max_new_tokens is {self.max_new_tokens}; it must be at least 1.")
 
 
 @dataclass(frozen=True)
