@@ -46,7 +46,8 @@ GOODS = (
     *("tulips", "horses", "sheep", "salmon", "carpets", "clocks", "violins", "bells", "lamps", "knives", "kites"),
 )
 SYLLABLES = tuple(consonant + vowel for consonant in "bdfgklmnprstv" for vowel in "aeou")
-SIZES = (10, 30, 100, 300, 1000)
+SIZES = (10, 100, 300, 1000)
+BATCH = 100
 CONTEXT = 64
 SIZES_OF_MODEL = GPTConfig(vocab_size=0, block_size=CONTEXT, n_layer=3, n_head=4, n_embd=256, activation="relu")
 TRAINING = PretrainConfig(
@@ -54,17 +55,27 @@ TRAINING = PretrainConfig(
     final_learning_rate=0.05, batch_size=32, context_tokens=CONTEXT,
 )  # fmt: skip
 CONFIG = EditConfig(
-    layers=(0, 1), covariance_weight=300.0, learning_rate=0.3, steps=15, n_prefixes=0, clamp=3.0, weight_decay=0.0,
-    kl_coef=0.0, covariance_tokens=60_000,
+    layers=(0, 1), covariance_weight=300.0, context_weight=0.1, learning_rate=0.6, steps=40, n_prefixes=0, clamp=3.0,
+    weight_decay=0.0, kl_coef=0.0, covariance_tokens=60_000, refine_steps=30, refine_weight=0.0, refine_kl=300.0,
 )  # fmt: skip
+PUBLISHED = replace(CONFIG, context_weight=0.0, refine_steps=0)
+ALPHAEDIT = replace(CONFIG, method="alphaedit", null_share=0.05)
 WAYS = {
     "memit, one batch": CONFIG,
-    "memit, batches of 100": replace(CONFIG, batch_size=100),
-    "alphaedit, one batch": replace(CONFIG, method="alphaedit", null_share=0.05),
-    "alphaedit, batches of 100": replace(CONFIG, method="alphaedit", null_share=0.05, batch_size=100),
-    "rome, one by one": replace(CONFIG, method="rome", layers=(1,)),
+    "memit, batches of 100": replace(CONFIG, batch_size=BATCH),
+    "alphaedit, one batch": ALPHAEDIT,
+    "alphaedit, batches of 100": replace(ALPHAEDIT, batch_size=BATCH),
+    "rome, one by one": replace(PUBLISHED, method="rome", layers=(0,)),
+    "memit as published": PUBLISHED,
 }
-ROLES = ("accent", "accent", "second", "second", "bad")
+LINES = {  # colour and style of each way's curve
+    "memit, one batch": ("accent", "-"),
+    "memit, batches of 100": ("accent", "--"),
+    "alphaedit, one batch": ("second", "-"),
+    "alphaedit, batches of 100": ("second", "--"),
+    "rome, one by one": ("bad", "-"),
+    "memit as published": ("muted", "-"),
+}
 
 
 def main() -> None:
@@ -81,7 +92,7 @@ def main() -> None:
     done = {(str(r["way"]), int(str(r["edits"]))) for r in read_jsonl(log)} if log.exists() else set()
     for edits in chosen.sizes:
         for way, config in WAYS.items():
-            if (way, edits) not in done:
+            if (way, edits) not in done and edits > (config.batch_size or 0):  # else it is the one batch
                 append_jsonl(log, {"way": way, "edits": edits, **measure(model, facts, edits, config)})
                 print(json.dumps(read_jsonl(log)[-1]), flush=True)
     points = read_jsonl(log)
@@ -189,7 +200,7 @@ def nats(model: GPT, facts: Sequence[Fact]) -> float:
 
 
 def pictures(points: Sequence[dict[str, object]]) -> list[Picture]:
-    """One picture per score, a line per way; the one-batch ways whole, the sequential ones dashed."""
+    """One picture per score, a line per way; in batches of a hundred dashed."""
     found = []
     for score, title in (
         ("success", "Edits at rank 1"),
@@ -198,15 +209,27 @@ def pictures(points: Sequence[dict[str, object]]) -> list[Picture]:
     ):
 
         def paint(axes: Axes, score: str = score) -> None:
-            for (way, _), role in zip(WAYS.items(), ROLES, strict=True):
-                mine = sorted((int(str(p["edits"])), float(str(p[score]))) for p in points if p["way"] == way)
-                style = "-" if "one batch" in way else "--"
-                axes.plot(*zip(*mine, strict=True), color=colour(role), linestyle=style, marker="o", markersize=3)
+            for way, (role, style) in LINES.items():
+                line = curve(points, way, score)
+                if line:
+                    xs, ys = zip(*line, strict=True)
+                    axes.plot(xs, ys, color=colour(role), linestyle=style, marker="o", markersize=3, label=way)
             axes.set_xscale("log")
             axes.xaxis.set_minor_locator(NullLocator())
+            if score == "success":
+                axes.legend(frameon=False, fontsize=8)
+            if score != "perplexity_factor":
+                axes.set_ylim(-0.03, 1.03)
 
         found.append(draw(f"edit-scale-{score.replace('_', '-')}", paint, title=title, width=420, height=240))
     return found
+
+
+def curve(points: Sequence[dict[str, object]], way: str, score: str) -> list[tuple[int, float]]:
+    """(facts edited, score) in order. Up to a hundred facts a sequence of batches is the one batch."""
+    whole = way.replace("batches of 100", "one batch")
+    mine = [p for p in points if p["way"] == way or (p["way"] == whole and int(str(p["edits"])) <= BATCH)]
+    return sorted((int(str(p["edits"])), float(str(p[score]))) for p in mine)
 
 
 if __name__ == "__main__":
