@@ -549,6 +549,18 @@ def test_the_best_weights_are_kept_and_the_last_of_equals(tmp_path: Path, said: 
     assert not trainer.model.training
 
 
+def test_where_the_best_weights_are_damaged_the_last_stay(tmp_path: Path, said: list[str]) -> None:
+    trainer = simple_trainer(tmp_path, steps=3)
+    climb(trainer, [-4.0, -1.0, -3.0])
+    best = tmp_path / "state" / "best.safetensors"
+    best.write_bytes(best.read_bytes()[:-1])
+    trainer.finish("best")
+    assert value_of(trainer.model) == 3
+    (sentence,) = said
+    assert sentence.startswith(f"{best}: damaged")
+    assert sentence.endswith("The last weights are kept instead of the best.")
+
+
 def test_the_best_score_survives_an_accident(tmp_path: Path) -> None:
     scores = [-4.0, -1.0, -3.0, -2.0, -1.5]
     with pytest.raises(Accident), accident(3, "log"):

@@ -253,7 +253,11 @@ class Trainer:
         if which == "last":
             return states.load_newest(self.state, self._place)
         best = states.best_of(self.state)
-        return None if best is None else states.load(best, self._place)
+        try:
+            return None if best is None else states.load(best, self._place)
+        except UserError as error:
+            say(f"{error} The last weights are kept instead of the best.")
+            return None
 
     def clear(self) -> None:
         """Delete the saved states; called once the stage's model directory is safe."""
