@@ -189,6 +189,7 @@ def test_help_of_each_stage_explains_its_fields(capsys: pytest.CaptureFixture[st
         printed = capsys.readouterr().out
         assert flag in printed
         assert "--out PATH" in printed
+        assert ("--pretrain.steps" in printed) == (verb == "pretrain")  # the others read its text only
 
 
 def test_trace_prints_its_tables_and_draws_one(base: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,7 +6,7 @@ was interrupted goes on, and one that is done is left alone.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -35,7 +35,7 @@ from nanogpt_edit.recipe import ModelConfig, Recipe
 from nanogpt_edit.run_folder import MAY_CHANGE, RunFolder
 from nanogpt_edit.settings import differences, read_settings, to_table, write_settings
 from nanogpt_edit.train.grpo import GRPOConfig
-from nanogpt_edit.train.pretrain import PretrainConfig
+from nanogpt_edit.train.pretrain import BaseText, PretrainConfig
 from nanogpt_edit.train.sft import SFTConfig
 
 Model = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
@@ -81,7 +81,7 @@ class SFT(Common):
     """A model directory, a hub name (gpt2), or a nanoGPT ckpt.pt."""
     world: WorldConfig = WorldConfig()
     problems: ProblemsConfig = ProblemsConfig()
-    pretrain: PretrainConfig = PretrainConfig()
+    pretrain: BaseText = BaseText()
     sft: SFTConfig = SFTConfig(replay=0.0, learning_rate=1e-4)
 
 
@@ -106,7 +106,7 @@ class Edit(Common):
     """A .jsonl or .json file of facts, or facts50, which comes with the package."""
     world: WorldConfig = WorldConfig()
     problems: ProblemsConfig = ProblemsConfig()
-    pretrain: PretrainConfig = PretrainConfig()
+    pretrain: BaseText = BaseText()
     edit: EditConfig = EditConfig()
     sweep: bool = False
     """Do not edit: choose layers, λ, clamp and KL for this model by trials on the facts, half of which are kept to
@@ -142,7 +142,9 @@ def pretrain(arguments: list[str]) -> int:
 def sft(arguments: list[str]) -> int:
     """The verb `sft`."""
     chosen = parse(SFT, arguments, verb="sft")
-    recipe = Recipe(world=chosen.world, problems=chosen.problems, pretrain=chosen.pretrain, sft=chosen.sft)
+    recipe = Recipe(
+        world=chosen.world, problems=chosen.problems, pretrain=PretrainConfig(**asdict(chosen.pretrain)), sft=chosen.sft
+    )
     return run_alone("sft", chosen, recipe, source=chosen.model)
 
 
@@ -160,7 +162,7 @@ def edit(arguments: list[str]) -> int:
         model=ModelConfig(source=chosen.model),
         world=chosen.world,
         problems=chosen.problems,
-        pretrain=chosen.pretrain,
+        pretrain=PretrainConfig(**asdict(chosen.pretrain)),
         edit=chosen.edit,
         facts=chosen.facts,
     )

@@ -24,11 +24,9 @@ from nanogpt_edit.train.loop import LoopConfig, Trainer
 
 
 @dataclass(frozen=True)
-class PretrainConfig(LoopConfig):
-    """How a model is trained from nothing on plain text."""
+class BaseText:
+    """Ordinary text, beside the problems: the facts of the embedded world, and further text."""
 
-    batch_size: int = 24
-    """Rows per step."""
     context_tokens: int = 128
     """Tokens per row."""
     fact_repeats: int = 8
@@ -36,6 +34,14 @@ class PretrainConfig(LoopConfig):
     text: str | None = "auto"
     """Further plain text: a file, a folder or a hub data set; auto takes a folder "text" beside the problems' folder if
     there is one, none takes nothing."""
+
+
+@dataclass(frozen=True)
+class PretrainConfig(LoopConfig, BaseText):
+    """How a model is trained from nothing on plain text."""
+
+    batch_size: int = 24
+    """Rows per step."""
 
 
 @dataclass(frozen=True)
