@@ -181,7 +181,7 @@ class RunData:
             return None
         source = config.replay_source
         if source is None:
-            if self.recipe.model.source is None:
+            if self.recipe.model.source is None or self.extra_text:
                 return self.stream(tokenizer)
             say(f"sft: no base text of {self.recipe.model.source} is here, so nothing is replayed (sft.replay_source).")
             return None

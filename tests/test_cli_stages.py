@@ -12,10 +12,12 @@ import pytest
 
 from nanogpt_edit import cli, pipeline, progress
 from nanogpt_edit.edit.patch_files import load_patch
+from nanogpt_edit.errors import UserError
 from nanogpt_edit.files import read_jsonl
 from nanogpt_edit.model.checkpoint import fingerprint, load, save
 from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.recipe import Recipe, load_recipe
+from nanogpt_edit.train.pretrain import TokenStream
 
 
 @pytest.fixture
@@ -117,6 +119,23 @@ def test_a_model_without_a_tokenizer_is_refused(
     for verb in ("sft", "grpo"):
         assert cli.main([verb, str(tmp_path / "mute"), "--out", str(tmp_path / verb), *sums]) == 2
         assert "carries no tokenizer" in capsys.readouterr().err
+
+
+def test_text_of_the_world_is_replayed_only_to_models_that_learned_it(
+    base: str, sums: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[object] = []
+
+    def sft(*_: object, replay: object, **__: object) -> None:
+        seen.append(replay)
+        raise UserError("enough")
+
+    monkeypatch.setattr(pipeline, "sft", sft)
+    save(load(base), tmp_path / "here", lineage_note="pretrained for 3 steps")
+    for model, name in ((base, "a"), (str(tmp_path / "here"), "b")):
+        assert cli.main(["sft", model, "--out", str(tmp_path / name), *sums, "--sft.replay", "0.5"]) == 2
+    assert seen[0] is None
+    assert isinstance(seen[1], TokenStream)
 
 
 def test_rows_longer_than_the_model_reads_are_refused(

@@ -168,3 +168,12 @@ def test_sft_replays_the_base_text_other_text_or_a_second_set_of_problems(tmp_pa
     (sample,) = replay(replay_source=str(tmp_path / "sums.jsonl"))  # type: ignore[misc]
     assert tokenizer.decode(sample.token_ids).endswith("</think><answer>5</answer>")
     assert replay(replay=0.0) is None
+
+    # A model from elsewhere has not learned the world: nothing, or the text that is named.
+    elsewhere = replace(MICRO, model=ModelConfig(source="gpt2"))
+    for text_of_recipe in (None, str(tmp_path / "notes.txt")):
+        recipe = replace(elsewhere, pretrain=replace(MICRO.pretrain, text=text_of_recipe))
+        found = pipeline.Pipeline(recipe, RunFolder(tmp_path / "run"), torch.device("cpu")).replay(model)
+        assert (found is None) == (text_of_recipe is None)
+    assert isinstance(found, TokenStream)
+    assert "capital" not in tokenizer.decode(found.token_ids.tolist())

@@ -32,6 +32,7 @@ from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.pipeline import Pipeline
 from nanogpt_edit.progress import say
 from nanogpt_edit.recipe import ModelConfig, Recipe
+from nanogpt_edit.run_data import PRETRAINED
 from nanogpt_edit.run_folder import MAY_CHANGE, RunFolder
 from nanogpt_edit.settings import differences, read_settings, to_table, write_settings
 from nanogpt_edit.train.grpo import GRPOConfig
@@ -74,7 +75,8 @@ class Pretrain(Common):
 class SFT(Common):
     """Fine-tune a model on worked solutions; the weights with the lowest validation loss are saved in OUT/sft.
 
-    With sft.replay above 0, text of the embedded world and of pretrain.text is mixed in, against forgetting.
+    With sft.replay above 0, sft.replay_source or pretrain.text is mixed in against forgetting, and the embedded world
+    where the model was pretrained on it.
     """
 
     model: Model
@@ -123,6 +125,8 @@ class Stage(Pipeline):
     def load(self, stage: str) -> GPT:
         model = load(self.source, device=self.device, dtype=torch.float32)
         tokenizer_of(model)  # a model without one can learn nothing here
+        if not any(note.startswith(PRETRAINED) for note in model.lineage):  # then the world is not its base text
+            self.recipe = replace(self.recipe, model=ModelConfig(source=self.source))
         return model
 
     def ordinary_text(self, model: GPT) -> Tensor:

@@ -41,7 +41,7 @@ class SFTConfig(LoopConfig):
     """Share of a step's rows that come from another source instead of the problems, against forgetting (0: none)."""
     replay_source: str | None = None
     """The other source: text (a file, a folder, a hub data set), or worked problems (a .jsonl or .json file, or a
-    folder with train.jsonl). None: the base text, where the model was pretrained here."""
+    folder with train.jsonl). None: pretrain.text, and the embedded world where the model was pretrained on it."""
     replay_tokens: int = 128
     """Tokens per row of text."""
     keep: Keep = "best"
