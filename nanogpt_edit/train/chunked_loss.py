@@ -15,7 +15,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from nanogpt_edit.devices import product_dtype
@@ -30,7 +29,7 @@ def head_cross_entropy_sum(states: Tensor, weight: Tensor, targets: Tensor) -> T
     """Sum of -log p(target) in nats under softmax(states · weightᵀ): states (N, D), weight (V, D), targets (N,)."""
     pieces = chunks(states, weight)
     if len(pieces) <= 1:
-        return cross_entropy_sum(F.linear(states, weight), targets)
+        return cross_entropy_sum(head_product(states, weight), targets)
     if not torch.is_grad_enabled():
         return torch.stack([cross_entropy_sum(head_product(states[at], weight), targets[at]) for at in pieces]).sum()
     loss: Tensor = _HeadCrossEntropy.apply(states, weight, targets, product_dtype(states))  # type: ignore[no-untyped-call]
