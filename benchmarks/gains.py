@@ -28,7 +28,7 @@ from nanogpt_edit.data.batch import Batch
 from nanogpt_edit.data.problems import to_samples
 from nanogpt_edit.engine.engine import Engine
 from nanogpt_edit.engine.sampling import Sampling
-from nanogpt_edit.model import gpt
+from nanogpt_edit.model import products
 from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.train import chunked_loss, packed, sft
 
@@ -54,8 +54,10 @@ def main() -> None:
         "packing moves its gradient": (lambda: step(model, batch), simple(packed, _Move=Selected)),
         "loss in chunks": (head_loss(model), simple(chunked_loss, CHUNK_NUMBERS=2**40)),
         "log-probabilities kept once": (head_logprobs(model), simple(chunked_loss, head_logprobs=plain_logprobs)),
-        "vocabulary in blocks, 64 rows": (decode(model, prompts=8), simple(gpt, VOCABULARY_BLOCK=2**40)),
-        "vocabulary in blocks, 8 rows": (decode(model, prompts=1), simple(gpt, VOCABULARY_BLOCK=2**40)),
+        "vocabulary in blocks, 64 rows": (decode(model, prompts=8), simple(products, VOCABULARY_BLOCK=2**40)),
+        "vocabulary in blocks, 8 rows": (decode(model, prompts=1), simple(products, VOCABULARY_BLOCK=2**40)),
+        "W xᵀ in the layers, 64 rows": (decode(model, prompts=8), simple(products, THIN_ROWS=0)),
+        "W xᵀ in the layers, 8 rows": (decode(model, prompts=1), simple(products, THIN_ROWS=0)),
         "clipping only what is too long": (lambda: norm_of(model), simple_scaling(model)),
     }
     found = {}

@@ -19,10 +19,8 @@ from torch import Tensor, nn
 from nanogpt_edit.errors import UserError
 from nanogpt_edit.model.gpt import (
     GPT,
-    VOCABULARY_BLOCK,
     GPTConfig,
     causal_mask,
-    head_product,
 )
 from nanogpt_edit.model.kv_cache import KVCache
 from nanogpt_edit.model.positions import RopeScaling, rotary_angles, rotate, stretch_frequencies
@@ -374,10 +372,3 @@ def test_sizes_that_are_left_out_follow_from_the_others() -> None:
     odd = GPTConfig(vocab_size=10, block_size=8, n_layer=1, n_head=4, n_embd=30, head_dim=6, n_kv_head=1, mlp_dim=7)
     assert (odd.kv_heads, odd.head_size, odd.mlp_size) == (1, 6, 7)
     assert GPT(odd, seed=0)(torch.tensor([[1, 2]])).shape == (1, 2, 10)  # a head width of its own
-
-
-def test_blocks_of_the_vocabulary_give_the_same_logits() -> None:
-    states, weight = torch.randn(5, 2, 8), torch.randn(2 * VOCABULARY_BLOCK + 3, 8)
-    whole = head_product(states, weight)  # with gradients: in one piece
-    with torch.no_grad():
-        torch.testing.assert_close(head_product(states, weight), whole)

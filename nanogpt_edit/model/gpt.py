@@ -26,14 +26,12 @@ from torch.utils.checkpoint import checkpoint
 
 from nanogpt_edit.errors import UserError
 from nanogpt_edit.model.positions import RopeScaling, rotary_angles, rotate, sinusoids
+from nanogpt_edit.model.products import Linear, head_product
 
 if TYPE_CHECKING:
     from nanogpt_edit.model.kv_cache import KVCache
     from nanogpt_edit.model.tokenizer import Tokenizer
 
-
-VOCABULARY_BLOCK = 1024  # rows of the head that are multiplied at once; 512 to 2048 are equally fast …
-FEW_ROWS = 256  # … for at most so many states; for more, one product is
 
 Activation = Literal["gelu_tanh", "gelu", "relu", "swiglu"]
 ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
@@ -110,8 +108,8 @@ class Attention(nn.Module):
         self.dropout = config.dropout
         query_size, kv_size = self.heads * self.head_size, self.kv_heads * self.head_size
         self.sizes = (query_size, kv_size, kv_size)
-        self.qkv = nn.Linear(config.n_embd, sum(self.sizes), bias=config.qkv_bias)
-        self.out = nn.Linear(query_size, config.n_embd, bias=config.bias)
+        self.qkv = Linear(config.n_embd, sum(self.sizes), bias=config.qkv_bias)
+        self.out = Linear(query_size, config.n_embd, bias=config.bias)
         self.q_norm = nn.RMSNorm(self.head_size, eps=config.norm_eps) if config.qk_norm else nn.Identity()
         self.k_norm = nn.RMSNorm(self.head_size, eps=config.norm_eps) if config.qk_norm else nn.Identity()
 
@@ -148,9 +146,9 @@ class MLP(nn.Module):
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
         gated = config.activation == "swiglu"
-        self.gate = nn.Linear(config.n_embd, config.mlp_size, bias=config.bias) if gated else None
-        self.up = nn.Linear(config.n_embd, config.mlp_size, bias=config.bias)
-        self.down = nn.Linear(config.mlp_size, config.n_embd, bias=config.bias)
+        self.gate = Linear(config.n_embd, config.mlp_size, bias=config.bias) if gated else None
+        self.up = Linear(config.n_embd, config.mlp_size, bias=config.bias)
+        self.down = Linear(config.mlp_size, config.n_embd, bias=config.bias)
         self.activation = ACTIVATIONS[config.activation]
         self.mlp_key = Site()
 
@@ -367,18 +365,6 @@ class GPT(nn.Module):
     def head_weight(self) -> Tensor:
         """(V, D): the head's matrix, which is the embedding's where the two are tied."""
         return self.embed.weight if self.head is None else self.head.weight
-
-
-def head_product(states: Tensor, weight: Tensor) -> Tensor:
-    """states · weightᵀ: (..., D) and (V, D) -> (..., V), a block of the vocabulary at a time where that is faster.
-
-    On a CPU the matrix library splits so wide a product of few rows badly: blocks save a quarter of the time at 64 rows
-    and four tenths at 8, and give the same bits (docs/performance.md).
-    """
-    few = states.numel() <= FEW_ROWS * states.shape[-1]
-    if torch.is_grad_enabled() or weight.device.type != "cpu" or weight.shape[0] <= VOCABULARY_BLOCK or not few:
-        return F.linear(states, weight)
-    return torch.cat([F.linear(states, block) for block in weight.split(VOCABULARY_BLOCK)], dim=-1)
 
 
 def take_columns(x: Tensor, columns: Tensor) -> Tensor:

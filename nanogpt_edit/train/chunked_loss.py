@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from nanogpt_edit.devices import product_dtype
-from nanogpt_edit.model.gpt import head_product
+from nanogpt_edit.model.products import head_product
 from nanogpt_edit.train.losses import cross_entropy_sum
 
 CHUNK_NUMBERS = 2**23  # logits held at once: 32 MiB in float32

@@ -1,0 +1,64 @@
+"""Products of few rows with large matrices, taken another way round, are the same products."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from conftest import tiny_config
+
+from nanogpt_edit.model import products
+from nanogpt_edit.model.gpt import GPT
+from nanogpt_edit.model.kv_cache import KVCache
+from nanogpt_edit.model.products import LARGE_MATRIX, VOCABULARY_BLOCK, Linear, head_product, is_few
+
+
+def test_blocks_of_the_vocabulary_give_the_same_logits() -> None:
+    states, weight = torch.randn(5, 2, 160), torch.randn(2 * VOCABULARY_BLOCK + 3, 160)
+    with torch.no_grad():
+        assert is_few(states, weight, products.FEW_ROWS)
+        torch.testing.assert_close(head_product(states, weight), states @ weight.T)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("shape", [(1,), (3,), (2, 5), (7, 1)])
+def test_few_rows_give_the_same_sums(bias: bool, shape: tuple[int, ...]) -> None:
+    layer, x = Linear(512, 640, bias=bias), torch.randn(*shape, 512)
+    expected = layer(x)  # with gradient: the usual way
+    with torch.no_grad():
+        assert is_few(x, layer.weight, products.THIN_ROWS)
+        torch.testing.assert_close(layer(x), expected)
+
+
+def test_when_the_usual_way_is_taken() -> None:
+    large, small, x = (
+        torch.zeros(LARGE_MATRIX // 256, 256),
+        torch.zeros(LARGE_MATRIX // 256 - 1, 256),
+        torch.zeros(4, 256),
+    )
+    assert not is_few(x, large, 4)  # a gradient may be wanted
+    with torch.no_grad():
+        assert is_few(x, large, 4)
+        assert not is_few(x, large, 3)
+        assert not is_few(x, small, 4)
+        assert not is_few(x.double(), large.double(), 4)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            assert not is_few(x, large, 4)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_a_models_steps_are_the_same(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where keys and values go into a cache, and where the rows have one token or several."""
+    model = GPT(replace(tiny_config(family), n_embd=64), seed=0).eval()
+    token_ids = torch.randint(0, 300, (3, 8), generator=torch.Generator().manual_seed(0))
+
+    def logits() -> torch.Tensor:
+        cache = KVCache(model.config, rows=3, capacity=8, device="cpu", dtype=torch.float32)
+        with torch.no_grad():
+            return torch.cat([model(part, cache=cache) for part in token_ids.split((5, 1, 1, 1), dim=1)], dim=1)
+
+    expected = logits()
+    monkeypatch.setattr(products, "LARGE_MATRIX", 0)
+    monkeypatch.setattr(products, "VOCABULARY_BLOCK", 100)
+    torch.testing.assert_close(logits(), expected, atol=1e-5, rtol=1e-4)
