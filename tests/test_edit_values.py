@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from nanogpt_edit.edit import editor, head_slopes
+from nanogpt_edit.edit import editor, head_slopes, suffixes
 from nanogpt_edit.edit import values as values_module
 from nanogpt_edit.edit.config import EditConfig
 from nanogpt_edit.edit.contexts import LocatedFact, TokenRow, generate_prefixes, locate_facts, tokenizer_of
@@ -240,15 +240,19 @@ def test_an_edit_reaches_its_rewordings() -> None:
 @given(
     texts=st.lists(st.tuples(st.integers(0, 2), st.integers(1, 9), st.integers(0, 8), st.integers(1, 3)), min_size=1),
     above=st.integers(0, 2),
+    worth=st.sampled_from([0, 3, 64]),
 )
 @settings(max_examples=25, deadline=None)
-def test_any_texts_in_groups_are_as_they_are_alone(texts: list[tuple[int, int, int, int]], above: int) -> None:
+def test_any_texts_in_groups_are_as_they_are_alone(
+    texts: list[tuple[int, int, int, int]], above: int, worth: int
+) -> None:
     """However long, whatever they share, wherever δ begins and whatever is read: the states of a plain run."""
     model = random_model()
     made = [some_text(i, *numbers) for i, numbers in enumerate(texts)]
     layer = model.config.n_layer - 1 - above
     delta = torch.randn(len(made), model.config.n_embd, generator=torch.Generator().manual_seed(1))
-    with torch.no_grad():
+    with torch.no_grad(), pytest.MonkeyPatch.context() as patched:
+        patched.setattr(suffixes, "WORTH_TOKENS", worth)
         rows = Suffixes.of(model, made, clean_runs(model, made, last_layer=layer))
         some = torch.arange(len(made)) % 2 == 0
         for chosen in (rows, rows.select(some)):

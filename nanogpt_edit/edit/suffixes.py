@@ -23,7 +23,8 @@ from nanogpt_edit.edit.prefix import FrozenPrefix, Recorder, suffix_mask
 from nanogpt_edit.model.gpt import GPT
 
 BUSY_TOKENS = 256  # a group of so many is closed when the next text is longer
-SHARED_TOKENS = 4  # texts that begin with so many equal ones are looked at together
+SHARED_TOKENS = 4  # texts that begin with so many equal ones are looked at together,
+WORTH_TOKENS = 64  # and run so if that saves so many tokens
 NOTHING = -100
 
 
@@ -157,20 +158,26 @@ def _group(model: GPT, texts: Sequence[Text], runs: Sequence[CleanRun]) -> _Grou
 def clean_runs(model: GPT, texts: Sequence[Text], *, last_layer: int) -> list[CleanRun]:
     """Every text's run without δ, which is to be added to `resid_post` of `last_layer`; in the order of `texts`."""
     runs: dict[int, CleanRun] = {}
-    for family in _families(texts):
-        members = [texts[i] for i in family]
-        shared = _shared_tokens(members) if len(members) > 1 else 0
-        runs |= dict(zip(family, _family_runs(model, members, shared, last_layer), strict=True))
+    for family, shared in _families(texts):
+        found = _family_runs(model, [texts[i] for i in family], shared, last_layer)
+        runs |= dict(zip(family, found, strict=True))
     return [runs[i] for i in range(len(texts))]
 
 
-def _families(texts: Sequence[Text]) -> list[list[int]]:
-    """The texts' numbers, by what they begin with."""
-    families: dict[tuple[int, ...], list[int]] = {}
+def _families(texts: Sequence[Text]) -> list[tuple[list[int], int]]:
+    """The texts' numbers, by what they begin with, and how many tokens they share; all that share little together."""
+    alike: dict[tuple[int, ...], list[int]] = {}
     for i, text in enumerate(texts):
-        shares = text.start >= SHARED_TOKENS
-        families.setdefault(text.token_ids[:SHARED_TOKENS] if shares else (), []).append(i)
-    return list(families.values())
+        alike.setdefault(text.token_ids[: min(SHARED_TOKENS, text.start)], []).append(i)
+    families: list[tuple[list[int], int]] = []
+    others: list[int] = []
+    for members in alike.values():
+        shared = _shared_tokens([texts[i] for i in members])
+        if shared * (len(members) - 1) >= WORTH_TOKENS:
+            families.append((members, shared))
+        else:
+            others += members
+    return [*families, (others, 0)] if others else families
 
 
 def _shared_tokens(texts: Sequence[Text]) -> int:
