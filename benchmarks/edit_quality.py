@@ -1,10 +1,10 @@
 """How good the edits of the `tiny` recipe are, over several seeds and all methods.
 
 For every seed the recipe is run up to `--stage` (another initialisation, other data order), and the fifty facts are
-edited by memit (as in the recipe, and as published), rome (one after the other),
-alphaedit and ft. Everything is measured on the edited model: rank 1, paraphrases, neighbours, the facts that were not
-edited, perplexity of held-out text. Intervals are over seeds (rank 1: over the facts of all
-seeds). Each model and each edit is kept under `--work`; an interrupted run goes on. The last line is one JSON object.
+edited by memit (as in the recipe, and as published), rome (one after the other), alphaedit and ft. Everything is
+measured on the edited model: rank 1, paraphrases, neighbours, the facts that were not edited, perplexity of held-out
+text. Intervals are over seeds (rank 1: over the facts of all seeds). Each model and each edit is kept under `--work`;
+an interrupted run goes on. The last line is one JSON object.
 
     python benchmarks/edit_quality.py --seeds 10 --work runs/edit_quality --out benchmarks/results/edit_quality.json
 """
