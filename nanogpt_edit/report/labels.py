@@ -199,7 +199,7 @@ def _scientific(value: float) -> str:
 
 def effect(value: float) -> str:
     """A cell of the causal trace: '0.42'; a group no prompt has is '–'."""
-    return "–" if math.isnan(value) else f"{value:.2f}".replace("-", "−")
+    return "–" if math.isnan(value) else f"{value:z.2f}".replace("-", "−")
 
 
 def power(value: float) -> str:

@@ -103,9 +103,15 @@ def layers_picture(
         axes.fill_between(
             layers, [low for _, low, _ in effect], [high for _, _, high in effect], color=colour("accent"), alpha=0.18
         )
-        axes.plot(layers, [value for value, _, _ in effect], color=colour("accent"), marker="o", markersize=3.5)
         tried = sorted(set(success) & set(layers))
-        axes.plot(tried, [success[layer] for layer in tried], color=colour("second"), marker="s", markersize=3.5)
+        values, reached = [value for value, _, _ in effect], [success[layer] for layer in tried]
+        for x, y, role, marker, label in (
+            (layers, values, "accent", "o", f"indirect effect of {what} at the subject's last token"),
+            (tried, reached, "second", "s", "edits of this layer alone at rank 1"),
+        ):
+            axes.plot(x, y, color=colour(role), marker=marker, markersize=3.5, label=label, clip_on=False)
+        axes.legend(frameon=False, labelcolor=colour("muted"), fontsize=9, loc="upper right")
+        axes.text(0.5, -0.14, "layer", transform=axes.transAxes, ha="center", va="top", color=colour("muted"))
         axes.set_ylim(min(0.0, *(low for _, low, _ in effect)) - 0.02, 1.03)
         axes.yaxis.set_major_locator(FixedLocator([0, 0.25, 0.5, 0.75, 1]))
         axes.xaxis.set_major_locator(FixedLocator(list(layers)[:: max(1, math.ceil(len(layers) / 12))]))
@@ -115,7 +121,9 @@ def layers_picture(
         paint,
         title="Tracing and editing, layer by layer",
         caption="indirect effect with 95% interval; share of edits at rank 1",
-        legend=(("accent", f"indirect effect of {what} at the subject's last token"), ("second", "edit success")),
+        width=420,
+        height=230,
+        margins=(46, 14, 12, 38),
     )
 
 
