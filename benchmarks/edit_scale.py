@@ -61,12 +61,12 @@ CONFIG = EditConfig(
 PUBLISHED = replace(CONFIG, context_weight=0.0, refine_steps=0)
 ALPHAEDIT = replace(CONFIG, method="alphaedit", null_share=0.05)
 WAYS = {
+    "memit as published": PUBLISHED,
     "memit, one batch": CONFIG,
     "memit, batches of 100": replace(CONFIG, batch_size=BATCH),
     "alphaedit, one batch": ALPHAEDIT,
-    "alphaedit, batches of 100": replace(ALPHAEDIT, batch_size=BATCH),
     "rome, one by one": replace(PUBLISHED, method="rome", layers=(0,)),
-    "memit as published": PUBLISHED,
+    "alphaedit, batches of 100": replace(ALPHAEDIT, batch_size=BATCH),
 }
 LINES = {  # colour and style of each way's curve
     "memit, one batch": ("accent", "-"),
