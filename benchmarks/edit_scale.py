@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from machine import finish
 from matplotlib.axes import Axes
-from matplotlib.ticker import NullLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from nanogpt_edit.api import save_picture
 from nanogpt_edit.data.text import token_blocks
@@ -208,20 +208,34 @@ def pictures(points: Sequence[dict[str, object]]) -> list[Picture]:
         ("perplexity_factor", "Perplexity of the neighbours, after / before"),
     ):
 
-        def paint(axes: Axes, score: str = score) -> None:
+        def paint(axes: Axes, score: str = score, title: str = title) -> None:
             for way, (role, style) in LINES.items():
                 line = curve(points, way, score)
                 if line:
                     xs, ys = zip(*line, strict=True)
-                    axes.plot(xs, ys, color=colour(role), linestyle=style, marker="o", markersize=3, label=way)
+                    marker = "o" if style == "-" else "s"
+                    axes.plot(xs, ys, style, color=colour(role), marker=marker, markersize=3, label=way, clip_on=False)
             axes.set_xscale("log")
             axes.xaxis.set_minor_locator(NullLocator())
+            axes.xaxis.set_major_locator(FixedLocator(sorted({int(str(point["edits"])) for point in points})))
+            axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.0f}"))
             if score == "success":
-                axes.legend(frameon=False, fontsize=8)
+                axes.legend(frameon=False, fontsize=8, handlelength=3, labelcolor=colour("muted"))
             if score != "perplexity_factor":
                 axes.set_ylim(-0.03, 1.03)
+            foot = f"facts edited, {title[0].lower()}{title[1:]}"
+            axes.text(0.5, -0.14, foot, transform=axes.transAxes, ha="center", va="top", color=colour("muted"))
 
-        found.append(draw(f"edit-scale-{score.replace('_', '-')}", paint, title=title, width=420, height=240))
+        found.append(
+            draw(
+                f"edit-scale-{score.replace('_', '-')}",
+                paint,
+                title=title,
+                width=420,
+                height=250,
+                margins=(46, 26, 12, 40),
+            )
+        )
     return found
 
 

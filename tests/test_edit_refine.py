@@ -71,6 +71,19 @@ def test_the_loss_is_the_edited_models(model: GPT) -> None:
         torch.testing.assert_close(found, plain_nll(model, located), rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.parametrize("n", [2, 60])  # fewer and more facts than make the two products cheaper
+def test_a_change_not_yet_in_the_weights_acts_as_if_it_were(n: int) -> None:
+    model, generator = trained_model(), torch.Generator().manual_seed(0)
+    right, shift = 0.1 * torch.randn(n, 192, generator=generator), torch.randn(48, n, generator=generator)
+    layer = refine_module._Layer(start=shift, right=right, gram=right @ right.T, scale=torch.ones(n))
+    tokens = covariance_blocks()[:2]
+    with torch.no_grad(), refine_module._written(model, {1: layer}, {1: shift}):
+        found = model(tokens)
+    with torch.no_grad():
+        edited_weight(model, 1).add_(shift @ right)
+        torch.testing.assert_close(found, model(tokens), rtol=1e-3, atol=1e-3)
+
+
 def test_the_price_is_what_ordinary_text_feels(model: GPT) -> None:
     _, _, updates = edited(model)
     with torch.no_grad(), capture(model, [("mlp_key", 1)]) as seen:

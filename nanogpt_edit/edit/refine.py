@@ -166,17 +166,23 @@ class _Asked:
 
 
 def _written(model: GPT, layers: Mapping[int, _Layer], shifts: Mapping[int, Tensor]) -> AbstractContextManager[None]:
-    """Inside: every edited layer's MLP also adds shift · Q k."""
+    """Inside: every edited layer's MLP also adds shift · Q k; in two products, or by their own where N is large."""
     changes: dict[SiteKey, Callable[[Tensor], Tensor]] = {}
     for layer, each in layers.items():
         seen: list[Tensor] = []
+        factors = [each.right, shifts[layer]]  # (N, F), (D, N)
+        if each.right.numel() + shifts[layer].numel() > len(shifts[layer]) * each.right.shape[1]:
+            factors = [shifts[layer] @ each.right]  # (D, F)
 
         def look(key: Tensor, seen: list[Tensor] = seen) -> Tensor:
             seen[:] = [key]
             return key
 
-        def add(out: Tensor, seen: list[Tensor] = seen, each: _Layer = each, shift: Tensor = shifts[layer]) -> Tensor:
-            return out + (seen[0] @ each.right.to(out.dtype).T) @ shift.to(out.dtype).T
+        def add(out: Tensor, seen: list[Tensor] = seen, factors: list[Tensor] = factors) -> Tensor:
+            added = seen[0]
+            for factor in factors:
+                added = added @ factor.to(out.dtype).T
+            return out + added
 
         changes |= {("mlp_key", layer): look, ("mlp_out", layer): add}
     return patch(model, changes)
