@@ -41,6 +41,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="folder with gsm8k/ and gpt2_tokenizer/; default: the embedded world")
     parser.add_argument("--size", choices=SIZES, default="gpt2")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--only", default="", help="those whose name holds this")
     parser.add_argument("--out", type=Path, help="file for the result")
     chosen = parser.parse_args()
     peak = matrix_peak()
@@ -61,7 +62,7 @@ def main() -> None:
         "clipping only what is too long": (lambda: norm_of(model), simple_scaling(model)),
     }
     found = {}
-    for name, (work, without) in works.items():
+    for name, (work, without) in ((name, way) for name, way in works.items() if chosen.only in name):
         seconds = alternate(work, without, rounds=chosen.rounds)
         found[name] = {**seconds, "saved": 1 - seconds["with"] / seconds["without"]}
         print(name, found[name], flush=True)
