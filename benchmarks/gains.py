@@ -50,6 +50,7 @@ def main() -> None:
         model = write(chosen.size, tokenizer, Path(folder) / "model")
     samples, _ = to_samples(problems[:8], tokenizer, block_size=1024)
     batch = next(sft.micro_batches(samples, max_tokens=16_384, pad_id=0))
+    usual = simple(products.Linear, forward=torch.nn.Linear.forward)
     works = {
         "rows without padding": (lambda: step(model, batch), simple(sft, completion_loss_sum=padded_loss_sum)),
         "packing moves its gradient": (lambda: step(model, batch), simple(packed, _Move=Selected)),
@@ -57,8 +58,8 @@ def main() -> None:
         "log-probabilities kept once": (head_logprobs(model), simple(chunked_loss, head_logprobs=plain_logprobs)),
         "vocabulary in blocks, 64 rows": (decode(model, prompts=8), simple(products, VOCABULARY_BLOCK=2**40)),
         "vocabulary in blocks, 8 rows": (decode(model, prompts=1), simple(products, VOCABULARY_BLOCK=2**40)),
-        "W xᵀ in the layers, 64 rows": (decode(model, prompts=8), simple(products, THIN_ROWS=0)),
-        "W xᵀ in the layers, 8 rows": (decode(model, prompts=1), simple(products, THIN_ROWS=0)),
+        "W xᵀ in the layers, 64 rows": (decode(model, prompts=8), usual),
+        "W xᵀ in the layers, 8 rows": (decode(model, prompts=1), usual),
         "clipping only what is too long": (lambda: norm_of(model), simple_scaling(model)),
     }
     found = {}

@@ -11,13 +11,13 @@ from conftest import tiny_config
 from nanogpt_edit.model import products
 from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.model.kv_cache import KVCache
-from nanogpt_edit.model.products import LARGE_MATRIX, VOCABULARY_BLOCK, Linear, head_product, is_few
+from nanogpt_edit.model.products import FEW_ROWS, LARGE_MATRIX, VOCABULARY_BLOCK, Linear, head_product, is_few
 
 
 def test_blocks_of_the_vocabulary_give_the_same_logits() -> None:
     states, weight = torch.randn(5, 2, 160), torch.randn(2 * VOCABULARY_BLOCK + 3, 160)
     with torch.no_grad():
-        assert is_few(states, weight, products.FEW_ROWS)
+        assert is_few(states, weight)
         torch.testing.assert_close(head_product(states, weight), states @ weight.T)
 
 
@@ -27,24 +27,22 @@ def test_few_rows_give_the_same_sums(bias: bool, shape: tuple[int, ...]) -> None
     layer, x = Linear(512, 640, bias=bias), torch.randn(*shape, 512)
     expected = layer(x)  # with gradient: the usual way
     with torch.no_grad():
-        assert is_few(x, layer.weight, products.THIN_ROWS)
+        assert is_few(x, layer.weight)
         torch.testing.assert_close(layer(x), expected)
 
 
 def test_when_the_usual_way_is_taken() -> None:
-    large, small, x = (
-        torch.zeros(LARGE_MATRIX // 256, 256),
-        torch.zeros(LARGE_MATRIX // 256 - 1, 256),
-        torch.zeros(4, 256),
-    )
-    assert not is_few(x, large, 4)  # a gradient may be wanted
+    rows = LARGE_MATRIX // 256
+    large, small, x = torch.zeros(rows, 256), torch.zeros(rows - 1, 256), torch.zeros(FEW_ROWS, 256)
+    assert not is_few(x, large)  # a gradient may be wanted
     with torch.no_grad():
-        assert is_few(x, large, 4)
-        assert not is_few(x, large, 3)
-        assert not is_few(x, small, 4)
-        assert not is_few(x.double(), large.double(), 4)
+        assert is_few(x, large)
+        assert is_few(x.view(2, -1, 256), large)
+        assert not is_few(torch.zeros(FEW_ROWS + 1, 256), large)
+        assert not is_few(x, small)
+        assert not is_few(x.double(), large.double())
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            assert not is_few(x, large, 4)
+            assert not is_few(x, large)
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
