@@ -27,7 +27,7 @@ from nanogpt_edit.train.pretrain import next_token_loss
 VOCABULARY, PROMPT, SHORT, LONG = 50_304, 64, 4, 12
 MODELS = {
     "1 M": GPTConfig(vocab_size=2048, block_size=1024, n_layer=4, n_head=4, n_embd=128),
-    "10 M": GPTConfig(vocab_size=8192, block_size=1024, n_layer=6, n_head=6, n_embd=320),
+    "10 M": GPTConfig(vocab_size=8192, block_size=1024, n_layer=6, n_head=5, n_embd=320),
     "30 M": SIZES["quarter"],
     "124 M": SIZES["gpt2"],
     "355 M": GPTConfig(vocab_size=VOCABULARY, block_size=1024, n_layer=24, n_head=16, n_embd=1024),
