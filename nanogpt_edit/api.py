@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
@@ -89,7 +89,7 @@ def with_fields(config: EditConfig, fields: Mapping[str, object]) -> EditConfig:
     for name in fields:
         if name not in known:
             raise UserError(f'an edit has no setting "{name}"{did_you_mean(name, known)}')
-    return dataclasses.replace(config, **fields)  # type: ignore[arg-type]  # the names are checked above
+    return dataclasses.replace(config, **dict[str, Any](fields))
 
 
 @dataclass(frozen=True)

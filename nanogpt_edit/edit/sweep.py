@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -140,10 +141,15 @@ def _candidates(step: str, best: EditConfig, grid: SweepConfig, n_layer: int) ->
     elif step == "strength" and best.method in STRENGTH:
         name = STRENGTH[best.method]
         now = float(getattr(best, name))
-        yield from (replace(best, **{name: now * factor}) for factor in grid.strengths)  # type: ignore[arg-type]
+        yield from (_with(best, name, now * factor) for factor in grid.strengths)
     elif step in ("clamp", "kl_coef") and best.method != "ft":
         values = grid.clamps if step == "clamp" else grid.kl_coefs
-        yield from (replace(best, **{step: value}) for value in values if value != getattr(best, step))  # type: ignore[arg-type]
+        yield from (_with(best, step, value) for value in values if value != getattr(best, step))
+
+
+def _with(config: EditConfig, name: str, value: float) -> EditConfig:
+    change: dict[str, Any] = {name: value}
+    return replace(config, **change)
 
 
 class _Trier:
