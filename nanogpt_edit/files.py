@@ -121,7 +121,12 @@ def append_jsonl(path: Path, record: Mapping[str, object]) -> None:
 
 
 def read_jsonl(path: Path) -> list[dict[str, object]]:
-    """Read one JSON object per line; blank lines are skipped, a torn last line (no newline) is dropped.
+    """Read one JSON object per line, as `read_numbered_jsonl` does."""
+    return [record for _, record in read_numbered_jsonl(path)]
+
+
+def read_numbered_jsonl(path: Path) -> list[tuple[int, dict[str, object]]]:
+    """Read one JSON object per line -> (line number, object); blank lines are skipped, a torn last line is dropped.
 
     A name that ends in .gz is read compressed. Raises UserError naming file and line for anything else that is not an
     object.
@@ -135,7 +140,7 @@ def read_jsonl(path: Path) -> list[dict[str, object]]:
         raise UserError(
             f"{path}: not a gzip file ({error}). The file is damaged; remove it and make it again."
         ) from None
-    records: list[dict[str, object]] = []
+    records = []
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
@@ -148,7 +153,7 @@ def read_jsonl(path: Path) -> list[dict[str, object]]:
             raise UserError(f"{path}:{number}: not {what} ({error}).") from None
         if not isinstance(record, dict):
             raise UserError(f"{path}:{number}: a JSON object was expected, found {type(record).__name__}.")
-        records.append(record)
+        records.append((number, record))
     return records
 
 

@@ -6,9 +6,9 @@ import fcntl
 import os
 import platform
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -20,9 +20,17 @@ from nanogpt_edit.errors import UserError
 from nanogpt_edit.files import make_folder, read_json, write_json
 from nanogpt_edit.recipe import Recipe, load_recipe, save_recipe
 from nanogpt_edit.settings import differences
+from nanogpt_edit.typed import read_json_as
 
 MAY_CHANGE = ("threads", "shard", "expect")  # between two calls of one run
 PACKAGES = ("nanogpt-edit", "torch", "numpy", "tokenizers", "safetensors")
+
+
+@dataclass(frozen=True)
+class Timing:
+    """timing.json: the seconds of each stage so far."""
+
+    stages: Mapping[str, float]
 
 
 @dataclass(frozen=True)
@@ -109,10 +117,9 @@ class RunFolder:
 
     def add_seconds(self, stage: str, seconds: float) -> None:
         path = self.path / "timing.json"
-        stages = read_json(path)["stages"] if path.exists() else {}
-        assert isinstance(stages, dict)
+        stages = dict(read_json_as(Timing, path).stages) if path.exists() else {}
         stages[stage] = round(stages.get(stage, 0.0) + seconds, 3)
-        write_json(path, {"stages": stages})
+        write_json(path, asdict(Timing(stages)))
 
     def keep_environment(self, device: torch.device, **facts: object) -> None:
         """Write what this run ran on, once, and any further `facts` about its data and model."""

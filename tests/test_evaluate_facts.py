@@ -73,5 +73,5 @@ def test_facts_are_averaged_over_subjects() -> None:
 
 def test_a_file_that_holds_no_recalls_is_named(tmp_path: Path) -> None:
     (tmp_path / "x_facts.jsonl").write_text('{"prompt": "a"}\n')
-    with pytest.raises(UserError, match=r"x_facts\.jsonl: not a file of recalled facts"):
+    with pytest.raises(UserError, match=r"x_facts\.jsonl:1: the field .* is missing"):
         read_recalls(tmp_path / "x_facts.jsonl")

@@ -178,5 +178,5 @@ def test_records_survive_the_disk_and_damage_is_named(tmp_path: Path) -> None:
     assert read_records(tmp_path / "grpo.jsonl") == records
     text = (tmp_path / "grpo.jsonl").read_text(encoding="utf-8")
     (tmp_path / "grpo.jsonl").write_text(text.replace('"gold": "5", "text": "<think>é', '"text": "<think>é'), "utf-8")
-    with pytest.raises(UserError, match=r"grpo\.jsonl:2: not an evaluation record .*gold"):
+    with pytest.raises(UserError, match=r'grpo\.jsonl:2: the field "gold" is missing'):
         read_records(tmp_path / "grpo.jsonl")

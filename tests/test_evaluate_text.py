@@ -42,5 +42,5 @@ def test_perplexity_is_the_mean_over_all_tokens() -> None:
 
 def test_a_file_that_holds_no_nats_is_named(tmp_path: Path) -> None:
     (tmp_path / "x_text.jsonl").write_text('{"nats_per_token": 1.5}\n{"nats": 2.0}\n')
-    with pytest.raises(UserError, match=r"x_text\.jsonl: not a file of nats per token"):
+    with pytest.raises(UserError, match=r'x_text\.jsonl:2 has an unknown field "nats"'):
         read_nats(tmp_path / "x_text.jsonl")

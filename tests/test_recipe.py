@@ -42,8 +42,8 @@ def test_an_unknown_recipe_names_the_nearest_and_all() -> None:
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
-        ("[grpo]\nstepz = 3", 'my.toml: [grpo] has no field "stepz"; did you mean "steps"?'),
-        ("[gprpo]\nsteps = 3", 'my.toml has no field "gprpo"; did you mean "grpo"?'),
+        ("[grpo]\nstepz = 3", 'my.toml: [grpo] has an unknown field "stepz"; did you mean "steps"?'),
+        ("[gprpo]\nsteps = 3", 'my.toml has an unknown field "gprpo"; did you mean "grpo"?'),
         ("[sft]\nsteps = -3", "my.toml: [sft] steps is -3; it cannot be negative."),
         ("[grpo.rewards]\nformat = true", 'my.toml: [grpo.rewards] "format" must be a number, found true.'),
         ("[expect]\nedit.success = '>= 1'", 'my.toml: [expect] "edit" must be text in quotes, found '),

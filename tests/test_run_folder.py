@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from nanogpt_edit.errors import UserError
+from nanogpt_edit.files import read_json
 from nanogpt_edit.run_folder import RunFolder
 
 OWNER = """
@@ -38,3 +39,13 @@ def test_the_lock_names_its_owner_and_is_free_when_the_owner_was_killed(tmp_path
     assert (tmp_path / ".lock").read_text() == str(owner.pid)  # stale: it still names the dead
     with RunFolder(tmp_path).locked():
         assert (tmp_path / ".lock").read_text() == str(os.getpid())
+
+
+def test_seconds_add_up_and_a_damaged_file_is_named(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    folder.add_seconds("sft", 1.5)
+    folder.add_seconds("sft", 2.0)
+    assert read_json(tmp_path / "timing.json") == {"stages": {"sft": 3.5}}
+    (tmp_path / "timing.json").write_text('{"stages": {"sft": "long"}}')
+    with pytest.raises(UserError, match=r'timing\.json: \[stages\] "sft" must be a number, found "long"'):
+        folder.add_seconds("sft", 1.0)

@@ -61,9 +61,9 @@ def test_defaults_fill_what_the_file_leaves_out(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
-        ('name = "a"\n[grpo]\nstepz = 1', 'tiny.toml: [grpo] has no field "stepz"; did you mean "steps"?'),
-        ('name = "a"\n[grpo]\nzebra = 1', 'tiny.toml: [grpo] has no field "zebra".'),
-        ('name = "a"\n[gpro]\nsteps = 1', 'tiny.toml has no field "gpro"; did you mean "grpo"?'),
+        ('name = "a"\n[grpo]\nstepz = 1', 'tiny.toml: [grpo] has an unknown field "stepz"; did you mean "steps"?'),
+        ('name = "a"\n[grpo]\nzebra = 1', 'tiny.toml: [grpo] has an unknown field "zebra".'),
+        ('name = "a"\n[gpro]\nsteps = 1', 'tiny.toml has an unknown field "gpro"; did you mean "grpo"?'),
         ('name = "a"\n[grpo]\nsteps = "ten"', 'tiny.toml: [grpo] "steps" must be a whole number, found "ten".'),
         ('name = "a"\n[grpo]\nsteps = 1.5', 'tiny.toml: [grpo] "steps" must be a whole number, found 1.5.'),
         ('name = "a"\n[grpo]\nsteps = true', 'tiny.toml: [grpo] "steps" must be a whole number, found true.'),

@@ -342,6 +342,15 @@ def test_a_torn_last_line_of_the_log_is_written_again(tmp_path: Path, unbroken: 
     assert log_of(tmp_path) == unbroken("sft").log
 
 
+def test_a_line_of_the_log_without_its_step_is_named(tmp_path: Path) -> None:
+    with pytest.raises(Accident), accident(2, "apply_gradients"):
+        run_stage("sft", tmp_path)
+    log = tmp_path / "log.jsonl"
+    log.write_text('{"loss": 1.0}\n' + log.read_text())
+    with pytest.raises(UserError, match=r'log\.jsonl:1: "step" must be a number, found null'):
+        run_stage("sft", tmp_path)
+
+
 # Damaged states
 
 

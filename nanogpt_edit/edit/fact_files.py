@@ -13,7 +13,7 @@ from pathlib import Path
 
 from nanogpt_edit.edit.facts import Fact, Neighbour
 from nanogpt_edit.errors import UserError
-from nanogpt_edit.files import read_jsonl
+from nanogpt_edit.files import read_numbered_jsonl
 
 BUILT_IN = ("facts50",)
 FIELDS = (
@@ -40,9 +40,7 @@ def read_facts(source: str | Path, *, limit: int | None = None) -> tuple[Fact, .
 
 
 def _read_ours(path: Path) -> tuple[Fact, ...]:
-    lines = [number for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), 1) if line.strip()]
-    records = read_jsonl(path)
-    return tuple(fact_from_record(record, where=f"{path}:{line}") for line, record in zip(lines, records, strict=False))
+    return tuple(fact_from_record(record, where=f"{path}:{line}") for line, record in read_numbered_jsonl(path))
 
 
 def fact_from_record(record: Mapping[str, object], *, where: str) -> Fact:

@@ -26,9 +26,10 @@ from nanogpt_edit.edit.measure import FactState, measure_facts
 from nanogpt_edit.edit.scores import EditScores, compare_states, score_patch
 from nanogpt_edit.errors import UserError
 from nanogpt_edit.evaluate.text import block_nats
-from nanogpt_edit.files import append_jsonl, read_jsonl
+from nanogpt_edit.files import append_jsonl
 from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.progress import say
+from nanogpt_edit.typed import read_jsonl_as
 
 FEWEST_FACTS = 4
 STRENGTH = {  # the setting that protects ordinary text, by method
@@ -211,11 +212,8 @@ def harmonic(shares: Sequence[float | None]) -> float:
 
 
 def read_trials(log: Path) -> list[Trial]:
-    """The trials of a sweep's log. Raises UserError when a line is none."""
-    try:
-        return [Trial(**{**record, "layers": tuple(record["layers"])}) for record in read_jsonl(log)]  # type: ignore[arg-type]
-    except (TypeError, KeyError) as error:
-        raise UserError(f"{log}: not the trials of a sweep ({error}); remove it, or choose another --out.") from None
+    """The trials of a sweep's log. Raises UserError naming file, line and field of what is none."""
+    return read_jsonl_as(Trial, log)
 
 
 def _settings(config: EditConfig) -> dict[str, float]:

@@ -9,10 +9,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from nanogpt_edit.errors import UserError
 from nanogpt_edit.evaluate.stats import Interval, bootstrap_mean
-from nanogpt_edit.files import read_jsonl
 from nanogpt_edit.model.gpt import GPT
+from nanogpt_edit.typed import read_jsonl_as
 
 
 @dataclass(frozen=True)
@@ -41,11 +40,8 @@ class Recall:
 
 
 def read_recalls(path: Path) -> list[Recall]:
-    """Read `eval/<stage>_facts.jsonl`. Raises UserError naming the file when a line is not a recall."""
-    try:
-        return [Recall(**record) for record in read_jsonl(path)]  # type: ignore[arg-type]
-    except TypeError as error:
-        raise UserError(f"{path}: not a file of recalled facts ({error}).") from None
+    """Read `eval/<stage>_facts.jsonl`. Raises UserError naming file, line and field of what is not a recall."""
+    return read_jsonl_as(Recall, path)
 
 
 @torch.inference_mode()

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from nanogpt_edit.errors import UserError
-from nanogpt_edit.files import read_jsonl, write_jsonl
+from nanogpt_edit.files import write_jsonl
+from nanogpt_edit.typed import read_jsonl_as
 
 
 @dataclass(frozen=True)
@@ -40,21 +40,5 @@ def write_records(path: Path, records: Iterable[EvalRecord]) -> None:
 
 
 def read_records(path: Path) -> list[EvalRecord]:
-    """Read what `write_records` wrote. Raises UserError naming the file and line of a record that is not one."""
-    types = {field.name: _TYPES[str(field.type)] for field in fields(EvalRecord)}
-    records = []
-    for number, row in enumerate(read_jsonl(path), start=1):
-        wrong = [name for name, kind in types.items() if not isinstance(row.get(name, _MISSING), kind)]
-        if wrong:
-            raise UserError(f"{path}:{number}: not an evaluation record (wrong or missing: {', '.join(wrong)}).")
-        records.append(EvalRecord(**{name: row[name] for name in types}))  # type: ignore[arg-type]
-    return records
-
-
-_MISSING = object()
-_TYPES: dict[str, tuple[type, ...]] = {
-    "str": (str,),
-    "int": (int,),
-    "bool": (bool,),
-    "str | None": (str, type(None)),
-}
+    """Read what `write_records` wrote. Raises UserError naming the file, line and field of a record that is not one."""
+    return read_jsonl_as(EvalRecord, path)

@@ -26,7 +26,7 @@ from nanogpt_edit.evaluate.metrics import score_problems
 from nanogpt_edit.evaluate.probes import probe_metrics
 from nanogpt_edit.evaluate.records import EvalRecord, write_records
 from nanogpt_edit.evaluate.stats import Interval, bootstrap_mean
-from nanogpt_edit.evaluate.text import block_nats, perplexity
+from nanogpt_edit.evaluate.text import BlockNats, block_nats, perplexity
 from nanogpt_edit.evaluate.transcript import count_tokens
 from nanogpt_edit.files import write_json, write_jsonl
 from nanogpt_edit.model.checkpoint import fingerprint
@@ -101,7 +101,7 @@ class Evaluation:
         """Write `<stage>.jsonl`, `<stage>_facts.jsonl`, `<stage>_text.jsonl` and, last, `<stage>.json`."""
         write_records(folder / f"{self.stage}.jsonl", self.records)
         write_jsonl(folder / f"{self.stage}_facts.jsonl", [asdict(recall) for recall in self.recalls])
-        write_jsonl(folder / f"{self.stage}_text.jsonl", [{"nats_per_token": nats} for nats in self.nats])
+        write_jsonl(folder / f"{self.stage}_text.jsonl", [asdict(BlockNats(nats)) for nats in self.nats])
         skills = {
             skill: {name: asdict(interval) for name, interval in metrics.items()}
             for skill, metrics in self.metrics.items()

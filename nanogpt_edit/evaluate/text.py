@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -11,13 +12,19 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nanogpt_edit.data.text import read_text, token_blocks
-from nanogpt_edit.errors import UserError
 from nanogpt_edit.evaluate.stats import Interval, bootstrap_mean
-from nanogpt_edit.files import read_jsonl
 from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.model.tokenizer import Tokenizer
+from nanogpt_edit.typed import read_jsonl_as
 
 TEXT_BLOCK = 256  # tokens of a block of held-out text
+
+
+@dataclass(frozen=True)
+class BlockNats:
+    """How well one block is predicted. One line of `eval/<stage>_text.jsonl`."""
+
+    nats_per_token: float
 
 
 def held_out_text(source: str, tokenizer: Tokenizer, *, block_size: int) -> Tensor:
@@ -39,11 +46,8 @@ def block_nats(model: GPT, blocks: Tensor, *, rows: int = 32) -> list[float]:
 
 
 def read_nats(path: Path) -> list[float]:
-    """Read `eval/<stage>_text.jsonl`. Raises UserError naming the file when a line is not a block's nats."""
-    nats = [line.get("nats_per_token") for line in read_jsonl(path)]
-    if not all(isinstance(each, float) for each in nats):
-        raise UserError(f"{path}: not a file of nats per token.")
-    return [float(str(each)) for each in nats]
+    """Read `eval/<stage>_text.jsonl`. Raises UserError naming file and line when one is not a block's nats."""
+    return [block.nats_per_token for block in read_jsonl_as(BlockNats, path)]
 
 
 def perplexity(nats: Sequence[float]) -> dict[str, Interval]:

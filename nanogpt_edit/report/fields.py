@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TypeGuard
 
 from nanogpt_edit.errors import UserError
+from nanogpt_edit.files import read_json, read_numbered_jsonl
 from nanogpt_edit.report.records import Interval
 
 
@@ -73,6 +75,12 @@ class Fields:
             raise self.error(key, "a list")
         return value
 
+    def numbers(self, key: str) -> list[float]:
+        values = self.items(key)
+        if not all(map(is_number, values)):
+            raise self.error(key, "a list of numbers")
+        return [float(str(value)) for value in values]
+
     def inner(self, key: str) -> Fields:
         value = self.values.get(key)
         if not isinstance(value, dict):
@@ -81,6 +89,16 @@ class Fields:
 
     def optional_inner(self, key: str) -> Fields | None:
         return None if self.values.get(key) is None else self.inner(key)
+
+
+def read_object(path: Path) -> Fields:
+    """The object in a JSON file."""
+    return Fields(read_json(path), str(path))
+
+
+def read_lines(path: Path) -> list[Fields]:
+    """The objects in a JSONL file, one per line."""
+    return [Fields(record, f"{path}:{number}") for number, record in read_numbered_jsonl(path)]
 
 
 def read_interval(fields: Fields, key: str) -> Interval | None:

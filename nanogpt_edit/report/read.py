@@ -13,8 +13,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from nanogpt_edit.errors import UserError
-from nanogpt_edit.files import read_json, read_jsonl
-from nanogpt_edit.report.fields import Fields, is_number, read_interval
+from nanogpt_edit.files import read_json
+from nanogpt_edit.report.fields import Fields, is_number, read_interval, read_lines, read_object
 from nanogpt_edit.report.read_edits import read_edit, read_trace
 from nanogpt_edit.report.read_rollouts import read_rollouts
 from nanogpt_edit.report.records import (
@@ -92,8 +92,8 @@ def _read_log(path: Path) -> Mapping[str, Series]:
     if not path.exists():
         return {}
     by_step: dict[float, Mapping[str, object]] = {}
-    for number, record in enumerate(read_jsonl(path), start=1):
-        by_step[Fields(record, f"{path}: record {number}").number("step")] = record
+    for fields in read_lines(path):
+        by_step[fields.number("step")] = fields.values
     columns: dict[str, tuple[list[float], list[float]]] = {}
     for step in sorted(by_step):
         for key, value in by_step[step].items():
@@ -114,7 +114,7 @@ def _read_stages(folder: Path) -> Mapping[str, Stage]:
 
 def _read_stage(folder: Path, name: str) -> Stage:
     path = folder / f"{name}.json"
-    fields = Fields(read_json(path), str(path))
+    fields = read_object(path)
     skills = {skill: _read_metrics(fields.inner("skills").inner(skill)) for skill in fields.inner("skills").values}
     settings = fields.optional_inner("settings")
     facts = folder / f"{name}_facts.jsonl"
@@ -137,8 +137,7 @@ def _read_metrics(fields: Fields) -> Mapping[str, Interval]:
 
 def _read_completions(path: Path) -> tuple[Completion, ...]:
     completions = []
-    for number, record in enumerate(read_jsonl(path), start=1):
-        fields = Fields(record, f"{path}: record {number}")
+    for fields in read_lines(path):
         strict, flexible = fields.values.get("strict"), fields.values.get("flexible")
         completions.append(
             Completion(
@@ -161,8 +160,7 @@ def _read_completions(path: Path) -> tuple[Completion, ...]:
 
 def _read_facts(path: Path) -> tuple[RecalledFact, ...]:
     facts = []
-    for number, record in enumerate(read_jsonl(path), start=1):
-        fields = Fields(record, f"{path}: record {number}")
+    for fields in read_lines(path):
         facts.append(
             RecalledFact(
                 group=fields.text("group", "recall"),
@@ -182,7 +180,7 @@ def _read_comparisons(folder: Path) -> Mapping[str, Comparison]:
     comparisons = []
     for path in sorted(folder.glob("compare_*.json")):
         after, _, before = path.stem.removeprefix("compare_").partition("-")
-        metrics = Fields(read_json(path), str(path)).inner("metrics")
+        metrics = read_object(path).inner("metrics")
         changes = {key: _read_change(metrics.inner(key)) for key in metrics.values if metrics.values[key] is not None}
         comparisons.append(Comparison(after=after, before=before, metrics=changes))
     comparisons.sort(key=lambda pair: (_place(pair.after), -_place(pair.before), pair.name))
@@ -208,7 +206,7 @@ def _read_change(fields: Fields) -> Change:
 def _read_transcript(path: Path) -> Transcript | None:
     if not path.exists():
         return None
-    fields = Fields(read_json(path), str(path))
+    fields = read_object(path)
     return Transcript(
         prompt=_read_tokens(fields, "prompt"),
         completion=_read_tokens(fields, "completion"),
@@ -234,5 +232,5 @@ def _read_tokens(fields: Fields, key: str) -> tuple[Token, ...]:
 def _read_seconds(path: Path) -> Mapping[str, float]:
     if not path.exists():
         return {}
-    stages = Fields(read_json(path), str(path)).inner("stages")
+    stages = read_object(path).inner("stages")
     return {name: stages.number(name) for name in stages.values}

@@ -6,8 +6,7 @@ import math
 from collections.abc import Mapping
 from pathlib import Path
 
-from nanogpt_edit.files import read_json, read_jsonl
-from nanogpt_edit.report.fields import Fields, is_number, read_interval
+from nanogpt_edit.report.fields import Fields, is_number, read_interval, read_lines, read_object
 from nanogpt_edit.report.records import Edit, EditedFact, Grid, Interval, Trace, TraceExample
 
 
@@ -16,13 +15,13 @@ def read_edit(folder: Path) -> Edit | None:
     paths = sorted(path for path in folder.glob("*.json") if path.name != "trace.json")
     if not paths:
         return None
-    fields = Fields(read_json(paths[0]), str(paths[0]))
+    fields = read_object(paths[0])
     settings = fields.optional_inner("settings")
     return Edit(
         name=paths[0].stem,
         n=fields.integer("n"),
         method=fields.text("method"),
-        layers=tuple(int(str(layer)) for layer in fields.items("layers")),
+        layers=tuple(map(int, fields.numbers("layers"))),
         seconds=fields.number("seconds"),
         scores=_read_scores(fields),
         settings=settings.values if settings else {},
@@ -44,8 +43,7 @@ def _read_scores(fields: Fields) -> Mapping[str, Interval | float]:
 
 def _read_edited_facts(path: Path) -> tuple[EditedFact, ...]:
     facts = []
-    for number, record in enumerate(read_jsonl(path), start=1):
-        fields = Fields(record, f"{path}: record {number}")
+    for fields in read_lines(path):
         facts.append(
             EditedFact(
                 id=fields.text("id", ""),
@@ -80,10 +78,10 @@ def _read_edited_facts(path: Path) -> tuple[EditedFact, ...]:
 def read_trace(path: Path) -> Trace | None:
     if not path.exists():
         return None
-    fields = Fields(read_json(path), str(path))
+    fields = read_object(path)
     sites = tuple(str(site) for site in fields.items("sites"))
     groups = tuple(str(group) for group in fields.items("token_groups"))
-    layers = tuple(int(str(layer)) for layer in fields.items("layers"))
+    layers = tuple(map(int, fields.numbers("layers")))
     shape = (len(groups), len(layers))
     low, high = fields.optional_inner("low"), fields.optional_inner("high")
     example = fields.optional_inner("example")
@@ -108,7 +106,7 @@ def _read_trace_example(fields: Fields, sites: tuple[str, ...], n_layer: int) ->
     shape = (len(tokens), n_layer)
     return TraceExample(
         tokens=tokens,
-        subject_tokens=tuple(int(str(position)) for position in fields.items("subject_tokens")),
+        subject_tokens=tuple(map(int, fields.numbers("subject_tokens"))),
         effect={site: _read_grid(effect, site, shape) for site in sites if site in effect.values},
     )
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from nanogpt_edit.files import read_jsonl
-from nanogpt_edit.report.fields import Fields
+from nanogpt_edit.report.fields import Fields, read_lines
 from nanogpt_edit.report.records import Rollout, RolloutStep, RolloutToken
 
 GROUPS = 2  # problems shown of each step
@@ -19,7 +18,7 @@ def read_rollouts(folder: Path) -> tuple[RolloutStep, ...]:
 
 
 def _read_step(path: Path) -> RolloutStep:
-    lines = [Fields(record, f"{path}: record {number}") for number, record in enumerate(read_jsonl(path), start=1)]
+    lines = read_lines(path)
     told = [_read_rollout(fields) for fields in lines if "logprobs" in fields.values]
     groups = list(dict.fromkeys(rollout.group for rollout in told))[:GROUPS]
     return RolloutStep(
@@ -36,8 +35,9 @@ def _read_step(path: Path) -> RolloutStep:
 
 
 def _read_rollout(fields: Fields) -> Rollout:
-    columns = [fields.items(name) for name in ("token_texts", "logprobs", "entropy", "clipped")]
-    if len({len(column) for column in columns}) > 1:
+    texts = fields.items("token_texts")
+    columns = [fields.numbers(name) for name in ("logprobs", "entropy", "clipped")]
+    if any(len(column) != len(texts) for column in columns):
         raise fields.error("logprobs", "one number per token")
     return Rollout(
         group=fields.integer("group"),
@@ -47,7 +47,7 @@ def _read_rollout(fields: Fields) -> Rollout:
         correct=fields.inner("rewards").number("accuracy") == 1,
         advantage=fields.number("advantage"),
         tokens=tuple(
-            RolloutToken(text=str(text), logprob=float(logprob), entropy=float(entropy), clipped=int(clipped))
-            for text, logprob, entropy, clipped in zip(*columns, strict=True)
+            RolloutToken(text=str(text), logprob=logprob, entropy=entropy, clipped=int(clipped))
+            for text, logprob, entropy, clipped in zip(texts, *columns, strict=True)
         ),
     )

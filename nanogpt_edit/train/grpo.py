@@ -23,11 +23,10 @@ from nanogpt_edit.engine.engine import Engine
 from nanogpt_edit.engine.sampling import Sampling
 from nanogpt_edit.errors import UserError
 from nanogpt_edit.evaluate.suite import solve
-from nanogpt_edit.files import read_jsonl
 from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.progress import say
 from nanogpt_edit.train.grpo_config import GRPOConfig as GRPOConfig
-from nanogpt_edit.train.loop import Trainer
+from nanogpt_edit.train.loop import Trainer, logged
 from nanogpt_edit.train.policy_update import update
 from nanogpt_edit.train.rollout_log import write_rollouts
 from nanogpt_edit.train.rollouts import describe, rollouts, why_stalled
@@ -118,7 +117,7 @@ def grpo(
 
 def was_well_formed(log: Path, share: float) -> bool:
     """Did any step's completions have that share well-formed? From the log, so that a resumed run decides the same."""
-    found = processes.is_first() and any(float(str(line["well_formed"])) >= share for line in read_jsonl(log))
+    found = processes.is_first() and any(one >= share for one in logged(log, "well_formed"))
     return any(processes.gathered(found))  # only the first process knows that its line is written
 
 

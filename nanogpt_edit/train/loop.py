@@ -24,12 +24,13 @@ from torch import Tensor
 
 from nanogpt_edit import processes
 from nanogpt_edit.errors import UserError
-from nanogpt_edit.files import append_jsonl, read_jsonl, write_jsonl
+from nanogpt_edit.files import append_jsonl, read_jsonl, read_numbered_jsonl, write_jsonl
 from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.progress import progress, say
 from nanogpt_edit.train import states
 from nanogpt_edit.train.muon import Muon
 from nanogpt_edit.train.parallel import Parallel, whole_tensor
+from nanogpt_edit.typed import Place, to_value
 
 Item = TypeVar("Item")
 Keep = Literal["best", "last", "both"]
@@ -281,8 +282,8 @@ class Trainer:
             self.step, self.best_score = int(notes["step"]), float(notes["best_score"])
             say(f"{self.label}: goes on at step {self.step} of {self.config.steps}.")
         if processes.is_first() and self.log_path.exists():
-            done = [line for line in read_jsonl(self.log_path) if int(str(line["step"])) < self.step]
-            write_jsonl(self.log_path, done)
+            lines, steps = read_jsonl(self.log_path), logged(self.log_path, "step")
+            write_jsonl(self.log_path, [line for line, step in zip(lines, steps, strict=True) if step < self.step])
 
     def _place(self, name: str, shape: torch.Size) -> Tensor:
         """Where a tensor of a state belongs: `exp_avg/embed.weight` is a new moment, `embed.weight` the weight."""
@@ -296,6 +297,13 @@ class Trainer:
             if any(parameter is each for group in optimizer.param_groups for each in group["params"]):
                 optimizer.state[parameter][moment] = value
         return value
+
+
+def logged(log: Path, name: str) -> list[float]:
+    """The number under `name` in each line of a stage's log. Raises UserError naming the line where there is none."""
+    return [
+        to_value(float, line.get(name), name, Place(f"{log}:{number}")) for number, line in read_numbered_jsonl(log)
+    ]
 
 
 @contextmanager

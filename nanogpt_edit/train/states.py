@@ -12,6 +12,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -21,8 +22,9 @@ from torch import Tensor
 
 from nanogpt_edit import processes
 from nanogpt_edit.errors import UserError
-from nanogpt_edit.files import atomic_file, read_json, sha256_of_file, write_json
+from nanogpt_edit.files import atomic_file, sha256_of_file, write_json
 from nanogpt_edit.progress import say
+from nanogpt_edit.typed import read_json_as
 
 KEPT = 2
 NOTES = "notes.json"
@@ -157,6 +159,16 @@ def _checksum(tensors: dict[str, Tensor], notes: str) -> str:
 # --- a part per process -----------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class ShardNotes:
+    """notes.json of a state in parts."""
+
+    notes: str
+    """JSON once more, for a score may be infinite."""
+    sha256: Mapping[str, str]
+    """Of each part, by file name."""
+
+
 def save_shards(path: Path, tensors: Mapping[str, Tensor], notes: Mapping[str, float]) -> None:
     """Write this process's part beside the others', then checksums of all parts, then give the folder its name."""
     from torch.distributed.checkpoint.api import CheckpointException  # here, for they take a second
@@ -175,7 +187,7 @@ def save_shards(path: Path, tensors: Mapping[str, Tensor], notes: Mapping[str, f
     names = sorted(file.name for file in part.iterdir())
     sums = processes.dealt(names, lambda own: [sha256_of_file(part / name) for name in own])
     if processes.is_first():
-        write_json(part / NOTES, {"notes": json.dumps(dict(notes)), "sha256": dict(zip(names, sums, strict=True))})
+        write_json(part / NOTES, asdict(ShardNotes(json.dumps(dict(notes)), dict(zip(names, sums, strict=True)))))
         shutil.rmtree(path, ignore_errors=True)
         os.rename(part, path)
     processes.wait_for_all()
@@ -187,10 +199,8 @@ def load_shards(path: Path, place: Place) -> dict[str, float]:
     from torch.distributed.checkpoint.metadata import TensorStorageMetadata
     from torch.distributed.checkpoint.state_dict_loader import load as load_parts
 
-    about = read_json(path / NOTES)
-    sums = about["sha256"]
-    notes: dict[str, float] = json.loads(str(about["notes"]))
-    assert isinstance(sums, dict)
+    about = read_json_as(ShardNotes, path / NOTES)
+    sums, notes = about.sha256, json.loads(about.notes)
     found = processes.dealt(list(sums), lambda own: [_sum_or_nothing(path / name) for name in own])
     for name, expected, actual in zip(sums, sums.values(), found, strict=True):
         if actual != expected:
@@ -201,7 +211,7 @@ def load_shards(path: Path, place: Place) -> dict[str, float]:
         assert isinstance(entry, TensorStorageMetadata)
         places[name] = place(name, entry.size).detach()
     load_parts(places, storage_reader=reader)
-    return notes
+    return dict(notes)
 
 
 def _sum_or_nothing(file: Path) -> str:

@@ -1,0 +1,170 @@
+"""Plain values, as TOML and JSON give them, to frozen dataclasses by their field types.
+
+A dataclass is a table, a nested dataclass a table inside it, a tuple an array. What is missing, unknown or of another
+type ends in a sentence that names file, table and field. Settings (`settings.py`) and records (`read_jsonl_as`) are
+both read here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
+from functools import cache
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from nanogpt_edit.errors import UserError, did_you_mean
+from nanogpt_edit.files import read_json, read_numbered_jsonl
+
+Typed = TypeVar("Typed")
+WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text in quotes"}
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where in which file a value stands, for error messages, and how nothing is written there."""
+
+    file: str
+    table: str = ""
+    none: str | None = None
+    """The word that stands for None; None where the format has a null of its own."""
+
+    def __str__(self) -> str:
+        return f"{self.file}: [{self.table}]" if self.table else f"{self.file}:"
+
+    def inner(self, field: str) -> Place:
+        return Place(self.file, f"{self.table}.{field}" if self.table else field, self.none)
+
+
+def read_json_as(kind: type[Typed], path: Path) -> Typed:
+    """The `kind` in a JSON file, as `asdict` wrote it. Raises UserError naming the file and the field in question."""
+    return _read(kind, read_json(path), str(path))
+
+
+def read_jsonl_as(kind: type[Typed], path: Path) -> list[Typed]:
+    """One `kind` per line of a JSONL file, as `asdict` wrote them. Raises UserError naming file, line and field."""
+    return [_read(kind, record, f"{path}:{number}") for number, record in read_numbered_jsonl(path)]
+
+
+def _read(kind: type[Typed], record: Mapping[str, object], where: str) -> Typed:
+    try:
+        return to_dataclass(kind, record, Place(where))
+    except UserError as error:
+        raise UserError(f"{error} It is the wrong file, one of another version, or damaged.") from None
+
+
+def to_dataclass(kind: type[Typed], table: object, place: Place) -> Typed:
+    """A `kind` with the fields of `table`; those left out keep their defaults.
+
+    Raises UserError for an unknown field (with the nearest known one), a missing one and a value of the wrong type;
+    what the dataclass's own validation says is prefixed by the place.
+    """
+    assert is_dataclass(kind)
+    if not isinstance(table, Mapping):
+        name = place.table.rpartition(".")[2]
+        raise UserError(f'{place.file}: "{place.table}" must be a table of fields ([{name}]), found {_found(table)}.')
+    known, types = _fields(kind)
+    for name in table:
+        if name not in known:
+            raise UserError(f'{str(place).rstrip(":")} has an unknown field "{name}"{did_you_mean(name, known)}')
+    values: dict[str, object] = {}
+    for name, field in known.items():
+        if name in table:
+            values[name] = to_value(types[name], table[name], name, place)
+        elif default_of(field) is MISSING:
+            raise UserError(f'{place} the field "{name}" is missing ({_wanted(types[name], place)}).')
+    try:
+        return kind(**values)
+    except UserError as error:
+        raise UserError(f"{place} {error}") from None
+
+
+def default_of(field: Field[Any]) -> object:
+    return field.default_factory() if field.default_factory is not MISSING else field.default
+
+
+@cache
+def _fields(kind: type) -> tuple[dict[str, Field[Any]], dict[str, Any]]:
+    """The fields one gives to make a `kind`, and their types. (Finding them takes longer than reading a record.)"""
+    return {field.name: field for field in fields(kind) if field.init}, get_type_hints(kind)
+
+
+def to_value(kind: object, value: object, name: str, place: Place) -> Any:
+    """`value` as a `kind`, or a UserError that says where the field `name` should have one."""
+    if kind is type(value) and kind in WORDS:
+        return value
+    origin, arguments = get_origin(kind), get_args(kind)
+    if is_dataclass(kind):
+        assert isinstance(kind, type)
+        return to_dataclass(kind, value, place.inner(name))
+    if origin in (Union, UnionType):
+        return _to_optional(arguments, value, name, place)
+    if origin is Literal:
+        if value not in arguments:
+            raise UserError(_wrong(kind, value, name, place))
+        return value
+    if origin is tuple:
+        if not isinstance(value, list | tuple) or (arguments[-1] is not ... and len(value) != len(arguments)):
+            raise UserError(_wrong(kind, value, name, place))
+        kinds = [arguments[0]] * len(value) if arguments[-1] is ... else arguments
+        return tuple(to_value(kinds[i], item, f"{name}[{i}]", place) for i, item in enumerate(value))
+    if origin in (dict, Mapping):
+        if not isinstance(value, Mapping):
+            raise UserError(_wrong(kind, value, name, place))
+        return {key: to_value(arguments[1], item, key, place.inner(name)) for key, item in value.items()}
+    return _to_scalar(kind, value, name, place)
+
+
+def _to_optional(kinds: tuple[object, ...], value: object, name: str, place: Place) -> object:
+    """A union: None, or the word for it; otherwise the first member that fits."""
+    if NoneType in kinds and (value is None or (place.none is not None and value == place.none)):
+        return None
+    candidates = [kind for kind in kinds if kind is not NoneType]
+    if len(candidates) == 1 and is_dataclass(candidates[0]):
+        return to_value(candidates[0], value, name, place)
+    for kind in candidates:
+        try:
+            return to_value(kind, value, name, place)
+        except UserError:
+            continue
+    raise UserError(_wrong(Union[kinds], value, name, place))  # noqa: UP007, kinds is a runtime tuple
+
+
+def _to_scalar(kind: object, value: object, name: str, place: Place) -> object:
+    if kind is Path and isinstance(value, str):
+        return Path(value)
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if isinstance(kind, type) and isinstance(value, kind) and not (isinstance(value, bool) and kind is not bool):
+        return value
+    raise UserError(_wrong(kind, value, name, place))
+
+
+def _wrong(kind: object, value: object, name: str, place: Place) -> str:
+    return f'{place} "{name}" must be {_wanted(kind, place)}, found {_found(value)}.'
+
+
+def _wanted(kind: object, place: Place) -> str:
+    """The type in words a person types by."""
+    origin, arguments = get_origin(kind), get_args(kind)
+    if origin in (Union, UnionType):
+        return " or ".join(_found(place.none) if item is NoneType else _wanted(item, place) for item in arguments)
+    if origin is Literal:
+        return "one of " + ", ".join(_found(item) for item in arguments)
+    if origin is tuple:
+        if arguments[-1] is ...:
+            return f"an array ([…]) of {_wanted(arguments[0], place)}"
+        return f"an array of {len(arguments)} ({', '.join(_wanted(each, place) for each in arguments)})"
+    if origin in (dict, Mapping) or is_dataclass(kind):
+        return "a table of fields"
+    return WORDS.get(kind, "text in quotes") if isinstance(kind, type) else str(kind)
+
+
+def _found(value: object) -> str:
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    text = f'"{value}"' if isinstance(value, str) else str(value)
+    return text if len(text) <= 60 else text[:57] + "…"

@@ -1,0 +1,98 @@
+"""Records to JSON and back: what was written is read, and what cannot have been written is named."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nanogpt_edit.edit.sweep import Trial
+from nanogpt_edit.errors import UserError
+from nanogpt_edit.evaluate.facts import Recall
+from nanogpt_edit.evaluate.records import EvalRecord
+from nanogpt_edit.evaluate.text import BlockNats
+from nanogpt_edit.files import write_json, write_jsonl
+from nanogpt_edit.typed import read_json_as, read_jsonl_as
+
+KINDS = (EvalRecord, Recall, Trial, BlockNats)
+OF_NO_TYPE = ("seven", 7, 7.5, True, None, [], ["seven"], {"seven": 7}, {"seven": "7"})
+records = st.sampled_from(KINDS).flatmap(lambda kind: st.lists(st.builds(kind), min_size=1, max_size=3))
+
+
+@given(records)
+def test_what_is_written_is_read(written: list[Any]) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "records.jsonl"
+        write_jsonl(path, map(asdict, written))
+        assert repr(read_jsonl_as(type(written[0]), path)) == repr(written)  # as text, in which NaN equals NaN
+
+
+@given(records, st.data())
+def test_a_damaged_value_is_named_by_file_line_and_field(written: list[Any], data: st.DataObject) -> None:
+    kind, row = type(written[0]), data.draw(st.integers(0, len(written) - 1))
+    field = data.draw(st.sampled_from([field.name for field in fields(kind)]))
+    wrong = [value for value in OF_NO_TYPE if not fits(value, get_type_hints(kind)[field])]
+    lines: list[dict[str, object]] = [asdict(record) for record in written]
+    damage = data.draw(st.sampled_from(("missing", "unknown", "wrong")))
+    if damage == "wrong":
+        lines[row][field] = data.draw(st.sampled_from(wrong))
+    else:
+        value = lines[row].pop(field)
+        if damage == "unknown":
+            lines[row] |= {field: value, f"{field}_too": value}
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "records.jsonl"
+        write_jsonl(path, lines)
+        with pytest.raises(UserError) as caught:
+            read_jsonl_as(kind, path)
+    sentence = str(caught.value)
+    assert sentence.startswith(f"{path}:{row + 1}")
+    assert field in sentence
+    assert sentence.endswith("It is the wrong file, one of another version, or damaged.")
+
+
+def fits(value: object, kind: Any) -> bool:
+    """Is the JSON value one of the type? By hand, for the types that the records have."""
+    return {
+        str: isinstance(value, str),
+        bool: isinstance(value, bool),
+        int: isinstance(value, int) and not isinstance(value, bool),
+        float: isinstance(value, int | float) and not isinstance(value, bool),
+        str | None: value is None or isinstance(value, str),
+        float | None: value is None or (isinstance(value, int | float) and not isinstance(value, bool)),
+        tuple[int, ...]: value == [],
+        dict[str, float]: value == {"seven": 7},
+    }[kind]
+
+
+@dataclass(frozen=True)
+class Pair:
+    left: int
+    right: str | None
+
+
+@pytest.mark.parametrize(
+    ("value", "sentence"),
+    [
+        ({"left": 1, "right": 2}, 'pair.json: "right" must be text in quotes or null, found 2.'),
+        ({"left": None, "right": "none"}, 'pair.json: "left" must be a whole number, found null.'),
+        ({"right": "a"}, 'pair.json: the field "left" is missing (a whole number).'),
+        ({"left": 1, "right": "a", "rigth": "b"}, 'pair.json has an unknown field "rigth"; did you mean "right"?'),
+    ],
+)
+def test_the_sentences(tmp_path: Path, value: dict[str, object], sentence: str) -> None:
+    write_json(tmp_path / "pair.json", value)
+    with pytest.raises(UserError) as caught:
+        read_json_as(Pair, tmp_path / "pair.json")
+    assert sentence in str(caught.value)
+
+
+def test_the_word_none_is_a_text_in_json(tmp_path: Path) -> None:
+    (tmp_path / "pair.json").write_text(json.dumps({"left": 1, "right": "none"}))
+    assert read_json_as(Pair, tmp_path / "pair.json") == Pair(1, "none")
