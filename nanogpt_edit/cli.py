@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 from nanogpt_edit import __version__
-from nanogpt_edit.errors import UserError, did_you_mean
+from nanogpt_edit.errors import UserError, did_you_mean, visible
 
 PROGRAM = "nanogpt-edit"
 
@@ -134,7 +134,7 @@ def complain(sentence: str) -> int:
     if rank():
         time.sleep(PATIENCE_SECONDS)
         sentence = f"process {rank()}: {sentence}"
-    print(f"{PROGRAM}: {' '.join(sentence.split())}", file=sys.stderr)
+    print(f"{PROGRAM}: {visible(' '.join(sentence.split()))}", file=sys.stderr)
     return MISTAKE
 
 

@@ -1,9 +1,13 @@
-"""The one exception that people are meant to read, and the hint that mends a misspelt name."""
+"""The one exception that people are meant to read, the hint that mends a misspelt name, and text made safe to show."""
 
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
+
+# Control characters but newline and tab, and those that turn the direction of writing.
+UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
 
 class UserError(Exception):
@@ -17,3 +21,8 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     """The end of a sentence about a misspelt word: '; did you mean "steps"?' when one is near, else '.'."""
     near = difflib.get_close_matches(word.lower(), list(known), n=1, cutoff=0.6)
     return f'; did you mean "{near[0]}"?' if near else "."
+
+
+def visible(text: str) -> str:
+    r"""Text from elsewhere for a terminal: what would move its cursor or change its colours stands as \x1b, \r, …"""
+    return UNSEEN.sub(lambda found: repr(found[0])[1:-1], text)

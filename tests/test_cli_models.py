@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -47,6 +48,18 @@ def test_sample_shows_every_token_of_a_transcript(saved: str, capsys: pytest.Cap
     lines = [line for line in capsys.readouterr().out.splitlines() if " id=" in line]
     assert model.tokenizer is not None
     assert len(lines) == len(model.tokenizer.encode("Tom has 3")) + len(found.token_ids)
+
+
+def test_a_terminal_is_shown_control_characters_and_a_pipe_gets_them(
+    saved: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (found,) = generate(load(saved), "Tom has 3", max_new_tokens=1)
+    monkeypatch.setattr("nanogpt_edit.commands.sample.generate", lambda *_, **__: [replace(found, text="3\x1b[2J\r4")])
+    assert cli.main(["sample", saved, "--prompt", "Tom has 3"]) == 0
+    assert "3\x1b[2J\r4\n" in capsys.readouterr().out
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    assert cli.main(["sample", saved, "--prompt", "Tom has 3"]) == 0
+    assert "3\\x1b[2J\\r4\n" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from evaluate_stand_ins import all_graded, graded, recalled
 
+from nanogpt_edit.commands.show import show_differences
 from nanogpt_edit.errors import UserError
 from nanogpt_edit.evaluate.compare import (
     compare_evaluations,
@@ -15,9 +16,14 @@ from nanogpt_edit.evaluate.compare import (
     compare_probes,
     compare_recalls,
     compare_records,
+    good_side,
 )
+from nanogpt_edit.evaluate.metrics import score_problems
 from nanogpt_edit.evaluate.records import EvalRecord, write_records
+from nanogpt_edit.evaluate.stats import paired_difference
 from nanogpt_edit.files import write_jsonl
+from nanogpt_edit.report.ledger import verdict_of
+from nanogpt_edit.report.records import Change
 
 
 def test_differences_on_the_same_problems_by_hand() -> None:
@@ -31,11 +37,31 @@ def test_differences_on_the_same_problems_by_hand() -> None:
     assert not any(name.startswith("arithmetic") for name in found)
 
 
-def test_shorter_thinking_is_better() -> None:
+def test_shorter_thinking_is_a_change_and_no_merit(capsys: pytest.CaptureFixture[str]) -> None:
     before = all_graded(*[["5"]] * 8, thinking_tokens=9)
     after = all_graded(*[["5"]] * 8, thinking_tokens=7)
     found = compare_records(before, after)["thinking_tokens"]
-    assert (found.delta, found.verdict) == (-2, "better")
+    assert (found.delta, found.verdict) == (-2, "changed")
+    show_differences({"thinking_tokens": found, "the_other_way": replace(found, delta=2.0)})
+    assert [line.split()[-1] for line in capsys.readouterr().out.splitlines()[1:]] == ["less", "more"]
+
+
+@pytest.mark.parametrize("rises", [True, False])
+def test_the_report_judges_every_difference_alike(rises: bool) -> None:
+    names = [*score_problems(all_graded(["5", "6"]), ks=(1, 2)).values, "arithmetic_pass_at_1"]
+    names += ["facts_recall", "facts_recall_edited", "facts_edited", "probes_non_arithmetic"]
+    names += ["perplexity_nats_per_token"]
+    low, high = [0.1 + i / 100 for i in range(8)], [0.5 + i / 90 for i in range(8)]
+    for name in names:
+        found = paired_difference(*((low, high) if rises else (high, low)), good=good_side(name))
+        change = Change(found.delta, found.low, found.high, found.p_value, found.n, found.smallest_detectable)
+        assert verdict_of(find_metric(name), change) == found.verdict, name
+
+
+def find_metric(name: str) -> str:
+    """The metric of a difference: 'facts_recall' -> 'recall'."""
+    skill = next((skill for skill in ("arithmetic", "facts", "probes", "perplexity") if name.startswith(skill)), "")
+    return name.removeprefix(f"{skill}_")
 
 
 def test_with_different_numbers_of_samples_the_first_ones_count() -> None:

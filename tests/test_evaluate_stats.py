@@ -127,9 +127,10 @@ def test_a_clear_gain_is_better_and_a_small_one_inconclusive() -> None:
     unclear = paired_difference(before, before + generator.normal(0.0, 0.1, 400))
     assert unclear.verdict == "inconclusive"
     assert unclear.low < 0 < unclear.high
-    shorter = paired_difference(before, before - 0.1 - before / 10, higher_is_better=False)
+    shorter = paired_difference(before, before - 0.1 - before / 10, good="less")
     assert shorter.verdict == "better"
     assert shorter.delta < 0
+    assert paired_difference(before, before - 0.1 - before / 10, good="neither").verdict == "changed"
 
 
 def test_three_problems_prove_nothing_however_alike() -> None:

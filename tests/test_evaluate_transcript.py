@@ -91,6 +91,14 @@ def test_a_completions_text_is_styled_where_it_thinks_and_answers() -> None:
     assert tag.style == STYLES["tag"]
 
 
+def test_control_characters_are_shown_and_not_obeyed(tokenizer: Tokenizer) -> None:
+    written = "3\x1b[2J\r\x07\x9b1m\u202e\tfive\n+4"
+    assert completion_text(written).plain == "3\\x1b[2J\\r\\x07\\x9b1m\\u202e\tfive\n+4"
+    lines = transcript_lines([], tokenizer.encode(written), tokenizer)
+    assert lines[-2] == "Decoded: 3\\x1b[2J\\r\\x07\\x9b1m\\u202e\\tfive\\n+4"
+    assert "\x1b" not in "".join(lines)
+
+
 def test_the_record_is_json_with_a_kind_per_token(tokenizer: Tokenizer) -> None:
     prompt, completion = tokenizer.encode("a"), tokenizer.encode("<think>b</think><answer>7</answer>")
     record = transcript_record(prompt, completion, tokenizer, stage="grpo", gold="7", correct=True)

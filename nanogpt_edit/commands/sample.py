@@ -21,7 +21,11 @@ from nanogpt_edit.model.checkpoint import load
 
 @dataclass(frozen=True)
 class Sample:
-    """Write completions of a prompt. Thinking is dim and the answer bright in a terminal, plain in a pipe."""
+    """Write completions of a prompt.
+
+    In a terminal thinking is dim, the answer bright, and a control character is shown and not obeyed; a pipe gets the
+    text exactly as it is.
+    """
 
     model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
     """A model directory, a hub name (gpt2), or a nanoGPT ckpt.pt."""
@@ -52,6 +56,8 @@ def sample(arguments: list[str]) -> int:
         console.print(f"── {number} of {chosen.n} · {counts}", style="bold", markup=False)
         if chosen.transcript:
             console.print(transcript_text(prompt_ids(chosen.prompt, tokenizer), found.token_ids, tokenizer))
-        else:
+        elif console.is_terminal:
             console.print(completion_text(found.text))
+        else:
+            print(found.text)
     return 0

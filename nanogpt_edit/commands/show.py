@@ -10,6 +10,7 @@ from rich.table import Table
 from nanogpt_edit.evaluate.stats import Difference, Interval
 
 MARKS = {"better": "▲ better", "worse": "▼ worse", "inconclusive": "≈ inconclusive"}
+NEUTRAL_MARKS = {True: "◆ more", False: "◆ less"}  # neither is better
 
 
 def show_metrics(metrics: Mapping[str, Mapping[str, Interval]]) -> None:
@@ -33,7 +34,7 @@ def show_differences(differences: Mapping[str, Difference]) -> None:
             f"{found.p_value:.2g}",
             f"{found.n:,}",
             number(found.smallest_detectable),
-            MARKS[found.verdict],
+            MARKS.get(found.verdict) or NEUTRAL_MARKS[found.delta > 0],
         )
     _print(table)
 

@@ -11,10 +11,18 @@ from nanogpt_edit.evaluate.facts import Recall, read_recalls, recalled_by_subjec
 from nanogpt_edit.evaluate.metrics import score_problems
 from nanogpt_edit.evaluate.probes import non_arithmetic
 from nanogpt_edit.evaluate.records import EvalRecord, read_records
-from nanogpt_edit.evaluate.stats import CONFIDENCE, Difference, mcnemar_exact, paired_difference
+from nanogpt_edit.evaluate.stats import CONFIDENCE, Difference, GoodSide, mcnemar_exact, paired_difference
 from nanogpt_edit.evaluate.suite import PASS_AT
 from nanogpt_edit.evaluate.text import read_nats
 
+GOOD: dict[str, GoodSide] = {
+    "truncated": "less",
+    "perplexity_nats_per_token": "less",
+    "thinking_tokens": "neither",
+    "answer_tokens": "neither",
+    "facts_recall_edited": "neither",  # the edit was asked to forget them
+}
+"""Differences of which more is not better."""
 KEPT_BESIDE = ("facts", "text")  # eval/<stage>_facts.jsonl, eval/<stage>_text.jsonl
 
 
@@ -54,7 +62,7 @@ def compare_records(before: Sequence[EvalRecord], after: Sequence[EvalRecord]) -
             raise UserError(f"the two evaluations used different {skill}; evaluate both with the same settings.")
         for name in old.values if skill == "problems" else ("pass_at_1",):
             pair = old.values[name], new.values[name]
-            difference = paired_difference(*pair, higher_is_better=name not in ("truncated", "thinking_tokens"))
+            difference = paired_difference(*pair, good=good_side(prefix + name))
             if name.startswith("majority"):
                 p_value = mcnemar_exact(*(values > 0.5 for values in pair))
                 verdict = difference.verdict if p_value < 1 - CONFIDENCE else "inconclusive"
@@ -70,7 +78,11 @@ def compare_recalls(before: Sequence[Recall], after: Sequence[Recall]) -> dict[s
     """
     old, new = recalled_by_subject(before), recalled_by_subject(after)
     return {
-        f"facts_{group}": paired_difference(list(shares.values()), [new[group][subject] for subject in shares])
+        f"facts_{group}": paired_difference(
+            list(shares.values()),
+            [new[group][subject] for subject in shares],
+            good=good_side(f"facts_{group}"),
+        )
         for group, shares in old.items()
         if len(shares) > 1 and shares.keys() == new.get(group, {}).keys()
     }
@@ -89,4 +101,10 @@ def compare_nats(before: Sequence[float], after: Sequence[float]) -> dict[str, D
     """The paired difference of nats per token over blocks of held-out text; none where the texts differ in length."""
     if len(before) != len(after) or len(before) < 2:
         return {}
-    return {"perplexity_nats_per_token": paired_difference(before, after, higher_is_better=False)}
+    name = "perplexity_nats_per_token"
+    return {name: paired_difference(before, after, good=good_side(name))}
+
+
+def good_side(name: str) -> GoodSide:
+    """Is more of this difference better, less of it, or neither?"""
+    return GOOD.get(name, "more")

@@ -20,7 +20,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from nanogpt_edit.errors import UserError
 
-Verdict = Literal["better", "worse", "inconclusive"]
+Verdict = Literal["better", "worse", "changed", "inconclusive"]
+GoodSide = Literal["more", "less", "neither"]
 Values = NDArray[np.float64]
 
 CONFIDENCE = 0.95
@@ -54,7 +55,7 @@ class Difference:
     p_value: float  # two-sided, sign-flip
     n: int  # problems
     smallest_detectable: float  # true difference that n problems show with probability 0.8, two-sided at 0.05
-    verdict: Verdict  # better or worse when the interval excludes 0 and p < 0.05
+    verdict: Verdict  # better, worse (changed where neither is) when the interval excludes 0 and p < 0.05
 
 
 def bootstrap_mean(
@@ -92,10 +93,11 @@ def paired_difference(
     *,
     resamples: int = 10_000,
     seed: int = 0,
-    higher_is_better: bool = True,
+    good: GoodSide = "more",
 ) -> Difference:
     """What changed from `before` to `after`, two values per problem, in the same order of problems.
 
+    `good` says whether more or less of it is better; where neither is, a difference is only "changed".
     Raises UserError unless both have the same length, at least 2.
     """
     first, second = _checked(before), _checked(after)
@@ -110,7 +112,7 @@ def paired_difference(
     p_value = sign_flip_p(differences, resamples=resamples, seed=seed)
     verdict: Verdict = "inconclusive"
     if (low > 0 or high < 0) and p_value < 1 - CONFIDENCE:
-        verdict = "better" if (delta > 0) == higher_is_better else "worse"
+        verdict = "changed" if good == "neither" else "better" if (delta > 0) == (good == "more") else "worse"
     return Difference(
         delta=delta,
         low=low,

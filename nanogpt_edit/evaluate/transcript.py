@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Literal
 
 from rich.text import Text
 
+from nanogpt_edit.errors import visible
+
 if TYPE_CHECKING:
     from nanogpt_edit.model.tokenizer import Tokenizer
 
@@ -61,21 +63,24 @@ def transcript_text(prompt_ids: Sequence[int], completion_ids: Sequence[int], to
 
     kinds = token_kinds(completion_ids, tokenizer)
     thinking, answer = kinds.count("think"), kinds.count("answer")
-    decoded = tokenizer.decode(completion_ids).replace("\\", "\\\\").replace("\n", "\\n")
+    decoded = tokenizer.decode(completion_ids).replace("\\", "\\\\").replace("\n", "\\n").replace("\t", "\\t")
     return Text.assemble(
         (f"--- PROMPT TOKENS ({_count(len(prompt_ids), 'token')}) ---\n", "bold"),
         *(line(position, "outside") for position in range(len(prompt_ids))),
         (f"--- GENERATED TOKENS ({_count(len(completion_ids), 'token')}) ---\n", "bold"),
         *(line(position, kind) for position, kind in enumerate(kinds, start=len(prompt_ids))),
-        f"Decoded: {decoded}\n",
+        f"Decoded: {visible(decoded)}\n",
         f"Stats: {_count(len(completion_ids), 'generated token')} total, {_count(thinking, 'thinking token')}, "
         f"{_count(answer, 'answer token')}.",
     )
 
 
 def completion_text(text: str) -> Text:
-    """A completion's text for a terminal, in the same styles: `<think>3 + 4 = 7</think><answer>7</answer>`."""
-    shown = Text(text)
+    """A completion's text for a terminal, in the same styles: `<think>3 + 4 = 7</think><answer>7</answer>`.
+
+    A small model writes any byte; control characters are shown and not obeyed.
+    """
+    shown = Text(visible(text))
     shown.highlight_regex(r"(?s)(?<=<think>).*?(?=</think>|<answer>|\Z)", STYLES["think"])
     shown.highlight_regex(r"(?s)(?<=<answer>).*?(?=</answer>|\Z)", STYLES["answer"])
     shown.highlight_regex(r"</?(?:think|answer)>", STYLES["tag"])

@@ -29,7 +29,7 @@ def terminal_summary(summary: Summary) -> RenderableType:
     if summary.ledger.rows:
         parts += [
             _ledger(summary),
-            Text("▲ better  ▼ worse  ≈ inconclusive, tested in pairs  · not tested", style="dim"),
+            Text("▲ better  ▼ worse  ◆ changed  ≈ inconclusive, tested in pairs  · not tested", style="dim"),
         ]
     parts += [_verdict_line(expectation) for expectation in summary.expectations]
     return Group(*parts)
