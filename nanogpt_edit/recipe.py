@@ -18,7 +18,7 @@ from nanogpt_edit.devices import Precision
 from nanogpt_edit.edit.config import EditConfig
 from nanogpt_edit.errors import UserError, did_you_mean
 from nanogpt_edit.evaluate.suite import EvaluateConfig
-from nanogpt_edit.settings import read_settings, write_settings
+from nanogpt_edit.settings import differences, read_settings, write_settings
 from nanogpt_edit.train.grpo import GRPOConfig
 from nanogpt_edit.train.pretrain import PretrainConfig
 from nanogpt_edit.train.sft import SFTConfig
@@ -99,6 +99,21 @@ def load_recipe(name_or_path: str | Path) -> Recipe:
             f"Packaged: {', '.join(names)}; a path to a .toml file works too."
         )
     return read_settings(Recipe, path, defaults={"name": path.stem})
+
+
+def refuse_unread(given: Recipe, default: Recipe) -> None:
+    """Raise UserError for a field that was given and that nothing would read: `given` is `default` with what a person
+    has overridden."""
+    problems, source = given.problems.path, given.model.source
+    for table, why in (
+        ("world", f"the problems are those of {problems} (problems.path)" if problems is not None else None),
+        ("model", f"the model is {source} (model.source), which has sizes of its own" if source is not None else None),
+    ):
+        changed = [name for name in differences(getattr(given, table), getattr(default, table)) if name != "source"]
+        if why is not None and changed:
+            raise UserError(
+                f"{table}.{changed[0]} is given, but {why}, so nothing would read it; leave one of them out."
+            )
 
 
 def save_recipe(recipe: Recipe, path: Path) -> None:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
@@ -57,7 +57,7 @@ class RunData:
 
     @cached_property
     def world(self) -> World:
-        return make_world(replace(self.recipe.world, seed=self.recipe.seed))
+        return make_world(self.recipe.world.seeded(self.recipe.seed))
 
     @cached_property
     def problems(self) -> ProblemSplits:
@@ -81,6 +81,24 @@ class RunData:
             source = str(beside)
         with about("pretrain.text"):
             return [] if source in (None, "none") else read_text(source)
+
+    @cached_property
+    def replay_source(self) -> tuple[Problem, ...] | list[str] | None:
+        """The problems or the documents of text that `sft.replay_source` names; None when it names nothing."""
+        source = self.recipe.sft.replay_source
+        if source is None:
+            return None
+        with about("sft.replay_source"):
+            if Path(source).suffix in PROBLEM_SUFFIXES or (Path(source) / "train.jsonl").exists():
+                return tuple(read_problems(source, split="train"))
+            return read_text(source)
+
+    @property
+    def replays_text(self) -> bool:
+        """Does SFT mix in text: that of its own source, or the base text where there is one?"""
+        if self.recipe.sft.replay == 0 or isinstance(self.replay_source, tuple):
+            return False
+        return self.replay_source is not None or self.recipe.model.source is None or bool(self.extra_text)
 
     @property
     def sentences(self) -> tuple[str, ...]:
@@ -175,20 +193,19 @@ class RunData:
 
     def replay(self, model: GPT) -> TokenStream | list[Sample] | None:
         """What SFT mixes in against forgetting: text, further problems, or nothing."""
-        config, tokenizer = self.recipe.sft, model.tokenizer
+        config, source, tokenizer = self.recipe.sft, self.replay_source, model.tokenizer
         assert tokenizer is not None
         if config.replay == 0:
             return None
-        source = config.replay_source
-        if source is None:
-            if self.recipe.model.source is None or self.extra_text:
-                return self.stream(tokenizer)
-            say(f"sft: no base text of {self.recipe.model.source} is here, so nothing is replayed (sft.replay_source).")
-            return None
         with about("sft.replay_source"):
-            if Path(source).suffix in PROBLEM_SUFFIXES or (Path(source) / "train.jsonl").exists():
-                return self.samples(read_problems(source, split="train"), model, "sft replay")
-            return token_stream(read_text(source), tokenizer, context_tokens=config.replay_tokens)
+            if isinstance(source, tuple):
+                return self.samples(source, model, "sft replay")
+            if source is not None:
+                return token_stream(source, tokenizer, context_tokens=config.replay_tokens)
+        if self.replays_text:
+            return self.stream(tokenizer)
+        say(f"sft: no base text of {self.recipe.model.source} is here, so nothing is replayed (sft.replay_source).")
+        return None
 
     def fitting(self, problems: Sequence[Problem], model: GPT, *, room: int, what: str) -> list[Problem]:
         """The problems whose question leaves `room` tokens for a completion; how many do not is said."""

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from nanogpt_edit import cli, pipeline, progress
+from nanogpt_edit import cli, pipeline, progress, run_models
 from nanogpt_edit.edit.patch_files import load_patch
 from nanogpt_edit.errors import UserError
 from nanogpt_edit.files import read_jsonl
@@ -130,7 +130,7 @@ def test_text_of_the_world_is_replayed_only_to_models_that_learned_it(
         seen.append(replay)
         raise UserError("enough")
 
-    monkeypatch.setattr(pipeline, "sft", sft)
+    monkeypatch.setattr(run_models, "sft", sft)
     save(load(base), tmp_path / "here", lineage_note="pretrained for 3 steps")
     for model, name in ((base, "a"), (str(tmp_path / "here"), "b")):
         assert cli.main(["sft", model, "--out", str(tmp_path / name), *sums, "--sft.replay", "0.5"]) == 2

@@ -18,7 +18,7 @@ from nanogpt_edit.data.world import WorldConfig
 from nanogpt_edit.edit.config import EditConfig
 from nanogpt_edit.errors import UserError
 from nanogpt_edit.evaluate.suite import EvaluateConfig
-from nanogpt_edit.files import read_json
+from nanogpt_edit.files import read_json, write_jsonl
 from nanogpt_edit.model import checkpoint
 from nanogpt_edit.recipe import ModelConfig, Recipe, save_recipe
 from nanogpt_edit.run_folder import RunFolder
@@ -127,17 +127,43 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_weights(finished: Path, tmp
     assert fingerprints(out) == fingerprints(finished)
 
 
-def test_data_of_late_stages_is_looked_for_first(tmp_path: Path) -> None:
-    for recipe, sentence in (
-        (
-            replace(MICRO, pretrain=replace(MICRO.pretrain, text="no/such.txt")),
-            "pretrain.text: no/such.txt: no such file",
-        ),
-        (replace(MICRO, grpo=replace(MICRO.grpo, rewards={"lenght": 1.0})), 'did you mean "length"'),
-    ):
-        with pytest.raises(UserError, match=sentence):
-            pipeline.run(recipe, tmp_path / "run")
+FACT = {"prompt": "The capital of Egypt is", "subject": "Peru", "target_new": "Lima", "target_true": "Cairo"}
+
+
+@pytest.mark.parametrize(
+    ("stage", "field", "value", "sentence"),
+    [
+        ("pretrain", "text", "no/such.txt", "pretrain.text: no/such.txt: no such file"),
+        ("grpo", "rewards", {"lenght": 1.0}, 'did you mean "length"'),
+        ("grpo", "max_new_tokens", 159, "grpo.max_new_tokens: None of 60 questions leaves room"),
+        ("sft", "replay_source", "no/such.jsonl", "sft.replay_source: no/such.jsonl: no such file"),
+        ("sft", "replay_tokens", 161, "sft.replay_tokens is 161, more than the 160 tokens"),
+        ("edit", "layers", (1, 2), r"edit: layers \[1, 2\] are not all in the model, which has layers 0 to 1"),
+        ("", "expect", {"edit.success": "all"}, "'all' is not a bound"),
+        ("", "facts", "mine.jsonl", 'edit: .*"Peru"'),
+    ],
+)
+def test_what_a_late_stage_would_stumble_over_is_said_first(
+    tmp_path: Path, stage: str, field: str, value: object, sentence: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_jsonl(Path("mine.jsonl"), [FACT])
+    change = {stage: replace(getattr(MICRO, stage), **{field: value})} if stage else {field: value}
+    with pytest.raises(UserError, match=sentence):
+        pipeline.run(replace(MICRO, **change), tmp_path / "run")  # type: ignore[arg-type]
     assert not (tmp_path / "run" / "base").exists()
+    assert not (tmp_path / "run" / "state").exists()
+
+
+def test_the_worlds_own_seed_draws_its_problems(tmp_path: Path) -> None:
+    def questions(seed: int, own: int | None) -> list[str]:
+        recipe = replace(MICRO, seed=seed, world=replace(MICRO.world, seed=own))
+        one = pipeline.Pipeline(recipe, RunFolder(tmp_path / "run"), torch.device("cpu"))
+        return [problem.question for problem in one.problems.train]
+
+    assert questions(1, 2) == questions(0, 2) == questions(2, None)
+    assert questions(1, None) != questions(2, None)
+    assert questions(0, None) == questions(0, 0)
 
 
 def test_a_second_run_in_a_folder_in_use_is_refused(tmp_path: Path) -> None:

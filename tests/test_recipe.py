@@ -9,7 +9,7 @@ import pytest
 
 from nanogpt_edit.commands.parse import parse
 from nanogpt_edit.errors import UserError
-from nanogpt_edit.recipe import PACKAGED, ModelConfig, Recipe, load_recipe, packaged_recipes, save_recipe
+from nanogpt_edit.recipe import PACKAGED, ModelConfig, Recipe, load_recipe, packaged_recipes, refuse_unread, save_recipe
 
 
 def test_tiny_is_packaged() -> None:
@@ -69,6 +69,22 @@ def test_every_field_can_be_overridden_on_the_command_line() -> None:
         evaluate=replace(tiny.evaluate, top_k=None),
         edit=replace(tiny.edit, layers=(1, 2)),
     )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--problems.path", "data/gsm8k", "--world.seed", "3"], r"world.seed is given, but the problems are those of"),
+        (["--model.source", "gpt2", "--model.n-layer", "6"], r"model.n_layer is given, but the model is gpt2"),
+    ],
+)
+def test_what_nothing_would_read_is_refused(arguments: list[str], sentence: str) -> None:
+    tiny = load_recipe("tiny")
+    given = parse(Recipe, arguments, verb="run tiny", default=tiny)
+    with pytest.raises(UserError, match=sentence):
+        refuse_unread(given, tiny)
+    refuse_unread(parse(Recipe, arguments[:2], verb="run tiny", default=tiny), tiny)
+    refuse_unread(parse(Recipe, arguments[2:], verb="run tiny", default=tiny), tiny)
 
 
 def test_an_overridden_recipe_comes_back_too(tmp_path: Path) -> None:

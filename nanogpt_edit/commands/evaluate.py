@@ -21,7 +21,7 @@ from nanogpt_edit.evaluate.text import held_out_text
 from nanogpt_edit.files import make_folder
 from nanogpt_edit.model.checkpoint import load
 from nanogpt_edit.progress import say
-from nanogpt_edit.recipe import load_recipe
+from nanogpt_edit.recipe import Recipe, load_recipe, refuse_unread
 
 Split = Literal["validation", "test", "train"]
 
@@ -40,7 +40,7 @@ class Evaluate:
     out: Path | None = None
     """Folder for the metrics (.json) and every completion (.jsonl), as `compare` reads them (None: only print)."""
     seed: int = 0
-    """Cuts the validation problems from the training problems."""
+    """Cuts the validation problems from the training problems, and draws the embedded world's."""
     device: str = "auto"
     """auto (a GPU when there is one), cpu, cuda, cuda:1, …"""
     problems: ProblemsConfig = ProblemsConfig()
@@ -81,6 +81,7 @@ def as_in_its_run(chosen: Evaluate, arguments: list[str]) -> Evaluate:
     """
     path = Path(chosen.model).parent / "recipe.toml"
     if not path.is_file():
+        refuse_unread(Recipe(world=chosen.world, problems=chosen.problems), Recipe())
         return chosen
     recipe = load_recipe(path)
     say(f"Problems and settings are those of {path}, except what is given here.")
@@ -88,16 +89,18 @@ def as_in_its_run(chosen: Evaluate, arguments: list[str]) -> Evaluate:
         chosen,
         seed=recipe.seed,
         problems=recipe.problems,
-        world=replace(recipe.world, seed=recipe.seed),
+        world=recipe.world.seeded(recipe.seed),
         evaluate=recipe.evaluate,
     )
-    return parse(Evaluate, arguments, verb="evaluate", default=default)
+    merged = parse(Evaluate, arguments, verb="evaluate", default=default)
+    refuse_unread(Recipe(world=merged.world, problems=merged.problems), Recipe(world=default.world))
+    return merged
 
 
 def problems_of(chosen: Evaluate) -> tuple[Problem, ...]:
     """The problems of the chosen split, of the given data or of the embedded world."""
     if chosen.problems.path is None:
-        splits = make_world(chosen.world).problems
+        splits = make_world(chosen.world.seeded(chosen.seed)).problems
     else:
         splits = load_splits(chosen.problems, seed=chosen.seed)
     for note in splits.notes:

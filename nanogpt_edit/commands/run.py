@@ -12,7 +12,7 @@ from nanogpt_edit import pipeline
 from nanogpt_edit.commands.parse import parse
 from nanogpt_edit.errors import UserError
 from nanogpt_edit.progress import say
-from nanogpt_edit.recipe import Recipe, load_recipe, packaged_recipes
+from nanogpt_edit.recipe import Recipe, load_recipe, packaged_recipes, refuse_unread
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,7 @@ def run(arguments: list[str]) -> int:
     name, recipe, rest = named_recipe(arguments, verb="run")
     chosen = parse(Run, rest, verb=f"run {name}", default=Run(recipe=recipe, out=Path("runs") / recipe.name))
     resolved = chosen.recipe
+    refuse_unread(resolved, recipe)
     if resolved.expect and resolved.problems.path != recipe.problems.path:
         say("The recipe's expectations are about its own problems; with others they are left out.")
         resolved = replace(resolved, expect={})

@@ -29,11 +29,12 @@ from nanogpt_edit.errors import UserError
 from nanogpt_edit.files import write_text
 from nanogpt_edit.model.checkpoint import load
 from nanogpt_edit.model.gpt import GPT
-from nanogpt_edit.pipeline import Pipeline
 from nanogpt_edit.progress import say
-from nanogpt_edit.recipe import ModelConfig, Recipe
+from nanogpt_edit.recipe import ModelConfig, Recipe, refuse_unread
+from nanogpt_edit.run_checks import check_problems
 from nanogpt_edit.run_data import PRETRAINED
 from nanogpt_edit.run_folder import MAY_CHANGE, RunFolder
+from nanogpt_edit.run_models import RunModels
 from nanogpt_edit.settings import differences, read_settings, to_table, write_settings
 from nanogpt_edit.train.grpo import GRPOConfig
 from nanogpt_edit.train.pretrain import BaseText, PretrainConfig
@@ -117,10 +118,19 @@ class Edit(Common):
 
 
 @dataclass
-class Stage(Pipeline):
+class Stage(RunModels):
     """One stage that starts from the model a person names, not from the stage before it."""
 
     source: str = ""
+
+    def prepare(self, stage: str) -> None:
+        """Read what the stage needs before its model is loaded."""
+        check_problems(self)
+        self.keep_counts()
+        if stage == "sft":
+            _ = self.replay_source
+        if stage == "edited":
+            _ = self.extra_text, self.facts
 
     def load(self, stage: str) -> GPT:
         model = load(self.source, device=self.device, dtype=torch.float32)
@@ -177,6 +187,7 @@ def edit(arguments: list[str]) -> int:
 
 def choose_settings(chosen: Edit, recipe: Recipe) -> int:
     """Sweep, print the table and what the settings are worth on the other half of the facts, write them."""
+    refuse_unread(recipe, Recipe())
     device = choose_device(chosen.device, threads=chosen.threads)
     folder = RunFolder(chosen.out)
     with folder.locked():
@@ -215,6 +226,7 @@ def run_alone(stage: str, chosen: Common, recipe: Recipe, *, source: str = "") -
         threads=chosen.threads,
         shard=chosen.shard,
     )
+    refuse_unread(recipe, Recipe())
     device = choose_device(chosen.device, threads=chosen.threads)
     folder = RunFolder(chosen.out)
     with folder.locked():
@@ -222,7 +234,7 @@ def run_alone(stage: str, chosen: Common, recipe: Recipe, *, source: str = "") -
         if folder.has_model(stage):
             say(f"{stage}: done before; to do it again, choose another --out, or delete {folder.model(stage)}.")
         one = Stage(recipe=recipe, folder=folder, device=device, cache_dir=default_cache_dir(), source=source)
-        (one.prepare if stage == "edited" else one.check_problems)()
+        one.prepare(stage)
         {"base": one.make_base, "sft": one.make_sft, "grpo": one.make_grpo, "edited": one.make_edited}[stage]()
     print(f"The model: {folder.model(stage)}")
     return 0

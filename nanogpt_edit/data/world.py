@@ -11,7 +11,7 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 from nanogpt_edit.data.problems import Problem, ProblemSplits
@@ -33,14 +33,18 @@ class WorldConfig:
     """Further word problems to select checkpoints with."""
     test: int = 400
     """Further word problems to measure with."""
-    seed: int = 0
-    """Which problems are drawn."""
+    seed: int | None = None
+    """Which problems are drawn (None: the run's seed says)."""
     largest_addend: int = 50
     """Numbers to add and subtract run from 2 to this; larger is harder."""
     largest_factor: int = 9
     """Numbers to multiply and divide by run from 2 to this; larger is harder."""
     step_weights: tuple[float, float, float] = (0.35, 0.4, 0.25)
     """Shares of problems with one, two and three steps (any scale)."""
+
+    def seeded(self, seed: int) -> WorldConfig:
+        """The same with `seed`, where it has none of its own."""
+        return self if self.seed is not None else replace(self, seed=seed)
 
 
 @dataclass(frozen=True)
@@ -140,7 +144,7 @@ def _make_problems(config: WorldConfig, *, excluded: frozenset[str]) -> ProblemS
 
 
 def _different_problems(config: WorldConfig, *, excluded: frozenset[str]) -> Iterator[tuple[str, str, str]]:
-    rng = random.Random(config.seed)
+    rng = random.Random(config.seed or 0)
     by_steps = [[story for story in STORIES if len(story.rationale) == steps] for steps in (1, 2, 3)]
     seen = set(excluded)
     while True:

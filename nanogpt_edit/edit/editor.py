@@ -81,7 +81,7 @@ def _edit(
     known_values: TargetValues | None,
 ) -> EditPatch:
     started = time.perf_counter()
-    _check(model, facts, config)
+    check_edit(model, facts, config)
     was_training = model.training
     model.eval()
     layers = {layer: EditedLayer(model, layer) for layer in config.edited_layers}
@@ -141,7 +141,8 @@ def _edit_in_batches(
     return parts
 
 
-def _check(model: GPT, facts: Sequence[Fact], config: EditConfig) -> None:
+def check_edit(model: GPT, facts: Sequence[Fact], config: EditConfig) -> None:
+    """Raise UserError for layers `model` does not have and facts it cannot be told (see `edit_model`)."""
     if not facts:
         raise UserError("there are no facts to edit; the list is empty.")
     if config.layers[0] < 0 or config.layers[-1] >= model.config.n_layer:
@@ -156,6 +157,7 @@ def _check(model: GPT, facts: Sequence[Fact], config: EditConfig) -> None:
                 raise UserError(
                     f'two facts ask different answers of "{prompt}": "{before}" and "{fact.target_new}"; drop one.'
                 )
+    locate_facts(model, facts, (), allow_partial=config.allow_partial_subject)
 
 
 def _finetune(
