@@ -23,7 +23,6 @@ from nanogpt_edit.model.checkpoint import fingerprint
 from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.train import grpo as grpo_module
 from nanogpt_edit.train import policy_update
-from nanogpt_edit.train import rollouts as rollouts_module
 from nanogpt_edit.train.grpo import GRPOConfig, grpo
 from nanogpt_edit.train.loop import Trainer
 from nanogpt_edit.train.losses import GRPOTerms
@@ -439,14 +438,18 @@ def test_refill_samples_until_the_step_is_full() -> None:
 
 def test_refill_gives_up_after_its_rounds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     never = config(problems_per_step=2, rewards={"test_train_grpo:constant": 1.0}, dynamic_sampling="refill")
-    said: list[str] = []
-    monkeypatch.setattr(rollouts_module, "say", said.append)
     assert len(rollout(never)) == 2 * (1 + 3)
-    assert said == ["grpo: step 0: after 3 further rounds 0 of 2 groups carry signal; the step is that much smaller."]
     assert len(rollout(replace(never, max_resample_rounds=1))) == 4
     assert len(rollout(replace(never, dynamic_sampling="skip"))) == 2
-    log = run(tiny_model(), replace(never, steps=1, keep="last"), tmp_path)
+    said: list[str] = []
+    monkeypatch.setattr(grpo_module, "say", said.append)
+    log = run(tiny_model(), replace(never, steps=3, keep="last"), tmp_path)
     assert log[0]["groups_dropped"] == 1
+    assert [sentence for sentence in said if "signal" in sentence] == [
+        "grpo: step 0: after 3 further rounds 0 of 2 groups carry signal; the step is that much smaller. More such "
+        "steps are counted.",
+        "grpo: 3 steps were smaller than asked for: too few groups carried signal (dynamic_sampling).",
+    ]
 
 
 def test_a_full_step_takes_no_more_groups_than_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -55,7 +55,7 @@ def grpo(
     reference = copy.deepcopy(model).eval() if config.kl_coef > 0 else None
     trainer = Trainer(model, config, label="grpo", state=state, log=log, shard=shard)
     engine = Engine(trainer.whole_model, max_slots=config.problems_per_step * config.group_size)
-    quiet_until = 0
+    quiet_until = short_steps = 0
     for step in trainer.steps():
         model.eval()  # no dropout in reinforcement learning: the policy that is trained is the one that was sampled
         metrics: dict[str, float] = {}
@@ -72,6 +72,14 @@ def grpo(
             raise
         sampled = time.perf_counter()
         kept = [group for group in groups if group.has_signal or config.dynamic_sampling == "off"]
+        if config.dynamic_sampling == "refill" and len(kept) < config.problems_per_step:
+            short_steps += 1
+            if short_steps == 1:
+                say(
+                    f"grpo: step {step}: after {config.max_resample_rounds} further rounds {len(kept)} of "
+                    f"{config.problems_per_step} groups carry signal; the step is that much smaller. More such steps "
+                    f"are counted."
+                )
         updated = update(reference, kept[: config.problems_per_step], config, trainer)
         trained = time.perf_counter()
         metrics |= describe(groups) | updated.metrics
@@ -105,14 +113,22 @@ def grpo(
                 f"is {config.stop_below:.0%}); the policy has collapsed. The run stops and keeps its best weights, "
                 f"with pass@1 {trainer.best_score:.1%} on validation; try a lower learning_rate or a higher kl_coef."
             )
+            tell_short(short_steps)
             trainer.finish("both")
             return trainer
+    tell_short(short_steps)
     if config.keep != "last" and config.steps:
         with trainer.whole():
             score = validation_accuracy(engine, validation, config, seed=seed)
         trainer.keep_if_best(score)
     trainer.finish(config.keep)
     return trainer
+
+
+def tell_short(steps: int) -> None:
+    """How many steps refill could not fill, when it was more than the one that was said at once."""
+    if steps > 1:
+        say(f"grpo: {steps} steps were smaller than asked for: too few groups carried signal (dynamic_sampling).")
 
 
 def was_well_formed(log: Path, share: float) -> bool:

@@ -2,7 +2,7 @@
 
 G completions of each of P problems at the trainer's temperature, without top-k and top-p. With `refill` (DAPO's dynamic
 sampling, Yu et al. 2025, §3.2) further problems are asked while fewer than P groups carry signal; the rounds are
-limited, and a step that stays short of groups is a smaller step, said so.
+limited, and a step that stays short of groups is a smaller step.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from nanogpt_edit import processes
 from nanogpt_edit.data.problems import Problem, prompt_ids
 from nanogpt_edit.engine.engine import Completion, Engine
 from nanogpt_edit.engine.sampling import Sampling
-from nanogpt_edit.progress import say
 from nanogpt_edit.train.grpo_config import GRPOConfig
 from nanogpt_edit.train.losses import has_signal
 from nanogpt_edit.train.rewards import score
@@ -63,14 +62,8 @@ def rollouts(
         chosen = rows_of_step(len(problems), rows=config.problems_per_step, seed=seed, step=draw)
         asked = [problems[i] for i in chosen]
         groups += sample_groups(engine, asked, config, seed=seed, step=draw, first=len(groups))
-        with_signal = sum(group.has_signal for group in groups)
-        if with_signal >= config.problems_per_step:
-            return groups
-    if config.dynamic_sampling == "refill":
-        say(
-            f"grpo: step {step}: after {config.max_resample_rounds} further rounds {with_signal} of "
-            f"{config.problems_per_step} groups carry signal; the step is that much smaller."
-        )
+        if sum(group.has_signal for group in groups) >= config.problems_per_step:
+            break
     return groups
 
 
