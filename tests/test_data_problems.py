@@ -4,13 +4,15 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
+import huggingface_hub
 import pytest
 from conftest import shared_data
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from nanogpt_edit.data.hub import read_splits
 from nanogpt_edit.data.problems import (
     Problem,
     ProblemsConfig,
@@ -241,6 +243,41 @@ def test_offline_the_error_names_two_ways_out(monkeypatch: pytest.MonkeyPatch) -
     stand_in(monkeypatch, load_dataset)
     with pytest.raises(UserError, match=r"openai/gsm8k: .*no route to host\. Two ways .*download.*cache.*local file"):
         load_splits(ProblemsConfig(path="openai/gsm8k"), seed=0)
+
+
+class ConnectError(Exception):
+    """As the HTTP library says it: no such name, no route, nobody there."""
+
+
+class ReadTimeout(Exception):
+    """Somebody is there, and slow."""
+
+
+@pytest.mark.parametrize(("answer", "offline"), [(ConnectError(), True), (ReadTimeout(), False), (None, False)])
+def test_a_hub_that_does_not_answer_is_asked_once(
+    answer: Exception | None, offline: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, asked, seen = SimpleNamespace(HF_HUB_OFFLINE=False), [], []
+
+    def ask(url: str) -> None:
+        asked.append(url)
+        if answer:
+            raise answer
+
+    def load_dataset(*_: object, **__: object) -> object:
+        seen.append(config.HF_HUB_OFFLINE)  # then the library looks into its cache alone, and does not try again
+        raise ConnectionError("offline mode is enabled" if config.HF_HUB_OFFLINE else "no such data set")
+
+    stand_in(monkeypatch, load_dataset)
+    monkeypatch.setattr(sys.modules["datasets"], "config", config, raising=False)
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+    monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", ask)
+    with pytest.raises(UserError, match="the hub does not answer. Two ways" if offline else "no such data set. Two"):
+        read_splits("a/b", wanted=("train",))
+    assert seen == [offline]
+    assert not config.HF_HUB_OFFLINE
+    (url,) = asked
+    assert url.endswith("/datasets/a/b/resolve/main/README.md")
 
 
 def test_a_data_set_without_the_splits_says_what_it_has(monkeypatch: pytest.MonkeyPatch) -> None:

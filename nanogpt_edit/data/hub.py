@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from itertools import islice
 
 from nanogpt_edit.errors import UserError
+from nanogpt_edit.model.hub import answers
 
 Row = Mapping[str, object]
 
@@ -65,14 +67,40 @@ def _load(name: str, configuration: str | None, *, split: str | None, streaming:
         import datasets
     except ImportError:
         raise UserError(f"{name}: hub data sets need the `datasets` package (pip install datasets).") from None
+    offline, alone = bool(os.environ.get("HF_HUB_OFFLINE")), False
     try:
-        loaded: object = datasets.load_dataset(name, configuration, split=split, streaming=streaming)
+        alone = not offline and not _reachable(name)
+        with _cache_alone() if alone else nullcontext():
+            loaded: object = datasets.load_dataset(name, configuration, split=split, streaming=streaming)
         return loaded
     except Exception as error:  # the library raises a dozen unrelated types for "not reachable" and "not there"
-        offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE") else ""
         reason = " ".join(str(error).split())[:200] or type(error).__name__
+        if alone or offline:
+            reason = "the hub does not answer" if alone else f"HF_HUB_OFFLINE is set ({reason})"
         raise UserError(
-            f"{name}: no such file or folder here, and not to be had from the hub{offline} or its local cache: "
+            f"{name}: no such file or folder here, and not to be had from the hub or its local cache: "
             f"{reason}. Two ways to supply it: download it once where there is a network (it stays in the cache "
             f"HF_HOME points to), or pass a local file or folder with the same data."
         ) from None
+
+
+def _reachable(name: str) -> bool:
+    from huggingface_hub import errors, hf_hub_url
+
+    try:
+        return answers(hf_hub_url(name, "README.md", repo_type="dataset"))
+    except errors.HfHubHTTPError:
+        return True  # whatever it refuses, the library says it
+
+
+@contextmanager
+def _cache_alone() -> Iterator[None]:
+    """Keeps `datasets` from asking a network that does not answer: it would try again for half a minute."""
+    import datasets
+
+    before = datasets.config.HF_HUB_OFFLINE
+    datasets.config.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        datasets.config.HF_HUB_OFFLINE = before

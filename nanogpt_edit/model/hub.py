@@ -29,6 +29,22 @@ def fetch(name: str) -> Path:
     return _collect(name, local=False)
 
 
+def answers(url: str) -> bool:
+    """Whether the hub answers a request for `url`: one, without the patient retries of a download.
+
+    A network that connects and is slow counts as an answer. Raises HfHubHTTPError when the answer is a refusal.
+    """
+    from huggingface_hub import errors, get_hf_file_metadata
+
+    try:
+        get_hf_file_metadata(url)
+    except errors.HfHubHTTPError:
+        raise
+    except Exception as error:  # offline, no route, no answer: each in the words of the HTTP library in use
+        return "ReadTimeout" in type(error).__name__
+    return True
+
+
 def cached(name: str, file: str) -> Path | None:
     """The path of one file of model `name` if the cache has it; never asks the network."""
     from huggingface_hub import try_to_load_from_cache
@@ -63,19 +79,13 @@ def _collect(name: str, *, local: bool) -> Path:
 
 
 def _reachable(name: str) -> bool:
-    """Whether the hub answers; one request without the patient retries of a download.
-
-    Raises UserError when it answers that there is no such model, or not for this person.
-    """
-    from huggingface_hub import errors, get_hf_file_metadata, hf_hub_url
+    """Whether the hub answers. Raises UserError when it says that there is no such model, or not for this person."""
+    from huggingface_hub import errors, hf_hub_url
 
     try:
-        get_hf_file_metadata(hf_hub_url(name, "config.json"))
+        return answers(hf_hub_url(name, "config.json"))
     except errors.HfHubHTTPError as error:
         raise _readable(error, name, "config.json") from None
-    except Exception:  # offline, no route, no answer: each in the words of the HTTP library in use
-        return False
-    return True
 
 
 def _fetch_optional(name: str, file: str, revision: str, local: bool) -> Path | None:
