@@ -241,7 +241,7 @@ def test_offline_the_error_names_two_ways_out(monkeypatch: pytest.MonkeyPatch) -
         raise ConnectionError("no route\nto host")
 
     stand_in(monkeypatch, load_dataset)
-    with pytest.raises(UserError, match=r"openai/gsm8k: .*no route to host\. Two ways .*download.*cache.*local file"):
+    with pytest.raises(UserError, match=r"openai/gsm8k: .*no route to host\)\. Two ways .*download.*cache.*local file"):
         load_splits(ProblemsConfig(path="openai/gsm8k"), seed=0)
 
 
