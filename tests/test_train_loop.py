@@ -30,7 +30,7 @@ from nanogpt_edit.data.problems import Sample, to_sample
 from nanogpt_edit.errors import UserError
 from nanogpt_edit.files import read_json, read_jsonl
 from nanogpt_edit.model.checkpoint import fingerprint
-from nanogpt_edit.model.gpt import GPT
+from nanogpt_edit.model.gpt import GPT, take_columns
 from nanogpt_edit.train import loop, states
 from nanogpt_edit.train import sft as sft_module
 from nanogpt_edit.train.chunked_loss import head_cross_entropy_sum
@@ -630,8 +630,9 @@ def bigram(table: Tensor) -> GPT:
     model = tiny_model()
 
     class Bigram(GPT):
-        def hidden(self, token_ids: Tensor, **_: object) -> Tensor:  # type: ignore[override]
-            return torch.nn.functional.one_hot(token_ids, len(table)).float()
+        def hidden(self, token_ids: Tensor, *, columns: Tensor | None = None, **_: object) -> Tensor:  # type: ignore[override]
+            states = torch.nn.functional.one_hot(token_ids, len(table)).float()
+            return states if columns is None else take_columns(states, columns)
 
         @property
         def head_weight(self) -> Tensor:

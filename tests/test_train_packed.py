@@ -14,7 +14,8 @@ from torch import Tensor
 from nanogpt_edit.data.batch import collate
 from nanogpt_edit.data.problems import Sample
 from nanogpt_edit.model.gpt import GPT
-from nanogpt_edit.train.packed import Grid, packed_states
+from nanogpt_edit.train import packed as train_packed
+from nanogpt_edit.train.packed import Grid, like_lengths, packed_states
 from nanogpt_edit.train.sft import completion_loss_sum
 
 FAMILIES = pytest.mark.parametrize("family", ["gpt2", "llama"])
@@ -40,6 +41,12 @@ def test_where_the_tokens_of_three_rows_stand() -> None:
     assert torch.equal(grid.collect(rows), tokens)
 
 
+def test_neighbours_of_like_length_are_padded_together() -> None:
+    assert like_lengths([60, 61, 200]) == [2, 1]  # 121 pairs wasted on the first, then 2 (200² − 61²)
+    assert like_lengths([7]) == [1]
+    assert like_lengths([30, 50, 70]) == [2, 1]  # 1,600; 1,600 + 2 · 2,400
+
+
 def rows_of(lengths: list[int]) -> Tensor:
     generator = torch.Generator().manual_seed(sum(lengths))
     return torch.randint(0, 40, (len(lengths), max(lengths)), generator=generator)
@@ -47,15 +54,30 @@ def rows_of(lengths: list[int]) -> Tensor:
 
 @FAMILIES
 @settings(max_examples=8)
-@given(lengths=st.lists(st.integers(1, 20), min_size=1, max_size=5))
-def test_states_and_gradients_are_those_of_each_row_alone(family: str, lengths: list[int]) -> None:
+@given(lengths=st.lists(st.integers(0, 20), min_size=1, max_size=5).filter(any), wasted=st.sampled_from([0, 50, 4096]))
+def test_states_and_gradients_are_those_of_each_row_alone(family: str, lengths: list[int], wasted: int) -> None:
+    """Of all tokens or of some, padded with others of like length or not."""
     model, token_ids = bold(family), rows_of(lengths)
-    packed, is_token = packed_states(model, token_ids, torch.tensor(lengths))
-    alone = torch.cat([model.hidden(row[None, :length])[0] for row, length in zip(token_ids, lengths, strict=True)])
-    assert is_token.sum(dim=1).tolist() == lengths
+    wanted = token_ids % 3 > 0
+    wanted[:, 0] = True
+    rows = list(zip(token_ids, lengths, strict=True))
+    alone = torch.cat([model.hidden(row[None, :length])[0] for row, length in rows if length])
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(train_packed, "WASTED_PAIRS", wasted)
+        packed = packed_states(model, token_ids, torch.tensor(lengths))
+        some = packed_states(model, token_ids, torch.tensor(lengths), wanted=wanted)
+    kept = torch.cat([row[:length] for row, length in zip(wanted, lengths, strict=True)])
+    check_states_and_gradients(model, packed, alone)
+    check_states_and_gradients(model, some, alone[kept])
+
+
+def check_states_and_gradients(model: GPT, packed: Tensor, alone: Tensor) -> None:
     torch.testing.assert_close(packed, alone, atol=3e-5, rtol=1e-4)
     slope = torch.linspace(-1, 1, alone.numel()).view_as(alone)
-    found, expected = (torch.autograd.grad((each * slope).sum(), model.blocks.parameters()) for each in (packed, alone))
+    found, expected = (
+        torch.autograd.grad((each * slope).sum(), model.blocks.parameters(), retain_graph=True)
+        for each in (packed, alone)
+    )
     for ours, theirs in zip(found, expected, strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-4 * theirs.abs().max().item(), rtol=1e-3)
 
@@ -74,7 +96,7 @@ def test_dropout_of_the_attention_is_drawn_in_training_only() -> None:
     for module in model.modules():  # leave the attention's own dropout alone
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
-    first, second = (packed_states(model.train(), token_ids, lengths)[0] for _ in range(2))
+    first, second = (packed_states(model.train(), token_ids, lengths) for _ in range(2))
     assert not torch.allclose(first, second)
-    first, second = (packed_states(model.eval(), token_ids, lengths)[0] for _ in range(2))
+    first, second = (packed_states(model.eval(), token_ids, lengths) for _ in range(2))
     assert torch.equal(first, second)

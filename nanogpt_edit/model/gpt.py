@@ -128,8 +128,7 @@ class Attention(nn.Module):
         v = v.unflatten(-1, (self.kv_heads, self.head_size)).transpose(1, 2)
         if rotary is not None:
             q, k = rotate(q, *rotary), rotate(k, *rotary)
-        if columns is not None:
-            assert mask is not None, "which tokens the queries of some columns may look at has to be said"
+        if columns is not None and mask is not None:
             q = q.gather(2, columns[:, None, :, None].expand(-1, q.shape[1], -1, q.shape[3]))
             mask = mask.expand(len(x), 1, -1, -1)
             mask = mask.gather(2, columns[:, None, :, None].expand(-1, 1, -1, mask.shape[3]))
@@ -137,7 +136,9 @@ class Attention(nn.Module):
             y = cache.attend(layer, q, k, v, mask)
         else:
             y = attention(q, k, v, mask=mask, dropout=self.dropout if self.training else 0.0)
-        return self.out(y.transpose(1, 2).flatten(2))
+        y = y.transpose(1, 2).flatten(2)
+        # Without a mask what a token may look at depends on its place, so that all have looked before some are taken.
+        return self.out(y if columns is None or mask is not None else take_columns(y, columns))
 
 
 class MLP(nn.Module):
@@ -276,8 +277,9 @@ class GPT(nn.Module):
         cache: KVCache | None = None,
         position_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
+        columns: Tensor | None = None,
     ) -> Tensor:
-        """Final normalised states (B, T, D), from which `logits` reads.
+        """Final normalised states (B, T, D), from which `logits` reads; only at `columns` (B, M) where they are given.
 
         `position_ids` (B, T) or (T,) default to the tokens that follow `cache`. `attention_mask` is bool, True where
         a new token may look, broadcastable to (B, 1, T, S); by default attention is causal, and right padding needs
@@ -287,7 +289,7 @@ class GPT(nn.Module):
             seen = cache.length if cache is not None else 0
             position_ids = torch.arange(seen, seen + token_ids.shape[1], device=token_ids.device)
         x = self.embed_tokens(token_ids, position_ids)
-        x = self.run_blocks(x, cache=cache, position_ids=position_ids, attention_mask=attention_mask)
+        x = self.run_blocks(x, cache=cache, position_ids=position_ids, attention_mask=attention_mask, columns=columns)
         if cache is not None:
             cache.advance(token_ids.shape[1])
         return self.final(x)
@@ -315,8 +317,7 @@ class GPT(nn.Module):
         """Blocks `start` up to (not including) `stop`: from `resid_pre` of `start`, (B, T, D), to `resid_post` of the
         last one run. A `cache` is written but not advanced (see `hidden`).
 
-        With `columns` (B, M) only those tokens' states are made in the last block, (B, M, D); it needs an
-        `attention_mask`.
+        With `columns` (B, M) only those tokens' states are made in the last block, (B, M, D).
         """
         if position_ids is None:
             position_ids = torch.arange(x.shape[1], device=x.device)
@@ -369,6 +370,8 @@ class GPT(nn.Module):
 
 def take_columns(x: Tensor, columns: Tensor) -> Tensor:
     """x (B, T, D) at each row's `columns` (B, M) -> (B, M, D)."""
+    if len(x) == 1:  # the same, with a faster backward pass
+        return x[0].index_select(0, columns[0])[None]
     return x.gather(1, columns[..., None].expand(-1, -1, x.shape[2]))
 
 

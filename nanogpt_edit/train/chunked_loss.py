@@ -39,7 +39,7 @@ def head_cross_entropy_sum(states: Tensor, weight: Tensor, targets: Tensor) -> T
 class _HeadCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, states: Tensor, weight: Tensor, targets: Tensor, dtype: torch.dtype) -> Tensor:
-        to_states, to_weight = torch.empty_like(states), torch.zeros_like(weight)
+        to_states, to_weight = room_for_gradients(states, weight)
         total = states.new_zeros((), dtype=torch.float32)
         for at in chunks(states, weight):
             wanted = targets[at, None]
@@ -47,13 +47,14 @@ class _HeadCrossEntropy(torch.autograd.Function):
             total -= slope.gather(1, wanted).sum()
             slope.exp_().scatter_add_(1, wanted, torch.full_like(slope[:, :1], -1.0))  # p − onehot, at the logits
             add_gradients(slope.to(dtype), states, weight, at, to_states, to_weight)
-        ctx.save_for_backward(to_states, to_weight)
+        ctx.gradients = to_states, to_weight
         return total
 
     @staticmethod
     def backward(ctx: Any, *slopes: Tensor) -> tuple[Tensor, Tensor, None, None]:
-        to_states, to_weight = ctx.saved_tensors
-        return to_states * slopes[0].to(to_states.dtype), to_weight * slopes[0].to(to_weight.dtype), None, None
+        to_states, to_weight = ctx.gradients
+        ctx.gradients = None  # they are handed on, not copied: a second backward pass has none
+        return to_states.mul_(slopes[0].to(to_states.dtype)), to_weight.mul_(slopes[0].to(to_weight.dtype)), None, None
 
 
 def head_logprobs(states: Tensor, weight: Tensor, targets: Tensor, *, temperature: float) -> tuple[Tensor, Tensor]:
@@ -89,7 +90,7 @@ class _HeadLogprobs(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *slopes: Tensor) -> tuple[Tensor | None, ...]:
         states, weight, targets, entropy = ctx.saved_tensors
-        to_states, to_weight = torch.empty_like(states), torch.zeros_like(weight)
+        to_states, to_weight = room_for_gradients(states, weight)
         for number, at in enumerate(chunks(states, weight)):
             every = ctx.kept[number] if ctx.kept else log_softmax_of(states[at], weight, ctx.temperature, ctx.dtype)
             of_logprob, of_entropy = slopes[0][at, None], slopes[1][at, None]
@@ -106,15 +107,23 @@ def log_softmax_of(states: Tensor, weight: Tensor, temperature: float, dtype: to
     return logits.sub_(logits.logsumexp(dim=-1, keepdim=True))
 
 
+def room_for_gradients(states: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """For the gradients of the states and of the weight, which `add_gradients` fills."""
+    return torch.empty_like(states), torch.empty_like(weight) if len(states) else torch.zeros_like(weight)
+
+
 def add_gradients(
     slope: Tensor, states: Tensor, weight: Tensor, at: slice, to_states: Tensor, to_weight: Tensor
 ) -> None:
     """What the gradient at the logits of rows `at`, (rows, V), is at their states and at the weight."""
     to_states[at] = (slope @ weight.to(slope.dtype)).to(states.dtype)
+    first = at.start == 0  # there is nothing yet to add to
     if slope.dtype == to_weight.dtype:
-        to_weight.addmm_(slope.T, states[at])  # no product of its own: the weight is larger than a chunk
+        # no product of its own: the weight is larger than a chunk
+        to_weight.addmm_(slope.T, states[at], beta=0.0 if first else 1.0)
     else:
-        to_weight += slope.T @ states[at].to(slope.dtype)
+        product = slope.T @ states[at].to(slope.dtype)
+        to_weight.copy_(product) if first else to_weight.add_(product)
 
 
 def chunks(states: Tensor, weight: Tensor) -> list[slice]:

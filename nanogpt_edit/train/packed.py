@@ -1,14 +1,15 @@
 """Rows of different lengths go through the model as one row, without padding; attention alone sees them apart.
 
 Nearly all of a model's arithmetic treats every token by itself, so padding is work for nothing there. Only attention
-needs to know which tokens belong together: each layer spreads queries, keys and values over a grid of padded rows,
-lets them look, and collects what they saw.
+needs to know which tokens belong together: each layer spreads queries, keys and values over grids of padded rows, one
+for neighbouring rows of like length, lets them look, and collects what they saw.
 
 Shapes: B rows, T tokens of the longest, N tokens of all rows together, H heads, E head width, D model width.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -16,6 +17,8 @@ from torch import Tensor
 
 from nanogpt_edit.model.gpt import GPT, attention
 from nanogpt_edit.model.kv_cache import KVCache
+
+WASTED_PAIRS = 4096  # of a token and padding it is compared with, before a further grid is cheaper
 
 
 class Grid:
@@ -72,18 +75,41 @@ class _Move(torch.autograd.Function):
 class PackedRows(KVCache):
     """Stands in for a cache: tokens look at those before them in their own row; nothing is kept."""
 
-    def __init__(self, grid: Grid, *, dropout: float) -> None:
-        self.grid, self.dropout, self.length = grid, dropout, 0
+    def __init__(self, lengths: Tensor, *, dropout: float) -> None:
+        """`lengths` (B,), best in ascending order."""
+        lengths = lengths[lengths > 0]
+        self.grids = [Grid(part) for part in lengths.split(like_lengths(lengths.tolist()))]
+        self.sizes = [len(grid.cell) for grid in self.grids]
+        self.dropout, self.length = dropout, 0
 
     def attend(self, layer: int, q: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
-        q, keys, values = (self.grid.spread(each) for each in (q, keys, values))
-        return self.grid.collect(attention(q, keys, values, dropout=self.dropout))
+        parts = zip(self.grids, *(each.split(self.sizes, dim=2) for each in (q, keys, values)), strict=True)
+        return torch.cat([self._look(grid, *own) for grid, *own in parts], dim=2)
+
+    def _look(self, grid: Grid, q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        q, keys, values = (grid.spread(each) for each in (q, keys, values))
+        return grid.collect(attention(q, keys, values, dropout=self.dropout))
 
 
-def packed_states(model: GPT, token_ids: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-    """The states (N, D) of the first `lengths` (B,) tokens of each row of `token_ids` (B, T), row after row, and where
-    those tokens are, (B, T) bool."""
-    grid = Grid(lengths)
-    rows = PackedRows(grid, dropout=model.config.dropout if model.training else 0.0)
-    packed = token_ids[:, : grid.is_token.shape[1]][grid.is_token]  # (N,)
-    return model.hidden(packed[None], cache=rows, position_ids=grid.columns[None])[0], grid.is_token
+def like_lengths(lengths: Sequence[int]) -> list[int]:
+    """How many neighbouring rows to pad together, again and again: (60, 61, 200) -> [2, 1]."""
+    counts, wasted = [1], 0
+    for row in range(1, len(lengths)):
+        wasted += counts[-1] * abs(lengths[row] ** 2 - lengths[row - 1] ** 2)
+        if wasted > WASTED_PAIRS:
+            counts.append(0)
+            wasted = 0
+        counts[-1] += 1
+    return counts
+
+
+def packed_states(model: GPT, token_ids: Tensor, lengths: Tensor, *, wanted: Tensor | None = None) -> Tensor:
+    """The states (N, D) of the first `lengths` (B,) tokens of each row of `token_ids` (B, T), row after row.
+
+    With `wanted` (B, T) bool only of those it names, which spares the last block the others.
+    """
+    is_token = torch.arange(token_ids.shape[1], device=token_ids.device) < lengths[:, None]  # (B, T)
+    columns = is_token.nonzero()[:, 1]
+    asked = None if wanted is None else wanted[is_token].nonzero().T  # (1, N)
+    rows = PackedRows(lengths, dropout=model.config.dropout if model.training else 0.0)
+    return model.hidden(token_ids[is_token][None], cache=rows, position_ids=columns[None], columns=asked)[0]

@@ -72,9 +72,9 @@ class SFTConfig(LoopConfig):
 def completion_loss_sum(model: GPT, batch: Batch) -> Tensor:
     """Sum of -log p over the target tokens of `batch`, nats; logits at target positions only."""
     token_ids, is_target = batch.token_ids.to(model.device), batch.loss_mask.bool().to(model.device)
-    states, is_input = packed_states(model, token_ids, batch.lengths.to(model.device) - 1)  # (N, D), (B, T-1)
     predicted = is_target[:, 1:]  # the state at t predicts token t+1
-    return head_cross_entropy_sum(states[predicted[is_input]], model.head_weight, token_ids[:, 1:][predicted])
+    states = packed_states(model, token_ids[:, :-1], batch.lengths.to(model.device) - 1, wanted=predicted)
+    return head_cross_entropy_sum(states, model.head_weight, token_ids[:, 1:][predicted])
 
 
 def share_of_loss(model: GPT, batch: Batch, *, targets: int) -> Tensor:
