@@ -25,7 +25,7 @@ from nanogpt_edit.errors import UserError, did_you_mean
 from nanogpt_edit.evaluate import suite
 from nanogpt_edit.evaluate.stats import Interval, bootstrap_mean
 from nanogpt_edit.evaluate.suite import EvaluateConfig, Evaluation
-from nanogpt_edit.files import atomic_file, write_text
+from nanogpt_edit.files import atomic_file, make_folder, write_text
 from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.recipe import Recipe, load_recipe
 from nanogpt_edit.run_data import PRETRAINED
@@ -177,13 +177,19 @@ class Trace:
 
 def save_picture(picture: Picture, path: Path) -> None:
     """Write a picture as .svg or .png. Raises UserError for any other ending."""
+    check_picture(path)
     if path.suffix == ".png":
         with atomic_file(path) as temporary:
             temporary.write_bytes(picture.png())
-    elif path.suffix == ".svg":
-        write_text(path, picture.standalone)
     else:
+        write_text(path, picture.standalone)
+
+
+def check_picture(path: Path) -> None:
+    """Raise UserError where no picture can be written at `path`: it has another ending, or no folder can be made."""
+    if path.suffix not in (".svg", ".png"):
         raise UserError(f"{path}: pictures are written as .svg or .png; give the file one of these endings.")
+    make_folder(path.parent)
 
 
 def trace(

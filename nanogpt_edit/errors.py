@@ -1,4 +1,5 @@
-"""The one exception that people are meant to read, the hint that mends a misspelt name, and text made safe to show."""
+"""The one exception that people are meant to read, and what helps to say it: the nearest known name, the bound a number
+must keep, text made safe to show."""
 
 from __future__ import annotations
 
@@ -21,6 +22,14 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     """The end of a sentence about a misspelt word: '; did you mean "steps"?' when one is near, else '.'."""
     near = difflib.get_close_matches(word.lower(), list(known), n=1, cutoff=0.6)
     return f'; did you mean "{near[0]}"?' if near else "."
+
+
+def at_least(bound: int, settings: object, *names: str) -> None:
+    """Raise UserError for the first of these fields of `settings` that is a number below `bound`."""
+    for name in names:
+        value = getattr(settings, name)
+        if value is not None and value < bound:
+            raise UserError(f"{name} is {value}; it {f'must be at least {bound}' if bound else 'cannot be negative'}.")
 
 
 def visible(text: str) -> str:

@@ -16,7 +16,7 @@ from nanogpt_edit.data.problems import ProblemsConfig
 from nanogpt_edit.data.world import WorldConfig
 from nanogpt_edit.devices import Precision
 from nanogpt_edit.edit.config import EditConfig
-from nanogpt_edit.errors import UserError, did_you_mean
+from nanogpt_edit.errors import UserError, at_least, did_you_mean
 from nanogpt_edit.evaluate.suite import EvaluateConfig
 from nanogpt_edit.settings import differences, read_settings, write_settings
 from nanogpt_edit.train.grpo import GRPOConfig
@@ -45,6 +45,9 @@ class ModelConfig:
     """Width of a new model."""
     activation: Literal["gelu_tanh", "gelu", "relu"] = "gelu_tanh"
     """The MLP's nonlinearity in a new model; relu is several times cheaper on a CPU."""
+
+    def __post_init__(self) -> None:
+        at_least(1, self, "vocab_size", "block_size", "n_layer", "n_head", "n_embd")
 
 
 @dataclass(frozen=True)
@@ -77,6 +80,9 @@ class Recipe:
     edit: EditConfig = EditConfig()
     expect: Annotated[dict[str, str], tyro.conf.Suppress] = field(default_factory=dict)
     """What the run should reach: a path into summary.json and a bound ("edit.success" = ">= 0.96")."""
+
+    def __post_init__(self) -> None:
+        at_least(0, self, "seed")
 
 
 def packaged_recipes() -> list[str]:

@@ -126,7 +126,7 @@ def test_arguments_fill_the_dataclass() -> None:
         (["--train.stepz", "3"], "unrecognized options: --train.stepz, 3; did you mean --train.steps?"),
         (["--train.steps", "ten"], "error parsing --train.steps: 'ten' is not a whole number."),
         (["--train.mode", "median"], "invalid choice 'median' for argument '--train.mode'."),
-        (["--train.steps", "-1"], "steps must not be negative, found -1."),
+        (["--train.steps", "-1"], "train.steps must not be negative, found -1."),
     ],
 )
 def test_a_bad_argument_is_one_sentence(arguments: list[str], sentence: str) -> None:

@@ -216,8 +216,19 @@ def test_trace_prints_its_tables_and_draws_one(base: str, tmp_path: Path, capsys
     assert cli.main(["trace", base, *asked, "--out", str(tmp_path / "trace.svg"), "--site", "mlp_out"]) == 0
     assert "mlp_out, layer" in capsys.readouterr().out
     assert "<svg" in (tmp_path / "trace.svg").read_text()
-    assert cli.main(["trace", base, *asked, "--subject", "Spain"]) == 2
-    assert "Spain" in capsys.readouterr().err
+    for wrong, sentence in (
+        (["--subject", "Spain"], 'subject "Spain" is not in the prompt'),
+        (["--subject", ""], "the prompt and the subject cannot be empty"),
+        (["--facts", "facts50"], "--facts brings its own prompts"),
+        (["--sweep", "sweep.jsonl"], "--sweep is drawn over the trace of facts"),
+        (["--trace.noise", "-1"], "trace.noise is -1.0; it cannot be negative"),
+        (["--out", str(tmp_path / "trace.txt")], "trace.txt: pictures are written as .svg or .png"),
+        (["--out", str(tmp_path / "trace.svg" / "one.svg")], "trace.svg: no folder can be made there (file exists)"),
+    ):
+        assert cli.main(["trace", base, *asked, *wrong]) == 2
+        captured = capsys.readouterr()
+        assert sentence in captured.err
+        assert not captured.out  # said before anything is traced
 
 
 def test_run_hands_the_overridden_recipe_and_the_folder_on(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -243,7 +254,10 @@ def test_run_hands_the_overridden_recipe_and_the_folder_on(monkeypatch: pytest.M
         (["--out", "x", "tiny"], "name the recipe first"),
         (["tinny"], 'there is no recipe "tinny"; did you mean "tiny"?'),
         (["tiny", "--grpo.stepz", "3"], "unrecognized options: --grpo.stepz, 3; did you mean --grpo.steps?"),
-        (["tiny", "--sft.replay", "2"], "replay is 2.0"),
+        (["tiny", "--sft.replay", "2"], "sft.replay is 2.0"),
+        (["tiny", "--model.n-head=0"], "model.n_head is 0; it must be at least 1"),
+        (["tiny", "--pretrain.batch-size", "0"], "pretrain.batch_size is 0; it must be at least 1"),
+        (["tiny", "--seed", "-1"], "seed is -1; it cannot be negative"),
     ],
 )
 def test_a_bad_run_command_is_one_line(arguments: list[str], sentence: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -53,7 +53,8 @@ def test_a_run_that_lacks_the_last_word_needs_permission() -> None:
         find_subject("The Eiffel Tower is located in", "the eiffel towr")
     assert str(error.value) == (
         'subject "the eiffel towr" is not in the prompt "The Eiffel Tower is located in"; '
-        'nearest words: "The Eiffel Tower". Fix the subject, or pass --allow-partial-subject.'
+        'nearest words: "The Eiffel Tower". Fix the subject; an edit may also '
+        "allow a part of it (edit.allow_partial_subject)."
     )
     assert place("The Eiffel Tower is located in", "the eiffel towr", allow_partial=True) == (
         "The Eiffel",

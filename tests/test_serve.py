@@ -85,3 +85,5 @@ def test_a_prompt_that_is_too_long_is_refused_and_a_taken_port_too(model: GPT, p
         complete(model, json.dumps({"prompt": "Tom has 3 apples. " * 40}).encode())
     with pytest.raises(UserError, match="--port"):
         make_server(model, "again", port=port)
+    with pytest.raises(UserError, match="port is 65536; a port is a number from 0"):
+        make_server(model, "again", port=65_536)

@@ -84,6 +84,7 @@ def test_any_importable_function_is_a_reward(tmp_path: Path, monkeypatch: pytest
         (".relative:f", 'module ".relative" cannot be imported'),
         ("math:no_such_function", 'module "math" has no function "no_such_function"'),
         ("math:pi", 'reward "math:pi" is not a function'),
+        ("os:getcwd", r'reward "os:getcwd" does not take \(problem, completion_text\)'),
     ],
 )
 def test_a_reward_that_cannot_be_found_is_named(name: str, sentence: str) -> None:

@@ -40,8 +40,12 @@ def records_of(path: Path) -> Path:
 
     Raises UserError when there is none.
     """
+    if not path.exists():
+        raise UserError(f"{path}: no such file or folder; name a stage of a run (runs/tiny/sft), or a .jsonl file.")
     if not path.is_dir():
         return path
+    if (path / "eval").is_dir():
+        raise UserError(f"{path}: a whole run; name one of its stages, such as {path / 'sft'}.")
     kept = path.parent / "eval" / f"{path.name}.jsonl"
     beside = tuple(f"_{what}" for what in KEPT_BESIDE)
     own = [file for file in path.glob("*.jsonl") if not file.stem.endswith(beside)]

@@ -7,21 +7,22 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
+from torch import Tensor
 
 from nanogpt_edit import processes
 from nanogpt_edit.commands.parse import parse
 from nanogpt_edit.commands.show import show_metrics
+from nanogpt_edit.commands.speaker import load_speaker
 from nanogpt_edit.data.problems import Problem, ProblemsConfig, load_splits, with_room
 from nanogpt_edit.data.world import WorldConfig, make_world, sanity_arithmetic
-from nanogpt_edit.devices import choose_device
-from nanogpt_edit.edit.contexts import tokenizer_of
 from nanogpt_edit.evaluate.probes import PROBES
 from nanogpt_edit.evaluate.suite import EvaluateConfig, Skills, evaluate
 from nanogpt_edit.evaluate.text import held_out_text
 from nanogpt_edit.files import make_folder
-from nanogpt_edit.model.checkpoint import load
+from nanogpt_edit.model.tokenizer import Tokenizer
 from nanogpt_edit.progress import say
 from nanogpt_edit.recipe import Recipe, load_recipe, refuse_unread
+from nanogpt_edit.run_data import about
 
 Split = Literal["validation", "test", "train"]
 
@@ -53,8 +54,7 @@ def run(arguments: list[str]) -> int:
     chosen = as_in_its_run(parse(Evaluate, arguments, verb="evaluate"), arguments)
     if chosen.out is not None:
         make_folder(chosen.out)
-    model = load(chosen.model, device=choose_device(chosen.device))
-    tokenizer = tokenizer_of(model)
+    model, tokenizer = load_speaker(chosen.model, chosen.device)
     block_size, source = model.config.block_size, chosen.evaluate.text
     problems, notes = with_room(problems_of(chosen), tokenizer, room=1, block_size=block_size)
     for note in notes:
@@ -63,7 +63,7 @@ def run(arguments: list[str]) -> int:
         problems=problems,
         arithmetic=sanity_arithmetic(),
         probes=PROBES,
-        text=None if source is None else held_out_text(source, tokenizer, block_size=block_size),
+        text=None if source is None else text_of(source, tokenizer, block_size=block_size),
     )
     found = evaluate(model, skills, chosen.evaluate, stage=Path(chosen.model).name)
     show_metrics(found.metrics)
@@ -95,6 +95,12 @@ def as_in_its_run(chosen: Evaluate, arguments: list[str]) -> Evaluate:
     merged = parse(Evaluate, arguments, verb="evaluate", default=default)
     refuse_unread(Recipe(world=merged.world, problems=merged.problems), Recipe(world=default.world))
     return merged
+
+
+def text_of(source: str, tokenizer: Tokenizer, *, block_size: int) -> Tensor:
+    """The held-out text in blocks. Raises UserError that begins with the argument's name."""
+    with about("evaluate.text"):
+        return held_out_text(source, tokenizer, block_size=block_size)
 
 
 def problems_of(chosen: Evaluate) -> tuple[Problem, ...]:

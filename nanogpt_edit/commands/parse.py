@@ -35,6 +35,8 @@ def parse(kind: type[Arguments], arguments: Sequence[str], *, verb: str, default
             if default is None:
                 return tyro.cli(kind, prog=program, args=list(arguments))
             return tyro.cli(kind, prog=program, args=list(arguments), default=default)
+    except UserError as error:
+        raise UserError(_placed(str(error), arguments)) from None
     except SystemExit as exit_:
         if not exit_.code:
             sys.stdout.flush()
@@ -80,6 +82,13 @@ def _optional(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
     )
 
 
+def _placed(sentence: str, arguments: Sequence[str]) -> str:
+    """'steps is -5; …' -> 'grpo.steps is -5; …', where only one argument of that name was given."""
+    names = {word.partition("=")[0].removeprefix("--").replace("-", "_") for word in arguments if word[:2] == "--"}
+    meant = [name for name in names if name.rpartition(".")[2] == sentence.partition(" ")[0]]
+    return sentence if len(meant) != 1 else f"{meant[0]}{sentence[len(sentence.partition(' ')[0]) :]}"
+
+
 def _sentence(box: str) -> str:
     """The message in tyro's box, without the box: its first paragraph, and the argument it thinks was meant."""
     plain = re.sub(r"\x1b\[[0-9;]*m", "", box)
@@ -90,7 +99,9 @@ def _sentence(box: str) -> str:
     sentence = re.sub(r"could not convert string to float: ('.*')", r"\1 is not a number", sentence)
     sentence = sentence[:1].lower() + sentence[1:]
     if missing := re.match(r"missing from nanogpt-edit [^:]*: ", sentence):
-        arguments = re.findall(r"(--\S+ \S+|\S+) (.+?)\.?(?: \(required\) |$)", sentence[missing.end() :])
+        arguments = re.findall(
+            r"(--\S+ (?:\[\S+ \[\S+ \.\.\.\]\]|\S+)|\S+) (.+?)\.?(?: \(required\) |$)", sentence[missing.end() :]
+        )
         sentence = "missing: " + " and ".join(f"{name} ({meaning})" for name, meaning in arguments)
     meant = re.search(r"erhaps you meant:\s+(--[\w.-]+)", re.sub("[│|]", "", plain))
     return f"{sentence}; did you mean {meant[1]}?" if meant else f"{sentence}."

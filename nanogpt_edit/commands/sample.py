@@ -9,14 +9,12 @@ import tyro
 from rich.console import Console
 
 from nanogpt_edit.commands.parse import parse
+from nanogpt_edit.commands.speaker import load_speaker
 from nanogpt_edit.data.problems import prompt_ids
-from nanogpt_edit.devices import choose_device
-from nanogpt_edit.edit.contexts import tokenizer_of
 from nanogpt_edit.engine.sampling import Sampling
 from nanogpt_edit.errors import UserError
 from nanogpt_edit.evaluate.transcript import completion_text, count_tokens, transcript_text
 from nanogpt_edit.generation import generate
-from nanogpt_edit.model.checkpoint import load
 
 
 @dataclass(frozen=True)
@@ -45,8 +43,7 @@ def sample(arguments: list[str]) -> int:
     chosen = parse(Sample, arguments, verb="sample")
     if chosen.n < 1:
         raise UserError(f"n is {chosen.n}; ask for at least 1 completion.")
-    model = load(chosen.model, device=choose_device(chosen.device))
-    tokenizer = tokenizer_of(model)
+    model, tokenizer = load_speaker(chosen.model, chosen.device)
     console = Console(highlight=False, soft_wrap=True)
     for number, found in enumerate(generate(model, chosen.prompt, n=chosen.n, **asdict(chosen.sampling)), start=1):
         thinking, answer = count_tokens(found.token_ids, tokenizer)

@@ -8,8 +8,7 @@ from typing import Annotated
 import tyro
 
 from nanogpt_edit.commands.parse import parse
-from nanogpt_edit.devices import choose_device
-from nanogpt_edit.model.checkpoint import load
+from nanogpt_edit.commands.speaker import load_speaker
 from nanogpt_edit.progress import say
 from nanogpt_edit.serve.server import make_server
 
@@ -31,7 +30,7 @@ class Serve:
 def serve(arguments: list[str]) -> int:
     """The verb `serve`."""
     chosen = parse(Serve, arguments, verb="serve")
-    model = load(chosen.model, device=choose_device(chosen.device))
+    model, _ = load_speaker(chosen.model, chosen.device)
     with make_server(model, chosen.model, host=chosen.host, port=chosen.port) as server:
         say(f"The playground: http://{chosen.host}:{server.server_port}/ (Ctrl-C ends it)")
         server.serve_forever()

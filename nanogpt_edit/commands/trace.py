@@ -11,17 +11,16 @@ import tyro
 
 from nanogpt_edit import api
 from nanogpt_edit.commands.parse import parse
-from nanogpt_edit.devices import choose_device
+from nanogpt_edit.commands.speaker import load_speaker
 from nanogpt_edit.edit.fact_files import read_facts
 from nanogpt_edit.edit.facts import Fact
 from nanogpt_edit.edit.measure import measure_facts
-from nanogpt_edit.edit.sweep import read_trials
+from nanogpt_edit.edit.sweep import Trial, read_trials
 from nanogpt_edit.edit.trace_average import effect_at, token_groups, trace_record
 from nanogpt_edit.edit.tracing import Site, TraceConfig, Traced, trace_facts
 from nanogpt_edit.errors import UserError
 from nanogpt_edit.evaluate.stats import Interval, bootstrap_mean
-from nanogpt_edit.files import write_json
-from nanogpt_edit.model.checkpoint import load
+from nanogpt_edit.files import make_folder, write_json
 from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.progress import say
 
@@ -59,11 +58,17 @@ class Trace:
 def trace(arguments: list[str]) -> int:
     """The verb `trace`."""
     chosen = parse(Trace, arguments, verb="trace")
+    if chosen.facts is not None and (chosen.prompt or chosen.subject or chosen.target):
+        raise UserError("--facts brings its own prompts; leave --prompt, --subject and --target out, or --facts.")
+    if chosen.sweep is not None and (chosen.facts is None or chosen.out is None):
+        raise UserError("--sweep is drawn over the trace of facts; give --facts, and --out for the pictures.")
     if chosen.facts is not None:
         return trace_many(chosen, chosen.facts)
     if chosen.prompt is None or chosen.subject is None:
         raise UserError("what is to be traced? Give --prompt and --subject, or --facts.")
-    model = load(chosen.model, device=choose_device(chosen.device))
+    if chosen.out is not None:
+        api.check_picture(chosen.out)
+    model, _ = load_speaker(chosen.model, chosen.device)
     found = api.trace(model, chosen.prompt, chosen.subject, target=chosen.target, config=chosen.trace)
     print(found)
     if chosen.out is not None:
@@ -74,14 +79,17 @@ def trace(arguments: list[str]) -> int:
 
 def trace_many(chosen: Trace, source: str) -> int:
     """Trace the facts the model recalls, print and draw the average."""
-    model = load(chosen.model, device=choose_device(chosen.device))
-    facts = recalled(model, read_facts(source))
+    wanted, trials = read_facts(source), [] if chosen.sweep is None else read_trials(chosen.sweep)
+    if chosen.out is not None:
+        make_folder(chosen.out)
+    model, _ = load_speaker(chosen.model, chosen.device)
+    facts = recalled(model, wanted)
     traced = trace_facts(model, facts[: chosen.trace.facts], chosen.trace)
     record = trace_record(traced, stage=Path(chosen.model).name)
     print(table(traced))
     if chosen.out is not None:
         write_json(chosen.out / "trace.json", record)
-        draw(chosen, traced)
+        draw(chosen, traced, trials)
         print(f"\nNumbers and heat maps: {chosen.out}")
     return 0
 
@@ -111,7 +119,7 @@ def _points(cell: Interval) -> str:
     return f"{100 * cell.value:.1f} ±{50 * (cell.high - cell.low):.1f}"
 
 
-def draw(chosen: Trace, traced: Sequence[Traced]) -> None:
+def draw(chosen: Trace, traced: Sequence[Traced], trials: Sequence[Trial]) -> None:
     """Every average heat map, and the overlay with a sweep, as SVG and PNG."""
     from nanogpt_edit.report.plots_edits import layers_picture, trace_pictures  # here, for it loads matplotlib
     from nanogpt_edit.report.read_edits import read_trace
@@ -120,8 +128,8 @@ def draw(chosen: Trace, traced: Sequence[Traced]) -> None:
     read = read_trace(chosen.out / "trace.json")
     assert read is not None
     pictures = trace_pictures(read)
-    if chosen.sweep is not None:
-        alone = {trial.layers[0]: trial.success for trial in read_trials(chosen.sweep) if trial.step == "layers alone"}
+    if trials:
+        alone = {trial.layers[0]: trial.success for trial in trials if trial.step == "layers alone"}
         site: Site = "mlp_out" if "mlp_out" in traced[0].effect else chosen.trace.sites[0]
         cells = [
             bootstrap_mean([float(one.effect[site][one.subject_last, layer]) for one in traced])

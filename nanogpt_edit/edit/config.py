@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from nanogpt_edit.errors import UserError
+from nanogpt_edit.errors import UserError, at_least
 
 Method = Literal["memit", "rome", "alphaedit", "ft"]
 
@@ -79,16 +79,9 @@ class EditConfig:
         for name in ("covariance_weight", "ridge", "learning_rate", "clamp", "ft_learning_rate", "norm_constraint"):
             if getattr(self, name) <= 0:
                 raise UserError(f"{name} is {getattr(self, name)}; it must be positive.")
-        if min(self.refine_steps, self.refine_weight, self.refine_kl) < 0:
-            raise UserError("refine_steps, refine_weight and refine_kl cannot be negative.")
-        if self.rounds < 1:
-            raise UserError(f"rounds is {self.rounds}; at least one is needed.")
-        if self.context_weight < 0:
-            raise UserError(f"context_weight is {self.context_weight}; it cannot be negative.")
-        if self.steps < 1:
-            raise UserError(f"steps is {self.steps}; at least one is needed.")
-        if self.batch_size is not None and self.batch_size < 1:
-            raise UserError(f"batch_size is {self.batch_size}; at least one fact is needed.")
+        at_least(1, self, "rounds", "steps", "batch_size", "covariance_tokens")
+        at_least(0, self, "refine_steps", "refine_weight", "refine_kl", "context_weight", "weight_decay", "kl_coef")
+        at_least(0, self, "n_prefixes", "prefix_tokens", "covariance_tolerance", "seed")
 
     @property
     def edited_layers(self) -> tuple[int, ...]:

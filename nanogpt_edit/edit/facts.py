@@ -116,7 +116,7 @@ def find_subject(prompt: str, subject: str, *, allow_partial: bool = False) -> S
         return SubjectSpan(*shared, lookup="shared words")
     raise UserError(
         f'subject "{subject}" is not in the prompt "{prompt}"; nearest words: "{_nearest_words(prompt, wanted)}". '
-        "Fix the subject, or pass --allow-partial-subject."
+        "Fix the subject; an edit may also allow a part of it (edit.allow_partial_subject)."
     )
 
 

@@ -79,7 +79,13 @@ def load_patch(path: str | Path) -> EditPatch:
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path}: not a whole safetensors file ({error}). Copy or make it again.") from None
     if metadata.get("format") != FORMAT:
-        raise UserError(f'{path}: not a patch of this version (format "{metadata.get("format", "none")}").')
+        found = metadata.get("format", "none")
+        what = (
+            "a patch of another version"
+            if found.startswith("nanogpt_edit")
+            else "not a patch but another safetensors file"
+        )
+        raise UserError(f'{path}: {what} (format "{found}"); name one that an edit of this version wrote.')
     if metadata.get("sha256") != _digest(tensors, metadata["patch"]):
         raise UserError(f"{path}: damaged, its contents do not match their hash. Copy or make it again.")
     return _patch(json.loads(metadata["patch"]), tensors, path)

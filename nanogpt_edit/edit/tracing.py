@@ -27,7 +27,7 @@ from torch import Tensor
 from nanogpt_edit.edit.contexts import pad_rows, tokenizer_of
 from nanogpt_edit.edit.facts import Fact, join, locate_subject, target_ids
 from nanogpt_edit.edit.prefix import FrozenPrefix, Recorder, suffix_mask
-from nanogpt_edit.errors import UserError
+from nanogpt_edit.errors import UserError, at_least
 from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.model.sites import SiteKey, capture, patch
 from nanogpt_edit.progress import progress
@@ -57,6 +57,8 @@ class TraceConfig:
     def __post_init__(self) -> None:
         if not self.sites:
             raise UserError(f"sites is empty; name at least one of {', '.join(SITES)}.")
+        at_least(1, self, "facts", "draws", "window")
+        at_least(0, self, "noise")
 
     def layers_around(self, layer: int, n_layer: int) -> range:
         """The window of layers centred on `layer`, cut at the model's ends."""
@@ -110,6 +112,8 @@ def trace(
     model: GPT, prompt: str, subject: str, target: str | None = None, config: TraceConfig | None = None
 ) -> Traced:
     """The grid of one prompt; `target` defaults to the token the model itself says next."""
+    if not prompt.strip() or not subject.strip():
+        raise UserError("the prompt and the subject cannot be empty; give the text and what it is about.")
     if target is None:
         tokenizer = tokenizer_of(model)
         token_ids = torch.tensor([tokenizer.encode(prompt.rstrip())], device=model.device)

@@ -19,7 +19,7 @@ from nanogpt_edit import processes
 from nanogpt_edit.data.problems import Problem, prompt_ids
 from nanogpt_edit.engine.engine import Completion, Engine
 from nanogpt_edit.engine.sampling import Sampling
-from nanogpt_edit.errors import UserError
+from nanogpt_edit.errors import UserError, at_least
 from nanogpt_edit.evaluate.answers import extract, is_correct
 from nanogpt_edit.evaluate.facts import Question, Recall, fact_metrics, recall
 from nanogpt_edit.evaluate.metrics import score_problems
@@ -66,11 +66,9 @@ class EvaluateConfig:
     """Chooses the samples and the bootstrap."""
 
     def __post_init__(self) -> None:
-        for name in ("problems", "samples", "edited_samples", "arithmetic_samples", "max_slots", "perplexity_tokens"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} is {getattr(self, name)}; it must be at least 1.")
-        if self.max_new_tokens is not None and self.max_new_tokens < 1:
-            raise UserError(f"max_new_tokens is {self.max_new_tokens}; it must be at least 1.")
+        counts = ("problems", "samples", "edited_samples", "arithmetic_samples", "max_slots", "perplexity_tokens")
+        at_least(1, self, *counts, "max_new_tokens", "top_k")
+        at_least(0, self, "temperature", "seed")
 
 
 @dataclass(frozen=True)

@@ -166,6 +166,8 @@ def _open(source: str | Path) -> _Source:
 def _open_directory(path: Path, *, name: str) -> _Source:
     if not (path / "config.json").is_file():
         hint = f" Its nanoGPT checkpoint is {path / 'ckpt.pt'}; name that." if (path / "ckpt.pt").is_file() else ""
+        if inside := sorted(str(file.parent) for file in path.glob("*/config.json")):
+            hint = f" The models in it are {', '.join(inside)}."
         raise UserError(f"{path}: not a model directory, it has no config.json.{hint}")
     raw = files.read_json(path / "config.json")
     config = families.config_from_json(raw, path / "config.json")

@@ -136,6 +136,9 @@ def _read_metrics(fields: Fields) -> Mapping[str, Interval]:
 
 
 def _read_completions(path: Path) -> tuple[Completion, ...]:
+    if not path.exists():
+        metrics = path.with_suffix(".json")
+        raise UserError(f"{path}: no such file, so nothing proves {metrics.name}; remove {metrics} and run again.")
     completions = []
     for fields in read_lines(path):
         strict, flexible = fields.values.get("strict"), fields.values.get("flexible")

@@ -22,6 +22,7 @@ from nanogpt_edit.model.gpt import GPT
 
 LARGEST_REQUEST_BYTES = 1 << 20
 MOST_COMPLETIONS = 64
+LAST_PORT = 65_535
 FIELDS: dict[str, tuple[type, ...]] = {
     "prompt": (str,),
     "n": (int,),
@@ -80,10 +81,13 @@ def make_server(model: GPT, source: str, *, host: str = "127.0.0.1", port: int =
         def log_message(self, format: str, *args: object) -> None:
             """Requests are not logged."""
 
+    if not 0 <= port <= LAST_PORT:
+        raise UserError(f"port is {port}; a port is a number from 0 (any that is free) to {LAST_PORT}.")
     try:
         return HTTPServer((host, port), Handler)
     except OSError as error:
-        raise UserError(f"{host}:{port} cannot be listened on ({error.strerror}); choose another --port.") from None
+        reason = (error.strerror or "failed").lower()
+        raise UserError(f"{host}:{port} cannot be listened on ({reason}); choose another --host or --port.") from None
 
 
 def complete(model: GPT, body: bytes) -> list[dict[str, object]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from nanogpt_edit.errors import UserError
+from nanogpt_edit.errors import UserError, at_least
 from nanogpt_edit.train.loop import Keep, LoopConfig
 from nanogpt_edit.train.losses import Advantage
 
@@ -75,17 +75,10 @@ class GRPOConfig(LoopConfig):
             raise UserError(f"temperature is {self.temperature}; reinforcement learning must sample, use e.g. 1.")
         if not self.rewards or not any(self.rewards.values()):
             raise UserError('rewards is empty, nothing would be learned; use e.g. {"accuracy" = 1.0}.')
-        for name in ("problems_per_step", "updates_per_rollout", "evaluate_problems", "evaluate_samples"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} is {getattr(self, name)}; it must be at least 1.")
-        for name in ("clip_high", "kl_coef", "entropy_coef", "final_entropy_coef", "overlong_penalty"):
-            if getattr(self, name) < 0:
-                raise UserError(f"{name} is {getattr(self, name)}; it cannot be negative.")
-        for name in ("max_resample_rounds", "detailed_rollouts"):
-            if getattr(self, name) < 0:
-                raise UserError(f"{name} is {getattr(self, name)}; it cannot be negative.")
-        if self.max_new_tokens is not None and self.max_new_tokens < 1:
-            raise UserError(f"max_new_tokens is {self.max_new_tokens}; it must be at least 1.")
+        counts = ("problems_per_step", "updates_per_rollout", "evaluate_problems", "evaluate_samples", "max_new_tokens")
+        at_least(1, self, *counts)
+        at_least(0, self, "clip_high", "kl_coef", "entropy_coef", "final_entropy_coef", "overlong_penalty")
+        at_least(0, self, "max_resample_rounds", "detailed_rollouts")
         if not 0 <= self.clip_low < 1:
             raise UserError(f"clip_low is {self.clip_low}; it must be in [0, 1).")
         if self.dual_clip is not None and self.dual_clip <= 1 + self.clip_high:

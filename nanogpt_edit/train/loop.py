@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from nanogpt_edit import processes
-from nanogpt_edit.errors import UserError
+from nanogpt_edit.errors import UserError, at_least
 from nanogpt_edit.files import append_jsonl, read_jsonl, read_numbered_jsonl, write_jsonl
 from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.progress import progress, say
@@ -76,9 +76,7 @@ class LoopConfig:
     """Minutes after which a state is saved in any case."""
 
     def __post_init__(self) -> None:
-        for name in ("steps", "warmup_steps", "learning_rate", "muon_learning_rate", "weight_decay"):
-            if getattr(self, name) < 0:
-                raise UserError(f"{name} is {getattr(self, name)}; it cannot be negative.")
+        at_least(0, self, "steps", "warmup_steps", "learning_rate", "muon_learning_rate", "weight_decay")
         for name in ("evaluate_every", "save_every", "save_minutes", "micro_batch_tokens", "grad_clip"):
             if getattr(self, name) <= 0:
                 raise UserError(f"{name} is {getattr(self, name)}; it must be above 0.")

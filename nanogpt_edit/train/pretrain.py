@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from nanogpt_edit import processes
-from nanogpt_edit.errors import UserError
+from nanogpt_edit.errors import UserError, at_least
 from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.model.tokenizer import Tokenizer
 from nanogpt_edit.train.chunked_loss import head_cross_entropy_sum
@@ -35,6 +35,10 @@ class BaseText:
     """Further plain text: a file, a folder or a hub data set; auto takes a folder "text" beside the problems' folder if
     there is one, none takes nothing."""
 
+    def __post_init__(self) -> None:
+        at_least(1, self, "context_tokens")
+        at_least(0, self, "fact_repeats")
+
 
 @dataclass(frozen=True)
 class PretrainConfig(LoopConfig, BaseText):
@@ -42,6 +46,11 @@ class PretrainConfig(LoopConfig, BaseText):
 
     batch_size: int = 24
     """Rows per step."""
+
+    def __post_init__(self) -> None:
+        LoopConfig.__post_init__(self)
+        BaseText.__post_init__(self)
+        at_least(1, self, "batch_size")
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import math
 import os
 import sys
@@ -43,7 +44,7 @@ def find_reward(name: str) -> Reward:
         return BUILT_IN[name]
     module_name, _, function_name = name.partition(":")
     if not function_name:
-        meant = did_you_mean(name, BUILT_IN).rstrip(".")
+        meant = did_you_mean(name, BUILT_IN)
         raise UserError(f'there is no reward "{name}"{meant} There are {", ".join(BUILT_IN)}, and module:function.')
     if os.getcwd() not in sys.path:  # an installed command looks in its own folder instead
         sys.path.append(os.getcwd())
@@ -56,7 +57,20 @@ def find_reward(name: str) -> Reward:
         raise UserError(f'reward "{name}": module "{module_name}" has no function "{function_name}".')
     if not callable(function):
         raise UserError(f'reward "{name}" is not a function.')
+    if not _takes(function, 2):
+        raise UserError(f'reward "{name}" does not take (problem, completion_text); give it these two parameters.')
     return function
+
+
+def _takes(function: Callable[..., object], count: int) -> bool:
+    """Can it be called with so many values by their order? Yes, where Python cannot tell."""
+    try:
+        inspect.signature(function).bind(*range(count))
+    except TypeError:
+        return False
+    except ValueError:  # some functions written in C do not say
+        return True
+    return True
 
 
 def score(rewards: Mapping[str, float], problem: Problem, texts: Sequence[str]) -> dict[str, list[float]]:

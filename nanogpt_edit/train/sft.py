@@ -20,7 +20,7 @@ from torch import Tensor
 from nanogpt_edit import processes
 from nanogpt_edit.data.batch import Batch, collate, length_grouped_batches
 from nanogpt_edit.data.problems import Sample
-from nanogpt_edit.errors import UserError
+from nanogpt_edit.errors import UserError, at_least
 from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.train.chunked_loss import head_cross_entropy_sum
 from nanogpt_edit.train.loop import Keep, LoopConfig, Trainer
@@ -57,9 +57,7 @@ class SFTConfig(LoopConfig):
                 f"replay_source is {self.replay_source}, but replay is 0 and nothing of it would be mixed in; set "
                 f"replay to its share of the rows (0.2, say)."
             )
-        for name, value in (("batch_size", self.batch_size), ("batch_tokens", self.batch_tokens)):
-            if value is not None and value < 1:
-                raise UserError(f"{name} is {value}; it must be at least 1.")
+        at_least(1, self, "batch_size", "batch_tokens")
         if self.replay_tokens < 2:
             raise UserError(f"replay_tokens is {self.replay_tokens}; a row needs at least 2 to predict one.")
 
