@@ -17,11 +17,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from nanogpt_edit.errors import UserError
-from nanogpt_edit.model.gpt import (
-    GPT,
-    GPTConfig,
-    causal_mask,
-)
+from nanogpt_edit.model.block import causal_mask
+from nanogpt_edit.model.gpt import GPT, GPTConfig
 from nanogpt_edit.model.kv_cache import KVCache
 from nanogpt_edit.model.positions import RopeScaling, rotary_angles, rotate, stretch_frequencies
 from nanogpt_edit.model.sites import SITES, capture, patch

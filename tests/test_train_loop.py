@@ -29,8 +29,9 @@ from nanogpt_edit.data.batch import collate
 from nanogpt_edit.data.problems import Sample, to_sample
 from nanogpt_edit.errors import UserError
 from nanogpt_edit.files import read_json, read_jsonl
+from nanogpt_edit.model.block import take_columns
 from nanogpt_edit.model.checkpoint import fingerprint
-from nanogpt_edit.model.gpt import GPT, take_columns
+from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.train import loop, states
 from nanogpt_edit.train import sft as sft_module
 from nanogpt_edit.train.chunked_loss import head_cross_entropy_sum

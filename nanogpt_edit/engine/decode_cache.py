@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nanogpt_edit.model.gpt import GPTConfig
+from nanogpt_edit.model.config import GPTConfig
 from nanogpt_edit.model.kv_cache import KVCache
 
 NEVER = float("-inf")

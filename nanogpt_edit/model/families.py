@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from nanogpt_edit.errors import UserError
-from nanogpt_edit.model.gpt import Activation, GPTConfig
+from nanogpt_edit.model.config import Activation, GPTConfig
 from nanogpt_edit.model.positions import RopeScaling
 
 ARCHITECTURES = {

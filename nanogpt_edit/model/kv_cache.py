@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from nanogpt_edit.errors import UserError
-from nanogpt_edit.model.gpt import GPTConfig, attention
+from nanogpt_edit.model.block import attention
+from nanogpt_edit.model.config import GPTConfig
 
 
 class KVCache:

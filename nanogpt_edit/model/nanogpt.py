@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from nanogpt_edit.errors import UserError
-from nanogpt_edit.model.gpt import GPTConfig
+from nanogpt_edit.model.config import GPTConfig
 from nanogpt_edit.model.tensors import TensorDict
 
 COMPILED_PREFIX = "_orig_mod."  # what torch.compile puts before every name

@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nanogpt_edit.model.gpt import GPT, attention
+from nanogpt_edit.model.block import attention
+from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.model.kv_cache import KVCache
 
 WASTED_PAIRS = 4096  # of a token and padding it is compared with, before a further grid is cheaper

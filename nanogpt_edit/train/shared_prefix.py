@@ -16,7 +16,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from nanogpt_edit.model.gpt import GPT, attention, causal_mask
+from nanogpt_edit.model.block import attention, causal_mask
+from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.model.kv_cache import KVCache
 from nanogpt_edit.train.packed import Grid
 
