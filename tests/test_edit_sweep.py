@@ -13,7 +13,7 @@ from nanogpt_edit import cli
 from nanogpt_edit.edit import sweep as sweep_module
 from nanogpt_edit.edit.config import EditConfig
 from nanogpt_edit.edit.fact_files import fact_to_record
-from nanogpt_edit.edit.sweep import SweepConfig, _candidates, harmonic, read_trials, sweep
+from nanogpt_edit.edit.sweep import SweepConfig, _candidates, _groups_around, harmonic, read_trials, sweep
 from nanogpt_edit.errors import UserError
 from nanogpt_edit.files import write_jsonl
 from nanogpt_edit.model.checkpoint import save
@@ -76,13 +76,31 @@ def test_what_is_tried_by_hand() -> None:
         return list(_candidates(step, config, grid, 12))
 
     assert [c.layers for c in tried("layers alone", START)] == [(0,), (6,), (11,)]  # of twelve, at even distances
-    assert [c.layers for c in tried("layers together", START)] == [(1, 2)]  # five do not fit below layer 2
+    assert [c.layers for c in tried("layers together", START)] == [
+        (1, 2),
+        (2, 3),
+        *(tuple(range(i, i + 5)) for i in range(3)),
+    ]
     assert [c.covariance_weight for c in tried("strength", START)] == [10.0, 40.0]
     assert [c.clamp for c in tried("clamp", START)] == [1.0]  # 3.0 is what it has
     assert tried("layers together", replace(START, method="rome")) == []
     assert tried("strength", replace(START, method="rome")) == []
     assert [c.norm_constraint for c in tried("strength", replace(START, method="ft"))] == [2.5e-3, 1e-2]
     assert tried("clamp", replace(START, method="ft")) == []
+
+
+@pytest.mark.parametrize(
+    ("best", "n_layer", "expected"),
+    [
+        (0, 3, [(0, 1)]),  # (0, 1, 2) would end at the last layer, from which no later token reads
+        (1, 3, [(0, 1)]),
+        (2, 3, [(1, 2), (0, 1, 2)]),  # where the last layer is best, subjects end their prompts
+        (2, 6, [(1, 2), (2, 3), (0, 1, 2), (1, 2, 3), (2, 3, 4), (0, 1, 2, 3, 4)]),
+        (0, 1, []),
+    ],
+)
+def test_groups_hold_the_best_layer(best: int, n_layer: int, expected: list[tuple[int, ...]]) -> None:
+    assert list(_groups_around(best, (2, 3, 5), n_layer)) == expected
 
 
 def test_the_mark_is_a_harmonic_mean_of_what_there_is() -> None:

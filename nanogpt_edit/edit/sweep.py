@@ -1,8 +1,9 @@
 """Which settings suit a checkpoint: layers, λ, clamp and KL, chosen by editing and measured on facts kept apart.
 
-One setting after the other, each tried with the best of those before it: every layer alone, groups of layers that end
-at the best one, then the strength of protection, the bound on δ, the weight of the KL. Half of the facts choose; the
-other half, which no choice has seen, says what the chosen settings are worth.
+One setting after the other, each tried with the best of those before it: every layer alone, neighbouring layers that
+the best one is among, then the strength of protection, the bound on δ, the weight of the KL. Half of the facts choose;
+the other half, which no choice has seen, says what the chosen settings are worth. With the standard grid these are at
+most 12 + 10 + 6 + 4 + 4 trials.
 
 A trial's mark is the harmonic mean of four shares, so that none can be bought with another: new answers at rank 1,
 paraphrases, neighbours, and how probable held-out text is still, exp(nats per token before − after). Every trial is a
@@ -46,7 +47,7 @@ class SweepConfig:
     single_layers: int = 12
     """Most layers tried alone; of more, as many are taken at even distances."""
     spans: tuple[int, ...] = (2, 3, 5)
-    """Widths of the groups of layers tried, which end at the best single one (not for rome and ft)."""
+    """Widths of the groups of layers tried: of each width all that hold the best single layer (not for rome and ft)."""
     strengths: tuple[float, ...] = (1 / 30, 1 / 10, 1 / 3, 3.0, 10.0, 30.0)
     """Factors on the starting λ (memit's covariance_weight, alphaedit's ridge, ft's norm_constraint)."""
     clamps: tuple[float, ...] = (0.75, 1.5, 3.0, 6.0)
@@ -132,13 +133,12 @@ def sweep(
 
 def _candidates(step: str, best: EditConfig, grid: SweepConfig, n_layer: int) -> Iterator[EditConfig]:
     """What is tried in one step, the settings so far being `best`."""
-    top = best.layers[-1]
     if step == "layers alone":
         count = min(grid.single_layers, n_layer)
         layers = sorted({round(i * (n_layer - 1) / max(1, count - 1)) for i in range(count)})
         yield from (replace(best, layers=(layer,)) for layer in layers)
     elif step == "layers together" and best.method in ("memit", "alphaedit"):
-        yield from (replace(best, layers=tuple(range(top - w + 1, top + 1))) for w in grid.spans if w <= top + 1)
+        yield from (replace(best, layers=layers) for layers in _groups_around(best.layers[-1], grid.spans, n_layer))
     elif step == "strength" and best.method in STRENGTH:
         name = STRENGTH[best.method]
         now = float(getattr(best, name))
@@ -146,6 +146,15 @@ def _candidates(step: str, best: EditConfig, grid: SweepConfig, n_layer: int) ->
     elif step in ("clamp", "kl_coef") and best.method != "ft":
         values = grid.clamps if step == "clamp" else grid.kl_coefs
         yield from (_with(best, step, value) for value in values if value != getattr(best, step))
+
+
+def _groups_around(layer: int, widths: Sequence[int], n_layer: int) -> Iterator[tuple[int, ...]]:
+    """Neighbouring layers that `layer` is among. What the model's last layer writes reaches no later token: no group
+    goes up to it, unless it is the best one itself."""
+    end = max(layer + 1, n_layer - 1)
+    for width in widths:
+        lowest, highest = max(0, layer - width + 1), min(layer, end - width)
+        yield from (tuple(range(first, first + width)) for first in range(lowest, highest + 1))
 
 
 def _with(config: EditConfig, name: str, value: float) -> EditConfig:
