@@ -11,8 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from nanogpt_edit.edit import editor, head_slopes, suffixes
+from nanogpt_edit.edit import clean_runs as clean_runs_module
+from nanogpt_edit.edit import contexts, editor, head_slopes
 from nanogpt_edit.edit import values as values_module
+from nanogpt_edit.edit.clean_runs import Text, clean_runs
 from nanogpt_edit.edit.config import EditConfig
 from nanogpt_edit.edit.contexts import LocatedFact, TokenRow, generate_prefixes, locate_facts, tokenizer_of
 from nanogpt_edit.edit.covariance import collect
@@ -21,7 +23,7 @@ from nanogpt_edit.edit.facts import Fact
 from nanogpt_edit.edit.measure import measure_facts
 from nanogpt_edit.edit.patch import edited_weight
 from nanogpt_edit.edit.scores import score_patch
-from nanogpt_edit.edit.suffixes import Suffixes, Text, clean_runs
+from nanogpt_edit.edit.suffixes import Suffixes
 from nanogpt_edit.edit.values import optimise_values
 from nanogpt_edit.errors import UserError
 from nanogpt_edit.model.gpt import GPT
@@ -79,6 +81,8 @@ def test_the_losses_equal_plain_forward_passes(model: GPT) -> None:
     (torch.stack(plain_nll) + 0.5 * torch.stack(plain_kl)).sum().backward()
     assert tried.grad is not None
     torch.testing.assert_close(slope, tried.grad, rtol=1e-3, atol=1e-4)
+    only = losses_of(model, found, last_layer=1).only(model, delta)
+    torch.testing.assert_close(only, (nll, kl), rtol=1e-4, atol=1e-5)
 
 
 def test_the_last_block_has_nothing_above_it(model: GPT) -> None:
@@ -252,7 +256,7 @@ def test_any_texts_in_groups_are_as_they_are_alone(
     layer = model.config.n_layer - 1 - above
     delta = torch.randn(len(made), model.config.n_embd, generator=torch.Generator().manual_seed(1))
     with torch.no_grad(), pytest.MonkeyPatch.context() as patched:
-        patched.setattr(suffixes, "WORTH_TOKENS", worth)
+        patched.setattr(clean_runs_module, "WORTH_TOKENS", worth)
         rows = Suffixes.of(model, made, clean_runs(model, made, last_layer=layer))
         some = torch.arange(len(made)) % 2 == 0
         for chosen in (rows, rows.select(some)):
@@ -277,6 +281,7 @@ def some_text(fact: int, family: int, shared: int, rest: int, reads: int) -> Tex
 @pytest.mark.parametrize("chunk", [1, 2**23])
 def test_slopes_without_a_graph_are_autograds(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(head_slopes, "CHUNK_NUMBERS", chunk)
+    monkeypatch.setattr(head_slopes, "VOCABULARY_BLOCK", 4)  # of eleven
     generator = torch.Generator().manual_seed(0)
     states, head = torch.randn(5, 8, generator=generator), torch.randn(11, 8, generator=generator)
     wanted, before = torch.tensor([0, 3, 3, 10, 7]), torch.randn(5, 11, generator=generator).log_softmax(-1)
@@ -291,6 +296,8 @@ def test_slopes_without_a_graph_are_autograds(chunk: int, monkeypatch: pytest.Mo
         torch.testing.assert_close(found, plain.detach())
         (expected,) = torch.autograd.grad(plain.sum(), tried, retain_graph=True)
         torch.testing.assert_close(slope, expected)
+    torch.testing.assert_close(head_slopes.nll_only(states, head, wanted), nll.detach())
+    torch.testing.assert_close(head_slopes.kl_only(states, head, before), kl.detach())
 
 
 def test_prefixes_are_the_models_own_and_seeded(model: GPT) -> None:
@@ -299,6 +306,23 @@ def test_prefixes_are_the_models_own_and_seeded(model: GPT) -> None:
     assert all(prefix.endswith(". ") for prefix in first)
     assert first == generate_prefixes(model, CONFIG)
     assert first != generate_prefixes(model, replace(CONFIG, seed=1))
+
+
+def test_prefixes_written_together_are_those_written_alone(model: GPT) -> None:
+    """One after the other, every token with the whole text before it."""
+    tokenizer, dice, plain = tokenizer_of(model), torch.Generator().manual_seed(CONFIG.seed), []
+    never = [i for i in (tokenizer.eos_id, *tokenizer.reasoning_ids) if i is not None and i < tokenizer.vocab_size]
+    for seed in contexts.PREFIX_SEEDS:
+        token_ids = tokenizer.encode(seed)
+        for _ in range(6):
+            logits = model(torch.tensor([token_ids]))[0, -1, : tokenizer.vocab_size].detach()
+            logits[never] = -torch.inf
+            top, ids = logits.topk(5)
+            token_ids.append(int(ids[(top.softmax(-1) / torch.empty(5).exponential_(generator=dice)).argmax()]))
+        plain.append(tokenizer.decode(token_ids).replace("\ufffd", "").rstrip(" .,;:!?").split())
+    found = generate_prefixes(model, replace(CONFIG, n_prefixes=5, prefix_tokens=6))
+    assert [prefix.removesuffix(". ").split() for prefix in found] == plain
+    assert generate_prefixes(model, replace(CONFIG, n_prefixes=0)) == ()
 
 
 def test_what_cannot_be_edited_is_named(model: GPT) -> None:

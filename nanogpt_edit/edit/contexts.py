@@ -7,7 +7,7 @@ causal attention needs no mask.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import cycle, islice
 
@@ -18,6 +18,7 @@ from nanogpt_edit.edit.config import EditConfig
 from nanogpt_edit.edit.facts import Fact, Lookup, join, locate_subject, target_ids
 from nanogpt_edit.errors import UserError
 from nanogpt_edit.model.gpt import GPT
+from nanogpt_edit.model.kv_cache import KVCache
 from nanogpt_edit.model.tokenizer import Tokenizer
 
 ESSENCE = "{} is a"
@@ -94,19 +95,45 @@ def _locate(model: GPT, fact: Fact, ways: int, prefixes: Sequence[str], allow_pa
 def generate_prefixes(model: GPT, config: EditConfig) -> tuple[str, ...]:
     """`n_prefixes` texts of about `prefix_tokens` tokens in the model's own words, each ending in ". " (seeded)."""
     tokenizer = tokenizer_of(model)
-    generator = torch.Generator().manual_seed(config.seed)
-    prefixes: list[str] = []
-    for index in range(config.n_prefixes):
-        token_ids = tokenizer.encode(PREFIX_SEEDS[index % len(PREFIX_SEEDS)])
-        for _ in range(config.prefix_tokens):
-            logits = model(torch.tensor([token_ids], device=model.device))[0, -1, : tokenizer.vocab_size].float().cpu()
-            for never in (tokenizer.eos_id, *tokenizer.reasoning_ids):
-                if never is not None and never < len(logits):
-                    logits[never] = -torch.inf
-            top, ids = logits.topk(min(PREFIX_TOP_K, len(logits)))
-            token_ids.append(int(ids[torch.multinomial(top.softmax(-1), 1, generator=generator)]))
-        prefixes.append(_sentence(tokenizer.decode(token_ids)))
-    return tuple(prefixes)
+    count, steps, kept = config.n_prefixes, config.prefix_tokens, min(PREFIX_TOP_K, tokenizer.vocab_size)
+    dice = torch.Generator().manual_seed(config.seed)
+    luck = [[torch.empty(kept).exponential_(generator=dice) for _ in range(steps)] for _ in range(count)]
+    never = [i for i in (tokenizer.eos_id, *tokenizer.reasoning_ids) if i is not None and i < tokenizer.vocab_size]
+
+    def choose(logits: Tensor, row: int, step: int) -> int:
+        """One of the likeliest few, drawn from their probabilities p: the argmax of p / luck."""
+        logits = logits[: tokenizer.vocab_size].float().cpu()
+        logits[never] = -torch.inf
+        top, ids = logits.topk(kept)
+        return int(ids[(top.softmax(-1) / luck[row][step]).argmax()])
+
+    texts = [tokenizer.encode(PREFIX_SEEDS[index % len(PREFIX_SEEDS)]) for index in range(count)]
+    return tuple(_sentence(tokenizer.decode(text)) for text in _continued(model, texts, steps, choose))
+
+
+def _continued(
+    model: GPT, texts: list[list[int]], steps: int, choose: Callable[[Tensor, int, int], int]
+) -> list[list[int]]:
+    """Every text with `steps` tokens more, `choose(logits, row, step)` each; all rows in one batch."""
+    if not texts or not steps:
+        return texts
+    lengths = torch.tensor([len(text) for text in texts], device=model.device)
+    rows, longest = len(texts), max(map(len, texts))
+    cache = KVCache(model.config, rows=rows, capacity=longest + steps, device=model.device, dtype=model.dtype)
+    columns = torch.arange(longest + steps, device=model.device)
+    is_token = (columns < lengths[:, None]) | (columns >= longest)  # (rows, capacity): new tokens go behind the padding
+    states = model.hidden(pad_rows(texts, pad_id=0, device=model.device), cache=cache)[range(rows), lengths - 1]
+    for step in range(steps):
+        if step > 0:
+            states = model.hidden(
+                torch.tensor([text[-1:] for text in texts], device=model.device),
+                cache=cache,
+                position_ids=(lengths + step - 1)[:, None],
+                attention_mask=is_token[:, None, None, : longest + step],
+            )[:, 0]
+        chosen = [choose(logits, row, step) for row, logits in enumerate(model.logits(states))]
+        texts = [[*text, token] for text, token in zip(texts, chosen, strict=True)]
+    return texts
 
 
 def _sentence(text: str) -> str:

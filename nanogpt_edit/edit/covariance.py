@@ -81,13 +81,17 @@ def collect(
             for layer in layers:
                 sums[layer].add(seen["mlp_key", layer].flatten(0, 1))
             seen_tokens += batch.numel()
-            if seen_tokens >= next_check or seen_tokens == blocks.numel():
+            checks = seen_tokens >= next_check or seen_tokens == blocks.numel()
+            if checks:
                 for total in sums.values():
                     total.check()
                 next_check = 2 * seen_tokens
             bar.update(seen_tokens, change=max(total.change for total in sums.values()))
             if all(total.change < tolerance for total in sums.values()):
                 break
+            if checks and seen_tokens < blocks.numel():
+                for total in sums.values():
+                    total.keep()
     results = {layer: total.result(layer, tolerance) for layer, total in sums.items()}
     for result in results.values():
         say(result.describe())
@@ -95,60 +99,69 @@ def collect(
 
 
 class _Sum:
-    """The running sum of one layer, and what it was at the last two checks; only the upper half of each is filled."""
+    """The running sum of one layer, and what it was at the check before; only the upper half of each is filled.
+
+    A matrix of GPT-2 small has 75 MB: what is not needed whole is looked at in bands, and the sum becomes the result.
+    """
 
     def __init__(self, width: int) -> None:
         self.total = torch.zeros(width, width, dtype=torch.float64)
         self.tokens = 0
         self.probes: Tensor | None = None  # (F, PROBES)
-        self.checked: tuple[Tensor, int] | None = None  # the sum and its tokens
-        self.checked_before: tuple[Tensor, int] | None = None
+        self.before: tuple[Tensor, int] | None = None  # the sum and its tokens
         self.change = float("inf")
 
     def add(self, keys: Tensor) -> None:
         """`keys` (tokens, F). Products of one batch are made in float32, sums of batches in float64."""
         keys = keys.float()
-        if self.probes is None:
-            self.probes = keys[:: max(1, len(keys) // PROBES)][:PROBES].T.double().cpu()
         self.total = self.total.to(keys.device) if keys.device.type == "cuda" else self.total
+        if self.probes is None:
+            self.probes = keys[:: max(1, len(keys) // PROBES)][:PROBES].T.double().to(self.total.device)
         for rows, columns, product in _upper_blocks(keys):
             self.total[rows, columns] += product.to(self.total.device)
         self.tokens += len(keys)
 
     def check(self) -> None:
-        """Measure the change since the last check."""
-        self.checked_before, self.checked = self.checked, (self.total.cpu().clone(), self.tokens)
-        if self.checked_before is None:
+        """Measure the change since the sum that was kept."""
+        if self.before is None:
             return
-        (now, n), (before, m) = self.checked, self.checked_before
+        before, tokens = self.before
         apart = size = 0.0
-        for rows in _bands(len(now)):
-            mean = now[rows, rows.start :] / n
+        for rows in _bands(len(before)):
+            mean = self.total[rows, rows.start :] / self.tokens
             size += _square(mean)
-            apart += _square(mean - before[rows, rows.start :] / m)
+            apart += _square(mean.sub_(before[rows, rows.start :], alpha=1 / tokens))
         self.change = (apart / size) ** 0.5
 
+    def keep(self) -> None:
+        """For the next check."""
+        self.before = (self.total.clone(), self.tokens)
+
     def result(self, layer: int, tolerance: float) -> Covariance:
-        assert self.checked is not None, "the sum was never checked"
-        matrix = _both_halves(*self.checked)
+        """The mean. The sum is gone."""
+        matrix = _both_halves(self.total.div_(self.tokens))
         return Covariance(
-            matrix=matrix,
+            solve_change=self._solve_change(matrix),
+            matrix=matrix.cpu(),
             layer=layer,
             tokens=self.tokens,
             change=self.change,
-            solve_change=self._solve_change(matrix),
             converged=self.change < tolerance,
         )
 
     def _solve_change(self, matrix: Tensor) -> float:
         """‖C⁻¹k − C_before⁻¹k‖ / ‖C⁻¹k‖ to first order in C − C_before, which is ‖C⁻¹(C − C_before) C⁻¹k‖ / ‖C⁻¹k‖ and
         takes one factorisation instead of two."""
-        if self.checked_before is None or self.probes is None:
+        if self.before is None or self.probes is None:
             return float("inf")
-        solve = _ridged_solver(matrix)
+        solve, (before, tokens) = _ridged_solver(matrix), self.before
         solved = solve(self.probes)
-        moved = solve(matrix @ solved - _both_halves(*self.checked_before) @ solved)
-        return float((moved.norm(dim=0) / solved.norm(dim=0)).mean())
+        moved = torch.zeros_like(solved)
+        for rows in _bands(len(matrix)):
+            apart = matrix[rows, rows.start :].sub(before[rows, rows.start :], alpha=1 / tokens)
+            moved[rows] += apart @ solved[rows.start :]
+            moved[rows.stop :] += apart[:, len(apart) :].T @ solved[rows]
+        return float((solve(moved).norm(dim=0) / solved.norm(dim=0)).mean())
 
 
 def _upper_blocks(keys: Tensor) -> Iterator[tuple[slice, slice, Tensor]]:
@@ -164,29 +177,35 @@ def _bands(width: int) -> list[slice]:
 
 def _square(band: Tensor) -> float:
     """What the band (B, F') of an upper half, from the diagonal on, adds to the squared norm of the whole matrix."""
-    on = band[:, : len(band)].triu()
-    return float(2 * band[:, len(band) :].square().sum() + 2 * on.square().sum() - on.diagonal().square().sum())
+    right = torch.linalg.vector_norm(band[:, len(band) :])
+    return float(2 * right**2 + torch.linalg.vector_norm(band[:, : len(band)]) ** 2)
 
 
-def _both_halves(upper: Tensor, tokens: int) -> Tensor:
-    """The mean (F, F) of a sum of which only the upper half counts."""
-    mean = upper / tokens
-    for rows in _bands(len(mean)):
-        square = mean[rows, rows]
+def _both_halves(upper: Tensor) -> Tensor:
+    """The lower half (F, F) filled in, in place."""
+    for rows in _bands(len(upper)):
+        square = upper[rows, rows]
         square.copy_(square.triu() + square.triu(1).T)
-        mean[rows.stop :, rows] = mean[rows, rows.stop :].T
-    return mean
+        upper[rows.stop :, rows] = upper[rows, rows.stop :].T
+    return upper
 
 
 def _ridged_solver(matrix: Tensor) -> Callable[[Tensor], Tensor]:
     """matrix⁻¹, with 1e-6 of its mean eigenvalue added: early in the pass it may be singular."""
-    ridged = matrix.clone()
-    ridged.diagonal().add_(1e-6 * matrix.trace() / len(matrix))
-    factor, failed = torch.linalg.cholesky_ex(ridged)
+    diagonal, ridge = matrix.diagonal(), 1e-6 * float(matrix.trace()) / len(matrix)
+    own = diagonal.clone()
+    diagonal += ridge
+    factor, failed = torch.linalg.cholesky_ex(matrix)
+    diagonal.copy_(own)
     # float32 products can leave a singular matrix with an eigenvalue below −ridge; the general solver takes it
     if bool(failed):
-        return partial(torch.linalg.solve, ridged)
-    return lambda columns: torch.cholesky_solve(columns, factor)
+        return partial(torch.linalg.solve, matrix + ridge * torch.eye(len(matrix)).to(matrix))
+
+    def solve(columns: Tensor) -> Tensor:
+        halfway = torch.linalg.solve_triangular(factor, columns, upper=False)
+        return torch.linalg.solve_triangular(factor.mT, halfway, upper=True)
+
+    return solve
 
 
 def tensor_sha256(tensor: Tensor) -> str:

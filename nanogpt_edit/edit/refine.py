@@ -26,10 +26,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from nanogpt_edit.edit.clean_runs import clean_runs, texts_of, token_weight
 from nanogpt_edit.edit.config import EditConfig
 from nanogpt_edit.edit.contexts import LocatedFact, in_chunks
 from nanogpt_edit.edit.head_slopes import nll_and_slope
-from nanogpt_edit.edit.suffixes import Suffixes, clean_runs, texts_of, token_weight
+from nanogpt_edit.edit.suffixes import Suffixes
 from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.model.sites import SiteKey, patch
 from nanogpt_edit.progress import progress

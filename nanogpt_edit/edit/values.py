@@ -21,10 +21,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from nanogpt_edit.edit.clean_runs import Text, clean_runs, texts_of, token_weight
 from nanogpt_edit.edit.config import EditConfig
 from nanogpt_edit.edit.contexts import LocatedFact, in_chunks
-from nanogpt_edit.edit.head_slopes import kl_and_slope, nll_and_slope
-from nanogpt_edit.edit.suffixes import Suffixes, Text, clean_runs, texts_of, token_weight
+from nanogpt_edit.edit.head_slopes import kl_and_slope, kl_only, nll_and_slope, nll_only
+from nanogpt_edit.edit.suffixes import Suffixes
 from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.progress import Progress, progress
 
@@ -103,22 +104,41 @@ class _Losses:
     def at(self, model: GPT, delta: Tensor, *, kl_coef: float) -> tuple[Tensor, Tensor, Tensor]:
         """NLL per target token, averaged over contexts, and KL(with δ ‖ without) on the essence, nats, each (N,); and
         the slope of NLL + kl_coef · KL at δ (N, D)."""
-        nll, kl = torch.zeros_like(delta[:, 0]), torch.zeros_like(delta[:, 0])
         with torch.enable_grad():
             tried = delta.detach().requires_grad_()
-            read = [self.asked.states(model, tried)]
-            read += [self.essence.states(model, tried)] if self.essence is not None else []
-        weight = self.weight[self.asked.fact]
-        each, slope = nll_and_slope(read[0].detach(), model.head_weight, self.asked.wanted)
-        nll.index_add_(0, self.asked.fact, weight * each)
-        slopes = [weight[:, None] * slope]
+            states = self._read(model, tried)
+        asked, ends = self._asked_and_essence(states.detach())
+        nll, slope = nll_and_slope(asked, model.head_weight, self.asked.wanted)
+        slopes, kl = [self.weight[self.asked.fact][:, None] * slope], None
         if self.essence is not None:
-            each, slope = kl_and_slope(read[1].detach(), model.head_weight, self.clean_essence)
-            kl.index_add_(0, self.essence.fact, each)
+            kl, slope = kl_and_slope(ends, model.head_weight, self.clean_essence)
             slopes.append(kl_coef * slope)
-        slopes = [slope.to(states.dtype) for slope, states in zip(slopes, read, strict=True)]
-        (slope,) = torch.autograd.grad(read, tried, slopes)
-        return nll, kl, slope
+        (slope,) = torch.autograd.grad(states, tried, torch.cat(slopes).to(states.dtype))
+        return *self._per_fact(nll, kl), slope
+
+    @torch.no_grad()
+    def only(self, model: GPT, delta: Tensor) -> tuple[Tensor, Tensor]:
+        """NLL and KL as `at` has them, without the slope."""
+        asked, ends = self._asked_and_essence(self._read(model, delta))
+        nll, kl = nll_only(asked, model.head_weight, self.asked.wanted), None
+        if self.essence is not None:
+            kl = kl_only(ends, model.head_weight, self.clean_essence)
+        return self._per_fact(nll, kl)
+
+    def _read(self, model: GPT, delta: Tensor) -> Tensor:
+        texts = self.asked if self.essence is None else self.asked + self.essence
+        return texts.states(model, delta)
+
+    def _asked_and_essence(self, states: Tensor) -> tuple[Tensor, Tensor]:
+        count = len(self.asked.fact)
+        return states[:count], states[count:]
+
+    def _per_fact(self, nll: Tensor, kl: Tensor | None) -> tuple[Tensor, Tensor]:
+        nothing = self.h.new_zeros(len(self.h))
+        nll = nothing.index_add(0, self.asked.fact, self.weight[self.asked.fact] * nll)
+        if self.essence is None or kl is None:
+            return nll, nothing
+        return nll, nothing.index_add(0, self.essence.fact, kl)
 
 
 def _descend(model: GPT, losses: _Losses, config: EditConfig, bar: Progress) -> TargetValues:
@@ -130,7 +150,11 @@ def _descend(model: GPT, losses: _Losses, config: EditConfig, bar: Progress) -> 
     alive = torch.ones(len(h), dtype=torch.bool, device=h.device)
     running = len(h)
     for step in range(1, config.steps + 1):
-        nll, kl, slope = losses.at(model, delta, kl_coef=config.kl_coef)
+        slope = None  # nothing moves after the last step
+        if step < config.steps:
+            nll, kl, slope = losses.at(model, delta, kl_coef=config.kl_coef)
+        else:
+            nll, kl = losses.only(model, delta)
         with torch.no_grad():
             loss = nll + config.kl_coef * kl + config.weight_decay * delta.norm(dim=-1) / scale**2
             better = alive & (loss < best_loss)
@@ -139,7 +163,7 @@ def _descend(model: GPT, losses: _Losses, config: EditConfig, bar: Progress) -> 
             alive &= (-nll).exp() < config.stop_probability
             left = int(alive.sum())
             bar.update(bar.done, p=float((-best_nll).exp().mean()), left=float(left))
-            if left == 0:
+            if left == 0 or slope is None:
                 break
             slope += (config.weight_decay / scale**2)[:, None] * F.normalize(delta, dim=-1)
             first = BETAS[0] * first + (1 - BETAS[0]) * slope
