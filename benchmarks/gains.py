@@ -9,18 +9,15 @@ what was expected of each, and from what, is in docs/performance.md. The last li
 
 from __future__ import annotations
 
-import argparse
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from statistics import median
 from typing import Any
 from unittest.mock import patch
 
 import torch
-from gpt2 import SIZES, problems_and_tokenizer, write
+from gpt2 import material, parser_of
 from machine import finish, matrix_peak
 from torch import Tensor
 
@@ -37,18 +34,14 @@ TARGETS = 512  # of the losses that are timed alone
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, help="folder with gsm8k/ and gpt2_tokenizer/; default: the embedded world")
-    parser.add_argument("--size", choices=SIZES, default="gpt2")
+    parser = parser_of(__doc__)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--only", default="", help="those whose name holds this")
-    parser.add_argument("--out", type=Path, help="file for the result")
     chosen = parser.parse_args()
     peak = matrix_peak()
-    with tempfile.TemporaryDirectory() as folder:
-        problems, tokenizer = problems_and_tokenizer(chosen.data)
-        model = write(chosen.size, tokenizer, Path(folder) / "model")
-    samples, _ = to_samples(problems[:8], tokenizer, block_size=1024)
+    with material(chosen) as given:
+        model = given.model
+    samples, _ = to_samples(given.problems[:8], given.tokenizer, block_size=1024)
     batch = next(sft.micro_batches(samples, max_tokens=16_384, pad_id=0))
     usual = simple(products.Linear, forward=torch.nn.Linear.forward)
     works = {

@@ -7,7 +7,11 @@ sides would not do the same work (and GRPO would not be on-policy: with dropout 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import argparse
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from nanogpt_edit.data.problems import Problem, read_problems
@@ -21,6 +25,35 @@ SIZES = {
     "quarter": GPTConfig(vocab_size=50_304, block_size=1024, n_layer=6, n_head=6, n_embd=384),
 }
 POSITIONS = 20.0  # times the usual: else a random tied model repeats its input and never stops
+
+
+@dataclass(frozen=True)
+class Material:
+    """What the sides of a comparison work on."""
+
+    problems: Sequence[Problem]
+    tokenizer: Tokenizer
+    model: GPT
+    directory: Path
+    """Where the model was saved, for the sides to load; it is gone when the comparison ends."""
+
+
+def parser_of(description: str | None) -> argparse.ArgumentParser:
+    """With what every speed benchmark asks."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, help="folder with gsm8k/ and gpt2_tokenizer/; default: the embedded world")
+    parser.add_argument("--size", choices=SIZES, default="gpt2")
+    parser.add_argument("--out", type=Path, help="file for the result")
+    return parser
+
+
+@contextmanager
+def material(chosen: argparse.Namespace) -> Iterator[Material]:
+    """Problems, their vocabulary and a random model of the chosen size."""
+    problems, tokenizer = problems_and_tokenizer(chosen.data)
+    with tempfile.TemporaryDirectory() as folder:
+        directory = Path(folder) / "model"
+        yield Material(problems, tokenizer, write(chosen.size, tokenizer, directory), directory)
 
 
 def problems_and_tokenizer(data: Path | None) -> tuple[Sequence[Problem], Tokenizer]:

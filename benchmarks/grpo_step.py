@@ -12,16 +12,14 @@ The last line is one JSON object.
 
 from __future__ import annotations
 
-import argparse
 import copy
-import tempfile
 import time
 from dataclasses import asdict
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-from gpt2 import SIZES, forward_flops, problems_and_tokenizer, write
+from gpt2 import forward_flops, material, parser_of
 from machine import finish, matrix_peak
 from peers import BETA2, CLIP, LEARNING_RATE, common, peer_model, run
 from turns import Job, Options, Step, Turn, summary, take_turns
@@ -116,31 +114,26 @@ SIDES = {"ours": ours, "trl": trl, "trl-keep": trl_keep}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, help="folder with gsm8k/ and gpt2_tokenizer/; default: the embedded world")
-    parser.add_argument("--size", choices=SIZES, default="gpt2")
+    parser = parser_of(__doc__)
     parser.add_argument("--steps", type=int, default=3, help="of every side, after one that does not count")
     parser.add_argument("--problems", type=int, default=2, help="per step")
     parser.add_argument("--group", type=int, default=8, help="completions per problem")
     parser.add_argument("--tokens", type=int, default=64, help="of a completion")
     parser.add_argument("--sides", nargs="+", choices=SIDES, default=["ours", "trl"])
-    parser.add_argument("--out", type=Path, help="file for the result")
     chosen = parser.parse_args()
     peak = matrix_peak()
-    with tempfile.TemporaryDirectory() as folder:
-        problems, tokenizer = problems_and_tokenizer(chosen.data)
-        model = write(chosen.size, tokenizer, Path(folder) / "model")
-        asked = [asdict(problem) for problem in problems[: chosen.problems * (chosen.steps + 1)]]
+    with material(chosen) as given:
+        asked = [asdict(problem) for problem in given.problems[: chosen.problems * (chosen.steps + 1)]]
         batches = [asked[step * chosen.problems :][: chosen.problems] for step in range(chosen.steps + 1)]
         jobs = [{"part": f"step {step}", "step": step, "problems": batch} for step, batch in enumerate(batches)]
-        options = {"model": Path(folder) / "model", "batches": batches, "steps": len(batches)}
+        options = {"model": given.directory, "batches": batches, "steps": len(batches)}
         options |= {name: getattr(chosen, name) for name in ("problems", "group", "tokens")}
         steps = take_turns({name: SIDES[name] for name in chosen.sides}, jobs, options)
     first = {side: each[0].found["kl"] for side, each in steps.items()}
     if max(map(abs, first.values())) > 1e-4:
         raise SystemExit(f"policy and reference are not the same at the first step: {first}")
     seconds = {side: [step.seconds for step in each[1:]] for side, each in steps.items()}
-    works = [work(model, batch, step, chosen) for batch, step in zip(batches[1:], steps["ours"][1:], strict=True)]
+    works = [work(given.model, batch, step) for batch, step in zip(batches[1:], steps["ours"][1:], strict=True)]
     finish(
         {
             "name": "grpo_step",
@@ -167,7 +160,7 @@ def main() -> None:
     )
 
 
-def work(model: GPT, batch: list[dict[str, Any]], step: Step, chosen: argparse.Namespace) -> float:
+def work(model: GPT, batch: list[dict[str, Any]], step: Step) -> float:
     """Floating point operations of a step: sampling, reference, and forward and backward of the policy."""
     assert model.tokenizer is not None
     prompts = sum(len(prompt_ids(each["question"], model.tokenizer)) for each in batch)

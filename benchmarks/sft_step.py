@@ -16,8 +16,6 @@ Speed is counted in tokens of the problems, without padding. The last line is on
 
 from __future__ import annotations
 
-import argparse
-import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -26,7 +24,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from gpt2 import SIZES, forward_flops, problems_and_tokenizer, write
+from gpt2 import forward_flops, material, parser_of
 from machine import finish, matrix_peak
 from peers import BETA2, CLIP, LEARNING_RATE, common, peer_model, run
 from turns import Job, Options, Turn, summary, take_turns
@@ -131,28 +129,23 @@ SIDES = {"ours": ours, "trl": trl, "trl-keep": trl_keep, "trainer": transformers
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, help="folder with gsm8k/ and gpt2_tokenizer/; default: the embedded world")
-    parser.add_argument("--size", choices=SIZES, default="gpt2")
+    parser = parser_of(__doc__)
     parser.add_argument("--steps", type=int, default=3, help="of every side, after one that does not count")
     parser.add_argument("--batch", type=int, default=8, help="problems per step")
     parser.add_argument("--sides", nargs="+", choices=SIDES, default=list(SIDES))
-    parser.add_argument("--out", type=Path, help="file for the result")
     chosen = parser.parse_args()
     peak = matrix_peak()
-    with tempfile.TemporaryDirectory() as folder:
-        problems, tokenizer = problems_and_tokenizer(chosen.data)
-        model = write(chosen.size, tokenizer, Path(folder) / "model")
-        samples, _ = to_samples(problems[:1000], tokenizer, block_size=1024)
+    with material(chosen) as given:
+        samples, _ = to_samples(given.problems[:1000], given.tokenizer, block_size=1024)
         rows = [(row.token_ids, row.loss_mask) for row in samples]
         batches = [rows[step * chosen.batch : (step + 1) * chosen.batch] for step in range(chosen.steps + 1)]
         jobs = [{"part": f"step {step}", "rows": batch} for step, batch in enumerate(batches)]
-        options = {"model": Path(folder) / "model", "batches": batches, "steps": len(batches)}
+        options = {"model": given.directory, "batches": batches, "steps": len(batches)}
         steps = take_turns({name: SIDES[name] for name in chosen.sides}, jobs, options)
     check_losses({side: each[0].found["loss"] for side, each in steps.items() if side != "stream"})
     rates = {side: [step.found["tokens"] / step.seconds for step in each[1:]] for side, each in steps.items()}
     flops = [
-        3 * forward_flops(model.config, tokens=step.found["tokens"], read=step.found["targets"], seen=seen(batch))
+        3 * forward_flops(given.model.config, tokens=step.found["tokens"], read=step.found["targets"], seen=seen(batch))
         for step, batch in zip(steps["ours"][1:], batches[1:], strict=True)
     ]
     finish(

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.train import chunked_loss
-from nanogpt_edit.train.chunked_loss import head_cross_entropy_sum, head_logprobs
+from nanogpt_edit.train.chunked_loss import head_cross_entropy_sum, head_logprobs, target_logprobs
 from nanogpt_edit.train.losses import cross_entropy_sum
 from nanogpt_edit.train.pretrain import next_token_loss
 
@@ -79,7 +79,12 @@ def test_logprobs_entropies_and_gradients_are_torchs(kept: int, rows: int, chunk
         monkeypatch.setattr(chunked_loss, "room_for_gradients", room_full_of_nan)
         monkeypatch.setattr(chunked_loss, "KEPT_NUMBERS", kept)
         found = head_logprobs(*chunked, temperature=temperature)
-        torch.autograd.backward(found, slopes)
+        torch.autograd.backward(found, slopes, retain_graph=True)
+        again = torch.autograd.grad(found, chunked[:2], slopes)
+        alone = target_logprobs(*chunked, temperature=temperature)
+    torch.testing.assert_close(alone, found[0].detach(), rtol=1e-6, atol=1e-6)
+    for ours, once_more in zip(chunked[:2], again, strict=True):
+        torch.testing.assert_close(once_more, ours.grad)
     for ours, wanted in zip(found, expected, strict=True):
         torch.testing.assert_close(ours, wanted, rtol=1e-4, atol=1e-5)
     for ours, wanted in zip(chunked[:2], plain[:2], strict=True):

@@ -15,6 +15,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from nanogpt_edit.devices import product_dtype
@@ -68,6 +69,16 @@ def head_logprobs(states: Tensor, weight: Tensor, targets: Tensor, *, temperatur
     )
 
 
+@torch.no_grad()
+def target_logprobs(states: Tensor, weight: Tensor, targets: Tensor, *, temperature: float) -> Tensor:
+    """The log-probabilities of `head_logprobs` alone, without gradient: what a reference model is asked for."""
+    found = []
+    for at in chunks(states, weight):
+        logits = logits_of(states[at], weight, temperature, product_dtype(states))
+        found.append(-F.cross_entropy(logits, targets[at], reduction="none"))
+    return torch.cat(found)
+
+
 class _HeadLogprobs(torch.autograd.Function):
     """A gradient needs the softmax again, weighted by what is not known before the loss: it is kept where it is small
     and made again, chunk by chunk, where it is not."""
@@ -91,20 +102,26 @@ class _HeadLogprobs(torch.autograd.Function):
     def backward(ctx: Any, *slopes: Tensor) -> tuple[Tensor | None, ...]:
         states, weight, targets, entropy = ctx.saved_tensors
         to_states, to_weight = room_for_gradients(states, weight)
-        for number, at in enumerate(chunks(states, weight)):
-            every = ctx.kept[number] if ctx.kept else log_softmax_of(states[at], weight, ctx.temperature, ctx.dtype)
-            of_logprob, of_entropy = slopes[0][at, None], slopes[1][at, None]
+        for at in chunks(states, weight):
+            # A second backward pass finds nothing kept, and makes it again.
+            every = ctx.kept.pop(0) if ctx.kept else log_softmax_of(states[at], weight, ctx.temperature, ctx.dtype)
+            of_logprob, of_entropy = (slope[at, None] / ctx.temperature for slope in slopes)
             # At the logits: ∂ log p(target) = onehot − p and ∂ H = −p (log p + H).
-            slope = (every + entropy[at, None]).mul_(of_entropy).add_(of_logprob).mul_(every.exp()).neg_()
+            share = every.exp()
+            slope = every.add_(entropy[at, None]).mul_(of_entropy).add_(of_logprob).mul_(share).neg_()
             slope.scatter_add_(1, targets[at, None], of_logprob)
-            add_gradients(slope.div_(ctx.temperature).to(ctx.dtype), states, weight, at, to_states, to_weight)
+            add_gradients(slope.to(ctx.dtype), states, weight, at, to_states, to_weight)
         return to_states, to_weight, None, None, None, None
 
 
+def logits_of(states: Tensor, weight: Tensor, temperature: float, dtype: torch.dtype) -> Tensor:
+    """(rows, V) float32, from products in `dtype`."""
+    return head_product((states / temperature).to(dtype), weight.to(dtype)).float()
+
+
 def log_softmax_of(states: Tensor, weight: Tensor, temperature: float, dtype: torch.dtype) -> Tensor:
-    """(rows, V) float32, in one piece of memory."""
-    logits = head_product(states.to(dtype), weight.to(dtype)).float().div_(temperature)
-    return logits.sub_(logits.logsumexp(dim=-1, keepdim=True))
+    """(rows, V) float32."""
+    return logits_of(states, weight, temperature, dtype).log_softmax(dim=-1)
 
 
 def room_for_gradients(states: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:

@@ -12,7 +12,7 @@ from torch import Tensor
 from nanogpt_edit import processes
 from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.progress import say
-from nanogpt_edit.train.chunked_loss import head_logprobs
+from nanogpt_edit.train.chunked_loss import head_logprobs, target_logprobs
 from nanogpt_edit.train.grpo_config import GRPOConfig
 from nanogpt_edit.train.loop import Trainer
 from nanogpt_edit.train.losses import GRPOTerms, group_advantages, grpo_loss
@@ -126,8 +126,7 @@ def group_terms(
     if reference is not None:
         with torch.no_grad():
             ref_states, _ = completion_states(reference, prompts, completions)
-            ref_weight = vocabulary(reference)
-            ref_logprobs, _ = head_logprobs(ref_states, ref_weight, targets, temperature=config.temperature)
+        ref_logprobs = target_logprobs(ref_states, vocabulary(reference), targets, temperature=config.temperature)
     every = [completion for group in groups for completion in group.completions]
     lengths = torch.tensor([len(completion.token_ids) for completion in every])
     per_completion = torch.cat([group_advantages(group.total[None], advantage=config.advantage)[0] for group in groups])
