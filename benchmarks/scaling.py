@@ -33,7 +33,8 @@ from nanogpt_edit import processes
 from nanogpt_edit.data.problems import Sample
 from nanogpt_edit.files import write_json
 from nanogpt_edit.model.gpt import GPT, GPTConfig
-from nanogpt_edit.train.loop import LoopConfig, Trainer
+from nanogpt_edit.train.loop import Trainer
+from nanogpt_edit.train.loop_config import LoopConfig
 from nanogpt_edit.train.sft import micro_batches, share_of_loss, target_tokens
 
 FLOAT = 4  # bytes

@@ -26,6 +26,7 @@ from nanogpt_edit.progress import say
 from nanogpt_edit.run_data import PRETRAINED, RunData
 from nanogpt_edit.run_folder import RunFolder
 from nanogpt_edit.train import doctor
+from nanogpt_edit.train.findings import Finding, verdict
 from nanogpt_edit.train.grpo import GRPOConfig, grpo
 from nanogpt_edit.train.loop import Trainer
 from nanogpt_edit.train.pretrain import pretrain
@@ -74,7 +75,7 @@ class RunModels(RunData):
         parameters = sum(parameter.numel() for parameter in model.parameters())
         self.folder.keep_environment(self.device, parameters=parameters, vocabulary=tokenizer.vocab_size)
         say(f"Base: a new {parameters / 1e6:.2f} M-parameter GPT-2 with {tokenizer.vocab_size} tokens.")
-        say(doctor.verdict(self.examine_pretrain(model), stage="pretraining"))
+        say(verdict(self.examine_pretrain(model), stage="pretraining"))
         with autocast(self.device, self.recipe.precision):
             trainer = pretrain(
                 model,
@@ -118,7 +119,7 @@ class RunModels(RunData):
         model = self.load("base")
         assert model.tokenizer is not None
         samples = self.training_samples(model)
-        say(doctor.verdict(self.examine_sft(model, samples), stage="SFT"))
+        say(verdict(self.examine_sft(model, samples), stage="SFT"))
         with autocast(self.device, self.recipe.precision):
             trainer = sft(
                 model,
@@ -140,7 +141,7 @@ class RunModels(RunData):
             return
         model = self.load("sft")
         problems, config = self.grpo_problems(model)
-        say(doctor.verdict(self.examine_grpo(model, problems, config), stage="GRPO"))
+        say(verdict(self.examine_grpo(model, problems, config), stage="GRPO"))
         with autocast(self.device, self.recipe.precision):
             trainer = grpo(
                 model,
@@ -160,15 +161,15 @@ class RunModels(RunData):
         problems = self.fitting(self.problems.train, model, room=room, what="grpo")
         return problems, replace(self.recipe.grpo, max_new_tokens=room)
 
-    def examine_pretrain(self, model: GPT) -> list[doctor.Finding]:
+    def examine_pretrain(self, model: GPT) -> list[Finding]:
         """What the doctor sees before pretraining."""
         return doctor.check_pretrain(model, self.documents, self.held_out, self.recipe.pretrain)
 
-    def examine_sft(self, model: GPT, samples: Sequence[Sample]) -> list[doctor.Finding]:
+    def examine_sft(self, model: GPT, samples: Sequence[Sample]) -> list[Finding]:
         """What the doctor sees before SFT; `samples` are those of the training problems."""
         return doctor.check_sft(model, self.problems.train, self.problems.test, samples, self.recipe.sft)
 
-    def examine_grpo(self, model: GPT, problems: Sequence[Problem], config: GRPOConfig) -> list[doctor.Finding]:
+    def examine_grpo(self, model: GPT, problems: Sequence[Problem], config: GRPOConfig) -> list[Finding]:
         """What the doctor sees before GRPO on `problems`."""
         return doctor.check_grpo(model, problems, self.problems.test, config, seed=self.recipe.seed)
 

@@ -12,7 +12,7 @@ from nanogpt_edit.cli import main
 from nanogpt_edit.pipeline import Pipeline
 from nanogpt_edit.recipe import Recipe, save_recipe
 from nanogpt_edit.run_folder import RunFolder
-from nanogpt_edit.train import doctor as train_doctor
+from nanogpt_edit.train import doctor_model
 
 
 def doctor(recipe: Recipe, folder: Path, capsys: pytest.CaptureFixture[str]) -> tuple[int, list[str]]:
@@ -46,8 +46,8 @@ def test_a_check_that_fails_ends_in_two(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # No data that the readers let through fails; so the bound on the sampler's gap is set where nothing can meet it.
-    monkeypatch.setattr(train_doctor, "LARGEST_SAMPLER_GAP", -1.0)
-    monkeypatch.setattr(train_doctor, "FAR_OFF", -1.0)
+    monkeypatch.setattr(doctor_model, "LARGEST_SAMPLER_GAP", -1.0)
+    monkeypatch.setattr(doctor_model, "FAR_OFF", -1.0)
     status, lines = doctor(MICRO, tmp_path, capsys)
     assert status == 2
     assert any(line.startswith("  FAIL  sampler and trainer: ") for line in lines)

@@ -12,7 +12,8 @@ from conftest import tiny_config
 from torch import Tensor
 
 from nanogpt_edit.model.gpt import GPT
-from nanogpt_edit.train.loop import LoopConfig, Trainer
+from nanogpt_edit.train.loop import Trainer
+from nanogpt_edit.train.loop_config import LoopConfig
 from nanogpt_edit.train.packed import packed_states
 from nanogpt_edit.train.pretrain import next_token_loss
 from nanogpt_edit.train.shared_prefix import completion_states

@@ -15,28 +15,21 @@ from nanogpt_edit.engine.engine import Completion
 from nanogpt_edit.errors import UserError
 from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.model.kv_cache import KVCache
-from nanogpt_edit.train import doctor
-from nanogpt_edit.train.doctor import (
-    Finding,
-    check_agreement,
+from nanogpt_edit.train import memory
+from nanogpt_edit.train.doctor import check_grpo, check_pretrain, check_sft, first_rollout
+from nanogpt_edit.train.doctor_data import (
     check_gold,
-    check_grpo,
     check_held_out,
     check_leak,
     check_lengths,
-    check_memory,
-    check_pretrain,
     check_prompts,
-    check_sft,
-    check_signal,
     check_targets,
-    check_weights,
-    first_rollout,
-    training_bytes,
-    verdict,
 )
+from nanogpt_edit.train.doctor_model import check_agreement, check_signal, check_weights
+from nanogpt_edit.train.findings import Finding, verdict
 from nanogpt_edit.train.grpo import GRPOConfig
-from nanogpt_edit.train.loop import LoopConfig
+from nanogpt_edit.train.loop_config import LoopConfig
+from nanogpt_edit.train.memory import check_memory, training_bytes
 from nanogpt_edit.train.rollouts import RolloutGroup
 
 CONFIG = GRPOConfig(
@@ -261,7 +254,7 @@ def test_the_memory_estimate_by_hand() -> None:
 
 
 def test_free_memory_is_read_where_it_can_be(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    found = doctor.available_bytes(torch.device("cpu"))
+    found = memory.available_bytes(torch.device("cpu"))
     assert found is None or 2**20 < found < 2**50
-    monkeypatch.setattr(doctor, "Path", lambda _: tmp_path / "nothing")
-    assert doctor.available_bytes(torch.device("cpu")) is None
+    monkeypatch.setattr(memory, "Path", lambda _: tmp_path / "nothing")
+    assert memory.available_bytes(torch.device("cpu")) is None

@@ -14,7 +14,7 @@ from nanogpt_edit.pipeline import Pipeline
 from nanogpt_edit.recipe import refuse_unread
 from nanogpt_edit.run_checks import check_data, check_model
 from nanogpt_edit.run_folder import RunFolder
-from nanogpt_edit.train.doctor import Finding
+from nanogpt_edit.train.findings import Finding
 
 UNTRAINED = "an untrained model"
 MARKS = {"ok": "ok  ", "warn": "WARN", "fail": "FAIL"}

@@ -20,7 +20,8 @@ from torch.overrides import TorchFunctionMode
 
 from nanogpt_edit import files, progress
 from nanogpt_edit.errors import UserError
-from nanogpt_edit.model import families, hub, nanogpt, weights
+from nanogpt_edit.model import hub, nanogpt, weights
+from nanogpt_edit.model.config_json import config_from_json, config_to_json
 from nanogpt_edit.model.gpt import GPT, GPTConfig
 from nanogpt_edit.model.tensors import SafetensorsFiles, Tensors
 from nanogpt_edit.model.tokenizer import Tokenizer
@@ -140,7 +141,7 @@ def config_json(model: GPT, tokenizer: Tokenizer | None = None) -> dict[str, obj
     """The config.json that `save` would write. Raises UserError when the config fits no Hugging Face architecture."""
     eos = None if tokenizer is None else tokenizer.eos_id
     return {
-        **families.config_to_json(model.config),
+        **config_to_json(model.config),
         "torch_dtype": str(model.dtype).removeprefix("torch."),
         "bos_token_id": None,
         "eos_token_id": eos,
@@ -170,7 +171,7 @@ def _open_directory(path: Path, *, name: str) -> _Source:
             hint = f" The models in it are {', '.join(inside)}."
         raise UserError(f"{path}: not a model directory, it has no config.json.{hint}")
     raw = files.read_json(path / "config.json")
-    config = families.config_from_json(raw, path / "config.json")
+    config = config_from_json(raw, path / "config.json")
     index, single = path / "model.safetensors.index.json", path / "model.safetensors"
     if not index.is_file() and not single.is_file():
         raise UserError(

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from nanogpt_edit.errors import UserError, at_least
-from nanogpt_edit.train.loop import Keep, LoopConfig
+from nanogpt_edit.train.loop_config import Keep, LoopConfig
 from nanogpt_edit.train.losses import Advantage
 
 

@@ -20,7 +20,8 @@ from nanogpt_edit.errors import UserError, at_least
 from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.model.tokenizer import Tokenizer
 from nanogpt_edit.train.chunked_loss import head_cross_entropy_sum
-from nanogpt_edit.train.loop import LoopConfig, Trainer
+from nanogpt_edit.train.loop import Trainer
+from nanogpt_edit.train.loop_config import LoopConfig
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,8 @@ from nanogpt_edit.data.problems import Sample
 from nanogpt_edit.errors import UserError, at_least
 from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.train.chunked_loss import head_cross_entropy_sum
-from nanogpt_edit.train.loop import Keep, LoopConfig, Trainer
+from nanogpt_edit.train.loop import Trainer
+from nanogpt_edit.train.loop_config import Keep, LoopConfig
 from nanogpt_edit.train.packed import packed_states
 from nanogpt_edit.train.pretrain import TokenStream, check_window, random_windows
 
