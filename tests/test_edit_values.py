@@ -11,8 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from nanogpt_edit.edit import clean_runs as clean_runs_module
-from nanogpt_edit.edit import contexts, editor, head_slopes
+from nanogpt_edit.edit import contexts, editor, head_slopes, long_row
 from nanogpt_edit.edit import values as values_module
 from nanogpt_edit.edit.clean_runs import Text, clean_runs
 from nanogpt_edit.edit.config import EditConfig
@@ -256,7 +255,7 @@ def test_any_texts_in_groups_are_as_they_are_alone(
     layer = model.config.n_layer - 1 - above
     delta = torch.randn(len(made), model.config.n_embd, generator=torch.Generator().manual_seed(1))
     with torch.no_grad(), pytest.MonkeyPatch.context() as patched:
-        patched.setattr(clean_runs_module, "WORTH_TOKENS", worth)
+        patched.setattr(long_row, "WORTH_TOKENS", worth)
         rows = Suffixes.of(model, made, clean_runs(model, made, last_layer=layer))
         some = torch.arange(len(made)) % 2 == 0
         for chosen in (rows, rows.select(some)):

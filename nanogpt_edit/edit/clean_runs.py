@@ -1,28 +1,23 @@
 """Texts without δ: the states from δ's token on, and the keys and values of what stands before it.
 
-What several texts begin with is run once for all of them; the rest of all texts goes through the model together, in
-groups of nearly equal length. Above the layer where δ is to be added only the tokens before it are run.
+All texts go through the model as one long row (`long_row`); above the layer where δ is to be added only the tokens
+before it.
 
-Shapes: B texts of a group, W tokens behind what they share, Q tokens from δ's on, P tokens before δ's, N facts, A
-layers above δ's, D model width, K heads, E head width.
+Shapes: T tokens of the long row, Q tokens of a text from δ's on, P tokens before, N facts, A layers above δ's, D model
+width, K heads, E head width.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from nanogpt_edit.edit.contexts import LocatedFact, pad_rows
-from nanogpt_edit.edit.prefix import Ends, FrozenPrefix, Recorder, run_abreast, suffix_mask
+from nanogpt_edit.edit.contexts import LocatedFact
+from nanogpt_edit.edit.long_row import Layout
 from nanogpt_edit.model.gpt import GPT
-from nanogpt_edit.model.kv_cache import KVCache
-
-BUSY_TOKENS = 64  # a group of so many is closed when the next text is longer
-SHARED_TOKENS = 4  # texts that begin with so many equal ones are looked at together,
-WORTH_TOKENS = 64  # and run so if that saves so many tokens
 
 
 @dataclass(frozen=True)
@@ -69,113 +64,27 @@ class CleanRun:
 def clean_runs(model: GPT, texts: Sequence[Text], *, last_layer: int) -> list[CleanRun]:
     """Every text's run without δ, which is to be added to `resid_post` of `last_layer`; in the order of `texts`."""
     above = last_layer + 1
-    rests = [rest for family, shared in _families(texts) for rest in _rests(model, texts, family, shared)]
-    x = [model.embed_tokens(rest.token_ids, rest.positions) for rest in rests]  # (B, W, D) each
-    x = run_abreast(model, x, [rest.ends(rest.before(0, above)) for rest in rests], stop=above)
-    runs: dict[int, CleanRun] = {}
-    for rest, own, prefix in zip(rests, x, _prefixes(model, rests, x, above), strict=True):
-        for row, i in enumerate(rest.numbers):
-            here = slice(texts[i].start - rest.shared, len(texts[i].token_ids) - rest.shared)
-            runs[i] = CleanRun(suffix=own[row, here], prefix=prefix[row, : texts[i].start])
-    return [runs[i] for i in range(len(texts))]
+    whole = Layout.of([text.token_ids for text in texts], device=model.device)
+    x = model.embed_tokens(whole.token_ids, whole.positions)
+    x = model.run_blocks(x, stop=above, cache=whole.cache(), position_ids=whole.positions)  # (1, T, D)
+    prefixes = _prefixes(model, texts, whole, x, above)
+    return [
+        CleanRun(suffix=x[0, place[text.start :]], prefix=prefix)
+        for text, place, prefix in zip(texts, whole.places, prefixes, strict=True)
+    ]
 
 
-@dataclass(frozen=True)
-class _Rest:
-    """Some texts of a family, behind what they share."""
-
-    numbers: tuple[int, ...]  # which texts
-    token_ids: Tensor  # (B, W)
-    positions: Tensor  # (B, W)
-    shared: int  # tokens
-    keys_and_values: Tensor  # (1, 2 · layers, K, shared, E) of what is shared
-    latest: int  # where the last δ begins
-
-    def before(self, start: int, stop: int) -> FrozenPrefix:
-        """What is shared, for layers `start` up to `stop`."""
-        recorded = self.keys_and_values[:, 2 * start : 2 * stop].expand(len(self.token_ids), -1, -1, -1, -1)
-        return FrozenPrefix(recorded, first_layer=start)
-
-    def ends(self, before: KVCache, *, stop: int | None = None) -> Ends:
-        """All of it, or up to token `stop`."""
-        starts = torch.full((len(self.token_ids),), self.shared, device=self.token_ids.device)
-        positions = self.positions[:, : None if stop is None else stop - self.shared]
-        return Ends(before, positions, suffix_mask(starts, prefix=self.shared, length=positions.shape[1]))
-
-
-def _prefixes(model: GPT, rests: Sequence[_Rest], x: Sequence[Tensor], above: int) -> list[Tensor]:
-    """(B, P, 2A, K, E) each: keys and values of the tokens before δ's, in the layers from `above` on."""
-    keepers = {
-        i: Recorder(columns=rest.latest, before=rest.before(above, model.config.n_layer))
-        for i, rest in enumerate(rests)
-        if rest.latest > rest.shared
-    }
-    run_abreast(
-        model,
-        [x[i][:, : rests[i].latest - rests[i].shared] for i in keepers],
-        [rests[i].ends(keeper, stop=rests[i].latest) for i, keeper in keepers.items()],
-        start=above,
-    )
-    found = [rest.before(above, model.config.n_layer).recorded for rest in rests]  # enough where no token is between
-    for i, keeper in keepers.items():
-        found[i] = keeper.stacked(like=x[i], config=model.config)
-    return [each.transpose(1, 3).transpose(2, 3) for each in found]
-
-
-def _rests(model: GPT, texts: Sequence[Text], family: Sequence[int], shared: int) -> Iterator[_Rest]:
-    """A family in groups of nearly equal length."""
-    keys_and_values = _keys_and_values(model, texts[family[0]].token_ids[:shared])
-    for group in by_length([(len(texts[i].token_ids) - shared,) for i in family]):
-        numbers = tuple(family[k] for k in group)
-        token_ids = pad_rows([texts[i].token_ids[shared:] for i in numbers], pad_id=0, device=model.device)
-        positions = (shared + torch.arange(token_ids.shape[1], device=model.device)).expand_as(token_ids)
-        latest = max(texts[i].start for i in numbers)
-        yield _Rest(numbers, token_ids, positions, shared, keys_and_values, latest)
-
-
-def by_length(lengths: Sequence[tuple[int, ...]]) -> list[list[int]]:
-    """The numbers of texts, in groups of nearly equal length (the first of each tuple, in tokens)."""
-    groups: list[list[int]] = [[]]
-    tokens = 0
-    for i in sorted(range(len(lengths)), key=lambda i: lengths[i]):
-        if tokens >= BUSY_TOKENS and lengths[i] > lengths[groups[-1][-1]]:
-            groups, tokens = [*groups, []], 0
-        groups[-1].append(i)
-        tokens += lengths[i][0]
-    return groups
-
-
-def _families(texts: Sequence[Text]) -> list[tuple[list[int], int]]:
-    """The texts' numbers, by what they begin with, and how many tokens they share; all that share little together."""
-    alike: dict[tuple[int, ...], list[int]] = {}
-    for i, text in enumerate(texts):
-        alike.setdefault(text.token_ids[: min(SHARED_TOKENS, text.start)], []).append(i)
-    families: list[tuple[list[int], int]] = []
-    others: list[int] = []
-    for members in alike.values():
-        shared = _shared_tokens([texts[i] for i in members])
-        if shared * (len(members) - 1) >= WORTH_TOKENS:
-            families.append((members, shared))
-        else:
-            others += members
-    return [*families, (others, 0)] if others else families
-
-
-def _shared_tokens(texts: Sequence[Text]) -> int:
-    """How many tokens before δ's are the same in all of them."""
-    room = min(text.start for text in texts)
-    columns = zip(*(text.token_ids[:room] for text in texts), strict=True)
-    return next((i for i, column in enumerate(columns) if len(set(column)) > 1), room)
-
-
-def _keys_and_values(model: GPT, token_ids: Sequence[int]) -> Tensor:
-    """(1, 2 · layers, K, tokens, E) of a text, which may be empty."""
+def _prefixes(model: GPT, texts: Sequence[Text], whole: Layout, x: Tensor, above: int) -> list[Tensor]:
+    """(P, 2A, K, E) each: keys and values of the tokens before δ's, in the layers from `above` on."""
     config = model.config
-    if not token_ids:
-        return torch.empty(
-            1, 2 * config.n_layer, config.kv_heads, 0, config.head_size, device=model.device, dtype=model.dtype
-        )
-    recorder = Recorder(columns=len(token_ids))
-    x = model.embed_tokens(torch.tensor([token_ids], device=model.device))
-    model.run_blocks(x, cache=recorder)
-    return recorder.stacked(like=x, config=config)
+    width = (2 * (config.n_layer - above), config.kv_heads, config.head_size)
+    found = [x.new_zeros(text.start, *width) for text in texts]
+    late = [i for i, text in enumerate(texts) if text.start > 0]
+    if late and above < config.n_layer:
+        early = Layout.of([texts[i].token_ids[: texts[i].start] for i in late], device=model.device)
+        row = early.cache(keeps=True)
+        model.run_blocks(x[:, early.within(whole, late)], start=above, cache=row, position_ids=early.positions)
+        kept = torch.stack(row.kept).permute(2, 0, 1, 3).contiguous()  # (T, 2A, K, E)
+        for i, place in zip(late, early.places, strict=True):
+            found[i] = kept[place]
+    return found

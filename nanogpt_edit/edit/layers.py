@@ -4,7 +4,7 @@ For every edited layer in turn, keys and the present state h are taken with the 
 residual v* − h is divided by the number of layers left, and the layer's ΔW is solved for. The changes are made on the
 model itself, because later layers must see them.
 
-Shapes: N facts, C contexts, S longest text up to a subject's last token, D model width, F MLP width.
+Shapes: N facts, C contexts, T tokens of all texts up to their subjects' last, D model width, F MLP width.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from nanogpt_edit.edit import solve
 from nanogpt_edit.edit.config import EditConfig
 from nanogpt_edit.edit.contexts import LocatedFact, pad_rows, tokenizer_of
 from nanogpt_edit.edit.covariance import Covariance
+from nanogpt_edit.edit.long_row import Layout
 from nanogpt_edit.edit.patch import edited_weight
 from nanogpt_edit.edit.refine import OrdinaryText, Update, refine_residuals
 from nanogpt_edit.model.gpt import GPT
@@ -106,17 +107,18 @@ def solve_batch(
     values is added to the left ones.
     """
     layers, contexts = config.edited_layers, len(facts[0].contexts)
-    rows = [row.token_ids[: row.subject_last + 1] for fact in facts for row in fact.contexts]
-    token_ids = pad_rows(rows, pad_id=tokenizer_of(model).pad_id, device=model.device)
-    last = torch.tensor([len(row) - 1 for row in rows], device=model.device)  # (N·C,)
-    x = _run(model, model.embed_tokens(token_ids), 0, layers[0])  # (N·C, S, D)
-    everyone = torch.arange(len(rows), device=model.device)
+    texts = [row.token_ids[: row.subject_last + 1] for fact in facts for row in fact.contexts]
+    row = Layout.of(texts, device=model.device)
+    bare = Layout.of(texts[::contexts], device=model.device)  # the bare prompts, which alone go up to the last layer
+    is_bare = bare.within(row, range(0, len(texts), contexts))
+    last, last_bare = (torch.stack([place[-1] for place in each.places]) for each in (row, bare))
+    x = _run(model, model.embed_tokens(row.token_ids, row.positions), row, 0, layers[0])  # (1, T, D)
     for index, layer in enumerate(layers):
-        middle, key = _run_to_key(model, x, layer)  # (N·C, S, D), (N·C, S, F)
-        mean_key = _double(key[everyone, last]).unflatten(0, (-1, contexts)).mean(1).T  # (F, N)
-        bare = model.run_from_key(middle[::contexts], key[::contexts], layer)
-        bare = _run(model, bare, layer + 1, layers[-1] + 1)  # (N, S, D)
-        h = _double(bare[everyone[: len(bare)], last[::contexts]])
+        middle, key = model.run_to_key(x, layer, cache=row.cache(), position_ids=row.positions)  # (1, T, D), (1, T, F)
+        mean_key = _double(key[0, last]).unflatten(0, (-1, contexts)).mean(1).T  # (F, N)
+        top = model.run_from_key(middle[:, is_bare], key[:, is_bare], layer)
+        top = _run(model, top, bare, layer + 1, layers[-1] + 1)
+        h = _double(top[0, last_bare])  # (N, D)
         residual = ((values.to(h.device).double() - h) / (len(layers) - index)).T  # (D, N)
         if again:
             edited[layer].left[-1] += residual
@@ -127,7 +129,7 @@ def solve_batch(
             edited[layer].add(residual, terrain.right(mean_key, others, config, earlier), mean_key)
         edited[layer].write()
         if index + 1 < len(layers):
-            x = _run(model, model.run_from_key(middle, key, layer), layer + 1, layers[index + 1])
+            x = _run(model, model.run_from_key(middle, key, layer), row, layer + 1, layers[index + 1])
 
 
 def refine_batch(
@@ -147,19 +149,8 @@ def refine_batch(
         edited[layer].write()
 
 
-def _run(model: GPT, x: Tensor, start: int, stop: int) -> Tensor:
-    if start == stop:
-        return x
-    return torch.cat([model.run_blocks(part, start=start, stop=stop) for part in x.split(_rows_at_once(x))])
-
-
-def _run_to_key(model: GPT, x: Tensor, layer: int) -> tuple[Tensor, Tensor]:
-    halves = [model.run_to_key(part, layer) for part in x.split(_rows_at_once(x))]
-    return torch.cat([middle for middle, _ in halves]), torch.cat([key for _, key in halves])
-
-
-def _rows_at_once(x: Tensor) -> int:
-    return max(1, CHUNK_TOKENS // x.shape[1])
+def _run(model: GPT, x: Tensor, row: Layout, start: int, stop: int) -> Tensor:
+    return model.run_blocks(x, start=start, stop=stop, cache=row.cache(), position_ids=row.positions)
 
 
 def _other_keys(model: GPT, facts: Sequence[LocatedFact], layer: int) -> Tensor:

@@ -85,5 +85,6 @@ def factorise(covariance: Tensor) -> Tensor:
     mean = covariance.trace() / len(covariance)
     if mean <= 0:
         raise UserError("the covariance is zero: the text gave no keys. Give more covariance text.")
-    identity = torch.eye(len(covariance), dtype=covariance.dtype, device=covariance.device)
-    return torch.linalg.cholesky(covariance + RIDGE * mean * identity)
+    ridged = covariance.clone()
+    ridged.diagonal().add_(RIDGE * mean)
+    return torch.linalg.cholesky(ridged)

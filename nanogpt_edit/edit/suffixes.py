@@ -2,8 +2,7 @@
 
 Nothing that δ cannot reach is computed twice. The blocks up to the last edited one, and in the blocks above it the keys
 and values of the tokens before δ's, are made once (`clean_runs`); the last block computes only the tokens that are
-read. In attention texts are in groups of nearly equal length, so that little is padded; everything else is computed for
-all groups at once (`run_abreast`).
+read. The texts are one long row, in groups of nearly equal length (`long_row`).
 
 Shapes: R texts, B of them in a group, Q longest suffix, P longest text before it, J most tokens read, M tokens read in
 all, N facts, A layers above the last edited one, D model width, K heads, E head width.
@@ -13,14 +12,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from nanogpt_edit.edit.clean_runs import CleanRun, Text, by_length
+from nanogpt_edit.edit.clean_runs import CleanRun, Text
 from nanogpt_edit.edit.contexts import pad_rows
-from nanogpt_edit.edit.prefix import Ends, FrozenPrefix, run_abreast, suffix_mask
+from nanogpt_edit.edit.long_row import Group, LongRow, by_length
+from nanogpt_edit.edit.prefix import FrozenPrefix, suffix_mask
 from nanogpt_edit.model.gpt import GPT
 
 NOTHING = -100
@@ -47,8 +48,16 @@ class _Group:
         first = self.suffix[:, :1] + delta[self.fact][:, None].to(self.suffix.dtype)
         return torch.cat((first, self.suffix[:, 1:]), dim=1)
 
-    def ends(self, start: int) -> Ends:
-        return Ends(FrozenPrefix(self.prefix, first_layer=start), self.positions, self.mask, self.columns)
+    def in_attention(self, start: int) -> Group:
+        """`start` is the first layer above the last edited one."""
+        rows, length, _ = self.suffix.shape
+        return Group((rows, length), before=FrozenPrefix(self.prefix, first_layer=start), mask=self.mask)
+
+    def reads(self, first: int) -> Tensor:
+        """(B·J,) the tokens read, as places in a long row where the group begins at `first`."""
+        rows, length, _ = self.suffix.shape
+        firsts = first + length * torch.arange(rows, device=self.columns.device)
+        return (firsts[:, None] + self.columns).flatten()
 
 
 @dataclass(frozen=True)
@@ -77,10 +86,15 @@ class Suffixes:
     def states(self, model: GPT, delta: Tensor | None = None) -> Tensor:
         """(M, D) normalised states of the tokens read, with δ (N, D) added if there is one."""
         start = model.config.n_layer - self.groups[0].prefix.shape[1] // 2
-        entering = [group.with_delta(delta) for group in self.groups]
-        read = run_abreast(model, entering, [group.ends(start) for group in self.groups], start=start)
-        kept = [states[group.wanted != NOTHING] for states, group in zip(read, self.groups, strict=True)]
-        return model.final(torch.cat(kept))
+        firsts = accumulate((group.positions.numel() for group in self.groups), initial=0)
+        read = model.run_blocks(
+            torch.cat([group.with_delta(delta).flatten(0, 1) for group in self.groups])[None],
+            start=start,
+            cache=LongRow([group.in_attention(start) for group in self.groups]),
+            position_ids=torch.cat([group.positions.flatten() for group in self.groups])[None],
+            columns=torch.cat([group.reads(first) for group, first in zip(self.groups, firsts, strict=False)])[None],
+        )[0]
+        return model.final(read[torch.cat([group.wanted.flatten() for group in self.groups]) != NOTHING])
 
     def select(self, alive: Tensor) -> Suffixes:
         """Only the texts of the facts where `alive` (N,) is true."""

@@ -154,12 +154,14 @@ class GPT(nn.Module):
             x = block(x, layer, rotary, cache, attention_mask, columns if layer == stop - 1 else None)
         return x if columns is None or start < stop else take_columns(x, columns)
 
-    def run_to_key(self, x: Tensor, layer: int) -> tuple[Tensor, Tensor]:
+    def run_to_key(
+        self, x: Tensor, layer: int, *, cache: KVCache | None = None, position_ids: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """From `resid_pre` of block `layer`, (B, T, D), to just before its MLP's second matrix: the residual stream
         there, (B, T, D), and `mlp_key`, (B, T, F). `run_from_key` is the rest of the block."""
-        positions = torch.arange(x.shape[1], device=x.device)
-        rotary = self._rotary(positions, x.dtype)
-        return self._block(layer).until_key(x, layer, rotary, None, None)
+        if position_ids is None:
+            position_ids = torch.arange(x.shape[1], device=x.device)
+        return self._block(layer).until_key(x, layer, self._rotary(position_ids, x.dtype), cache, None)
 
     def run_from_key(self, middle: Tensor, key: Tensor, layer: int) -> Tensor:
         """The rest of block `layer`, after `run_to_key`: its `resid_post`, (B, T, D)."""
