@@ -48,6 +48,10 @@ def read_jsonl_as(kind: type[Typed], path: Path) -> list[Typed]:
 
 
 def _read(kind: type[Typed], record: Mapping[str, object], where: str) -> Typed:
+    assert is_dataclass(kind)
+    plain = _plain(kind)
+    if record.keys() == plain.keys() and all(type(record[name]) in fits for name, fits in plain.items()):
+        return kind(**record)  # nearly every record there is, in a fraction of the time
     try:
         return to_dataclass(kind, record, Place(where))
     except UserError as error:
@@ -88,6 +92,18 @@ def default_of(field: Field[Any]) -> object:
 def _fields(kind: type) -> tuple[dict[str, Field[Any]], dict[str, Any]]:
     """The fields one gives to make a `kind`, and their types. (Finding them takes longer than reading a record.)"""
     return {field.name: field for field in fields(kind) if field.init}, get_type_hints(kind)
+
+
+@cache
+def _plain(kind: type) -> dict[str, tuple[object, ...]]:
+    """The types that the value of each field may have as it stands; none where it has to be made from what is read."""
+    if hasattr(kind, "__post_init__"):
+        return {}
+    unions = {
+        name: get_args(each) if get_origin(each) in (Union, UnionType) else (each,)
+        for name, each in _fields(kind)[1].items()
+    }
+    return {name: each if set(each) <= {*WORDS, NoneType} else () for name, each in unions.items()}
 
 
 def to_value(kind: object, value: object, name: str, place: Place) -> Any:

@@ -72,6 +72,22 @@ def fits(value: object, kind: Any) -> bool:
 
 
 @dataclass(frozen=True)
+class Shares:
+    """Tables are no text, though texts are what their keys are."""
+
+    shares: dict[str, float]
+
+
+def test_a_table_is_not_taken_for_its_parts(tmp_path: Path) -> None:
+    write_json(tmp_path / "shares.json", {"shares": {"a": 1}})
+    assert read_json_as(Shares, tmp_path / "shares.json") == Shares({"a": 1.0})
+    for wrong in ("a", 1.0):
+        write_json(tmp_path / "shares.json", {"shares": wrong})
+        with pytest.raises(UserError, match='"shares" must be a table of fields'):
+            read_json_as(Shares, tmp_path / "shares.json")
+
+
+@dataclass(frozen=True)
 class Pair:
     left: int
     right: str | None
