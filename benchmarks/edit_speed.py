@@ -27,7 +27,7 @@ from torch import Tensor
 from nanogpt_edit.data.text import token_blocks
 from nanogpt_edit.data.world import WorldConfig, make_world
 from nanogpt_edit.edit.config import EditConfig
-from nanogpt_edit.edit.contexts import LocatedFact, generate_prefixes, locate_facts, tokenizer_of
+from nanogpt_edit.edit.contexts import LocatedFact, generate_prefixes, locate_facts
 from nanogpt_edit.edit.covariance import collect
 from nanogpt_edit.edit.covariance_files import covariances
 from nanogpt_edit.edit.editor import edit_model
@@ -36,7 +36,7 @@ from nanogpt_edit.edit.facts import Fact, locate_subject
 from nanogpt_edit.edit.tracing import TraceConfig, Tracer, trace_facts
 from nanogpt_edit.edit.values import optimise_values
 from nanogpt_edit.model.gpt import GPT, GPTConfig
-from nanogpt_edit.model.tokenizer import Tokenizer
+from nanogpt_edit.model.tokenizer import Tokenizer, tokenizer_of
 
 GOALS = {"values": 12.0, "covariance": 4.0, "tracing": 5.0}
 CONFIG = EditConfig(

@@ -15,7 +15,6 @@ from nanogpt_edit.data.text import read_text, token_blocks
 from nanogpt_edit.data.world import WorldConfig, make_world
 from nanogpt_edit.edit import tracing
 from nanogpt_edit.edit.config import EditConfig
-from nanogpt_edit.edit.contexts import tokenizer_of
 from nanogpt_edit.edit.editor import edit_model
 from nanogpt_edit.edit.facts import Fact, states_old_answer
 from nanogpt_edit.edit.measure import FactState, measure_facts
@@ -27,6 +26,7 @@ from nanogpt_edit.evaluate.stats import Interval, bootstrap_mean
 from nanogpt_edit.evaluate.suite import EvaluateConfig, Evaluation
 from nanogpt_edit.files import atomic_file, make_folder, write_text
 from nanogpt_edit.model.gpt import GPT
+from nanogpt_edit.model.tokenizer import tokenizer_of
 from nanogpt_edit.recipe import Recipe, load_recipe
 from nanogpt_edit.run_data import PRETRAINED
 

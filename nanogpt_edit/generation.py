@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from nanogpt_edit.data.problems import prompt_ids
-from nanogpt_edit.edit.contexts import tokenizer_of
 from nanogpt_edit.engine.engine import Engine
 from nanogpt_edit.engine.sampling import Sampling
 from nanogpt_edit.model.gpt import GPT
+from nanogpt_edit.model.tokenizer import tokenizer_of
 
 
 @dataclass(frozen=True)

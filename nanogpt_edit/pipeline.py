@@ -25,6 +25,7 @@ from nanogpt_edit.evaluate.records import read_records
 from nanogpt_edit.evaluate.transcript import transcript_record
 from nanogpt_edit.files import write_json
 from nanogpt_edit.model.gpt import GPT
+from nanogpt_edit.model.tokenizer import tokenizer_of
 from nanogpt_edit.progress import console, say
 from nanogpt_edit.recipe import Recipe
 from nanogpt_edit.run_checks import check_data, check_model
@@ -91,7 +92,6 @@ class Pipeline(RunModels):
         model = None
         if not (folder / f"{stage}.json").exists():
             model = self.load(stage)
-            assert model.tokenizer is not None
             config = self.recipe.evaluate
             if config.max_new_tokens is None:
                 config = replace(config, max_new_tokens=self.longest_completion(model))
@@ -102,7 +102,7 @@ class Pipeline(RunModels):
                 arithmetic=self.world.arithmetic,
                 questions=self.questions(),
                 probes=PROBES,
-                text=self.held_out_blocks(model.tokenizer, model.config.block_size),
+                text=self.held_out_blocks(tokenizer_of(model), model.config.block_size),
             )
             with autocast(self.device, self.recipe.precision):
                 evaluation = suite.evaluate(model, skills, config, stage=stage)
@@ -123,15 +123,15 @@ class Pipeline(RunModels):
 
     def keep_transcript(self, model: GPT, folder: Path) -> None:
         """One completion, token by token: the first correct one of the test problems."""
-        assert model.tokenizer is not None
+        tokenizer = tokenizer_of(model)
         records = [record for record in read_records(folder / "grpo.jsonl") if record.skill == "problems"]
         record = next((record for record in records if record.correct), records[0])
         write_json(
             folder / "transcript.json",
             transcript_record(
-                prompt_ids(record.prompt, model.tokenizer),
-                model.tokenizer.encode(record.text),
-                model.tokenizer,
+                prompt_ids(record.prompt, tokenizer),
+                tokenizer.encode(record.text),
+                tokenizer,
                 stage="grpo",
                 gold=record.gold,
                 correct=record.correct,

@@ -30,7 +30,7 @@ from nanogpt_edit.errors import UserError
 from nanogpt_edit.evaluate.facts import Question
 from nanogpt_edit.evaluate.text import held_out_text
 from nanogpt_edit.model.gpt import GPT
-from nanogpt_edit.model.tokenizer import Tokenizer
+from nanogpt_edit.model.tokenizer import Tokenizer, tokenizer_of
 from nanogpt_edit.progress import say
 from nanogpt_edit.recipe import Recipe
 from nanogpt_edit.train.pretrain import TokenStream, token_stream
@@ -134,8 +134,7 @@ class RunData:
 
         Sentences that say the old answer of an edited fact are left out: they would speak against the edit.
         """
-        assert model.tokenizer is not None
-        tokenizer, context = model.tokenizer, self.recipe.pretrain.context_tokens
+        tokenizer, context = tokenizer_of(model), self.recipe.pretrain.context_tokens
         spared = [text for text in self.sentences if not any(states_old_answer(text, fact) for fact in self.facts)]
         solved, _ = self.solved(model)
         end = [] if tokenizer.eos_id is None else [tokenizer.eos_id]
@@ -170,10 +169,10 @@ class RunData:
 
     def solved(self, model: GPT) -> tuple[list[Sample], tuple[str, ...]]:
         """The training problems with their solutions in `model`'s tokens, and notes about those left out."""
-        assert model.tokenizer is not None
-        key = (model.tokenizer.fingerprint, model.config.block_size)
+        tokenizer, block_size = tokenizer_of(model), model.config.block_size
+        key = (tokenizer.fingerprint, block_size)
         if key not in self._solved:
-            self._solved[key] = to_samples(self.problems.train, model.tokenizer, block_size=model.config.block_size)
+            self._solved[key] = to_samples(self.problems.train, tokenizer, block_size=block_size)
         return self._solved[key]
 
     def training_samples(self, model: GPT) -> list[Sample]:
@@ -185,16 +184,14 @@ class RunData:
 
     def samples(self, problems: Sequence[Problem], model: GPT, what: str) -> list[Sample]:
         """`problems` in `model`'s tokens; those left out are said."""
-        assert model.tokenizer is not None
-        samples, notes = to_samples(problems, model.tokenizer, block_size=model.config.block_size)
+        samples, notes = to_samples(problems, tokenizer_of(model), block_size=model.config.block_size)
         for note in notes:
             say(f"{what}: {note}")
         return samples
 
     def replay(self, model: GPT) -> TokenStream | list[Sample] | None:
         """What SFT mixes in against forgetting: text, further problems, or nothing."""
-        config, source, tokenizer = self.recipe.sft, self.replay_source, model.tokenizer
-        assert tokenizer is not None
+        config, source, tokenizer = self.recipe.sft, self.replay_source, tokenizer_of(model)
         if config.replay == 0:
             return None
         with about("sft.replay_source"):
@@ -209,8 +206,7 @@ class RunData:
 
     def fitting(self, problems: Sequence[Problem], model: GPT, *, room: int, what: str) -> list[Problem]:
         """The problems whose question leaves `room` tokens for a completion; how many do not is said."""
-        assert model.tokenizer is not None
-        kept, notes = with_room(problems, model.tokenizer, room=room, block_size=model.config.block_size)
+        kept, notes = with_room(problems, tokenizer_of(model), room=room, block_size=model.config.block_size)
         for note in notes:
             say(f"{what}: {note}")
         return kept

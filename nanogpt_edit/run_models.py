@@ -15,13 +15,12 @@ import torch
 from nanogpt_edit import processes
 from nanogpt_edit.data.problems import Problem, Sample
 from nanogpt_edit.devices import autocast
-from nanogpt_edit.edit.contexts import tokenizer_of
 from nanogpt_edit.edit.editor import edit_model
 from nanogpt_edit.edit.patch_files import save_edited, save_patch
 from nanogpt_edit.edit.scores import score_patch
 from nanogpt_edit.model import checkpoint
 from nanogpt_edit.model.gpt import GPT, GPTConfig
-from nanogpt_edit.model.tokenizer import Tokenizer
+from nanogpt_edit.model.tokenizer import Tokenizer, tokenizer_of
 from nanogpt_edit.progress import say
 from nanogpt_edit.run_data import PRETRAINED, RunData
 from nanogpt_edit.run_folder import RunFolder
@@ -117,7 +116,6 @@ class RunModels(RunData):
         if self.folder.has_model("sft"):
             return
         model = self.load("base")
-        assert model.tokenizer is not None
         samples = self.training_samples(model)
         say(verdict(self.examine_sft(model, samples), stage="SFT"))
         with autocast(self.device, self.recipe.precision):
@@ -128,7 +126,7 @@ class RunModels(RunData):
                 self.recipe.sft,
                 replay=self.replay(model),
                 seed=self.recipe.seed,
-                pad_id=model.tokenizer.pad_id,
+                pad_id=tokenizer_of(model).pad_id,
                 state=self.folder.state("sft"),
                 log=self.folder.log("sft"),
                 shard=self.recipe.shard,
@@ -179,7 +177,6 @@ class RunModels(RunData):
         if self.folder.has_model("edited"):
             return
         model = self.load("grpo")
-        assert model.tokenizer is not None
         patch = edit_model(
             model,
             self.facts,
@@ -187,7 +184,7 @@ class RunModels(RunData):
             covariance_blocks=self.ordinary_text(model),
             cache_dir=self.cache_dir,
         )
-        held_out = self.held_out_blocks(model.tokenizer, model.config.block_size)
+        held_out = self.held_out_blocks(tokenizer_of(model), model.config.block_size)
         scores = score_patch(model, patch, text=held_out)
         patch = scores.kept_in(patch.bound_to(model))
         save_patch(patch, self.folder.edits / f"{name}.safetensors")

@@ -15,7 +15,7 @@ from nanogpt_edit.edit import contexts, editor, head_slopes, long_row
 from nanogpt_edit.edit import values as values_module
 from nanogpt_edit.edit.clean_runs import Text, clean_runs
 from nanogpt_edit.edit.config import EditConfig
-from nanogpt_edit.edit.contexts import LocatedFact, TokenRow, generate_prefixes, locate_facts, tokenizer_of
+from nanogpt_edit.edit.contexts import LocatedFact, TokenRow, generate_prefixes, locate_facts
 from nanogpt_edit.edit.covariance import collect
 from nanogpt_edit.edit.editor import edit_model
 from nanogpt_edit.edit.facts import Fact
@@ -27,6 +27,7 @@ from nanogpt_edit.edit.values import optimise_values
 from nanogpt_edit.errors import UserError
 from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.model.sites import capture, patch
+from nanogpt_edit.model.tokenizer import tokenizer_of
 
 CONFIG = EditConfig(
     layers=(0, 1), covariance_weight=20.0, learning_rate=0.3, steps=25, n_prefixes=2, prefix_tokens=4, clamp=3.0

@@ -22,13 +22,13 @@ from nanogpt_edit.data.problems import ProblemsConfig
 from nanogpt_edit.data.world import WorldConfig
 from nanogpt_edit.devices import Precision, choose_device
 from nanogpt_edit.edit.config import EditConfig
-from nanogpt_edit.edit.contexts import tokenizer_of
 from nanogpt_edit.edit.covariance_files import default_cache_dir
 from nanogpt_edit.edit.sweep import HEADER, SweepConfig, sweep
 from nanogpt_edit.errors import UserError
 from nanogpt_edit.files import write_text
 from nanogpt_edit.model.checkpoint import load
 from nanogpt_edit.model.gpt import GPT
+from nanogpt_edit.model.tokenizer import tokenizer_of
 from nanogpt_edit.progress import say
 from nanogpt_edit.recipe import ModelConfig, Recipe, refuse_unread
 from nanogpt_edit.run_checks import check_problems

@@ -19,7 +19,7 @@ from nanogpt_edit.edit.facts import Fact, Lookup, join, locate_subject, target_i
 from nanogpt_edit.errors import UserError
 from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.model.kv_cache import KVCache
-from nanogpt_edit.model.tokenizer import Tokenizer
+from nanogpt_edit.model.tokenizer import tokenizer_of
 
 ESSENCE = "{} is a"
 PREFIX_SEEDS = ("The", "Therefore", "Because", "I", "You")
@@ -45,13 +45,6 @@ class LocatedFact:
     """"{subject} is a"."""
     target_ids: tuple[int, ...]
     lookup: Lookup
-
-
-def tokenizer_of(model: GPT) -> Tokenizer:
-    """The tokenizer that came with the model. Raises UserError when there is none."""
-    if model.tokenizer is None:
-        raise UserError("the model carries no tokenizer; load it from a directory that has tokenizer.json.")
-    return model.tokenizer
 
 
 def locate_facts(

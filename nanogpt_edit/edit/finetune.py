@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from nanogpt_edit.edit.config import EditConfig
-from nanogpt_edit.edit.contexts import LocatedFact, pad_rows, tokenizer_of
+from nanogpt_edit.edit.contexts import LocatedFact, pad_rows
 from nanogpt_edit.edit.patch import edited_weight
 from nanogpt_edit.model.gpt import GPT
+from nanogpt_edit.model.tokenizer import tokenizer_of
 from nanogpt_edit.progress import progress
 
 

@@ -17,13 +17,14 @@ from torch import Tensor
 
 from nanogpt_edit.edit import solve
 from nanogpt_edit.edit.config import EditConfig
-from nanogpt_edit.edit.contexts import LocatedFact, pad_rows, tokenizer_of
+from nanogpt_edit.edit.contexts import LocatedFact, pad_rows
 from nanogpt_edit.edit.covariance import Covariance
 from nanogpt_edit.edit.long_row import Layout
 from nanogpt_edit.edit.patch import edited_weight
 from nanogpt_edit.edit.refine import OrdinaryText, Update, refine_residuals
 from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.model.sites import capture
+from nanogpt_edit.model.tokenizer import tokenizer_of
 
 CHUNK_TOKENS = 16_384  # tokens run at once when keys are taken; bounds memory
 

@@ -16,11 +16,12 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from nanogpt_edit.edit.contexts import pad_rows, tokenizer_of
+from nanogpt_edit.edit.contexts import pad_rows
 from nanogpt_edit.edit.facts import Fact, join, target_ids
 from nanogpt_edit.engine.engine import Engine
 from nanogpt_edit.engine.sampling import Sampling
 from nanogpt_edit.model.gpt import GPT
+from nanogpt_edit.model.tokenizer import tokenizer_of
 
 BATCH_TOKENS = 8192
 ANSWER_TOKENS = 10

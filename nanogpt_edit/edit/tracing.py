@@ -24,12 +24,13 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from nanogpt_edit.edit.contexts import pad_rows, tokenizer_of
+from nanogpt_edit.edit.contexts import pad_rows
 from nanogpt_edit.edit.facts import Fact, join, locate_subject, target_ids
 from nanogpt_edit.edit.prefix import FrozenPrefix, Recorder, suffix_mask
 from nanogpt_edit.errors import UserError, at_least
 from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.model.sites import SiteKey, capture, patch
+from nanogpt_edit.model.tokenizer import tokenizer_of
 from nanogpt_edit.progress import progress
 
 Site = Literal["resid_post", "mlp_out", "attn_out"]

@@ -11,6 +11,7 @@ import torch
 
 from nanogpt_edit.evaluate.stats import Interval, bootstrap_mean
 from nanogpt_edit.model.gpt import GPT
+from nanogpt_edit.model.tokenizer import tokenizer_of
 from nanogpt_edit.typed import read_jsonl_as
 
 
@@ -51,8 +52,7 @@ def recall(model: GPT, questions: Sequence[Question], *, rows: int = 256) -> lis
     The greedy text is the most probable token at each place given the target so far; it equals the target exactly
     when greedy decoding writes the target.
     """
-    tokenizer = model.tokenizer
-    assert tokenizer is not None
+    tokenizer = tokenizer_of(model)
     model.eval()
     recalls: list[Recall] = []
     for start in range(0, len(questions), rows):

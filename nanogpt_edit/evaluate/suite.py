@@ -19,7 +19,7 @@ from nanogpt_edit import processes
 from nanogpt_edit.data.problems import Problem, prompt_ids
 from nanogpt_edit.engine.engine import Completion, Engine
 from nanogpt_edit.engine.sampling import Sampling
-from nanogpt_edit.errors import UserError, at_least
+from nanogpt_edit.errors import at_least
 from nanogpt_edit.evaluate.answers import extract, is_correct
 from nanogpt_edit.evaluate.facts import Question, Recall, fact_metrics, recall
 from nanogpt_edit.evaluate.metrics import score_problems
@@ -31,6 +31,7 @@ from nanogpt_edit.evaluate.transcript import count_tokens
 from nanogpt_edit.files import write_json, write_jsonl
 from nanogpt_edit.model.checkpoint import fingerprint
 from nanogpt_edit.model.gpt import GPT
+from nanogpt_edit.model.tokenizer import tokenizer_of
 from nanogpt_edit.progress import progress
 
 PASS_AT = (1, 4, 16)  # the k of pass@k and majority@k, where there are that many samples
@@ -176,9 +177,7 @@ def solve_here(
     """`solve` in this process."""
     if not problems:
         return []
-    tokenizer = engine.model.tokenizer
-    if tokenizer is None:
-        raise UserError("the model has no tokenizer; load it from a directory that has one.")
+    tokenizer = tokenizer_of(engine.model)
     prompts = [prompt_ids(problem, tokenizer) for problem in problems]
     finished: list[Completion] = []
     stream = engine.stream(

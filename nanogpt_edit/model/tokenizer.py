@@ -17,12 +17,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import tokenizers
 from tokenizers import AddedToken, decoders, models, pre_tokenizers, processors, trainers
 
 from nanogpt_edit.errors import UserError
 from nanogpt_edit.files import read_json, write_json, write_text
+
+if TYPE_CHECKING:
+    from nanogpt_edit.model.gpt import GPT
 
 REASONING_TOKENS = ("<think>", "</think>", "<answer>", "</answer>")
 END_OF_TEXT = "<|endoftext|>"
@@ -252,3 +256,10 @@ _BYTES = _byte_of_character()
 
 def _line(error: Exception) -> str:
     return " ".join(str(error).split())[:200]
+
+
+def tokenizer_of(model: GPT) -> Tokenizer:
+    """The tokenizer that came with the model. Raises UserError when there is none."""
+    if model.tokenizer is None:
+        raise UserError("the model carries no tokenizer; load it from a directory that has tokenizer.json.")
+    return model.tokenizer

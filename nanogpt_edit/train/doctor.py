@@ -12,9 +12,8 @@ from collections.abc import Sequence
 
 from nanogpt_edit.data.problems import Problem, Sample, to_sample
 from nanogpt_edit.engine.engine import Engine
-from nanogpt_edit.errors import UserError
 from nanogpt_edit.model.gpt import GPT
-from nanogpt_edit.model.tokenizer import Tokenizer
+from nanogpt_edit.model.tokenizer import tokenizer_of
 from nanogpt_edit.train.doctor_data import (
     check_gold,
     check_held_out,
@@ -75,10 +74,3 @@ def first_rollout(model: GPT, train: Sequence[Problem], config: GRPOConfig, *, s
     """A few groups as the first step will sample them."""
     engine = Engine(model, max_slots=PROBLEMS_ASKED * config.group_size)
     return sample_groups(engine, train[:PROBLEMS_ASKED], config, seed=seed, step=0)
-
-
-def tokenizer_of(model: GPT) -> Tokenizer:
-    """Raises UserError for a model without one."""
-    if model.tokenizer is None:
-        raise UserError("the model has no tokenizer; load it from a directory that has one.")
-    return model.tokenizer

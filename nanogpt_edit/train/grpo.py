@@ -24,6 +24,7 @@ from nanogpt_edit.engine.sampling import Sampling
 from nanogpt_edit.errors import UserError
 from nanogpt_edit.evaluate.suite import solve
 from nanogpt_edit.model.gpt import GPT
+from nanogpt_edit.model.tokenizer import tokenizer_of
 from nanogpt_edit.progress import say
 from nanogpt_edit.train.grpo_config import GRPOConfig as GRPOConfig
 from nanogpt_edit.train.loop import Trainer, logged
@@ -51,7 +52,7 @@ def grpo(
     Every completion is kept in the folder `rollouts` beside `log`. Raises UserError, with the state saved, when a
     reward fails.
     """
-    assert model.tokenizer is not None
+    tokenizer = tokenizer_of(model)
     reference = copy.deepcopy(model).eval() if config.kl_coef > 0 else None
     trainer = Trainer(model, config, label="grpo", state=state, log=log, shard=shard)
     engine = Engine(trainer.whole_model, max_slots=config.problems_per_step * config.group_size)
@@ -95,7 +96,7 @@ def grpo(
                 step,
                 groups,
                 updated.details,
-                model.tokenizer,
+                tokenizer,
                 advantage=config.advantage,
                 detailed=config.detailed_rollouts,
             )

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from nanogpt_edit import processes
 from nanogpt_edit.model.gpt import GPT
+from nanogpt_edit.model.tokenizer import tokenizer_of
 from nanogpt_edit.progress import say
 from nanogpt_edit.train.chunked_loss import head_logprobs, target_logprobs
 from nanogpt_edit.train.grpo_config import GRPOConfig
@@ -181,8 +182,7 @@ def token_details(
 
 def vocabulary(model: GPT) -> Tensor:
     """(V, D): the head's rows of the V tokens there are, as the sampler has it, without the vocabulary's padding."""
-    assert model.tokenizer is not None
-    return model.head_weight[: model.tokenizer.vocab_size]
+    return model.head_weight[: tokenizer_of(model).vocab_size]
 
 
 def group_batches(groups: Sequence[RolloutGroup], *, max_tokens: int) -> Iterator[list[RolloutGroup]]:

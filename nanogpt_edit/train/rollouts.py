@@ -18,6 +18,7 @@ from nanogpt_edit import processes
 from nanogpt_edit.data.problems import Problem, prompt_ids
 from nanogpt_edit.engine.engine import Completion, Engine
 from nanogpt_edit.engine.sampling import Sampling
+from nanogpt_edit.model.tokenizer import tokenizer_of
 from nanogpt_edit.train.grpo_config import GRPOConfig
 from nanogpt_edit.train.losses import has_signal
 from nanogpt_edit.train.rewards import score
@@ -93,8 +94,7 @@ def sample_places(
     first: int,
 ) -> list[RolloutGroup]:
     """`sample_groups` of the problems at some `places`, in this process."""
-    tokenizer = engine.model.tokenizer
-    assert tokenizer is not None
+    tokenizer = tokenizer_of(engine.model)
     limit = config.max_new_tokens or engine.model.config.block_size
     prompts = [prompt_ids(problems[place], tokenizer) for place in places]
     sampling = Sampling(
