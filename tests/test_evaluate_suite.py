@@ -84,7 +84,7 @@ def test_a_problems_samples_do_not_depend_on_its_company() -> None:
 
 def test_a_model_without_a_tokenizer_cannot_be_asked(gpt: GPT) -> None:
     assert solve(Engine(gpt), (), n=2, sampling=SAMPLING, skill="problems") == []
-    with pytest.raises(UserError, match="the model has no tokenizer"):
+    with pytest.raises(UserError, match="the model carries no tokenizer"):
         solve(Engine(gpt), QUESTIONS, n=2, sampling=SAMPLING, skill="problems")
 
 
