@@ -10,6 +10,7 @@ import pytest
 from nanogpt_edit import cli
 from nanogpt_edit.devices import choose_device
 from nanogpt_edit.errors import UserError
+from nanogpt_edit.files import write_json
 from nanogpt_edit.generation import generate
 from nanogpt_edit.model.checkpoint import fingerprint, load, save
 from nanogpt_edit.model.gpt import GPT
@@ -30,6 +31,12 @@ def test_info_says_what_a_model_is(saved: str, capsys: pytest.CaptureFixture[str
     assert printed["cache"].startswith("512 bytes")  # keys and values, 2 blocks, width 32, 4 bytes each
     assert printed["fingerprint"] == fingerprint(model)
     assert printed["lineage"] == "pretrained for 3 steps"
+
+
+def test_info_shows_what_others_wrote_and_does_not_obey_it(saved: str, capsys: pytest.CaptureFixture[str]) -> None:
+    write_json(Path(saved) / "lineage.json", {"lineage": ["pretrained\x1b[2J"]})
+    assert cli.main(["info", saved]) == 0
+    assert "pretrained\\x1b[2J\n" in capsys.readouterr().out
 
 
 def test_sample_prints_what_generate_gives(saved: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,6 +8,7 @@ from typing import Annotated
 import tyro
 
 from nanogpt_edit.commands.parse import parse
+from nanogpt_edit.errors import visible
 from nanogpt_edit.model.checkpoint import fingerprint, load
 from nanogpt_edit.model.gpt import GPT, GPTConfig
 
@@ -28,7 +29,7 @@ def info(arguments: list[str]) -> int:
     rows = describe(load(chosen.model))
     width = max(len(name) for name, _ in rows) + 2
     for name, value in rows:
-        print(f"{name:<{width}}{value}")
+        print(f"{name:<{width}}{visible(value)}")
     return 0
 
 

@@ -12,10 +12,11 @@ import tyro
 from nanogpt_edit.api import text_blocks
 from nanogpt_edit.commands.parse import parse
 from nanogpt_edit.edit.covariance_files import default_cache_dir
+from nanogpt_edit.edit.facts import Fact
 from nanogpt_edit.edit.patch import EditPatch
 from nanogpt_edit.edit.patch_algebra import diff_patches, drop_facts, merge_patches, rebase_patch
 from nanogpt_edit.edit.patch_files import carried_patches, load_patch, save_edited, save_patch
-from nanogpt_edit.errors import UserError, did_you_mean
+from nanogpt_edit.errors import UserError, did_you_mean, visible
 from nanogpt_edit.model.checkpoint import load, save
 from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.progress import say
@@ -118,13 +119,17 @@ def show(chosen: Show) -> int:
     found = load_patch(chosen.patch)
     print(f"{found.describe()}, {found.seconds:.1f} s, {found.created or 'no date'}")
     for number, edited in enumerate(found.edited):
-        fact = edited.fact
-        print(f"{number:>4}  {fact.prompt}  {fact.target_true or '?'} → {fact.target_new}{_rank(found, number)}")
+        print(f"{number:>4}  {_told(edited.fact)}{_rank(found, number)}")
     for layer, update in found.layers.items():
         text = f", covariance {update.covariance_sha256[:16]}…" if update.covariance_sha256 else ""
         norm = float(update.delta().norm())
         print(f"layer {layer}: expects weights {update.expected_sha256[:16]}…{text}, ‖ΔW‖ {norm:.3g}")
     return 0
+
+
+def _told(fact: Fact) -> str:
+    """A fact in a line, made safe to show: patches come from other people."""
+    return visible(f"{fact.prompt}  {fact.target_true or '?'} → {fact.target_new}")
 
 
 def _rank(found: EditPatch, number: int) -> str:
@@ -201,7 +206,7 @@ def diff(chosen: Diff) -> int:
     for title, facts in (("only in the first", found.only_first), ("only in the second", found.only_second)):
         print(f"{len(facts)} facts {title}")
         for fact in facts:
-            print(f"      {fact.prompt}  {fact.target_true or '?'} → {fact.target_new}")
+            print(f"      {_told(fact)}")
     print(f"{len(found.both)} facts in both")
     for conflict in found.conflicts:
         print(f"conflict: {conflict.describe()}")

@@ -81,7 +81,7 @@ def _edit(
     known_values: TargetValues | None,
 ) -> EditPatch:
     started = time.perf_counter()
-    check_edit(model, facts, config)
+    _check(model, facts, config)
     was_training = model.training
     model.eval()
     layers = {layer: EditedLayer(model, layer) for layer in config.edited_layers}
@@ -142,7 +142,12 @@ def _edit_in_batches(
 
 
 def check_edit(model: GPT, facts: Sequence[Fact], config: EditConfig) -> None:
-    """Raise UserError for layers `model` does not have and facts it cannot be told (see `edit_model`)."""
+    """Raise UserError, without editing, for layers `model` does not have and facts it cannot be told."""
+    _check(model, facts, config)
+    locate_facts(model, facts, (), allow_partial=config.allow_partial_subject)
+
+
+def _check(model: GPT, facts: Sequence[Fact], config: EditConfig) -> None:
     if not facts:
         raise UserError("there are no facts to edit; the list is empty.")
     if config.layers[0] < 0 or config.layers[-1] >= model.config.n_layer:
@@ -157,7 +162,6 @@ def check_edit(model: GPT, facts: Sequence[Fact], config: EditConfig) -> None:
                 raise UserError(
                     f'two facts ask different answers of "{prompt}": "{before}" and "{fact.target_new}"; drop one.'
                 )
-    locate_facts(model, facts, (), allow_partial=config.allow_partial_subject)
 
 
 def _finetune(
