@@ -105,6 +105,7 @@ def test_the_ledger_of_a_run_is_printed_and_nothing_written(tmp_path: Path, caps
     assert cli.main(["ledger", str(folder)]) == 0
     printed = capsys.readouterr().out
     assert "tested in pairs" in printed
+    assert max(map(len, printed.splitlines())) > 80  # in a pipe no line is wrapped at a width that nothing has
     assert all(stage in printed for stage in ("base", "SFT", "GRPO", "edited"))
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
 

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Annotated
 
 import tyro
-from rich.console import Console
 
 from nanogpt_edit.commands.parse import parse
+from nanogpt_edit.commands.show import show
 from nanogpt_edit.report import build, numbers, terminal_summary
 
 
@@ -31,13 +31,13 @@ class Ledger:
 
 def ledger(arguments: list[str]) -> int:
     """The verb `ledger`."""
-    Console(highlight=False).print(terminal_summary(numbers(parse(Ledger, arguments, verb="ledger").run)))
+    show(terminal_summary(numbers(parse(Ledger, arguments, verb="ledger").run)))
     return 0
 
 
 def report(arguments: list[str]) -> int:
     """The verb `report`."""
     folder = parse(Report, arguments, verb="report").run
-    Console(highlight=False).print(terminal_summary(build(folder)))
+    show(terminal_summary(build(folder)))
     print(f"The report: {folder / 'report.html'}")
     return 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.table import Table
 
 from nanogpt_edit.evaluate.stats import Difference, Interval
@@ -20,7 +20,7 @@ def show_metrics(metrics: Mapping[str, Mapping[str, Interval]]) -> None:
         for name, found in own.items():
             bounds = f"{number(found.low)} to {number(found.high)}"
             table.add_row(skill, name, number(found.value), bounds, f"{found.n:,}")
-    _print(table)
+    show(table)
 
 
 def show_differences(differences: Mapping[str, Difference]) -> None:
@@ -36,7 +36,7 @@ def show_differences(differences: Mapping[str, Difference]) -> None:
             number(found.smallest_detectable),
             MARKS.get(found.verdict) or NEUTRAL_MARKS[found.delta > 0],
         )
-    _print(table)
+    show(table)
 
 
 def number(value: float) -> str:
@@ -51,8 +51,9 @@ def _table(*columns: str) -> Table:
     return table
 
 
-def _print(table: Table) -> None:
+def show(what: RenderableType) -> None:
+    """On standard output, as wide as the terminal; a pipe cuts and wraps nothing."""
     console = Console(highlight=False)
     if not console.is_terminal:
-        console.width = 200  # a pipe cuts nothing
-    console.print(table)
+        console.width = 200
+    console.print(what)
