@@ -42,6 +42,7 @@ class Attention(nn.Module):
         self.dropout = config.dropout
         query_size, kv_size = self.heads * self.head_size, self.kv_heads * self.head_size
         self.sizes = (query_size, kv_size, kv_size)
+        self.look = look
         self.qkv = Linear(config.n_embd, sum(self.sizes), bias=config.qkv_bias)
         self.out = Linear(query_size, config.n_embd, bias=config.bias)
         self.q_norm = nn.RMSNorm(self.head_size, eps=config.norm_eps) if config.qk_norm else nn.Identity()
@@ -67,12 +68,17 @@ class Attention(nn.Module):
             mask = mask.expand(len(x), 1, -1, -1)
             mask = mask.gather(2, columns[:, None, :, None].expand(-1, 1, -1, mask.shape[3]))
         if cache is not None:
-            y = cache.attend(layer, q, k, v, mask)
+            y = self.look(cache, layer, q, k, v, mask)
         else:
             y = attention(q, k, v, mask=mask, dropout=self.dropout if self.training else 0.0)
         y = y.transpose(1, 2).flatten(2)
         # Without a mask what a token may look at depends on its place, so that all have looked before some are taken.
         return self.out(y if columns is None or mask is not None else take_columns(y, columns))
+
+
+def look(cache: KVCache, layer: int, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    """How attention sees a cache; `compiled_blocks` keeps it out of what is compiled."""
+    return cache.attend(layer, q, k, v, mask)
 
 
 class MLP(nn.Module):

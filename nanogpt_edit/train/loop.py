@@ -13,7 +13,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from types import FrameType
 from typing import Literal, TypeVar
@@ -24,6 +24,7 @@ from torch import Tensor
 from nanogpt_edit import processes
 from nanogpt_edit.errors import UserError
 from nanogpt_edit.files import append_jsonl, read_jsonl, read_numbered_jsonl, write_jsonl
+from nanogpt_edit.model.compiled import compiled_blocks
 from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.progress import progress, say
 from nanogpt_edit.train import states
@@ -59,7 +60,9 @@ class Trainer:
         self._resume()
         self.model.train()
         self._saved = time.monotonic()
-        with stop_after_step() as stop, progress(self.label, self.config.steps, done=self.step) as self.bar:
+        compiled = compiled_blocks(self.model) if self.config.compile else nullcontext()
+        bar = progress(self.label, self.config.steps, done=self.step)
+        with compiled, stop_after_step() as stop, bar as self.bar:
             while self.step < self.config.steps:
                 self._started = time.perf_counter()
                 # Dropout, where a model has any: other masks in each step and process, the same when resumed.

@@ -1,0 +1,36 @@
+"""The blocks through `torch.compile`, as long as a `with` lasts.
+
+What surrounds attention (norms, products, activations, sums) becomes a few fused kernels. What looks at a cache, at
+packed rows or at shared prompts stays as it is: its shapes and its book-keeping change from call to call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from nanogpt_edit.model.block import Attention, look
+from nanogpt_edit.model.gpt import GPT
+
+
+@contextmanager
+def compiled_blocks(model: GPT, *, backend: str = "inductor") -> Iterator[None]:
+    """Inside, the blocks of `model` run compiled, in training and in sampling; hooks on its sites see nothing.
+
+    Each kind of call (with a gradient, without, one token, many) is compiled when it first comes, once for all blocks.
+    """
+    attentions = [module for module in model.modules() if isinstance(module, Attention)]
+    apart = torch.compiler.disable(look)
+    for attention in attentions:
+        attention.look = apart
+    for block in model.blocks:
+        block.compile(dynamic=True, backend=backend)
+    try:
+        yield
+    finally:
+        for block in model.blocks:
+            block._compiled_call_impl = None
+        for attention in attentions:
+            attention.look = look
