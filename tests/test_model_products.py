@@ -8,10 +8,13 @@ import pytest
 import torch
 from conftest import tiny_config
 
+from nanogpt_edit.engine import engine
+from nanogpt_edit.engine.sampling import Sampling
 from nanogpt_edit.model import products
 from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.model.kv_cache import KVCache
-from nanogpt_edit.model.products import FEW_ROWS, LARGE_MATRIX, VOCABULARY_BLOCK, Linear, head_product, is_few
+from nanogpt_edit.model.packed_weights import PackedWeights
+from nanogpt_edit.model.products import FEW_ROWS, LARGE_MATRIX, VOCABULARY_BLOCK, Linear, Packed, head_product, is_few
 
 
 def test_blocks_of_the_vocabulary_give_the_same_logits() -> None:
@@ -60,3 +63,63 @@ def test_a_models_steps_are_the_same(family: str, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(products, "LARGE_MATRIX", 0)
     monkeypatch.setattr(products, "VOCABULARY_BLOCK", 100)
     torch.testing.assert_close(logits(), expected, atol=1e-5, rtol=1e-4)
+    with PackedWeights(model, max_bytes=2**20).used():
+        torch.testing.assert_close(logits(), expected, atol=1e-5, rtol=1e-4)
+
+
+WITH_ONEDNN = pytest.mark.skipif(not Packed.is_possible(), reason="torch is built without oneDNN here")
+
+
+@WITH_ONEDNN
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("shape", [(1,), (3,), (2, 5), (7, 1)])
+def test_a_packed_copy_gives_the_same_sums(bias: bool, shape: tuple[int, ...]) -> None:
+    layer, x = Linear(24, 50, bias=bias), torch.randn(*shape, 24)
+    packed = Packed(layer.weight)
+    expected = layer(x).detach()
+    torch.testing.assert_close(packed(x, layer.bias), expected)
+    torch.testing.assert_close(packed(x.mT.contiguous().mT, layer.bias), expected)  # however x lies in memory
+    layer.weight.data.mul_(2)
+    torch.testing.assert_close(packed(x, layer.bias), expected)  # the copy stays what it was
+
+
+@WITH_ONEDNN
+def test_copies_are_used_inside_only_and_where_there_is_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(products, "LARGE_MATRIX", 0)
+    model = GPT(tiny_config("gpt2"), seed=0).eval()
+    x = torch.ones(1, model.config.n_embd)
+    layer = model.blocks[0].mlp.up
+    size = sum(w.nbytes for name, w in model.named_parameters() if w.dim() == 2 and "positions" not in name)
+    weights = PackedWeights(model, max_bytes=size)
+    with torch.no_grad():
+        before = layer(x)
+        with weights.used():
+            torch.testing.assert_close(layer(x), before)
+            layer.weight.zero_()
+            torch.testing.assert_close(layer(x), before)  # from the copy
+            assert model.packed_head is not None
+        assert torch.equal(layer(x)[0], layer.bias)
+        assert model.packed_head is None
+    with PackedWeights(model, max_bytes=size - 1).used():
+        assert (layer.packed, model.packed_head) == (None, None)
+
+
+@WITH_ONEDNN
+def test_the_engine_writes_the_same_text_with_packed_weights_and_sees_new_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = GPT(replace(tiny_config("llama"), n_embd=64), seed=0).eval()
+    sampling = Sampling(max_new_tokens=engine.PACKING_PAYS)
+
+    def texts() -> list[tuple[int, ...]]:
+        made = engine.Engine(model).generate([[1, 2, 3], [4, 5]], n=2, sampling=sampling)
+        return [completion.token_ids for completion in made]
+
+    plain = texts()
+    monkeypatch.setattr(products, "LARGE_MATRIX", 0)
+    made, init = list[Packed](), Packed.__init__
+    monkeypatch.setattr(Packed, "__init__", lambda self, weight: made.append(self) or init(self, weight))
+    assert texts() == plain
+    assert len(made) > 2
+    assert all(packed._copy is not None for packed in made)
+    with torch.no_grad():
+        model.head_weight.mul_(-1)
+    assert texts() != plain

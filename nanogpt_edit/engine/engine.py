@@ -23,9 +23,11 @@ from nanogpt_edit.engine.sampling import Sampling, draw_tokens, stream_keys, uni
 from nanogpt_edit.errors import UserError
 from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.model.kv_cache import KVCache
+from nanogpt_edit.model.packed_weights import PackedWeights
 
 SLACK_COLUMNS = 64  # decode steps between two moves of the cache contents to the front
 PREFILL_TOKENS = 16_384  # prompt tokens run through the model at once
+PACKING_PAYS = 16  # steps after which packed weights have saved the time it takes to pack them
 LEAVE_SHARE = 1 / 8  # finished rows are removed once they are this share of the batch
 
 
@@ -55,7 +57,11 @@ class Engine:
     """Generates with `model` as its weights are at the time of the call."""
 
     def __init__(self, model: GPT, *, max_slots: int = 512, cache_bytes: int = 4 << 30) -> None:
-        """`max_slots` rows run at once at most, fewer if their cache would exceed `cache_bytes`."""
+        """`max_slots` rows run at once at most, fewer if their cache would exceed `cache_bytes`.
+
+        What the cache leaves of `cache_bytes` may hold the weights once more, in an order that a CPU reads faster
+        (`PackedWeights`).
+        """
         self.model, self.max_slots, self.cache_bytes = model, max_slots, cache_bytes
         self._cache: DecodeCache | None = None
 
@@ -159,6 +165,8 @@ class _Batch:
         self.max_new = min(sampling.max_new_tokens, config.block_size - min(map(len, prompts)))
         self.cache = engine.cache_for(wanted, own=self.max_new + SLACK_COLUMNS, longest_prompt=max(map(len, prompts)))
         self.slots = min(wanted, self.cache.slots)
+        room = engine.cache_bytes - self.cache.nbytes if self.max_new >= PACKING_PAYS else 0
+        self.weights = PackedWeights(self.model, max_bytes=room)
         self.last_logits: dict[int, Tensor] = {}  # of the running prompts: what follows their last token, (V,)
         self.requests: list[Request] = []
         self.key, self.age, self.limit = (self._integers(0) for _ in range(3))
@@ -245,8 +253,10 @@ class _Batch:
         newest = self.tokens.gather(1, (self.age - 1)[:, None])  # (R, 1)
         # A row that has finished but not left yet may run past the last position; nobody reads what it writes.
         positions = self.cache.positions().clamp_(max=self.model.config.block_size - 1)
-        states = self.model.hidden(newest, cache=self.cache, position_ids=positions[:, None])
-        self._draw(slice(None), self.model.logits(states[:, 0]))
+        with self.weights.used():
+            states = self.model.hidden(newest, cache=self.cache, position_ids=positions[:, None])
+            logits = self.model.logits(states[:, 0])
+        self._draw(slice(None), logits)
 
     def _draw(self, rows: slice, logits: Tensor) -> None:
         """Draw the next token of `rows`, write it down, and mark the rows that are finished with it."""

@@ -23,7 +23,7 @@ from torch.utils.checkpoint import checkpoint
 from nanogpt_edit.model.block import Block, make_norm, take_columns
 from nanogpt_edit.model.config import GPTConfig as GPTConfig
 from nanogpt_edit.model.positions import rotary_angles, sinusoids
-from nanogpt_edit.model.products import head_product
+from nanogpt_edit.model.products import Packed, head_product
 
 if TYPE_CHECKING:
     from nanogpt_edit.model.kv_cache import KVCache
@@ -45,6 +45,8 @@ class GPT(nn.Module):
         self.activation_checkpointing = False
         """Where gradients are taken: keep only what goes into each block and compute the rest again in the backward
         pass (Chen et al. 2016)."""
+        self.packed_head: Packed | None = None
+        """The head's matrix once more, while somebody says that it does not change (`packed_weights.py`)."""
         self.embed = nn.Embedding(config.vocab_size, config.n_embd)
         self.positions = nn.Embedding(config.block_size, config.n_embd) if config.positions == "learned" else None
         self.dropout = nn.Dropout(config.dropout)
@@ -187,7 +189,7 @@ class GPT(nn.Module):
 
     def logits(self, states: Tensor) -> Tensor:
         """(..., D) -> (..., V)."""
-        return head_product(states, self.head_weight)
+        return head_product(states, self.head_weight, self.packed_head)
 
     @property
     def head_weight(self) -> Tensor:
