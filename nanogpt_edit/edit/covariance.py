@@ -116,7 +116,7 @@ class _Sum:
         keys = keys.float()
         self.total = self.total.to(keys.device) if keys.device.type == "cuda" else self.total
         if self.probes is None:
-            self.probes = keys[:: max(1, len(keys) // PROBES)][:PROBES].T.double().to(self.total.device)
+            self.probes = keys[:: max(1, len(keys) // PROBES)][:PROBES].T.to(self.total.device).double()
         for rows, columns, product in _upper_blocks(keys):
             self.total[rows, columns] += product.to(self.total.device)
         self.tokens += len(keys)
