@@ -25,10 +25,10 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 
 
 def at_least(bound: int, settings: object, *names: str) -> None:
-    """Raise UserError for the first of these fields of `settings` that is a number below `bound`."""
+    """Raise UserError for the first of these fields of `settings` that is a number below `bound`, or NaN."""
     for name in names:
         value = getattr(settings, name)
-        if value is not None and value < bound:
+        if value is not None and not value >= bound:
             raise UserError(f"{name} is {value}; it {f'must be at least {bound}' if bound else 'cannot be negative'}.")
 
 

@@ -50,7 +50,11 @@ def read_jsonl_as(kind: type[Typed], path: Path) -> list[Typed]:
 def _read(kind: type[Typed], record: Mapping[str, object], where: str) -> Typed:
     assert is_dataclass(kind)
     plain = _plain(kind)
-    if record.keys() == plain.keys() and all(type(record[name]) in fits for name, fits in plain.items()):
+    if (
+        plain is not None
+        and record.keys() == plain.keys()
+        and all(type(record[name]) in fits for name, fits in plain.items())
+    ):
         return kind(**record)  # nearly every record there is, in a fraction of the time
     try:
         return to_dataclass(kind, record, Place(where))
@@ -95,10 +99,11 @@ def _fields(kind: type) -> tuple[dict[str, Field[Any]], dict[str, Any]]:
 
 
 @cache
-def _plain(kind: type) -> dict[str, tuple[object, ...]]:
-    """The types that the value of each field may have as it stands; none where it has to be made from what is read."""
+def _plain(kind: type) -> dict[str, tuple[object, ...]] | None:
+    """The types that the value of each field may have as it stands, none where it has to be made from what is read;
+    None where the record as a whole has to be looked at."""
     if hasattr(kind, "__post_init__"):
-        return {}
+        return None
     unions = {
         name: get_args(each) if get_origin(each) in (Union, UnionType) else (each,)
         for name, each in _fields(kind)[1].items()

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nanogpt_edit.edit.sweep import Trial
-from nanogpt_edit.errors import UserError
+from nanogpt_edit.errors import UserError, at_least
 from nanogpt_edit.evaluate.facts import Recall
 from nanogpt_edit.evaluate.records import EvalRecord
 from nanogpt_edit.evaluate.text import BlockNats
@@ -85,6 +85,32 @@ def test_a_table_is_not_taken_for_its_parts(tmp_path: Path) -> None:
         write_json(tmp_path / "shares.json", {"shares": wrong})
         with pytest.raises(UserError, match='"shares" must be a table of fields'):
             read_json_as(Shares, tmp_path / "shares.json")
+
+
+@dataclass(frozen=True)
+class Share:
+    """One whose value is checked when it is made."""
+
+    share: float
+
+    def __post_init__(self) -> None:
+        at_least(0, self, "share")
+
+
+@pytest.mark.parametrize(
+    ("written", "sentence"),
+    [
+        ("{}", 'the field "share" is missing (a number).'),
+        ('{"share": -1}', "share is -1.0; it cannot be negative."),
+        ('{"share": NaN}', "share is nan; it cannot be negative."),
+    ],
+)
+def test_a_checked_record_is_checked(tmp_path: Path, written: str, sentence: str) -> None:
+    path = tmp_path / "share.json"
+    path.write_text(written, encoding="utf-8")
+    with pytest.raises(UserError) as caught:
+        read_json_as(Share, path)
+    assert str(caught.value).startswith(f"{path}: {sentence}")
 
 
 @dataclass(frozen=True)

@@ -77,7 +77,7 @@ class EditConfig:
         if not self.layers or list(self.layers) != sorted(set(self.layers)):
             raise UserError(f"layers {list(self.layers)} must be given once each, ascending, and at least one.")
         for name in ("covariance_weight", "ridge", "learning_rate", "clamp", "ft_learning_rate", "norm_constraint"):
-            if getattr(self, name) <= 0:
+            if not getattr(self, name) > 0:
                 raise UserError(f"{name} is {getattr(self, name)}; it must be positive.")
         at_least(1, self, "rounds", "steps", "batch_size", "covariance_tokens")
         at_least(0, self, "refine_steps", "refine_weight", "refine_kl", "context_weight", "weight_decay", "kl_coef")

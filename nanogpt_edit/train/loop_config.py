@@ -59,7 +59,7 @@ class LoopConfig:
     def __post_init__(self) -> None:
         at_least(0, self, "steps", "warmup_steps", "learning_rate", "muon_learning_rate", "weight_decay")
         for name in ("evaluate_every", "save_every", "save_minutes", "micro_batch_tokens", "grad_clip"):
-            if getattr(self, name) <= 0:
+            if not getattr(self, name) > 0:
                 raise UserError(f"{name} is {getattr(self, name)}; it must be above 0.")
         for name in ("decay_share", "final_learning_rate"):
             if not 0 <= getattr(self, name) <= 1:
