@@ -4,8 +4,8 @@ A step of decoding multiplies a handful of states with every matrix of the model
 square shapes and reads a wide matrix up to twice as slowly as it could when the other side is thin. Three ways around
 it, measured in docs/performance.md: a second copy of the matrix in the order oneDNN reads fastest, where somebody says
 that the weights will not change for a while (`packed_weights.py`); otherwise W xᵀ instead of x Wᵀ for the layers, and a
-block of the vocabulary at a time for the head, whose result is wanted row by row. None is used where a gradient is
-wanted, on another device, or for matrices that stay in the cache.
+block of the vocabulary at a time for the head, whose result is wanted row by row. None is used where autograd
+is to follow, on another device, or for matrices that stay in the cache.
 
 Shapes: D inputs, V outputs.
 """
@@ -56,9 +56,9 @@ class Linear(nn.Linear):
             return super().forward(input)
         if self.packed is not None and rows_of(input) <= PACKED_ROWS:
             return self.packed(input, self.bias)
-        columns = input.flatten(0, -2).t()  # (D, rows)
+        columns = input.reshape(-1, input.shape[-1]).t()  # (D, rows)
         product = self.weight @ columns if self.bias is None else torch.addmm(self.bias[:, None], self.weight, columns)
-        return product.t().unflatten(0, input.shape[:-1])
+        return product.t().reshape(*input.shape[:-1], len(self.weight))
 
 
 def head_product(states: Tensor, weight: Tensor, packed: Packed | None = None) -> Tensor:
