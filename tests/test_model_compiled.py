@@ -1,11 +1,12 @@
 """Compiled blocks compute what plain ones do, and leave nothing behind.
 
-The compiler itself would take minutes here; with the backend `eager` everything is traced, cut and guarded as for a
+The compiler itself would take minutes here; with the backend `traced` everything is traced, cut and guarded as for a
 GPU, and then run by torch's own kernels.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -29,6 +30,18 @@ pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor 
 PROMPTS = [[1, 2, 3, 4, 5], [5, 6, 7], [9] * 9]
 
 
+class Traced:
+    """A backend that counts the pieces it is given, and compiles none."""
+
+    def __init__(self) -> None:
+        torch._dynamo.reset()
+        self.pieces = 0
+
+    def __call__(self, graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Callable[..., object]:
+        self.pieces += 1
+        return graph.forward
+
+
 def test_gradients_and_texts_are_the_same() -> None:
     model = GPT(tiny_config("llama"), seed=0)
 
@@ -43,8 +56,9 @@ def test_gradients_and_texts_are_the_same() -> None:
         return [completion.token_ids for completion in made]
 
     plain, written = gradients(4) + gradients(7), texts()
-    with compiled_blocks(model, backend="eager"):
+    with compiled_blocks(model, backend=(traced := Traced())):
         compiled, written_compiled = gradients(4) + gradients(7), texts()
+    assert traced.pieces
     for ours, theirs in zip(compiled, plain, strict=True):
         torch.testing.assert_close(ours, theirs)
     assert written_compiled == written
@@ -54,19 +68,24 @@ def test_afterwards_hooks_see_everything_again() -> None:
     model = GPT(tiny_config("gpt2"), seed=0)
     token_ids = torch.tensor([[1, 2, 3]])
     before = set(model.state_dict())
-    with compiled_blocks(model, backend="eager"):
+    with compiled_blocks(model, backend=(traced := Traced())):
         model(token_ids)
+    pieces = traced.pieces
+    assert pieces
     with capture(model, [("mlp_key", 0)]) as seen:
         model(token_ids)
     assert seen["mlp_key", 0].shape[:2] == (1, 3)
+    assert traced.pieces == pieces
     assert set(model.state_dict()) == before
 
 
 def test_a_stage_trains_compiled_as_it_does_plainly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loop, "compiled_blocks", partial(compiled_blocks, backend="eager"))
+    traced = Traced()
+    monkeypatch.setattr(loop, "compiled_blocks", partial(compiled_blocks, backend=traced))
     samples = [Sample((5, 6, 7, 8, 9), (0, 0, 1, 1, 1)), Sample((1, 2, 3), (0, 1, 1))]
     models = []
     for compile in (False, True):
+        assert not traced.pieces
         models.append(GPT(tiny_config("gpt2"), seed=0))
         config = SFTConfig(steps=2, batch_size=2, compile=compile, replay=0.0)
         folder = tmp_path / str(compile)
@@ -74,5 +93,6 @@ def test_a_stage_trains_compiled_as_it_does_plainly(tmp_path: Path, monkeypatch:
             models[-1], samples, samples, config,
             replay=None, seed=0, pad_id=0, state=folder / "state", log=folder / "log.jsonl",
         )  # fmt: skip
+    assert traced.pieces
     for ours, theirs in zip(models[1].parameters(), models[0].parameters(), strict=True):
         torch.testing.assert_close(ours, theirs)

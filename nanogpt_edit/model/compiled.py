@@ -6,7 +6,7 @@ packed rows or at shared prompts stays as it is: its shapes and its book-keeping
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -16,7 +16,7 @@ from nanogpt_edit.model.gpt import GPT
 
 
 @contextmanager
-def compiled_blocks(model: GPT, *, backend: str = "inductor") -> Iterator[None]:
+def compiled_blocks(model: GPT, *, backend: str | Callable[..., object] = "inductor") -> Iterator[None]:
     """Inside, the blocks of `model` run compiled, in training and in sampling; hooks on its sites see nothing.
 
     Each kind of call (with a gradient, without, one token, many) is compiled when it first comes, once for all blocks.
