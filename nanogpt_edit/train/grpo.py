@@ -73,6 +73,7 @@ def grpo(
             raise
         sampled = time.perf_counter()
         kept = [group for group in groups if group.has_signal or config.dynamic_sampling == "off"]
+        kept = kept[: config.problems_per_step]
         if config.dynamic_sampling == "refill" and len(kept) < config.problems_per_step:
             short_steps += 1
             if short_steps == 1:
@@ -81,7 +82,7 @@ def grpo(
                     f"{config.problems_per_step} groups carry signal; the step is that much smaller. More such steps "
                     f"are counted."
                 )
-        updated = update(reference, kept[: config.problems_per_step], config, trainer)
+        updated = update(reference, kept, config, trainer)
         trained = time.perf_counter()
         metrics |= describe(groups) | updated.metrics
         metrics |= {
