@@ -18,9 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 VOCABULARY_BLOCK = 2048  # rows of W looked at together; 1024 to 4096 are equally fast
-CHUNK_NUMBERS = (
-    2**23
-)  # logits made at once where all of a state's are needed; bounds memory, does not change the result
+CHUNK_NUMBERS = 2**23  # logits made at once where all of a state's are needed; bounds memory alone
 
 
 @torch.no_grad()

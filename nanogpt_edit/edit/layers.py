@@ -26,7 +26,7 @@ from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.model.sites import capture
 from nanogpt_edit.model.tokenizer import tokenizer_of
 
-CHUNK_TOKENS = 16_384  # tokens run at once when keys are taken; bounds memory
+CHUNK_TOKENS = 16_384  # tokens run at once where the keys of whole texts are summed; bounds memory
 
 
 @dataclass(frozen=True)

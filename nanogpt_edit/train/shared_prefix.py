@@ -31,9 +31,8 @@ class SharedPrompts(KVCache):
         sees_prompt = prompts.is_token.repeat_interleave(copies, dim=0)  # (P G, S)
         rows, width = completions.is_token.shape
         sees_own = causal_mask(width, width, device=sees_prompt.device).expand(rows, -1, -1)
-        self.mask = torch.cat((sees_prompt[:, None].expand(-1, width, -1), sees_own), dim=-1)[
-            :, None
-        ]  # (P G, 1, T, S+T)
+        sees = torch.cat((sees_prompt[:, None].expand(-1, width, -1), sees_own), dim=-1)
+        self.mask = sees[:, None]  # (P G, 1, T, S+T)
 
     def attend(self, layer: int, q: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
         parts = [each.split((len(self.prompts.cell), len(self.completions.cell)), dim=2) for each in (q, keys, values)]
