@@ -124,3 +124,16 @@ def test_directions_without_any_key_are_no_obstacle() -> None:
 def test_a_covariance_of_nothing_is_named() -> None:
     with pytest.raises(UserError, match="gave no keys"):
         solve.factorise(torch.zeros(3, 3, dtype=torch.float64))
+
+
+def test_fewer_keys_than_dimensions_are_enough() -> None:
+    """Where float32 products have left C an eigenvalue below zero, by more than the smallest ridge."""
+    seen = torch.randn(16, 64, generator=torch.Generator().manual_seed(0)) * torch.logspace(1, -1, 64)
+    covariance = (seen.T @ seen).double() / 16
+    ridge = solve.RIDGES[0] * covariance.trace() / 64
+    assert torch.linalg.eigvalsh(covariance)[0] < -ridge
+    factor = solve.factorise(covariance)
+    mean = covariance.trace() / 64
+    torch.testing.assert_close(factor @ factor.T, covariance, rtol=0, atol=1e-4 * float(mean))
+    with pytest.raises(UserError, match="64 dimensions cannot be factorised"):
+        solve.factorise(covariance - 0.1 * mean * torch.eye(64))

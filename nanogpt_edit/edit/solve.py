@@ -20,7 +20,7 @@ from torch import Tensor
 
 from nanogpt_edit.errors import UserError
 
-RIDGE = 1e-8  # of C's mean eigenvalue
+RIDGES = (1e-8, 1e-6, 1e-4)  # of C's mean eigenvalue, the first that is enough
 
 
 def memit_right(keys: Tensor, factor: Tensor, *, covariance_weight: float) -> Tensor:
@@ -77,14 +77,22 @@ def drop_keys(right: Tensor, keys: Tensor, dropped: list[int]) -> Tensor:
 
 
 def factorise(covariance: Tensor) -> Tensor:
-    """Cholesky factor of C with `RIDGE` of its mean eigenvalue added.
+    """Cholesky factor of C with a ridge on its diagonal.
 
     The ridge gives a value to directions that no key of the text has (units of a ReLU that never fire, or fewer tokens
-    than dimensions); others it moves by less than the covariance's own error.
+    than dimensions); others it moves by less than the covariance's own error. Where such directions have come out below
+    zero, for the sum is made of float32 products, it is a larger one. Raises UserError where none is enough.
     """
     mean = covariance.trace() / len(covariance)
     if mean <= 0:
         raise UserError("the covariance is zero: the text gave no keys. Give more covariance text.")
-    ridged = covariance.clone()
-    ridged.diagonal().add_(RIDGE * mean)
-    return torch.linalg.cholesky(ridged)
+    for ridge in RIDGES:
+        ridged = covariance.clone()
+        ridged.diagonal().add_(ridge * mean)
+        factor, failed = torch.linalg.cholesky_ex(ridged)
+        if not bool(failed):
+            return factor
+    raise UserError(
+        f"the covariance of {len(covariance)} dimensions cannot be factorised: the text gave too few different keys, "
+        "or some that are not finite. Give more covariance text, or check the model's weights."
+    )
