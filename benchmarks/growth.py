@@ -2,8 +2,7 @@
 
 Cost should grow as the arithmetic does. A decode step of few rows is bound by reading the weights once, one of many
 rows by products; a longer context adds the keys and values it reads; prompts that wait add nothing. Each number is the
-best of `--tries`; a step's seconds are those of eight further tokens, divided by eight. The last line is one JSON
-object.
+best of `--tries`; a step's seconds are those of 32 further tokens, divided by 32. The last line is one JSON object.
 
     python benchmarks/growth.py --out benchmarks/results/growth.json
 """
@@ -24,7 +23,7 @@ from nanogpt_edit.engine.sampling import Sampling
 from nanogpt_edit.model.gpt import GPT, GPTConfig
 from nanogpt_edit.train.pretrain import next_token_loss
 
-VOCABULARY, PROMPT, SHORT, LONG = 50_304, 64, 4, 12
+VOCABULARY, PROMPT, SHORT, LONG = 50_304, 64, 16, 48
 MODELS = {
     "1 M": GPTConfig(vocab_size=2048, block_size=1024, n_layer=4, n_head=4, n_embd=128),
     "10 M": GPTConfig(vocab_size=8192, block_size=1024, n_layer=6, n_head=5, n_embd=320),
