@@ -105,6 +105,7 @@ SIDES = {"ours": ours, "transformers": transformers, "one-prefill": one_prefill}
 
 def main() -> None:
     parser = parser_of(__doc__)
+    parser.add_argument("--parts", nargs="+", choices=GOALS, default=list(GOALS))
     parser.add_argument("--pairs", type=int, default=3, help="times that both sides run, after a short warm-up")
     parser.add_argument("--prompts", type=int, default=8, help=f"of {PROMPT_TOKENS} tokens, each sampled {SAMPLES} ×")
     parser.add_argument("--tokens", type=int, default=32, help="of every completion in groups and calls")
@@ -114,8 +115,9 @@ def main() -> None:
     chosen = parser.parse_args()
     peak = matrix_peak()
     with material(chosen) as given:
-        parts = make_parts(given.problems, given.tokenizer, chosen)
-        jobs = [parts["calls"] | {"longest": 4, "seed": 0, "part": "warm-up"}]
+        every = make_parts(given.problems, given.tokenizer, chosen)
+        parts = {name: every[name] for name in chosen.parts}
+        jobs = [every["calls"] | {"longest": 4, "seed": 0, "part": "warm-up"}]
         jobs += [job | {"seed": pair, "part": name} for pair in range(chosen.pairs) for name, job in parts.items()]
         steps = take_turns(SIDES, jobs, {"model": given.directory})
     found = {}
@@ -137,7 +139,7 @@ def main() -> None:
             "peer": {name: without_ours(part["tokens_per_second"]) for name, part in found.items()},
             "unit": "completion tokens per second, median over pairs",
             "ratio": {name: part["ratio"] for name, part in found.items()},
-            "goal": GOALS,
+            "goal": {name: GOALS[name] for name in parts},
             "fraction_of_limit": {name: part["fraction_of_limit"] for name, part in found.items()},
             "matrix_peak_gflops": peak / 1e9,
         },
