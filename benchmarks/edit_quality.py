@@ -59,7 +59,7 @@ def ways(tiny: EditConfig) -> dict[str, Way]:
     return {
         "memit": Way(tiny),
         "memit as published": Way(replace(tiny, n_prefixes=6, refine_steps=0, context_weight=0.0), rewordings=False),
-        "alphaedit": Way(replace(tiny, method="alphaedit", null_share=0.1)),
+        "alphaedit": Way(replace(tiny, method="alphaedit", null_share=0.1, refine_kl=75.0)),
         "rome": Way(replace(alone, method="rome"), rewordings=False),
         "ft": Way(replace(alone, method="ft", norm_constraint=0.02, ft_learning_rate=2e-3), rewordings=False),
     }
