@@ -14,6 +14,8 @@ import torch
 from nanogpt_edit.model.block import Attention, look
 from nanogpt_edit.model.gpt import GPT
 
+KINDS_OF_CALLS = 64  # of a block; torch gives up compiling at its eighth, which GRPO after SFT has
+
 
 @contextmanager
 def compiled_blocks(model: GPT, *, backend: str | Callable[..., object] = "inductor") -> Iterator[None]:
@@ -21,6 +23,8 @@ def compiled_blocks(model: GPT, *, backend: str | Callable[..., object] = "induc
 
     Each kind of call (with a gradient, without, one token, many) is compiled when it first comes, once for all blocks.
     """
+    from torch._dynamo import config  # here, for it takes a second
+
     attentions = [module for module in model.modules() if isinstance(module, Attention)]
     apart = torch.compiler.disable(look)
     for attention in attentions:
@@ -28,7 +32,8 @@ def compiled_blocks(model: GPT, *, backend: str | Callable[..., object] = "induc
     for block in model.blocks:
         block.compile(dynamic=True, backend=backend)
     try:
-        yield
+        with config.patch(recompile_limit=KINDS_OF_CALLS):
+            yield
     finally:
         for block in model.blocks:
             block._compiled_call_impl = None

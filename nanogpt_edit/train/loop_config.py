@@ -47,8 +47,8 @@ class LoopConfig:
     """Compute each block's activations again in the backward pass instead of keeping them: a fraction of their memory,
     a third more arithmetic, the same gradient."""
     compile: bool = False
-    """Run the blocks through torch.compile, in training and in the sampling of GRPO: a minute or more at the start, for
-    long runs on a GPU. On a CPU it is slower than without."""
+    """Run the blocks through torch.compile, in training and (not with shards) in the sampling of GRPO: a minute or more
+    at the start, for long runs on a GPU. On a CPU it is slower than without."""
     evaluate_every: int = 100
     """Steps between two looks at the validation set."""
     save_every: int = 50
