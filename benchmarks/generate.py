@@ -10,8 +10,8 @@ Three parts, at temperature 0.7 and top-k 50:
 
 Peak is that of the machine's fp32 matrix products, measured in the same run. The last line is one JSON object.
 
-    python benchmarks/generate.py --data DIR --out benchmarks/results/generate.json
-    python benchmarks/generate.py --data DIR --tokens 64 --mean 62 --longest 200 --calls 8    # takes half an hour
+    python benchmarks/generate.py --data DIR
+    python benchmarks/generate.py --data DIR --tokens 64 --mean 62 --longest 200 --calls 8    # a quarter of an hour
 """
 
 from __future__ import annotations

@@ -6,8 +6,7 @@ as it comes (it recomputes activations in the backward pass), trl-keep has that 
 tokens sampled and by the KL from the reference, which must be 0 at the first step, where policy and reference are one.
 The last line is one JSON object.
 
-    python benchmarks/grpo_step.py --data DIR --out benchmarks/results/grpo_step.json
-    python benchmarks/grpo_step.py --data DIR --problems 4                              # on a faster machine
+    python benchmarks/grpo_step.py --data DIR --problems 4 --out benchmarks/results/grpo_step.json
 """
 
 from __future__ import annotations

@@ -15,7 +15,6 @@ from nanogpt_edit.evaluate.stats import (
     bootstrap_mean,
     mcnemar_exact,
     paired_difference,
-    samples_needed,
     sign_flip_p,
     smallest_detectable,
     wilson,
@@ -206,11 +205,3 @@ def test_the_smallest_detectable_difference_is_detected_four_times_in_five() -> 
         low = differences.mean() - 1.96 * differences.std(ddof=1) / 10
         shown += low > 0
     assert shown / 400 == pytest.approx(0.8, abs=0.05)
-
-
-def test_samples_needed_by_hand() -> None:
-    interval = Interval(value=0.97, low=0.94, high=0.99, n=100)
-    assert samples_needed(interval, 0.98) == 400, "0.02 reaches up, 0.01 is the distance: 4 times as many"
-    assert samples_needed(interval, 0.955) == 400, "0.03 reaches down, 0.015 is the distance"
-    assert samples_needed(interval, 0.91) == 25, "already decided with fewer"
-    assert samples_needed(interval, 0.97) is None

@@ -11,7 +11,6 @@ from nanogpt_edit.evaluate.transcript import (
     completion_text,
     count_tokens,
     token_kinds,
-    transcript_lines,
     transcript_record,
     transcript_text,
 )
@@ -56,7 +55,7 @@ def test_the_layout_token_by_token(tokenizer: Tokenizer) -> None:
     prompt, completion = tokenizer.encode("a?"), tokenizer.encode("<think>b\nb</think><answer>7</answer>")
     think, unthink, answer, unanswer = tokenizer.reasoning_ids
     ids = {text: tokenizer.encode(text)[0] for text in ("a", "?", "b", "\n", "7")}
-    assert transcript_lines(prompt, completion, tokenizer) == [
+    assert transcript_text(prompt, completion, tokenizer).plain.split("\n") == [
         "--- PROMPT TOKENS (2 tokens) ---",
         f"[  0] id={ids['a']:5d} 'a'",
         f"[  1] id={ids['?']:5d} '?'",
@@ -94,7 +93,7 @@ def test_a_completions_text_is_styled_where_it_thinks_and_answers() -> None:
 def test_control_characters_are_shown_and_not_obeyed(tokenizer: Tokenizer) -> None:
     written = "3\x1b[2J\r\x07\x9b1m\u202e\tfive\n+4"
     assert completion_text(written).plain == "3\\x1b[2J\\r\\x07\\x9b1m\\u202e\tfive\n+4"
-    lines = transcript_lines([], tokenizer.encode(written), tokenizer)
+    lines = transcript_text([], tokenizer.encode(written), tokenizer).plain.split("\n")
     assert lines[-2] == "Decoded: 3\\x1b[2J\\r\\x07\\x9b1m\\u202e\\tfive\\n+4"
     assert "\x1b" not in "".join(lines)
 
@@ -123,7 +122,7 @@ def test_the_record_is_json_with_a_kind_per_token(tokenizer: Tokenizer) -> None:
 
 def test_a_whole_page_with_gpt2s_own_vocabulary() -> None:
     tokenizer = Tokenizer.load(shared_data("gpt2_tokenizer"))
-    lines = transcript_lines(tokenizer.encode(QUESTION), tokenizer.encode(COMPLETION), tokenizer)
+    lines = transcript_text(tokenizer.encode(QUESTION), tokenizer.encode(COMPLETION), tokenizer).plain.split("\n")
     assert lines[:4] == [
         "--- PROMPT TOKENS (24 tokens) ---",
         "[  0] id= 1532 'If'",

@@ -81,17 +81,6 @@ def _subsets(n: int, k: int, *, subsets: int, seed: int) -> NDArray[np.intp]:
     return np.argpartition(order, k - 1, axis=1)[:, :k]
 
 
-def format_compliance(records: Iterable[EvalRecord]) -> float:
-    """Share of the completions that are exactly `<think>…</think><answer>…</answer>`."""
-    return float(np.mean([record.well_formed for record in records]))
-
-
-def mean_lengths(records: Sequence[EvalRecord]) -> tuple[float, float]:
-    """(thinking, answer) tokens of a completion, on average."""
-    thinking = float(np.mean([record.thinking_tokens for record in records]))
-    return thinking, float(np.mean([record.answer_tokens for record in records]))
-
-
 def score_problems(records: Iterable[EvalRecord], *, ks: Sequence[int] | None = None, seed: int = 0) -> ProblemScores:
     """All metrics of the completions of one skill, per problem, problems in order of first appearance.
 

@@ -172,18 +172,6 @@ def smallest_detectable(differences: ArrayLike) -> float:
     return (Z_TWO_SIDED + Z_POWER) * float(values.std(ddof=1)) / math.sqrt(len(values))
 
 
-def samples_needed(interval: Interval, bound: float) -> int | None:
-    """Problems after which `interval` would no longer straddle `bound`, if its value stays and it narrows as 1/√n.
-
-    At most the present n when it does not straddle it now. None when the value is the bound itself: no n decides.
-    """
-    distance = abs(interval.value - bound)
-    if distance == 0:
-        return None
-    reach = interval.value - interval.low if bound < interval.value else interval.high - interval.value
-    return max(1, math.ceil(interval.n * (reach / distance) ** 2 - 1e-9))
-
-
 def _checked(values: ArrayLike) -> Values:
     array = np.asarray(values, dtype=np.float64)
     if array.ndim != 1 or len(array) == 0 or not np.all(np.isfinite(array)):

@@ -87,11 +87,6 @@ def completion_text(text: str) -> Text:
     return shown
 
 
-def transcript_lines(prompt_ids: Sequence[int], completion_ids: Sequence[int], tokenizer: Tokenizer) -> list[str]:
-    """The same as plain lines, such as `[ 24] id=50257 *** <think> ***` and `[ 27] id=  513 ' 3'`."""
-    return transcript_text(prompt_ids, completion_ids, tokenizer).plain.split("\n")
-
-
 def transcript_record(
     prompt_ids: Sequence[int],
     completion_ids: Sequence[int],

@@ -50,10 +50,6 @@ class Bound:
             "<": value < self.limit,
         }[self.operator]
 
-    @property
-    def wants_more(self) -> bool:
-        return self.operator.startswith(">")
-
 
 @dataclass(frozen=True, slots=True)
 class Expectation:
