@@ -171,7 +171,7 @@ class EditPatch:
                 raise UserError("the patch is already applied to this model; there is nothing to do.")
             raise UserError(
                 f"the patch was made for other weights: layer {layer} has SHA-256 {digest[:12]}…, expected "
-                f"{update.expected_sha256[:12]}…. Use the model it was made on, or --rebase to edit this one anew."
+                f"{update.expected_sha256[:12]}…. Use the model it was made on, or `patch apply --rebase`."
             )
 
     def describe(self) -> str:
