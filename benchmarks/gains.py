@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from statistics import median
 from typing import Any
 from unittest.mock import patch
@@ -23,13 +23,14 @@ from torch import Tensor
 
 from nanogpt_edit.data.batch import Batch
 from nanogpt_edit.data.problems import to_samples
-from nanogpt_edit.engine.engine import Engine
+from nanogpt_edit.engine import engine
 from nanogpt_edit.engine.sampling import Sampling
 from nanogpt_edit.model import products
 from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.train import chunked_loss, packed, sft
 
 Work = Callable[[], object]
+NEVER = 2**40  # steps, numbers, rows: more than there are
 TARGETS = 512  # of the losses that are timed alone
 
 
@@ -46,11 +47,12 @@ def main() -> None:
     usual = simple(products.Linear, forward=torch.nn.Linear.forward)
     works = {
         "rows without padding": (lambda: step(model, batch), simple(sft, completion_loss_sum=padded_loss_sum)),
-        "packing moves its gradient": (lambda: step(model, batch), simple(packed, _Move=Selected)),
-        "loss in chunks": (head_loss(model), simple(chunked_loss, CHUNK_NUMBERS=2**40)),
+        "packing moves its gradient": (lambda: step(model, batch), simple(packed, _move=selected)),
+        "loss in chunks": (head_loss(model), simple(chunked_loss, CHUNK_NUMBERS=NEVER)),
         "log-probabilities kept once": (head_logprobs(model), simple(chunked_loss, head_logprobs=plain_logprobs)),
-        "vocabulary in blocks, 64 rows": (decode(model, prompts=8), simple(products, VOCABULARY_BLOCK=2**40)),
-        "vocabulary in blocks, 8 rows": (decode(model, prompts=1), simple(products, VOCABULARY_BLOCK=2**40)),
+        "packed copies, 8 rows": (decode(model, prompts=1, packed=True), simple(engine, PACKING_PAYS=NEVER)),
+        "vocabulary in blocks, 64 rows": (decode(model, prompts=8), simple(products, VOCABULARY_BLOCK=NEVER)),
+        "vocabulary in blocks, 8 rows": (decode(model, prompts=1), simple(products, VOCABULARY_BLOCK=NEVER)),
         "W xᵀ in the layers, 64 rows": (decode(model, prompts=8), usual),
         "W xᵀ in the layers, 8 rows": (decode(model, prompts=1), usual),
         "clipping only what is too long": (lambda: norm_of(model), simple_scaling(model)),
@@ -109,12 +111,9 @@ def padded_loss_sum(model: GPT, batch: Batch) -> Tensor:
     return chunked_loss.head_cross_entropy_sum(states[predicted], model.head_weight, batch.token_ids[:, 1:][predicted])
 
 
-class Selected:
+def selected(x: Tensor, there: Tensor, back: Tensor, nobodys: Tensor | None) -> Tensor:
     """The same move as a selection, whose gradient autograd adds up at indices."""
-
-    @staticmethod
-    def apply(x: Tensor, there: Tensor, back: Tensor, nobodys: Tensor | None) -> Tensor:
-        return x.index_select(0, there)
+    return x.index_select(0, there)
 
 
 def states_of(model: GPT) -> tuple[Tensor, Tensor]:
@@ -148,11 +147,16 @@ def plain_logprobs(states: Tensor, weight: Tensor, targets: Tensor, *, temperatu
     return logprobs.gather(1, targets[:, None]).squeeze(1), -(logprobs.exp() * logprobs).sum(dim=-1)
 
 
-def decode(model: GPT, *, prompts: int) -> Work:
-    """Sixteen tokens by eight samples of each prompt of 64 tokens."""
-    engine = Engine(model)
+def decode(model: GPT, *, prompts: int, packed: bool = False) -> Work:
+    """Sixteen tokens by eight samples of each prompt of 64 tokens; with `packed` copies as soon as they pay."""
+    writer = engine.Engine(model)
     asked = [[(7 * token + row) % 3000 for token in range(64)] for row in range(prompts)]
-    return lambda: engine.generate(asked, n=8, sampling=Sampling(max_new_tokens=16))
+
+    def work() -> None:
+        with nullcontext() if packed else patch.multiple(engine, PACKING_PAYS=NEVER):
+            writer.generate(asked, n=8, sampling=Sampling(max_new_tokens=16))
+
+    return work
 
 
 def norm_of(model: GPT) -> None:

@@ -120,7 +120,7 @@ def to_value(kind: object, value: object, name: str, place: Place) -> Any:
         assert isinstance(kind, type)
         return to_dataclass(kind, value, place.inner(name))
     if origin in (Union, UnionType):
-        return _to_optional(arguments, value, name, place)
+        return _to_optional(kind, value, name, place)
     if origin is Literal:
         if value not in arguments:
             raise UserError(_wrong(kind, value, name, place))
@@ -137,8 +137,9 @@ def to_value(kind: object, value: object, name: str, place: Place) -> Any:
     return _to_scalar(kind, value, name, place)
 
 
-def _to_optional(kinds: tuple[object, ...], value: object, name: str, place: Place) -> object:
+def _to_optional(union: object, value: object, name: str, place: Place) -> object:
     """A union: None, or the word for it; otherwise the first member that fits."""
+    kinds = get_args(union)
     if NoneType in kinds and (value is None or (place.none is not None and value == place.none)):
         return None
     candidates = [kind for kind in kinds if kind is not NoneType]
@@ -149,7 +150,7 @@ def _to_optional(kinds: tuple[object, ...], value: object, name: str, place: Pla
             return to_value(kind, value, name, place)
         except UserError:
             continue
-    raise UserError(_wrong(Union[kinds], value, name, place))  # noqa: UP007, kinds is a runtime tuple
+    raise UserError(_wrong(union, value, name, place))
 
 
 def _to_scalar(kind: object, value: object, name: str, place: Place) -> object:

@@ -23,7 +23,7 @@ def bigram(odds: Mapping[int, Mapping[int, float]]) -> GPT:
             table[last, token] = weight
 
     class Bigram(GPT):
-        def hidden(self, token_ids: Tensor, *, cache: KVCache | None = None, **_: object) -> Tensor:  # type: ignore[override]
+        def hidden(self, token_ids: Tensor, *, cache: KVCache | None = None, **_: object) -> Tensor:
             if cache is not None:
                 cache.advance(token_ids.shape[1])
             return torch.nn.functional.one_hot(token_ids, size).float()

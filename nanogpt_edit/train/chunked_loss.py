@@ -12,6 +12,7 @@ Shapes: N target tokens, D model width, V vocabulary.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -33,8 +34,7 @@ def head_cross_entropy_sum(states: Tensor, weight: Tensor, targets: Tensor) -> T
         return cross_entropy_sum(head_product(states, weight), targets)
     if not torch.is_grad_enabled():
         return torch.stack([cross_entropy_sum(head_product(states[at], weight), targets[at]) for at in pieces]).sum()
-    loss: Tensor = _HeadCrossEntropy.apply(states, weight, targets, product_dtype(states))  # type: ignore[no-untyped-call]
-    return loss
+    return _head_cross_entropy(states, weight, targets, product_dtype(states))
 
 
 class _HeadCrossEntropy(torch.autograd.Function):
@@ -58,15 +58,16 @@ class _HeadCrossEntropy(torch.autograd.Function):
         return to_states.mul_(slopes[0].to(to_states.dtype)), to_weight.mul_(slopes[0].to(to_weight.dtype)), None, None
 
 
+_head_cross_entropy: Callable[..., Tensor] = _HeadCrossEntropy.apply
+
+
 def head_logprobs(states: Tensor, weight: Tensor, targets: Tensor, *, temperature: float) -> tuple[Tensor, Tensor]:
     """Log-probability of each target and entropy of each distribution, in nats, under softmax(states · weightᵀ / T).
 
     states (N, D), weight (V, D), targets (N,) -> (N,), (N,). The entropy is exact, over the full vocabulary.
     """
     numbers = len(states) * weight.shape[0] if torch.is_grad_enabled() else KEPT_NUMBERS + 1
-    return _HeadLogprobs.apply(  # type: ignore[no-untyped-call]
-        states, weight, targets, temperature, product_dtype(states), numbers <= KEPT_NUMBERS
-    )
+    return _head_logprobs(states, weight, targets, temperature, product_dtype(states), numbers <= KEPT_NUMBERS)
 
 
 @torch.no_grad()
@@ -112,6 +113,9 @@ class _HeadLogprobs(torch.autograd.Function):
             slope.scatter_add_(1, targets[at, None], of_logprob)
             add_gradients(slope.to(ctx.dtype), states, weight, at, to_states, to_weight)
         return to_states, to_weight, None, None, None, None
+
+
+_head_logprobs: Callable[..., tuple[Tensor, Tensor]] = _HeadLogprobs.apply
 
 
 def logits_of(states: Tensor, weight: Tensor, temperature: float, dtype: torch.dtype) -> Tensor:

@@ -9,7 +9,7 @@ Shapes: B rows, T tokens of the longest, N tokens of all rows together, H heads,
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -45,14 +45,14 @@ class Grid:
     def spread(self, x: Tensor) -> Tensor:
         """(1, H, N, E) -> (B, H, T, E)."""
         flat = x[0].transpose(0, 1)  # (N, H, E)
-        cells = flat if self.full else _Move.apply(flat, self.token, self.cell, None)  # type: ignore[no-untyped-call]
+        cells = flat if self.full else _move(flat, self.token, self.cell, None)
         return cells.unflatten(0, self.is_token.shape).transpose(1, 2)
 
     def collect(self, x: Tensor) -> Tensor:
         """(B, H, T, E) -> (1, H, N, E)."""
         cells = x.transpose(1, 2).flatten(0, 1)  # (B T, H, E)
         if not self.full:
-            cells = _Move.apply(cells, self.cell, self.token, ~self.is_token.flatten())  # type: ignore[no-untyped-call]
+            cells = _move(cells, self.cell, self.token, ~self.is_token.flatten())
         return cells.transpose(0, 1)[None]
 
 
@@ -71,6 +71,9 @@ class _Move(torch.autograd.Function):
         if ctx.nobodys is not None:
             slope[ctx.nobodys] = 0.0
         return slope, None, None, None
+
+
+_move: Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor] = _Move.apply
 
 
 class PackedRows(KVCache):
