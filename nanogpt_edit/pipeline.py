@@ -107,6 +107,8 @@ class Pipeline(RunModels):
             with autocast(self.device, self.recipe.precision):
                 evaluation = suite.evaluate(model, skills, config, stage=stage)
             if processes.is_first():
+                for stale in (*folder.glob(f"compare_{stage}-*.json"), *folder.glob(f"compare_*-{stage}.json")):
+                    stale.unlink()
                 evaluation.save(folder)
                 if stage == "grpo":
                     self.keep_transcript(model, folder)

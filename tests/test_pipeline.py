@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from nanogpt_edit.data.world import WorldConfig
 from nanogpt_edit.edit.config import EditConfig
 from nanogpt_edit.errors import UserError
 from nanogpt_edit.evaluate.suite import EvaluateConfig
-from nanogpt_edit.files import read_json, write_jsonl
+from nanogpt_edit.files import read_json, write_json, write_jsonl
 from nanogpt_edit.model import checkpoint
 from nanogpt_edit.recipe import ModelConfig, Recipe, save_recipe
 from nanogpt_edit.run_folder import RunFolder
@@ -98,6 +99,17 @@ def test_a_second_call_does_nothing_again(finished: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in finished.rglob("*.safetensors")}
     assert pipeline.run(MICRO, finished) == 0
     assert before == {path: path.stat().st_mtime_ns for path in finished.rglob("*.safetensors")}
+
+
+def test_what_is_measured_again_is_compared_again(finished: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(finished, tmp_path / "run")
+    (run / "eval" / "grpo.json").unlink()
+    for name in ("compare_sft-base", "compare_grpo-sft", "compare_edited-grpo"):
+        write_json(run / "eval" / f"{name}.json", {"metrics": {}})
+    assert pipeline.run(MICRO, run) == 0
+    for name in ("compare_grpo-sft", "compare_edited-grpo"):
+        assert read_json(run / "eval" / f"{name}.json") == read_json(finished / "eval" / f"{name}.json")
+    assert read_json(run / "eval" / "compare_sft-base.json") == {"metrics": {}}
 
 
 def test_an_expectation_that_fails_gives_exit_status_3(finished: Path) -> None:
