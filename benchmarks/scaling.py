@@ -198,6 +198,7 @@ def main() -> None:
         if "WORLD_SIZE" in os.environ:
             with processes.joined():
                 measure_all(chosen.worker)
+            processes.leave(0)
         else:
             measure_all(chosen.worker)
         return

@@ -1,7 +1,5 @@
 """`python -m nanogpt_edit` is the command line."""
 
-import sys
+from nanogpt_edit.cli import command
 
-from nanogpt_edit.cli import main
-
-sys.exit(main())
+command()

@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from typing import NoReturn
 
 from nanogpt_edit import __version__
 from nanogpt_edit.errors import UserError, did_you_mean, visible
@@ -49,6 +50,16 @@ PATIENCE_SECONDS = 3.0
 MISTAKE, INTERRUPTED = 2, 130
 # A disk or a permission a person can mend: no traceback.
 MENDABLE = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS}
+
+
+def command() -> NoReturn:
+    """The program: `main`, and the end of the process with its status."""
+    status = main()
+    if several():
+        from nanogpt_edit.processes import leave  # here, for it imports torch
+
+        leave(status)
+    sys.exit(status)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -95,12 +106,11 @@ def find_verb(name: str) -> Callable[[list[str]], int]:
 
 def together(verb: str) -> AbstractContextManager[None]:
     """One of torchrun's processes joins the others. Raises UserError for a verb that is not for several."""
-    processes = int(os.environ.get("WORLD_SIZE", "1"))  # set by torchrun, as RANK is
-    if processes == 1:
+    if not several():
         return nullcontext()
     if verb in VERBS and verb not in IN_SEVERAL_PROCESSES:
         raise UserError(
-            f"{verb} runs in one process and torchrun started {processes}; start it without torchrun. "
+            f"{verb} runs in one process and torchrun started {os.environ['WORLD_SIZE']}; start it without torchrun. "
             f"For several: {', '.join(IN_SEVERAL_PROCESSES)}."
         )
     from nanogpt_edit.processes import joined  # here, for it imports torch
@@ -108,9 +118,14 @@ def together(verb: str) -> AbstractContextManager[None]:
     return joined()
 
 
+def several() -> bool:
+    """Is this one of several processes that torchrun started? It sets WORLD_SIZE and RANK."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
 def rank() -> int:
     """This process's number among those that torchrun started; 0 when it is alone."""
-    return int(os.environ["RANK"]) if int(os.environ.get("WORLD_SIZE", "1")) > 1 else 0
+    return int(os.environ["RANK"]) if several() else 0
 
 
 def overview() -> str:

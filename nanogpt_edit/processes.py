@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 import torch
 from torch import distributed
@@ -29,8 +29,8 @@ PATIENCE = timedelta(hours=2)  # the first process may edit or write a report wh
 def joined() -> Iterator[None]:
     """Be one of the processes that torchrun started: gradients travel by NCCL between GPUs, all else by Gloo.
 
-    All but the first fall silent. Raises UserError when there are fewer GPUs than processes, and when another process
-    has died.
+    All but the first fall silent. The program should end with `leave`. Raises UserError when there are fewer GPUs than
+    processes, and when another process has died.
     """
     if torch.cuda.is_available():
         here, devices = int(os.environ["LOCAL_WORLD_SIZE"]), torch.cuda.device_count()
@@ -57,6 +57,18 @@ def joined() -> Iterator[None]:
         ) from error
     # Left open after an error: the others may be inside something that this process will never join.
     distributed.destroy_process_group()
+
+
+def leave(status: int) -> NoReturn:
+    """End this process, which has been in a group, at once and with this exit status.
+
+    A thread of Gloo's may still be about to let go of the last tensor it sent, for which it needs the interpreter, and
+    destroying the group does not end the thread while anything refers to the group, as caches of torch do. Were the
+    interpreter taken apart under it, the process would abort (pytorch/pytorch#190489).
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
 
 
 def _is_lost(error: RuntimeError) -> bool:

@@ -156,3 +156,4 @@ if __name__ == "__main__":
         work(folder / "replicas")
         work_in_shards(folder / "shards")
         assert pipeline.run(MICRO, folder / "run") == 0
+    processes.leave(0)

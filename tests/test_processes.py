@@ -162,6 +162,31 @@ def test_verbs_for_one_process_refuse_several(monkeypatch: pytest.MonkeyPatch, c
     assert "edit runs in one process and torchrun started 2" in capsys.readouterr().err
 
 
+LETTING_GO = """
+import sys
+import torch
+from torch import distributed
+from nanogpt_edit import processes
+
+distributed.init_process_group("gloo", init_method="file://" + sys.argv[1], rank=0, world_size=1)
+held = distributed.group.WORLD  # as the caches of torch's shards hold it
+sys.setswitchinterval(100)  # seconds that Gloo's thread has to wait for the interpreter
+distributed.all_reduce(torch.zeros(30_000_000), async_op=True)
+distributed.destroy_process_group()
+print("the last line")
+if len(sys.argv) > 2:
+    processes.leave(int(sys.argv[2]))
+"""
+
+
+@pytest.mark.parametrize("status", [0, 3])
+def test_a_process_leaves_although_a_thread_still_holds_a_tensor(tmp_path: Path, status: int) -> None:
+    command = [sys.executable, "-c", LETTING_GO, str(tmp_path / "store"), str(status)]
+    path = os.environ | {"PYTHONPATH": str(HERE.parent)}
+    done = subprocess.run(command, env=path, capture_output=True, text=True, timeout=300)
+    assert (done.returncode, done.stdout, done.stderr) == (status, "the last line\n", "")
+
+
 # A process dies
 
 
