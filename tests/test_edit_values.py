@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from nanogpt_edit.edit import contexts, editor, head_slopes, long_row
+from nanogpt_edit.edit import contexts, editor, head_slopes, layers, long_row
 from nanogpt_edit.edit import values as values_module
 from nanogpt_edit.edit.clean_runs import Text, clean_runs
 from nanogpt_edit.edit.config import EditConfig
@@ -182,6 +182,19 @@ def test_editing_in_sequence_keeps_the_earlier_facts() -> None:
     assert made.batches == (2, 2)
     with made.applied(model):
         assert sum(state.new.rank == 1 for state in measure_facts(model, made.facts)) == 4
+
+
+def test_chunks_of_the_texts_do_not_change_the_layers(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, blocks = trained_model(), covariance_blocks()
+    config = replace(CONFIG, layers=(0, 1), n_prefixes=1, rounds=2, context_weight=1.0)
+    whole = edit_model(model, facts(4), config, covariance_blocks=blocks)
+    monkeypatch.setattr(layers, "CHUNK_TOKENS", 1)  # every fact by itself
+    parts = edit_model(model, facts(4), config, covariance_blocks=blocks)
+    for layer in (0, 1):
+        expected = whole.layers[layer].delta()
+        torch.testing.assert_close(
+            parts.layers[layer].delta(), expected, rtol=1e-2, atol=1e-3 * float(expected.abs().max())
+        )
 
 
 def test_memit_hits_v_star_when_nothing_else_counts() -> None:

@@ -4,7 +4,7 @@ For every edited layer in turn, keys and the present state h are taken with the 
 residual v* − h is divided by the number of layers left, and the layer's ΔW is solved for. The changes are made on the
 model itself, because later layers must see them.
 
-Shapes: N facts, C contexts, T tokens of all texts up to their subjects' last, D model width, F MLP width.
+Shapes: N facts, T tokens of a chunk's texts up to their subjects' last, D model width, F MLP width.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from nanogpt_edit.edit import solve
 from nanogpt_edit.edit.config import EditConfig
-from nanogpt_edit.edit.contexts import LocatedFact, pad_rows
+from nanogpt_edit.edit.contexts import LocatedFact, in_chunks, pad_rows
 from nanogpt_edit.edit.covariance import Covariance
 from nanogpt_edit.edit.long_row import Layout
 from nanogpt_edit.edit.patch import edited_weight
@@ -26,7 +26,7 @@ from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.model.sites import capture
 from nanogpt_edit.model.tokenizer import tokenizer_of
 
-CHUNK_TOKENS = 16_384  # tokens run at once where the keys of whole texts are summed; bounds memory
+CHUNK_TOKENS = 16_384  # tokens run at once; bounds memory, does not change the result
 
 
 @dataclass(frozen=True)
@@ -107,30 +107,48 @@ def solve_batch(
     `again`: a further round of the same batch. The keys and the right factors stay, what is still missing of the (new)
     values is added to the left ones.
     """
-    layers, contexts = config.edited_layers, len(facts[0].contexts)
-    texts = [row.token_ids[: row.subject_last + 1] for fact in facts for row in fact.contexts]
-    row = Layout.of(texts, device=model.device)
-    bare = Layout.of(texts[::contexts], device=model.device)  # the bare prompts, which alone go up to the last layer
-    is_bare = bare.within(row, range(0, len(texts), contexts))
-    last, last_bare = (torch.stack([place[-1] for place in each.places]) for each in (row, bare))
-    x = _run(model, model.embed_tokens(row.token_ids, row.positions), row, 0, layers[0])  # (1, T, D)
+    layers = config.edited_layers
+    asked = [_Subjects(model, chunk, layers[0]) for chunk in in_chunks(facts, CHUNK_TOKENS)]
     for index, layer in enumerate(layers):
-        middle, key = model.run_to_key(x, layer, cache=row.cache(), position_ids=row.positions)  # (1, T, D), (1, T, F)
-        mean_key = _double(key[0, last]).unflatten(0, (-1, contexts)).mean(1).T  # (F, N)
-        top = model.run_from_key(middle[:, is_bare], key[:, is_bare], layer)
-        top = _run(model, top, bare, layer + 1, layers[-1] + 1)
-        h = _double(top[0, last_bare])  # (N, D)
-        residual = ((values.to(h.device).double() - h) / (len(layers) - index)).T  # (D, N)
+        found = [part.read(model, layer, last_layer=layers[-1]) for part in asked]
+        mean_key, h = (_double(torch.cat(each)) for each in zip(*found, strict=True))  # (N, F), (N, D)
+        residual = ((values.to(h) - h) / (len(layers) - index)).T  # (D, N)
         if again:
             edited[layer].left[-1] += residual
         else:
             terrain, earlier = edited[layer].terrain, edited[layer].earlier_keys()
             assert terrain is not None
             others = _other_keys(model, facts, layer) if config.context_weight > 0 else None
-            edited[layer].add(residual, terrain.right(mean_key, others, config, earlier), mean_key)
+            edited[layer].add(residual, terrain.right(mean_key.T, others, config, earlier), mean_key.T)
         edited[layer].write()
-        if index + 1 < len(layers):
-            x = _run(model, model.run_from_key(middle, key, layer), row, layer + 1, layers[index + 1])
+
+
+class _Subjects:
+    """Some facts' texts up to their subjects' last tokens, run up to the layer that is solved for next."""
+
+    def __init__(self, model: GPT, facts: Sequence[LocatedFact], layer: int) -> None:
+        self.contexts = len(facts[0].contexts)
+        texts = [row.token_ids[: row.subject_last + 1] for fact in facts for row in fact.contexts]
+        self.row = Layout.of(texts, device=model.device)
+        self.bare = Layout.of(texts[:: self.contexts], device=model.device)  # only these go up to the last layer
+        self.is_bare = self.bare.within(self.row, range(0, len(texts), self.contexts))
+        self.last, self.last_bare = (
+            torch.stack([place[-1] for place in each.places]) for each in (self.row, self.bare)
+        )
+        self.x = _run(
+            model, model.embed_tokens(self.row.token_ids, self.row.positions), self.row, 0, layer
+        )  # (1, T, D)
+        self.layer = layer
+
+    def read(self, model: GPT, layer: int, *, last_layer: int) -> tuple[Tensor, Tensor]:
+        """The facts' keys at `layer`, averaged over contexts, (N, F), and their states at the last layer, (N, D)."""
+        self.x = _run(model, self.x, self.row, self.layer, layer)
+        self.layer = layer
+        middle, key = model.run_to_key(self.x, layer, cache=self.row.cache(), position_ids=self.row.positions)
+        mean_key = _double(key[0, self.last]).unflatten(0, (-1, self.contexts)).mean(1)
+        top = model.run_from_key(middle[:, self.is_bare], key[:, self.is_bare], layer)
+        top = _run(model, top, self.bare, layer + 1, last_layer + 1)
+        return mean_key, top[0, self.last_bare]
 
 
 def refine_batch(
