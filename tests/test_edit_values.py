@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import replace
 
 import pytest
@@ -138,10 +140,11 @@ def test_the_shift_is_clamped(model: GPT) -> None:
     assert max(optimise_values(model, located(model), config).shifts) <= 0.05 * (1 + 1e-5)
 
 
-def test_gradients_need_no_permission() -> None:
-    """Edits work inside `no_grad`, and on a frozen model."""
+@pytest.mark.parametrize("without_gradients", [torch.no_grad, torch.inference_mode])
+def test_gradients_need_no_permission(without_gradients: Callable[[], AbstractContextManager[None]]) -> None:
+    """Edits work inside `no_grad` and `inference_mode`, and on a frozen model."""
     model = trained_model().requires_grad_(False)
-    with torch.no_grad():
+    with without_gradients():
         made = edit_model(model, facts(2), replace(CONFIG, steps=5), covariance_blocks=covariance_blocks())
         edit_model(model, facts(2), replace(CONFIG, steps=2, method="ft"))
     assert made.edited[0].shift > 0

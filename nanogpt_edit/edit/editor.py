@@ -72,6 +72,7 @@ def solve_again(
     return _edit(model, [e.fact for e in edited], config, covariance_blocks, cache_dir, known_values=known)
 
 
+@torch.inference_mode(False)  # values are found by descent, also where the caller wants no gradients
 def _edit(
     model: GPT,
     facts: Sequence[Fact],

@@ -33,7 +33,8 @@ def training_bytes(model: GPT, config: LoopConfig) -> int:
     Kept per token and block are the two norms' inputs and outputs, queries, keys, values, what attention gives, and the
     two sides of the MLP's nonlinearity; attention itself keeps no scores. With activation checkpointing it is what goes
     into each block, and one block's share of the rest. Of the logits a chunk is held three times: as log-probabilities,
-    as probabilities, and as their gradient; GRPO keeps those of a micro-batch, up to KEPT_NUMBERS.
+    as probabilities, and as their gradient; GRPO keeps those of a micro-batch, up to KEPT_NUMBERS. The weights' packed
+    copies live while rollouts are sampled, when there are neither gradients nor activations.
     """
     shape, size = model.config, next(model.parameters()).element_size()
     parameters = sum(parameter.numel() for parameter in model.parameters())
