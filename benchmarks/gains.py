@@ -1,7 +1,7 @@
 """What each optimisation of the engine and of the training step gains: with it and without it, alternately.
 
 On GPT-2's sizes with random weights. Without it means the simple way that the tests compare with: padded rows, all
-logits at once, one product for the whole vocabulary, and so on. Seconds are medians over the rounds after a warm-up;
+logits at once, x Wᵀ instead of W xᵀ, and so on. Seconds are medians over the rounds after a warm-up;
 what was expected of each, and from what, is in docs/performance.md. The last line is one JSON object.
 
     python benchmarks/gains.py --data DIR --out benchmarks/results/gains.json
@@ -25,7 +25,7 @@ from nanogpt_edit.data.batch import Batch
 from nanogpt_edit.data.problems import to_samples
 from nanogpt_edit.engine import engine
 from nanogpt_edit.engine.sampling import Sampling
-from nanogpt_edit.model import products
+from nanogpt_edit.model import gpt, products
 from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.train import chunked_loss, packed, sft
 
@@ -51,8 +51,10 @@ def main() -> None:
         "loss in chunks": (head_loss(model), simple(chunked_loss, CHUNK_NUMBERS=NEVER)),
         "log-probabilities kept once": (head_logprobs(model), simple(chunked_loss, head_logprobs=plain_logprobs)),
         "packed copies, 8 rows": (decode(model, prompts=1, packed=True), simple(engine, PACKING_PAYS=NEVER)),
-        "vocabulary in blocks, 64 rows": (decode(model, prompts=8), simple(products, VOCABULARY_BLOCK=NEVER)),
-        "vocabulary in blocks, 8 rows": (decode(model, prompts=1), simple(products, VOCABULARY_BLOCK=NEVER)),
+        "packed copies, 40 rows": (decode(model, prompts=5, packed=True), simple(engine, PACKING_PAYS=NEVER)),
+        "whole kernels of columns, 40 rows": (decode(model, prompts=5), simple(products, KERNEL_COLUMNS=1)),
+        "W xᵀ in the head, 64 rows": (decode(model, prompts=8), simple(gpt, head_product=plain_head)),
+        "W xᵀ in the head, 8 rows": (decode(model, prompts=1), simple(gpt, head_product=plain_head)),
         "W xᵀ in the layers, 64 rows": (decode(model, prompts=8), usual),
         "W xᵀ in the layers, 8 rows": (decode(model, prompts=1), usual),
         "clipping only what is too long": (lambda: norm_of(model), simple_scaling(model)),
@@ -147,14 +149,18 @@ def plain_logprobs(states: Tensor, weight: Tensor, targets: Tensor, *, temperatu
     return logprobs.gather(1, targets[:, None]).squeeze(1), -(logprobs.exp() * logprobs).sum(dim=-1)
 
 
+def plain_head(states: Tensor, weight: Tensor, packed: object = None) -> Tensor:
+    return states @ weight.T
+
+
 def decode(model: GPT, *, prompts: int, packed: bool = False) -> Work:
-    """Sixteen tokens by eight samples of each prompt of 64 tokens; with `packed` copies as soon as they pay."""
+    """32 tokens by eight samples of each prompt of 64 tokens; with `packed` copies as soon as they pay."""
     writer = engine.Engine(model)
     asked = [[(7 * token + row) % 3000 for token in range(64)] for row in range(prompts)]
 
     def work() -> None:
         with nullcontext() if packed else patch.multiple(engine, PACKING_PAYS=NEVER):
-            writer.generate(asked, n=8, sampling=Sampling(max_new_tokens=16))
+            writer.generate(asked, n=8, sampling=Sampling(max_new_tokens=32))
 
     return work
 

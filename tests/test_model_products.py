@@ -14,18 +14,28 @@ from nanogpt_edit.model import products
 from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.model.kv_cache import KVCache
 from nanogpt_edit.model.packed_weights import PackedWeights
-from nanogpt_edit.model.products import FEW_ROWS, LARGE_MATRIX, VOCABULARY_BLOCK, Linear, Packed, head_product, is_few
+from nanogpt_edit.model.products import (
+    FEW_ROWS,
+    LARGE_MATRIX,
+    VOCABULARY_BLOCK,
+    Linear,
+    Packed,
+    columns_of,
+    head_product,
+    is_few,
+)
 
 
-def test_blocks_of_the_vocabulary_give_the_same_logits() -> None:
-    states, weight = torch.randn(5, 2, 160), torch.randn(2 * VOCABULARY_BLOCK + 3, 160)
+@pytest.mark.parametrize("shape", [(5, 2), (), (0,), (16,), (3, 7)])
+def test_blocks_of_the_vocabulary_give_the_same_logits(shape: tuple[int, ...]) -> None:
+    states, weight = torch.randn(*shape, 160), torch.randn(2 * VOCABULARY_BLOCK + 3, 160)
     with torch.no_grad():
         assert is_few(states, weight)
         torch.testing.assert_close(head_product(states, weight), states @ weight.T)
 
 
 @pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("shape", [(), (1,), (3,), (2, 5), (7, 1), (1, 0)])
+@pytest.mark.parametrize("shape", [(), (1,), (3,), (2, 5), (7, 1), (1, 0), (16,), (3, 9)])
 def test_few_rows_give_the_same_sums(bias: bool, shape: tuple[int, ...]) -> None:
     layer, x = Linear(512, 640, bias=bias), torch.randn(*shape, 512)
     expected = layer(x)  # with gradient: the usual way
@@ -124,3 +134,10 @@ def test_the_engine_writes_the_same_text_with_packed_weights_and_sees_new_ones(m
     with torch.no_grad():
         model.head_weight.mul_(-1)
     assert texts() != plain
+
+
+def test_columns_fill_the_kernel_where_many_would_be_left_over() -> None:
+    for rows, columns in ((0, 0), (1, 1), (8, 8), (9, 16), (16, 16), (17, 32), (63, 64)):
+        made = columns_of(torch.ones(rows, 3))
+        assert made.shape == (3, columns)
+        assert made.sum() == 3 * rows

@@ -1,11 +1,11 @@
 """Products of a few rows with large matrices, as decoding has them: the same numbers, in the order a CPU likes.
 
 A step of decoding multiplies a handful of states with every matrix of the model. The CPU's matrix library is built for
-square shapes and reads a wide matrix up to twice as slowly as it could when the other side is thin. Three ways around
-it, measured in docs/performance.md: a second copy of the matrix in the order oneDNN reads fastest, where somebody says
-that the weights will not change for a while (`packed_weights.py`); otherwise W xᵀ instead of x Wᵀ for the layers, and a
-block of the vocabulary at a time for the head, whose result is wanted row by row. None is used where autograd
-is to follow, on another device, or for matrices that stay in the cache.
+square shapes and reads a wide matrix up to twice as slowly as it could when the other side is thin. Two ways around it,
+measured in docs/performance.md: a second copy of the matrix in the order oneDNN reads fastest, where somebody says that
+the weights will not change for a while (`packed_weights.py`); and W xᵀ instead of x Wᵀ, with as many columns as the
+library's kernel likes. Neither is used where autograd is to follow, on another device, or for matrices that stay in the
+cache.
 
 Shapes: D inputs, V outputs.
 """
@@ -18,9 +18,10 @@ from torch import Tensor, nn
 
 LARGE_MATRIX = 2**18  # numbers; smaller ones are read from the cache
 FEW_ROWS = 256  # with so many the gain is a tenth, with 512 it is gone
-PACKED_ROWS = 24  # with more a packed copy is no faster
-TYPICAL_ROWS = 8  # that a packed copy is laid out for; 8 to 32 give the same
-VOCABULARY_BLOCK = 1024  # rows of the head that are multiplied at once; 512 to 2048 are equally fast
+KERNEL_COLUMNS = 16  # W xᵀ takes so many at once; what is left over costs up to as much as all of them
+PACKED_ROWS = 64  # from here on a packed copy is slower where W xᵀ has no columns left over
+TYPICAL_ROWS = 8  # that a packed copy is laid out for; 8 to 64 give the same
+VOCABULARY_BLOCK = 2048  # rows of the head that are multiplied at once; 1024 to 4096 are equally fast
 
 
 class Packed:
@@ -54,21 +55,40 @@ class Linear(nn.Linear):
     def forward(self, input: Tensor) -> Tensor:
         if not is_few(input, self.weight):
             return super().forward(input)
-        if self.packed is not None and rows_of(input) <= PACKED_ROWS:
+        if self.packed is not None and packed_is_faster(rows_of(input)):
             return self.packed(input, self.bias)
-        columns = input.reshape(-1, input.shape[-1]).t()  # (D, rows)
+        columns = columns_of(input)
         product = self.weight @ columns if self.bias is None else torch.addmm(self.bias[:, None], self.weight, columns)
-        return product.t().reshape(*input.shape[:-1], len(self.weight))
+        return product[:, : rows_of(input)].t().reshape(*input.shape[:-1], len(self.weight))
 
 
 def head_product(states: Tensor, weight: Tensor, packed: Packed | None = None) -> Tensor:
-    """states · weightᵀ: (..., D) and (V, D) -> (..., V), with `packed` or a block of the vocabulary at a time where
-    that is faster."""
-    if packed is not None and is_few(states, weight) and rows_of(states) <= PACKED_ROWS:
-        return packed(states)
-    if not is_few(states, weight) or len(weight) <= VOCABULARY_BLOCK:
+    """states · weightᵀ: (..., D) and (V, D) -> (..., V).
+
+    What follows reads every row's logits in one piece, so that W xᵀ is made and turned in blocks of the vocabulary.
+    """
+    if not is_few(states, weight):
         return F.linear(states, weight)
-    return torch.cat([F.linear(states, block) for block in weight.split(VOCABULARY_BLOCK)], dim=-1)
+    if packed is not None:
+        return packed(states)
+    rows, columns = rows_of(states), columns_of(states)
+    product = states.new_empty(rows, len(weight))
+    for block, into in zip(weight.split(VOCABULARY_BLOCK), product.split(VOCABULARY_BLOCK, dim=-1), strict=True):
+        into.copy_((block @ columns)[:, :rows].t())
+    return product.view(*states.shape[:-1], len(weight))
+
+
+def packed_is_faster(rows: int) -> bool:
+    """Than W xᵀ, with so many rows?"""
+    return rows < PACKED_ROWS or rows % KERNEL_COLUMNS > 0
+
+
+def columns_of(x: Tensor) -> Tensor:
+    """x (..., D) -> xᵀ (D, rows), with zeros up to a number of columns that the kernel likes."""
+    columns = x.reshape(-1, x.shape[-1]).t()
+    missing = -columns.shape[1] % KERNEL_COLUMNS
+    worth = missing > 0 and columns.shape[1] > KERNEL_COLUMNS // 2
+    return F.pad(columns, (0, missing)) if worth else columns
 
 
 def is_few(x: Tensor, weight: Tensor) -> bool:
