@@ -51,8 +51,11 @@ def main() -> None:
         "loss in chunks": (head_loss(model), simple(chunked_loss, CHUNK_NUMBERS=NEVER)),
         "log-probabilities kept once": (head_logprobs(model), simple(chunked_loss, head_logprobs=plain_logprobs)),
         "packed copies, 8 rows": (decode(model, prompts=1, packed=True), simple(engine, PACKING_PAYS=NEVER)),
-        "packed copies, 40 rows": (decode(model, prompts=5, packed=True), simple(engine, PACKING_PAYS=NEVER)),
-        "whole kernels of columns, 40 rows": (decode(model, prompts=5), simple(products, KERNEL_COLUMNS=1)),
+        "packed copies, 30 rows": (
+            decode(model, prompts=5, samples=6, packed=True),
+            simple(engine, PACKING_PAYS=NEVER),
+        ),
+        "columns filled up, 30 rows": (decode(model, prompts=5, samples=6), simple(products, KERNEL_COLUMNS=1)),
         "W xᵀ in the head, 64 rows": (decode(model, prompts=8), simple(gpt, head_product=plain_head)),
         "W xᵀ in the head, 8 rows": (decode(model, prompts=1), simple(gpt, head_product=plain_head)),
         "W xᵀ in the layers, 64 rows": (decode(model, prompts=8), usual),
@@ -153,14 +156,14 @@ def plain_head(states: Tensor, weight: Tensor, packed: object = None) -> Tensor:
     return states @ weight.T
 
 
-def decode(model: GPT, *, prompts: int, packed: bool = False) -> Work:
-    """32 tokens by eight samples of each prompt of 64 tokens; with `packed` copies as soon as they pay."""
+def decode(model: GPT, *, prompts: int, samples: int = 8, packed: bool = False) -> Work:
+    """32 tokens by some samples of each prompt of 64 tokens; with `packed` copies as soon as they pay."""
     writer = engine.Engine(model)
     asked = [[(7 * token + row) % 3000 for token in range(64)] for row in range(prompts)]
 
     def work() -> None:
         with nullcontext() if packed else patch.multiple(engine, PACKING_PAYS=NEVER):
-            writer.generate(asked, n=8, sampling=Sampling(max_new_tokens=32))
+            writer.generate(asked, n=samples, sampling=Sampling(max_new_tokens=32))
 
     return work
 

@@ -234,9 +234,9 @@ class _Batch:
             device=self.device,
             dtype=self.cache.keys.dtype,
         )
-        states = self.model.hidden(token_ids, cache=prefix)
+        states = self.model.hidden(token_ids, cache=prefix, columns=(lengths - 1)[:, None])
         self.cache.add_prompts(prompt_indices, prefix, lengths)
-        logits = self.model.logits(states[torch.arange(len(prompts), device=self.device), lengths - 1])
+        logits = self.model.logits(states[:, 0])
         if not logits.isfinite().all():
             raise UserError("the model's logits are not finite numbers; its weights are damaged.")
         self.last_logits |= zip(prompt_indices, logits, strict=True)
