@@ -30,7 +30,7 @@ from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.train import chunked_loss, packed, sft
 
 Work = Callable[[], object]
-NEVER = 2**40  # steps, numbers, rows: more than there are
+NEVER = 2**40  # steps, numbers: more than there are
 TARGETS = 512  # of the losses that are timed alone
 
 

@@ -12,6 +12,7 @@ import importlib
 import os
 import sys
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import NoReturn
@@ -54,12 +55,18 @@ MENDABLE = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS}
 
 def command() -> NoReturn:
     """The program: `main`, and the end of the process with its status."""
-    status = main()
-    if several():
-        from nanogpt_edit.processes import leave  # here, for it imports torch
+    if not several():
+        sys.exit(main())
+    status = 1
+    try:
+        status = main()
+    except SystemExit as asked:  # for --help
+        status = int(asked.code or 0)
+    except Exception:
+        traceback.print_exc()
+    from nanogpt_edit.processes import leave  # here, for it imports torch
 
-        leave(status)
-    sys.exit(status)
+    leave(status)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import NoReturn, TypeVar
 
@@ -64,10 +64,11 @@ def leave(status: int) -> NoReturn:
 
     A thread of Gloo's may still be about to let go of the last tensor it sent, for which it needs the interpreter, and
     destroying the group does not end the thread while anything refers to the group, as caches of torch do. Were the
-    interpreter taken apart under it, the process would abort (pytorch/pytorch#190489).
+    interpreter taken apart under it, the process would abort (pytorch/pytorch#179291, #190489).
     """
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):  # a full disk, a closed stream
+            stream.flush()
     os._exit(status)
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from nanogpt_edit.evaluate.facts import Recall
 from nanogpt_edit.evaluate.records import EvalRecord
+from nanogpt_edit.model.block import take_columns
 from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.model.kv_cache import KVCache
 
@@ -23,10 +24,18 @@ def bigram(odds: Mapping[int, Mapping[int, float]]) -> GPT:
             table[last, token] = weight
 
     class Bigram(GPT):
-        def hidden(self, token_ids: Tensor, *, cache: KVCache | None = None, **_: object) -> Tensor:
+        def hidden(
+            self,
+            token_ids: Tensor,
+            *,
+            cache: KVCache | None = None,
+            columns: Tensor | None = None,
+            **_: object,
+        ) -> Tensor:
             if cache is not None:
                 cache.advance(token_ids.shape[1])
-            return torch.nn.functional.one_hot(token_ids, size).float()
+            states = torch.nn.functional.one_hot(token_ids, size).float()
+            return states if columns is None else take_columns(states, columns)
 
         def logits(self, states: Tensor) -> Tensor:
             return (states @ table).log()

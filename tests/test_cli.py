@@ -13,7 +13,7 @@ from typing import Literal
 
 import pytest
 
-from nanogpt_edit import __version__, cli
+from nanogpt_edit import __version__, cli, processes
 from nanogpt_edit.commands.parse import parse
 from nanogpt_edit.errors import UserError
 
@@ -48,6 +48,34 @@ def test_python_m_is_the_command_line() -> None:
     ended = subprocess.run([sys.executable, "-m", "nanogpt_edit", "rnu"], capture_output=True, text=True)
     assert ended.returncode == 2
     assert 'there is no verb "rnu"; did you mean "run"?' in ended.stderr
+
+
+class Left(BaseException):
+    """Instead of the end of the process."""
+
+
+@pytest.mark.parametrize(("outcome", "status"), [(0, 0), (3, 3), (SystemExit(0), 0), (RuntimeError("a bug"), 1)])
+def test_one_of_several_processes_leaves_however_it_ends(
+    outcome: int | BaseException, status: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def main() -> int:
+        if isinstance(outcome, BaseException):
+            raise outcome
+        return outcome
+
+    def leave(status: int) -> None:
+        raise Left(status)
+
+    monkeypatch.setattr(cli, "main", main)
+    monkeypatch.setattr(processes, "leave", leave)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(Left) as left:
+        cli.command()
+    assert left.value.args == (status,)
+    assert ("RuntimeError: a bug" in capsys.readouterr().err) == isinstance(outcome, RuntimeError)
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    with pytest.raises(SystemExit if isinstance(outcome, int) else type(outcome)):
+        cli.command()
 
 
 @pytest.mark.parametrize("verb", cli.VERBS)

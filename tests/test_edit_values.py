@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -27,6 +28,7 @@ from nanogpt_edit.edit.scores import score_patch
 from nanogpt_edit.edit.suffixes import Suffixes
 from nanogpt_edit.edit.values import optimise_values
 from nanogpt_edit.errors import UserError
+from nanogpt_edit.model.checkpoint import load, save
 from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.model.sites import capture, patch
 from nanogpt_edit.model.tokenizer import tokenizer_of
@@ -141,10 +143,13 @@ def test_the_shift_is_clamped(model: GPT) -> None:
 
 
 @pytest.mark.parametrize("without_gradients", [torch.no_grad, torch.inference_mode])
-def test_gradients_need_no_permission(without_gradients: Callable[[], AbstractContextManager[None]]) -> None:
+def test_gradients_need_no_permission(
+    without_gradients: Callable[[], AbstractContextManager[None]], tmp_path: Path
+) -> None:
     """Edits work inside `no_grad` and `inference_mode`, and on a frozen model."""
-    model = trained_model().requires_grad_(False)
+    save(trained_model(), tmp_path)
     with without_gradients():
+        model = load(tmp_path).requires_grad_(False)
         made = edit_model(model, facts(2), replace(CONFIG, steps=5), covariance_blocks=covariance_blocks())
         edit_model(model, facts(2), replace(CONFIG, steps=2, method="ft"))
     assert made.edited[0].shift > 0

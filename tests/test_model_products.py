@@ -23,6 +23,7 @@ from nanogpt_edit.model.products import (
     columns_of,
     head_product,
     is_few,
+    packed_is_faster,
 )
 
 
@@ -82,7 +83,7 @@ WITH_ONEDNN = pytest.mark.skipif(not Packed.is_possible(), reason="torch is buil
 
 @WITH_ONEDNN
 @pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("shape", [(), (1,), (3,), (2, 5), (7, 1), (1, 0)])
+@pytest.mark.parametrize("shape", [(), (1,), (3,), (2, 5), (7, 1), (1, 0), (30,), (255, 1)])
 def test_a_packed_copy_gives_the_same_sums(bias: bool, shape: tuple[int, ...]) -> None:
     layer, x = Linear(24, 50, bias=bias), torch.randn(*shape, 24)
     packed = Packed(layer.weight)
@@ -134,6 +135,15 @@ def test_the_engine_writes_the_same_text_with_packed_weights_and_sees_new_ones(m
     with torch.no_grad():
         model.head_weight.mul_(-1)
     assert texts() != plain
+
+
+def test_which_way_is_faster() -> None:
+    assert [rows for rows in (1, 16, 63, 64, 65, 79, 80, 128, 255, 256) if not packed_is_faster(rows)] == [
+        64,
+        80,
+        128,
+        256,
+    ]
 
 
 def test_columns_fill_the_kernel_where_many_would_be_left_over() -> None:

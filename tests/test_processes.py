@@ -174,8 +174,7 @@ sys.setswitchinterval(100)  # seconds that Gloo's thread has to wait for the int
 distributed.all_reduce(torch.zeros(30_000_000), async_op=True)
 distributed.destroy_process_group()
 print("the last line")
-if len(sys.argv) > 2:
-    processes.leave(int(sys.argv[2]))
+processes.leave(int(sys.argv[2]))  # without it the process aborts, at least in Python 3.11 and 3.12
 """
 
 
@@ -184,7 +183,8 @@ def test_a_process_leaves_although_a_thread_still_holds_a_tensor(tmp_path: Path,
     command = [sys.executable, "-c", LETTING_GO, str(tmp_path / "store"), str(status)]
     path = os.environ | {"PYTHONPATH": str(HERE.parent)}
     done = subprocess.run(command, env=path, capture_output=True, text=True, timeout=300)
-    assert (done.returncode, done.stdout, done.stderr) == (status, "the last line\n", "")
+    assert (done.returncode, done.stdout) == (status, "the last line\n"), done.stderr
+    assert "terminate called" not in done.stderr
 
 
 # A process dies

@@ -26,7 +26,7 @@ from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.model.sites import capture
 from nanogpt_edit.model.tokenizer import tokenizer_of
 
-CHUNK_TOKENS = 16_384  # tokens run at once; bounds memory, does not change the result
+CHUNK_TOKENS = 16_384  # tokens run at once; more cost no more memory than their states (T, D)
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ def solve_batch(
     layers = config.edited_layers
     asked = [_Subjects(model, chunk, layers[0]) for chunk in in_chunks(facts, CHUNK_TOKENS)]
     for index, layer in enumerate(layers):
-        found = [part.read(model, layer, last_layer=layers[-1]) for part in asked]
+        found = [part.advance_to(model, layer, last_layer=layers[-1]) for part in asked]
         mean_key, h = (_double(torch.cat(each)) for each in zip(*found, strict=True))  # (N, F), (N, D)
         residual = ((values.to(h) - h) / (len(layers) - index)).T  # (D, N)
         if again:
@@ -124,7 +124,10 @@ def solve_batch(
 
 
 class _Subjects:
-    """Some facts' texts up to their subjects' last tokens, run up to the layer that is solved for next."""
+    """Some facts' texts up to their subjects' last tokens, run up to the layer that is solved for next.
+
+    Only their residual stream is kept. An edited block is run twice: to its keys, and with its new weight.
+    """
 
     def __init__(self, model: GPT, facts: Sequence[LocatedFact], layer: int) -> None:
         self.contexts = len(facts[0].contexts)
@@ -140,8 +143,11 @@ class _Subjects:
         )  # (1, T, D)
         self.layer = layer
 
-    def read(self, model: GPT, layer: int, *, last_layer: int) -> tuple[Tensor, Tensor]:
-        """The facts' keys at `layer`, averaged over contexts, (N, F), and their states at the last layer, (N, D)."""
+    def advance_to(self, model: GPT, layer: int, *, last_layer: int) -> tuple[Tensor, Tensor]:
+        """The facts' keys at `layer`, averaged over contexts, (N, F), and their states at the last layer, (N, D).
+
+        Layers come in ascending order, each with the weights of those below it final.
+        """
         self.x = _run(model, self.x, self.row, self.layer, layer)
         self.layer = layer
         middle, key = model.run_to_key(self.x, layer, cache=self.row.cache(), position_ids=self.row.positions)

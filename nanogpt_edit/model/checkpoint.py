@@ -67,6 +67,7 @@ class _Source:
     """Whether padding rows that the reasoning tokens take have never been trained on them."""
 
 
+@torch.inference_mode(False)  # else the model could never be trained or edited
 def load(source: str | Path, *, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> GPT:
     """Load a model directory, a model of the Hugging Face hub by name, or a nanoGPT ckpt.pt.
 

@@ -69,7 +69,7 @@ def head_product(states: Tensor, weight: Tensor, packed: Packed | None = None) -
     """
     if not is_few(states, weight):
         return F.linear(states, weight)
-    if packed is not None:
+    if packed is not None:  # as fast as W xᵀ or faster with any few rows: nothing needs to be turned
         return packed(states)
     rows, columns = rows_of(states), columns_of(states)
     product = states.new_empty(rows, len(weight))
@@ -100,6 +100,7 @@ def is_few(x: Tensor, weight: Tensor) -> bool:
         and weight.dtype == torch.float32
         and not torch.is_grad_enabled()
         and not torch.is_autocast_enabled("cpu")
+        and not torch.compiler.is_compiling()  # the compiler has ways of its own
     )
 
 
