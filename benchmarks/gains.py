@@ -27,7 +27,7 @@ from nanogpt_edit.engine import engine
 from nanogpt_edit.engine.sampling import Sampling
 from nanogpt_edit.model import gpt, products
 from nanogpt_edit.model.gpt import GPT
-from nanogpt_edit.train import chunked_loss, packed, sft
+from nanogpt_edit.train import chunked_loss, sft
 
 Work = Callable[[], object]
 NEVER = 2**40  # steps, numbers: more than there are
@@ -47,7 +47,6 @@ def main() -> None:
     usual = simple(products.Linear, forward=torch.nn.Linear.forward)
     works = {
         "rows without padding": (lambda: step(model, batch), simple(sft, completion_loss_sum=padded_loss_sum)),
-        "packing moves its gradient": (lambda: step(model, batch), simple(packed, _move=selected)),
         "loss in chunks": (head_loss(model), simple(chunked_loss, CHUNK_NUMBERS=NEVER)),
         "log-probabilities kept once": (head_logprobs(model), simple(chunked_loss, head_logprobs=plain_logprobs)),
         "packed copies, 8 rows": (decode(model, prompts=1, packed=True), simple(engine, PACKING_PAYS=NEVER)),
@@ -114,11 +113,6 @@ def padded_loss_sum(model: GPT, batch: Batch) -> Tensor:
     states = model.hidden(batch.token_ids[:, :-1])
     predicted = batch.loss_mask.bool()[:, 1:]
     return chunked_loss.head_cross_entropy_sum(states[predicted], model.head_weight, batch.token_ids[:, 1:][predicted])
-
-
-def selected(x: Tensor, there: Tensor, back: Tensor, nobodys: Tensor | None) -> Tensor:
-    """The same move as a selection, whose gradient autograd adds up at indices."""
-    return x.index_select(0, there)
 
 
 def states_of(model: GPT) -> tuple[Tensor, Tensor]:

@@ -84,11 +84,12 @@ def packed_is_faster(rows: int) -> bool:
 
 
 def columns_of(x: Tensor) -> Tensor:
-    """x (..., D) -> xᵀ (D, rows), with zeros up to a number of columns that the kernel likes."""
-    columns = x.reshape(-1, x.shape[-1]).t()
-    missing = -columns.shape[1] % KERNEL_COLUMNS
-    worth = missing > 0 and columns.shape[1] > KERNEL_COLUMNS // 2
-    return F.pad(columns, (0, missing)) if worth else columns
+    """x (..., D) -> xᵀ (D, rows), as the kernel likes it: a few rows one after the other, more in whole kernels."""
+    rows = x.reshape(-1, x.shape[-1])
+    if len(rows) <= KERNEL_COLUMNS // 2:
+        return rows.contiguous().t()
+    missing = -len(rows) % KERNEL_COLUMNS
+    return F.pad(rows.t(), (0, missing)) if missing else rows.t()
 
 
 def is_few(x: Tensor, weight: Tensor) -> bool:

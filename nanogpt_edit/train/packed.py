@@ -9,8 +9,7 @@ Shapes: B rows, T tokens of the longest, N tokens of all rows together, H heads,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -45,35 +44,13 @@ class Grid:
     def spread(self, x: Tensor) -> Tensor:
         """(1, H, N, E) -> (B, H, T, E)."""
         flat = x[0].transpose(0, 1)  # (N, H, E)
-        cells = flat if self.full else _move(flat, self.token, self.cell, None)
+        cells = flat if self.full else flat.index_select(0, self.token)
         return cells.unflatten(0, self.is_token.shape).transpose(1, 2)
 
     def collect(self, x: Tensor) -> Tensor:
         """(B, H, T, E) -> (1, H, N, E)."""
         cells = x.transpose(1, 2).flatten(0, 1)  # (B T, H, E)
-        if not self.full:
-            cells = _move(cells, self.cell, self.token, ~self.is_token.flatten())
-        return cells.transpose(0, 1)[None]
-
-
-class _Move(torch.autograd.Function):
-    """Rows `there` of x. The gradient moves `back` the same way, and there is none for the rows that are `nobodys`:
-    adding up at indices, as for any selection, would take ten times as long."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, there: Tensor, back: Tensor, nobodys: Tensor | None) -> Tensor:
-        ctx.back, ctx.nobodys = back, nobodys
-        return x.index_select(0, there)
-
-    @staticmethod
-    def backward(ctx: Any, *slopes: Tensor) -> tuple[Tensor, None, None, None]:
-        slope = slopes[0].index_select(0, ctx.back)
-        if ctx.nobodys is not None:
-            slope[ctx.nobodys] = 0.0
-        return slope, None, None, None
-
-
-_move: Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor] = _Move.apply
+        return (cells if self.full else cells.index_select(0, self.cell)).transpose(0, 1)[None]
 
 
 class PackedRows(KVCache):
