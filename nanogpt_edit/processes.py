@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, redirect_stdout, suppress
 from datetime import timedelta
 from typing import NoReturn, TypeVar
 
@@ -43,11 +43,9 @@ def joined() -> Iterator[None]:
         distributed.init_process_group("cpu:gloo,cuda:nccl", timeout=PATIENCE)
     else:
         distributed.init_process_group("gloo", timeout=PATIENCE)
-    if not is_first():
-        progress.console.quiet = True
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (for as long as the process lives)
     try:
-        yield
+        with nullcontext() if is_first() else _silence():
+            yield
     except RuntimeError as error:
         if not _is_lost(error):
             raise
@@ -57,6 +55,14 @@ def joined() -> Iterator[None]:
         ) from error
     # Left open after an error: the others may be inside something that this process will never join.
     distributed.destroy_process_group()
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """Inside, nothing is said or shown."""
+    progress.console.quiet = True
+    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
+        yield
 
 
 def leave(status: int) -> NoReturn:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
 
 import torch
 from tiny_stages import tiny_model, tiny_tokenizer
@@ -59,28 +61,28 @@ def writes(*pieces: str, after: str = "?") -> dict[int, dict[int, float]]:
     return {token(last): {token(then): CERTAIN} for last, then in zip(chain, pieces, strict=False)}
 
 
-def graded(problem: int, sample: int, answer: str | None, **changes: object) -> EvalRecord:
+def graded(problem: int, sample: int, answer: str | None, **changes: Any) -> EvalRecord:
     """A record of a problem whose right answer is 5."""
     text = "5 and so on" if answer is None else f"<think></think><answer>{answer}</answer>"
-    fields: dict[str, object] = {
-        "skill": "problems",
-        "problem_id": f"test:{problem}",
-        "sample_index": sample,
-        "prompt": "2 + 3?",
-        "gold": "5",
-        "text": text,
-        "strict": answer,
-        "flexible": answer or "5",
-        "correct": answer == "5",
-        "well_formed": answer is not None,
-        "thinking_tokens": 4,
-        "answer_tokens": 1,
-        "finish_reason": "stop",
-    }
-    return EvalRecord(**(fields | changes))  # type: ignore[arg-type]
+    record = EvalRecord(
+        skill="problems",
+        problem_id=f"test:{problem}",
+        sample_index=sample,
+        prompt="2 + 3?",
+        gold="5",
+        text=text,
+        strict=answer,
+        flexible=answer or "5",
+        correct=answer == "5",
+        well_formed=answer is not None,
+        thinking_tokens=4,
+        answer_tokens=1,
+        finish_reason="stop",
+    )
+    return replace(record, **changes)
 
 
-def all_graded(*answers: Sequence[str | None], **changes: object) -> list[EvalRecord]:
+def all_graded(*answers: Sequence[str | None], **changes: Any) -> list[EvalRecord]:
     return [graded(p, s, answer, **changes) for p, group in enumerate(answers) for s, answer in enumerate(group)]
 
 

@@ -335,7 +335,10 @@ def write_edit(folder: Path, random: numpy.random.Generator) -> None:
             }
         )  # fmt: skip
     write_jsonl(folder / "facts50.jsonl", facts)
-    column = lambda key: interval([float(fact[key]) for fact in facts])  # type: ignore[arg-type]  # noqa: E731
+
+    def column(key: str) -> dict[str, float]:
+        return interval([fact[key] for fact in facts])
+
     scores = {
         "success": column("success"), "efficacy": column("efficacy"), "paraphrase": column("paraphrase_success"),
         "neighbourhood_before": column("neighbourhood_before"), "neighbourhood_after": column("neighbourhood_after"),

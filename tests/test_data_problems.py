@@ -214,7 +214,7 @@ def test_limits_and_impossible_settings(tmp_path: Path) -> None:
 
 def stand_in(monkeypatch: pytest.MonkeyPatch, load_dataset: Callable[..., object]) -> None:
     module = ModuleType("datasets")
-    module.load_dataset = load_dataset  # type: ignore[attr-defined]
+    vars(module)["load_dataset"] = load_dataset
     monkeypatch.setitem(sys.modules, "datasets", module)
 
 

@@ -102,7 +102,7 @@ def solve_batch(
     *,
     again: bool = False,
 ) -> None:
-    """Solve for all layers in turn and leave the batch's changes in the model.
+    """Solve for all layers in turn, for `values` v* (N, D), and leave the batch's changes in the model.
 
     `again`: a further round of the same batch. The keys and the right factors stay, what is still missing of the (new)
     values is added to the left ones.
@@ -111,7 +111,7 @@ def solve_batch(
     asked = [_Subjects(model, chunk, layers[0]) for chunk in in_chunks(facts, CHUNK_TOKENS)]
     for index, layer in enumerate(layers):
         found = [part.advance_to(model, layer, last_layer=layers[-1]) for part in asked]
-        mean_key, h = (_double(torch.cat(each)) for each in zip(*found, strict=True))  # (N, F), (N, D)
+        mean_key, h = (torch.cat(each) for each in zip(*found, strict=True))  # (N, F), (N, D)
         residual = ((values.to(h) - h) / (len(layers) - index)).T  # (D, N)
         if again:
             edited[layer].left[-1] += residual
@@ -138,23 +138,21 @@ class _Subjects:
         self.last, self.last_bare = (
             torch.stack([place[-1] for place in each.places]) for each in (self.row, self.bare)
         )
-        self.x = _run(
-            model, model.embed_tokens(self.row.token_ids, self.row.positions), self.row, 0, layer
-        )  # (1, T, D)
-        self.layer = layer
+        embedded = model.embed_tokens(self.row.token_ids, self.row.positions)
+        self.x, self.layer = _run(model, embedded, self.row, 0, layer), layer  # (1, T, D)
 
     def advance_to(self, model: GPT, layer: int, *, last_layer: int) -> tuple[Tensor, Tensor]:
-        """The facts' keys at `layer`, averaged over contexts, (N, F), and their states at the last layer, (N, D).
+        """The facts' keys at `layer`, averaged over contexts, (N, F), and their states at the last layer, (N, D);
+        float64.
 
         Layers come in ascending order, each with the weights of those below it final.
         """
-        self.x = _run(model, self.x, self.row, self.layer, layer)
-        self.layer = layer
+        self.x, self.layer = _run(model, self.x, self.row, self.layer, layer), layer
         middle, key = model.run_to_key(self.x, layer, cache=self.row.cache(), position_ids=self.row.positions)
         mean_key = _double(key[0, self.last]).unflatten(0, (-1, self.contexts)).mean(1)
         top = model.run_from_key(middle[:, self.is_bare], key[:, self.is_bare], layer)
         top = _run(model, top, self.bare, layer + 1, last_layer + 1)
-        return mean_key, top[0, self.last_bare]
+        return mean_key, _double(top[0, self.last_bare])
 
 
 def refine_batch(
