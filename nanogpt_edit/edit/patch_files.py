@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -26,6 +26,7 @@ from nanogpt_edit.errors import UserError
 from nanogpt_edit.files import atomic_file
 from nanogpt_edit.model.checkpoint import save
 from nanogpt_edit.model.gpt import GPT
+from nanogpt_edit.model.tensors import read_whole
 
 FORMAT = "nanogpt_edit patch 1"
 CARRIED = "patches"  # folder of a model directory
@@ -73,9 +74,7 @@ def load_patch(path: str | Path) -> EditPatch:
     if not path.is_file():
         raise UserError(f"{path}: no such file.")
     try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+        tensors, metadata = read_whole(path)
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path}: not a whole safetensors file ({error}). Copy or make it again.") from None
     if metadata.get("format") != FORMAT:

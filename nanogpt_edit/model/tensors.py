@@ -50,7 +50,8 @@ class SafetensorsFiles:
                 raise UserError(f"{file}: no such file, though the model's index lists it. Fetch the file again.")
             try:
                 with safe_open(file, framework="pt") as opened:
-                    for name in opened.keys():  # noqa: SIM118 (not a dict)
+                    names = opened.keys()
+                    for name in names:
                         header = opened.get_slice(name)
                         shape, dtype = tuple(header.get_shape()), DTYPES.get(header.get_dtype())
                         self.entries[name] = Entry(shape=shape, dtype=dtype, file=file)
@@ -62,6 +63,13 @@ class SafetensorsFiles:
     def read(self, name: str) -> Tensor:
         with safe_open(self.entries[name].file, framework="pt") as opened:
             return opened.get_tensor(name)
+
+
+def read_whole(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """All tensors of a small safetensors file, and its metadata. Raises SafetensorError or OSError."""
+    with safe_open(file, framework="pt") as opened:
+        names = opened.keys()
+        return {name: opened.get_tensor(name) for name in names}, opened.metadata() or {}
 
 
 class TensorDict:

@@ -16,13 +16,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
 from nanogpt_edit import processes
 from nanogpt_edit.errors import UserError
 from nanogpt_edit.files import atomic_file, sha256_of_file, write_json
+from nanogpt_edit.model.tensors import read_whole
 from nanogpt_edit.progress import say
 from nanogpt_edit.typed import read_json_as
 
@@ -137,9 +138,7 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], notes: Mapping[str, 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, float]]:
     """Read what `save_tensors` wrote. Raises UserError naming the file when it is damaged."""
     try:
-        with safe_open(path, framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-            metadata = file.metadata() or {}
+        tensors, metadata = read_whole(path)
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path}: damaged ({error}).") from None
     text = metadata.get("notes", "")
