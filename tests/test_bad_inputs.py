@@ -1,0 +1,102 @@
+"""Every bad input of `bad_inputs/` ends in one sentence: quickly, in little memory, with nothing half written."""
+
+from __future__ import annotations
+
+import resource
+import shlex
+import shutil
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+import pytest
+from bad_inputs import Bad, all_rows
+from conftest import TEXTS, tiny_config
+
+from nanogpt_edit import cli
+from nanogpt_edit.model import checkpoint
+from nanogpt_edit.model.gpt import GPT
+from nanogpt_edit.model.tokenizer import Tokenizer
+
+SECONDS, MEMORY_BYTES = 10, 1 << 30
+ROWS = all_rows()
+
+
+@pytest.fixture(scope="session")
+def small_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model directory of two layers, with a tokenizer."""
+    tokenizer = Tokenizer.train(TEXTS, vocab_size=300)
+    path = tmp_path_factory.mktemp("bad") / "model"
+    checkpoint.save(GPT(tiny_config("gpt2", vocab_size=tokenizer.vocab_size), seed=0), path, tokenizer=tokenizer)
+    return path
+
+
+@pytest.mark.parametrize("row", ROWS, ids=str)
+def test_a_bad_input_is_one_sentence(
+    row: Bad,
+    small_model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(small_model, tmp_path / "model")
+    for name, contents in row.files.items():
+        put(tmp_path / name, contents)
+    before = everything(tmp_path)
+    with bounded():
+        status = cli.main(shlex.split(row.command))
+    printed = capsys.readouterr()
+    assert (status, printed.out) == (2, "")
+    assert printed.err.startswith("nanogpt-edit: ")
+    assert printed.err.count("\n") == 1
+    assert printed.err.rstrip()[-1] in ".?"
+    assert row.says in printed.err
+    assert everything(tmp_path) == before
+
+
+def test_the_table_is_long_and_without_repetition() -> None:
+    assert len(ROWS) >= 20
+    assert len({(row.command, *sorted((name, str(text)) for name, text in row.files.items())) for row in ROWS}) == len(
+        ROWS
+    )
+
+
+def put(path: Path, contents: object) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if isinstance(contents, str):
+        path.write_text(contents, encoding="utf-8")
+    elif isinstance(contents, bytes):
+        path.write_bytes(contents)
+    elif callable(contents):
+        contents(path)
+
+
+def everything(folder: Path) -> dict[str, bytes | None]:
+    """The bytes of each file by its path, None for a folder."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None
+        for path in sorted(folder.rglob("*"))
+    }
+
+
+@contextmanager
+def bounded() -> Iterator[None]:
+    """Inside, more than the seconds of processor time, or the bytes beyond what the process has now, are an error."""
+
+    def too_long(number: int, frame: FrameType | None) -> None:
+        raise TimeoutError(f"more than {SECONDS} seconds of processor time")
+
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    handler = signal.signal(signal.SIGPROF, too_long)
+    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + MEMORY_BYTES, hard))
+    signal.setitimer(signal.ITIMER_PROF, SECONDS)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+        signal.signal(signal.SIGPROF, handler)
