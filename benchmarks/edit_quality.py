@@ -19,11 +19,11 @@ from pathlib import Path
 import torch
 from machine import finish
 
+from nanogpt_edit.common.stats import bootstrap_mean
 from nanogpt_edit.edit.config import EditConfig
 from nanogpt_edit.edit.editor import edit_model
 from nanogpt_edit.edit.scores import score_patch
 from nanogpt_edit.evaluate.facts import fact_metrics, recall
-from nanogpt_edit.evaluate.stats import bootstrap_mean
 from nanogpt_edit.files import read_json, write_json
 from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.pipeline import STAGES, Pipeline

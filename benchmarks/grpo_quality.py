@@ -25,11 +25,11 @@ import torch
 from machine import finish
 
 from nanogpt_edit.commands.stages import Stage
+from nanogpt_edit.common.stats import bootstrap_mean
 from nanogpt_edit.devices import choose_device
 from nanogpt_edit.evaluate import suite
 from nanogpt_edit.evaluate.metrics import score_problems
 from nanogpt_edit.evaluate.records import read_records
-from nanogpt_edit.evaluate.stats import bootstrap_mean
 from nanogpt_edit.files import read_json
 from nanogpt_edit.model import checkpoint
 from nanogpt_edit.pipeline import Pipeline

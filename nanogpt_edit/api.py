@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from nanogpt_edit.common.stats import Interval, bootstrap_mean
 from nanogpt_edit.data.problems import Problem
 from nanogpt_edit.data.text import read_text, token_blocks
 from nanogpt_edit.data.world import WorldConfig, make_world
@@ -22,7 +23,6 @@ from nanogpt_edit.edit.patch import EditPatch
 from nanogpt_edit.edit.tracing import Site, TraceConfig, Traced
 from nanogpt_edit.errors import UserError, did_you_mean
 from nanogpt_edit.evaluate import suite
-from nanogpt_edit.evaluate.stats import Interval, bootstrap_mean
 from nanogpt_edit.evaluate.suite import EvaluateConfig, Evaluation
 from nanogpt_edit.files import atomic_file, make_folder, write_text
 from nanogpt_edit.model.gpt import GPT

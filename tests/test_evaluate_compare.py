@@ -9,6 +9,7 @@ import pytest
 from evaluate_stand_ins import all_graded, graded, recalled
 
 from nanogpt_edit.commands.show import show_differences
+from nanogpt_edit.common.stats import paired_difference
 from nanogpt_edit.errors import UserError
 from nanogpt_edit.evaluate.compare import (
     compare_evaluations,
@@ -20,7 +21,6 @@ from nanogpt_edit.evaluate.compare import (
 )
 from nanogpt_edit.evaluate.metrics import score_problems
 from nanogpt_edit.evaluate.records import EvalRecord, write_records
-from nanogpt_edit.evaluate.stats import paired_difference
 from nanogpt_edit.files import write_jsonl
 from nanogpt_edit.report.ledger import verdict_of
 from nanogpt_edit.report.records import Change

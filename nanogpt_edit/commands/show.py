@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from rich.console import Console, RenderableType
 from rich.table import Table
 
-from nanogpt_edit.evaluate.stats import Difference, Interval
+from nanogpt_edit.common.stats import Difference, Interval
 
 MARKS = {"better": "▲ better", "worse": "▼ worse", "inconclusive": "≈ inconclusive"}
 NEUTRAL_MARKS = {True: "◆ more", False: "◆ less"}  # neither is better

@@ -12,6 +12,7 @@ import tyro
 from nanogpt_edit import api
 from nanogpt_edit.commands.parse import parse
 from nanogpt_edit.commands.speaker import load_speaker
+from nanogpt_edit.common.stats import Interval, bootstrap_mean
 from nanogpt_edit.edit.fact_files import read_facts
 from nanogpt_edit.edit.facts import Fact
 from nanogpt_edit.edit.measure import measure_facts
@@ -19,7 +20,6 @@ from nanogpt_edit.edit.sweep import Trial, read_trials
 from nanogpt_edit.edit.trace_average import effect_at, token_groups, trace_record
 from nanogpt_edit.edit.tracing import Site, TraceConfig, Traced, trace_facts
 from nanogpt_edit.errors import UserError
-from nanogpt_edit.evaluate.stats import Interval, bootstrap_mean
 from nanogpt_edit.files import make_folder, write_json
 from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.progress import say

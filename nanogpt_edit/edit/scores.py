@@ -20,9 +20,9 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
+from nanogpt_edit.common.stats import Interval, bootstrap_mean
 from nanogpt_edit.edit.measure import FactState, TargetScore, measure_facts
 from nanogpt_edit.edit.patch import EditedFact, EditPatch
-from nanogpt_edit.evaluate.stats import Interval, bootstrap_mean
 from nanogpt_edit.evaluate.text import block_nats, perplexity
 from nanogpt_edit.files import write_json, write_jsonl
 from nanogpt_edit.model.gpt import GPT

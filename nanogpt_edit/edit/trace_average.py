@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from nanogpt_edit.common.stats import Interval, bootstrap_mean
 from nanogpt_edit.edit.tracing import Site, Traced
 from nanogpt_edit.errors import UserError
-from nanogpt_edit.evaluate.stats import Interval, bootstrap_mean
 
 TOKEN_GROUPS = ("before subject", "subject first", "subject middle", "subject last", "after", "last")
 

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from nanogpt_edit.common.stats import CONFIDENCE, Difference, GoodSide, mcnemar_exact, paired_difference
 from nanogpt_edit.errors import UserError
 from nanogpt_edit.evaluate.facts import Recall, read_recalls, recalled_by_subject
 from nanogpt_edit.evaluate.metrics import score_problems
 from nanogpt_edit.evaluate.probes import non_arithmetic
 from nanogpt_edit.evaluate.records import EvalRecord, read_records
-from nanogpt_edit.evaluate.stats import CONFIDENCE, Difference, GoodSide, mcnemar_exact, paired_difference
 from nanogpt_edit.evaluate.suite import PASS_AT
 from nanogpt_edit.evaluate.text import read_nats
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from nanogpt_edit.evaluate.stats import Interval, bootstrap_mean
+from nanogpt_edit.common.stats import Interval, bootstrap_mean
 from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.model.tokenizer import tokenizer_of
 from nanogpt_edit.typed import read_jsonl_as

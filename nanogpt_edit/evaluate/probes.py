@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from nanogpt_edit.common.stats import Interval, bootstrap_mean
 from nanogpt_edit.evaluate.answers import TAGS, extract
 from nanogpt_edit.evaluate.records import EvalRecord
-from nanogpt_edit.evaluate.stats import Interval, bootstrap_mean
 
 # What a model of word problems makes of other questions (the prompts of the earlier system's report, and a few more).
 PROBES = (

@@ -16,6 +16,7 @@ from pathlib import Path
 from torch import Tensor
 
 from nanogpt_edit import processes
+from nanogpt_edit.common.stats import Interval, bootstrap_mean
 from nanogpt_edit.data.problems import Problem, prompt_ids
 from nanogpt_edit.engine.engine import Completion, Engine
 from nanogpt_edit.engine.sampling import Sampling
@@ -25,7 +26,6 @@ from nanogpt_edit.evaluate.facts import Question, Recall, fact_metrics, recall
 from nanogpt_edit.evaluate.metrics import score_problems
 from nanogpt_edit.evaluate.probes import probe_metrics
 from nanogpt_edit.evaluate.records import EvalRecord, write_records
-from nanogpt_edit.evaluate.stats import Interval, bootstrap_mean
 from nanogpt_edit.evaluate.text import BlockNats, block_nats, perplexity
 from nanogpt_edit.evaluate.transcript import count_tokens
 from nanogpt_edit.files import write_json, write_jsonl

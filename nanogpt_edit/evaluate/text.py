@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from nanogpt_edit.common.stats import Interval, bootstrap_mean
 from nanogpt_edit.data.text import read_text, token_blocks
-from nanogpt_edit.evaluate.stats import Interval, bootstrap_mean
 from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.model.tokenizer import Tokenizer
 from nanogpt_edit.typed import read_jsonl_as

@@ -8,9 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nanogpt_edit.errors import UserError
-from nanogpt_edit.evaluate import stats
-from nanogpt_edit.evaluate.stats import (
+from nanogpt_edit.common import stats
+from nanogpt_edit.common.stats import (
     Interval,
     bootstrap_mean,
     mcnemar_exact,
@@ -19,6 +18,7 @@ from nanogpt_edit.evaluate.stats import (
     smallest_detectable,
     wilson,
 )
+from nanogpt_edit.errors import UserError
 
 # --- intervals ---------------------------------------------------------------------------------------------------
 

@@ -1,0 +1,1 @@
+"""The ground every other room stands on. Imports no torch."""
