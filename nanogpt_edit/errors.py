@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 # Control characters but newline and tab, and those that turn the direction of writing.
 UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
@@ -16,6 +17,15 @@ class UserError(Exception):
 
     The command line prints it as one line and exits with status 2; nothing half-written is left behind.
     """
+
+
+@contextmanager
+def about(what: str) -> Iterator[None]:
+    """Errors inside begin with what they are about: a field that a person may never have typed, a function's name."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{what}: {error}") from None
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

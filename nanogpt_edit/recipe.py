@@ -22,6 +22,7 @@ from nanogpt_edit.settings import differences, read_settings, write_settings
 from nanogpt_edit.train.grpo import GRPOConfig
 from nanogpt_edit.train.pretrain import PretrainConfig
 from nanogpt_edit.train.sft import SFTConfig
+from nanogpt_edit.typed import check_fields
 
 PACKAGED = Path(__file__).parent / "recipes"
 
@@ -47,6 +48,7 @@ class ModelConfig:
     """The MLP's nonlinearity in a new model; relu is several times cheaper on a CPU."""
 
     def __post_init__(self) -> None:
+        check_fields(self)
         at_least(1, self, "vocab_size", "block_size", "n_layer", "n_head", "n_embd")
 
 
@@ -82,6 +84,7 @@ class Recipe:
     """What the run should reach: a path into summary.json and a bound ("edit.success" = ">= 0.96")."""
 
     def __post_init__(self) -> None:
+        check_fields(self)
         at_least(0, self, "seed")
 
 

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from nanogpt_edit.data.problems import with_room
 from nanogpt_edit.edit.editor import check_edit
+from nanogpt_edit.errors import about
 from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.model.tokenizer import tokenizer_of
 from nanogpt_edit.progress import say
 from nanogpt_edit.report.expect import parse_bound
-from nanogpt_edit.run_data import RunData, about
+from nanogpt_edit.run_data import RunData
 from nanogpt_edit.train.pretrain import check_window
 from nanogpt_edit.train.rewards import find_reward
 

@@ -4,8 +4,7 @@ what a given model can take of them."""
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -26,7 +25,7 @@ from nanogpt_edit.data.text import read_text, token_blocks
 from nanogpt_edit.data.world import World, make_world
 from nanogpt_edit.edit.fact_files import read_facts
 from nanogpt_edit.edit.facts import Fact, states_old_answer
-from nanogpt_edit.errors import UserError
+from nanogpt_edit.errors import about
 from nanogpt_edit.evaluate.facts import Question
 from nanogpt_edit.evaluate.text import held_out_text
 from nanogpt_edit.model.gpt import GPT
@@ -38,15 +37,6 @@ from nanogpt_edit.train.pretrain import TokenStream, token_stream
 PROBLEM_SUFFIXES = (".jsonl", ".json")
 PRETRAINED = "pretrained for"  # begins the lineage of models that have learned the world
 HELD_OUT_DOCUMENTS, HELD_OUT_TOKENS = 400, 64
-
-
-@contextmanager
-def about(field: str) -> Iterator[None]:
-    """Errors inside say which field of the recipe named the source: it may be one that a person never typed."""
-    try:
-        yield
-    except UserError as error:
-        raise UserError(f"{field}: {error}") from None
 
 
 @dataclass

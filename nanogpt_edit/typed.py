@@ -7,8 +7,10 @@ both read here.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, Field, dataclass, fields, is_dataclass, replace
 from functools import cache
 from pathlib import Path
 from types import NoneType, UnionType
@@ -19,6 +21,16 @@ from nanogpt_edit.files import read_json, read_numbered_jsonl
 
 Typed = TypeVar("Typed")
 WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text in quotes"}
+MOST_SHOWN = 3  # items of a list that has the wrong type
+# By name, for this room knows neither torch nor models.
+LARGEST_BITS = 63  # of a whole number: torch's and numpy's are signed and have 64
+SURROGATE = re.compile("[\ud800-\udfff]")
+CLASSES = {
+    "Path": WORDS[str],
+    "GPT": "a model (ne.load gives one)",
+    "dtype": "a torch.dtype",
+    "device": "a torch.device",
+}
 
 
 @dataclass(frozen=True)
@@ -29,12 +41,14 @@ class Place:
     table: str = ""
     none: str | None = None
     """The word that stands for None; None where the format has a null of its own."""
+    null: str = "null"
+    """What such a null is called."""
 
     def __str__(self) -> str:
         return f"{self.file}: [{self.table}]" if self.table else f"{self.file}:"
 
     def inner(self, field: str) -> Place:
-        return Place(self.file, f"{self.table}.{field}" if self.table else field, self.none)
+        return replace(self, table=f"{self.table}.{field}" if self.table else field)
 
 
 def read_json_as(kind: type[Typed], path: Path) -> Typed:
@@ -49,9 +63,9 @@ def read_jsonl_as(kind: type[Typed], path: Path) -> list[Typed]:
 
 def _read(kind: type[Typed], record: Mapping[str, object], where: str) -> Typed:
     assert is_dataclass(kind)
-    plain = _plain(kind)
+    plain = _plain_fields(kind)
     if (
-        plain is not None
+        not hasattr(kind, "__post_init__")
         and record.keys() == plain.keys()
         and all(type(record[name]) in fits for name, fits in plain.items())
     ):
@@ -71,7 +85,9 @@ def to_dataclass(kind: type[Typed], table: object, place: Place) -> Typed:
     assert is_dataclass(kind)
     if not isinstance(table, Mapping):
         name = place.table.rpartition(".")[2]
-        raise UserError(f'{place.file}: "{place.table}" must be a table of fields ([{name}]), found {_found(table)}.')
+        raise UserError(
+            f'{place.file}: "{place.table}" must be a table of fields ([{name}]), found {_found(table, place)}.'
+        )
     known, types = _fields(kind)
     for name in table:
         if name not in known:
@@ -88,6 +104,39 @@ def to_dataclass(kind: type[Typed], table: object, place: Place) -> Typed:
         raise UserError(f"{place} {error}") from None
 
 
+def check_fields(record: object) -> None:
+    """Raise UserError for the first field of a dataclass whose value is not of the field's type.
+
+    For `__post_init__`: a record that a person makes in Python is held to what is asked of one read from a file.
+    """
+    kind: type = type(record)
+    place = Place(kind.__name__, null="None")
+    for name, fits in _plain_fields(kind).items():
+        value = getattr(record, name)
+        if type(value) not in fits:
+            value = to_value(_fields(kind)[1][name], value, name, place)
+        check_sound(value, name)
+
+
+def check_sound(value: object, name: str) -> None:
+    """Raise UserError for a value of the right type and no use: NaN, infinity, more than 64 bits, half a character."""
+    if isinstance(value, float) and not math.isfinite(value):
+        raise UserError(f"{name} is {value}; it must be a finite number.")
+    if isinstance(value, int) and value.bit_length() > LARGEST_BITS:
+        raise UserError(f"{name} is a number of {value.bit_length()} bits; it can have {LARGEST_BITS} at most.")
+    if isinstance(value, str) and (half := SURROGATE.search(value)):
+        raise UserError(
+            f"{name} has {half[0]!a} at character {half.start() + 1}, half of a surrogate pair and so no Unicode "
+            "text; take it out."
+        )
+    if isinstance(value, tuple):
+        for i, item in enumerate(value):
+            check_sound(item, f"{name}[{i}]")
+    if isinstance(value, dict):
+        for key, item in value.items():
+            check_sound(item, f"{name}.{key}")
+
+
 def default_of(field: Field[Any]) -> object:
     return field.default_factory() if field.default_factory is not MISSING else field.default
 
@@ -99,11 +148,8 @@ def _fields(kind: type) -> tuple[dict[str, Field[Any]], dict[str, Any]]:
 
 
 @cache
-def _plain(kind: type) -> dict[str, tuple[object, ...]] | None:
-    """The types that the value of each field may have as it stands, none where it has to be made from what is read;
-    None where the record as a whole has to be looked at."""
-    if hasattr(kind, "__post_init__"):
-        return None
+def _plain_fields(kind: type) -> dict[str, tuple[object, ...]]:
+    """The types that the value of each field may have as it stands; none where it has to be made from what is read."""
     unions = {
         name: get_args(each) if get_origin(each) in (Union, UnionType) else (each,)
         for name, each in _fields(kind)[1].items()
@@ -118,17 +164,18 @@ def to_value(kind: object, value: object, name: str, place: Place) -> Any:
     origin, arguments = get_origin(kind), get_args(kind)
     if is_dataclass(kind):
         assert isinstance(kind, type)
-        return to_dataclass(kind, value, place.inner(name))
+        return value if isinstance(value, kind) else to_dataclass(kind, value, place.inner(name))
     if origin in (Union, UnionType):
         return _to_optional(kind, value, name, place)
     if origin is Literal:
-        if value not in arguments:
+        if type(value) not in map(type, arguments) or value not in arguments:
             raise UserError(_wrong(kind, value, name, place))
         return value
-    if origin is tuple:
-        if not isinstance(value, list | tuple) or (arguments[-1] is not ... and len(value) != len(arguments)):
+    if origin in (tuple, Sequence):
+        of_any_length = origin is Sequence or arguments[-1] is ...
+        if not isinstance(value, list | tuple) or not (of_any_length or len(value) == len(arguments)):
             raise UserError(_wrong(kind, value, name, place))
-        kinds = [arguments[0]] * len(value) if arguments[-1] is ... else arguments
+        kinds = [arguments[0]] * len(value) if of_any_length else arguments
         return tuple(to_value(kinds[i], item, f"{name}[{i}]", place) for i, item in enumerate(value))
     if origin in (dict, Mapping):
         if not isinstance(value, Mapping):
@@ -138,19 +185,29 @@ def to_value(kind: object, value: object, name: str, place: Place) -> Any:
 
 
 def _to_optional(union: object, value: object, name: str, place: Place) -> object:
-    """A union: None, or the word for it; otherwise the first member that fits."""
+    """A union: None, or the word for it; otherwise the first member that fits.
+
+    Where only one member has the shape of the value (a table, an array), it says what is wrong inside.
+    """
     kinds = get_args(union)
     if NoneType in kinds and (value is None or (place.none is not None and value == place.none)):
         return None
     candidates = [kind for kind in kinds if kind is not NoneType]
-    if len(candidates) == 1 and is_dataclass(candidates[0]):
-        return to_value(candidates[0], value, name, place)
+    shaped = [kind for kind in candidates if _has_shape(kind, value)]
+    if len(shaped) == 1:
+        return to_value(shaped[0], value, name, place)
     for kind in candidates:
         try:
             return to_value(kind, value, name, place)
         except UserError:
             continue
     raise UserError(_wrong(union, value, name, place))
+
+
+def _has_shape(kind: object, value: object) -> bool:
+    if isinstance(value, list | tuple):
+        return get_origin(kind) in (tuple, Sequence)
+    return isinstance(value, Mapping) and (is_dataclass(kind) or get_origin(kind) in (dict, Mapping))
 
 
 def _to_scalar(kind: object, value: object, name: str, place: Place) -> object:
@@ -164,29 +221,42 @@ def _to_scalar(kind: object, value: object, name: str, place: Place) -> object:
 
 
 def _wrong(kind: object, value: object, name: str, place: Place) -> str:
-    return f'{place} "{name}" must be {_wanted(kind, place)}, found {_found(value)}.'
+    return f'{place} "{name}" must be {_wanted(kind, place)}, found {_found(value, place)}.'
 
 
 def _wanted(kind: object, place: Place) -> str:
     """The type in words a person types by."""
     origin, arguments = get_origin(kind), get_args(kind)
     if origin in (Union, UnionType):
-        return " or ".join(_found(place.none) if item is NoneType else _wanted(item, place) for item in arguments)
+        return " or ".join(dict.fromkeys(_wanted(item, place) for item in arguments))
+    if kind is NoneType:
+        return _found(place.none, place)
     if origin is Literal:
-        return "one of " + ", ".join(_found(item) for item in arguments)
-    if origin is tuple:
-        if arguments[-1] is ...:
+        return "one of " + ", ".join(_found(item, place) for item in arguments)
+    if origin in (tuple, Sequence):
+        if origin is Sequence or arguments[-1] is ...:
             return f"an array ([…]) of {_wanted(arguments[0], place)}"
         return f"an array of {len(arguments)} ({', '.join(_wanted(each, place) for each in arguments)})"
     if origin in (dict, Mapping) or is_dataclass(kind):
         return "a table of fields"
-    return WORDS.get(kind, "text in quotes") if isinstance(kind, type) else str(kind)
+    if not isinstance(kind, type):
+        return str(kind)
+    return WORDS.get(kind) or CLASSES.get(kind.__name__) or f"a {kind.__name__}"
 
 
-def _found(value: object) -> str:
+def _found(value: object, place: Place) -> str:
     if value is None:
-        return "null"
+        return place.null
     if isinstance(value, bool):
         return str(value).lower()
-    text = f'"{value}"' if isinstance(value, str) else str(value)
+    if isinstance(value, int) and value.bit_length() > LARGEST_BITS:
+        return f"one of {value.bit_length()} bits"
+    if isinstance(value, list | tuple):
+        more = ", …" if len(value) > MOST_SHOWN else ""
+        return f"[{', '.join(_found(item, place) for item in value[:MOST_SHOWN])}{more}]"
+    if isinstance(value, Mapping):
+        return f"a table of {', '.join(map(str, value)) or 'nothing'}"[:60]
+    if not isinstance(value, str | int | float):
+        return f"a {type(value).__name__}"
+    text = SURROGATE.sub("\ufffd", f'"{value}"' if isinstance(value, str) else str(value))
     return text if len(text) <= 60 else text[:57] + "…"

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import tempfile
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -12,12 +14,22 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nanogpt_edit.data.problems import Problem
+from nanogpt_edit.edit.config import EditConfig
+from nanogpt_edit.edit.facts import Fact, Neighbour
 from nanogpt_edit.edit.sweep import Trial
+from nanogpt_edit.edit.tracing import TraceConfig
+from nanogpt_edit.engine.sampling import Sampling
 from nanogpt_edit.errors import UserError, at_least
 from nanogpt_edit.evaluate.facts import Recall
 from nanogpt_edit.evaluate.records import EvalRecord
+from nanogpt_edit.evaluate.suite import EvaluateConfig
 from nanogpt_edit.evaluate.text import BlockNats
 from nanogpt_edit.files import write_json, write_jsonl
+from nanogpt_edit.recipe import Recipe
+from nanogpt_edit.train.grpo_config import GRPOConfig
+from nanogpt_edit.train.pretrain import PretrainConfig
+from nanogpt_edit.train.sft import SFTConfig
 from nanogpt_edit.typed import read_json_as, read_jsonl_as
 
 KINDS = (EvalRecord, Recall, Trial, BlockNats)
@@ -138,3 +150,29 @@ def test_the_sentences(tmp_path: Path, value: dict[str, object], sentence: str) 
 def test_the_word_none_is_a_text_in_json(tmp_path: Path) -> None:
     (tmp_path / "pair.json").write_text(json.dumps({"left": 1, "right": "none"}))
     assert read_json_as(Pair, tmp_path / "pair.json") == Pair(1, "none")
+
+
+@pytest.mark.parametrize(
+    ("make", "sentence"),
+    [
+        (lambda: Fact(None, "Egypt", "Rome", "Cairo"), 'Fact: "prompt" must be text in quotes, found None.'),
+        (lambda: Fact("Egypt", "Egypt", "Rome", "Cairo", paraphrases="In"), '"paraphrases" must be an array'),
+        (lambda: Neighbour("Libya", ("Tripoli",)), 'Neighbour: "target_true" must be text in quotes'),
+        (lambda: Problem("1 + 1", "", 2, "one"), 'Problem: "answer" must be text in quotes, found 2.'),
+        (lambda: Problem("\ud800 + 1", "", "2", "one"), r"question has '\\ud800' at character 1, half of a surrogate"),
+        (lambda: EditConfig(method="rom"), '"method" must be one of "memit", "rome", "alphaedit", "ft", found "rom".'),
+        (lambda: EditConfig(layers=(0, 1.5)), r'"layers\[1\]" must be a whole number, found 1.5'),
+        (lambda: EditConfig(clamp=math.inf), "clamp is inf; it must be a finite number"),
+        (lambda: Sampling(temperature=math.nan), "temperature is nan; it must be a finite number"),
+        (lambda: Sampling(seed=10**22), "seed is a number of 74 bits; it can have 63 at most"),
+        (lambda: SFTConfig(learning_rate="fast"), 'SFTConfig: "learning_rate" must be a number, found "fast"'),
+        (lambda: GRPOConfig(rewards={"accuracy": math.nan}), "rewards.accuracy is nan; it must be a finite number"),
+        (lambda: PretrainConfig(steps=True), '"steps" must be a whole number, found true'),
+        (lambda: EvaluateConfig(text=b"t"), '"text" must be text in quotes or None, found a bytes'),
+        (lambda: TraceConfig(sites="mlp_out"), '"sites" must be an array'),
+        (lambda: Recipe(seed=10**5000), "seed is a number of 16610 bits"),
+    ],
+)
+def test_a_record_made_in_python_is_held_to_the_same(make: Callable[[], object], sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence):
+        make()

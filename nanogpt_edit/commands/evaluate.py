@@ -15,6 +15,7 @@ from nanogpt_edit.commands.show import show_metrics
 from nanogpt_edit.commands.speaker import load_speaker
 from nanogpt_edit.data.problems import Problem, ProblemsConfig, load_splits, with_room
 from nanogpt_edit.data.world import WorldConfig, make_world, sanity_arithmetic
+from nanogpt_edit.errors import about
 from nanogpt_edit.evaluate.probes import PROBES
 from nanogpt_edit.evaluate.suite import EvaluateConfig, Skills, evaluate
 from nanogpt_edit.evaluate.text import held_out_text
@@ -22,7 +23,6 @@ from nanogpt_edit.files import make_folder
 from nanogpt_edit.model.tokenizer import Tokenizer
 from nanogpt_edit.progress import say
 from nanogpt_edit.recipe import Recipe, load_recipe, refuse_unread
-from nanogpt_edit.run_data import about
 
 Split = Literal["validation", "test", "train"]
 

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from nanogpt_edit.data import hub
 from nanogpt_edit.errors import UserError
+from nanogpt_edit.typed import check_fields
 
 CALCULATOR_MARK = re.compile(r"<<[^<>]*>>")
 THOUSANDS_COMMA = re.compile(r"(?<=\d),(?=\d)")
@@ -34,6 +35,9 @@ class Problem:
     rationale: str  # goes between <think> and </think>; may be empty
     answer: str  # goes between <answer> and </answer>; holds a number, no thousands commas
     id: str  # where it came from, "<file stem>:<line>"; unique within its splits
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from nanogpt_edit.errors import UserError, at_least
+from nanogpt_edit.typed import check_fields
 
 Method = Literal["memit", "rome", "alphaedit", "ft"]
 
@@ -72,8 +73,7 @@ class EditConfig:
     """Chooses the prefixes."""
 
     def __post_init__(self) -> None:
-        if self.method not in ("memit", "rome", "alphaedit", "ft"):
-            raise UserError(f'method "{self.method}" is unknown; use memit, rome, alphaedit or ft.')
+        check_fields(self)
         if not self.layers or list(self.layers) != sorted(set(self.layers)):
             raise UserError(f"layers {list(self.layers)} must be given once each, ascending, and at least one.")
         for name in ("covariance_weight", "ridge", "learning_rate", "clamp", "ft_learning_rate", "norm_constraint"):

@@ -18,6 +18,7 @@ from typing import Literal
 
 from nanogpt_edit.errors import UserError
 from nanogpt_edit.model.tokenizer import Tokenizer
+from nanogpt_edit.typed import check_fields
 
 Lookup = Literal["exact", "ignoring case", "shared words"]
 
@@ -32,6 +33,9 @@ class Neighbour:
 
     prompt: str
     target_true: str
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
 
 @dataclass(frozen=True)
@@ -56,6 +60,7 @@ class Fact:
     id: str = ""
 
     def __post_init__(self) -> None:
+        check_fields(self)
         for field in ("prompt", "subject", "target_new"):
             if not getattr(self, field).strip():
                 raise UserError(f"a fact's {field} is empty: {self.prompt!r}, subject {self.subject!r}; fill it in.")

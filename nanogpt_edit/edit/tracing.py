@@ -32,6 +32,7 @@ from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.model.sites import SiteKey, capture, patch
 from nanogpt_edit.model.tokenizer import tokenizer_of
 from nanogpt_edit.progress import progress
+from nanogpt_edit.typed import check_fields
 
 Site = Literal["resid_post", "mlp_out", "attn_out"]
 SITES: tuple[Site, ...] = ("resid_post", "mlp_out", "attn_out")
@@ -56,6 +57,7 @@ class TraceConfig:
     """Chooses the noise."""
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if not self.sites:
             raise UserError(f"sites is empty; name at least one of {', '.join(SITES)}.")
         at_least(1, self, "facts", "draws", "window")

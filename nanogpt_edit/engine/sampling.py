@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from nanogpt_edit.errors import UserError
+from nanogpt_edit.typed import check_fields
 
 GOLDEN = -7046029254386353131  # 2⁶⁴/φ as a signed 64-bit integer, SplitMix64's increment
 
@@ -35,6 +36,7 @@ class Sampling:
     """Chooses the uniform numbers."""
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if self.temperature < 0:
             raise UserError(f"temperature {self.temperature} is negative; use 0 for greedy decoding.")
         if self.top_k is not None and self.top_k < 1:

@@ -33,6 +33,7 @@ from nanogpt_edit.model.checkpoint import fingerprint
 from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.model.tokenizer import tokenizer_of
 from nanogpt_edit.progress import progress
+from nanogpt_edit.typed import check_fields
 
 PASS_AT = (1, 4, 16)  # the k of pass@k and majority@k, where there are that many samples
 
@@ -67,6 +68,7 @@ class EvaluateConfig:
     """Chooses the samples and the bootstrap."""
 
     def __post_init__(self) -> None:
+        check_fields(self)
         counts = ("problems", "samples", "edited_samples", "arithmetic_samples", "max_slots", "perplexity_tokens")
         at_least(1, self, *counts, "max_new_tokens", "top_k")
         at_least(0, self, "temperature", "seed")

@@ -11,6 +11,7 @@ import torch
 from nanogpt_edit.errors import UserError, at_least
 from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.train.muon import Muon
+from nanogpt_edit.typed import check_fields
 
 Keep = Literal["best", "last", "both"]
 
@@ -57,6 +58,7 @@ class LoopConfig:
     """Minutes after which a state is saved in any case."""
 
     def __post_init__(self) -> None:
+        check_fields(self)
         at_least(0, self, "steps", "warmup_steps", "learning_rate", "muon_learning_rate", "weight_decay")
         for name in ("evaluate_every", "save_every", "save_minutes", "micro_batch_tokens", "grad_clip"):
             if not getattr(self, name) > 0:
