@@ -45,3 +45,18 @@ def at_least(bound: int, settings: object, *names: str) -> None:
 def visible(text: str) -> str:
     r"""Text from elsewhere for a terminal: what would move its cursor or change its colours stands as \x1b, \r, …"""
     return UNSEEN.sub(lambda found: repr(found[0])[1:-1], text)
+
+
+def reason_of(error: OSError | ValueError) -> str:
+    """Why the operating system, or Python before it, refused a path: "permission denied"."""
+    found = error.strerror if isinstance(error, OSError) else None
+    return (found or str(error)).lower()
+
+
+def unreadable(path: object, error: OSError | ValueError) -> str:
+    """The sentence about a file that cannot be read."""
+    if isinstance(error, FileNotFoundError):
+        return f"{path}: no such file."
+    if isinstance(error, IsADirectoryError):
+        return f"{path}: a folder, where a file was expected."
+    return f"{path}: it cannot be read ({reason_of(error)})."

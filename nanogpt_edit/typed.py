@@ -56,9 +56,12 @@ def read_json_as(kind: type[Typed], path: Path) -> Typed:
     return _read(kind, read_json(path), str(path))
 
 
-def read_jsonl_as(kind: type[Typed], path: Path) -> list[Typed]:
-    """One `kind` per line of a JSONL file, as `asdict` wrote them. Raises UserError naming file, line and field."""
-    return [_read(kind, record, f"{path}:{number}") for number, record in read_numbered_jsonl(path)]
+def read_jsonl_as(kind: type[Typed], path: Path, *, log: bool = False) -> list[Typed]:
+    """One `kind` per line of a JSONL file (or a `log`, which may end in a torn line), as `asdict` wrote them.
+
+    Raises UserError naming file, line and field.
+    """
+    return [_read(kind, record, f"{path}:{number}") for number, record in read_numbered_jsonl(path, log=log)]
 
 
 def _read(kind: type[Typed], record: Mapping[str, object], where: str) -> Typed:

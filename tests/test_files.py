@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 import os
 from pathlib import Path
 
@@ -123,6 +124,46 @@ def test_a_damaged_json_file_is_named(tmp_path: Path, text: str, sentence: str) 
     assert str(path) in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ('{"a": NaN}', "NaN is no number"),
+        ('{"a": -Infinity}', "-Infinity is no number"),
+        ('{"a": 1e999}', "1e999 is beyond"),
+        (f'{{"a": {"9" * 400}.5}}', "99999999.*is beyond"),
+        (f'{{"a": {"9" * 5000}}}', "4300 digits"),
+        (r'{"a": "\ud83d"}', "half of a surrogate pair"),
+        (r'{"\udc00": 1}', "half of a surrogate pair"),
+        ("[" * 100_000, "nested too deeply"),
+        ('{"a": ' * 100_000, "nested too deeply"),
+    ],
+)
+def test_json_that_stands_for_nothing_is_refused(tmp_path: Path, text: str, reason: str) -> None:
+    (tmp_path / "one.json").write_text(text)
+    with pytest.raises(UserError, match=f"one.json: not valid JSON .*{reason}"):
+        files.read_json(tmp_path / "one.json")
+    (tmp_path / "one.jsonl").write_text(f'{{"b": 1}}\n{text}\n')
+    with pytest.raises(UserError, match=f"one.jsonl:2: not valid JSON .*{reason}"):
+        files.read_jsonl(tmp_path / "one.jsonl")
+
+
+@pytest.mark.parametrize("value", ["NaN", "\U0001f600", 1e300, 10**30, 2**-1000])
+def test_uncommon_json_is_read(value: object) -> None:
+    assert files.parse_json(json.dumps({"a": value})) == {"a": value}
+
+
+def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
+    for path, reason in (
+        (tmp_path, "a folder, where a file was expected"),
+        (tmp_path / ("x" * 300), "name too long"),
+        (tmp_path / "\0", "null"),
+        (Path(__file__) / "x", "not a directory"),
+    ):
+        for read in (files.read_json, files.read_jsonl):
+            with pytest.raises(UserError, match=reason):
+                read(path)
+
+
 def test_missing_files_are_named(tmp_path: Path) -> None:
     for read in (files.read_json, files.read_jsonl):
         with pytest.raises(UserError, match="nowhere: no such file"):
@@ -147,7 +188,9 @@ def test_a_torn_last_line_is_dropped_and_the_log_grows_on(tmp_path: Path, torn: 
     log = tmp_path / "sft.jsonl"
     files.append_jsonl(log, {"step": 1})
     log.write_bytes(log.read_bytes() + torn)
-    assert files.read_jsonl(log) == [{"step": 1}]
+    with pytest.raises(UserError, match="sft.jsonl:2: not"):  # in any other file it is a mistake
+        files.read_jsonl(log)
+    assert files.read_jsonl(log, log=True) == [{"step": 1}]
     files.append_jsonl(log, {"step": 2})
     assert files.read_jsonl(log) == [{"step": 1}, {"step": 2}]
 

@@ -222,7 +222,7 @@ def harmonic(shares: Sequence[float | None]) -> float:
 
 def read_trials(log: Path) -> list[Trial]:
     """The trials of a sweep's log. Raises UserError naming file, line and field of what is none."""
-    return read_jsonl_as(Trial, log)
+    return read_jsonl_as(Trial, log, log=True)
 
 
 def _settings(config: EditConfig) -> dict[str, float]:

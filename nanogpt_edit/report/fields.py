@@ -98,7 +98,7 @@ def read_object(path: Path) -> Fields:
 
 def read_lines(path: Path) -> list[Fields]:
     """The objects in a JSONL file, one per line."""
-    return [Fields(record, f"{path}:{number}") for number, record in read_numbered_jsonl(path)]
+    return [Fields(record, f"{path}:{number}") for number, record in read_numbered_jsonl(path, log=True)]
 
 
 def read_interval(fields: Fields, key: str) -> Interval | None:

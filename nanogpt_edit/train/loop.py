@@ -198,7 +198,7 @@ class Trainer:
             self.step, self.best_score = int(notes["step"]), float(notes["best_score"])
             say(f"{self.label}: goes on at step {self.step} of {self.config.steps}.")
         if processes.is_first() and self.log_path.exists():
-            lines, steps = read_jsonl(self.log_path), logged(self.log_path, "step")
+            lines, steps = read_jsonl(self.log_path, log=True), logged(self.log_path, "step")
             write_jsonl(self.log_path, [line for line, step in zip(lines, steps, strict=True) if step < self.step])
 
     def _place(self, name: str, shape: torch.Size) -> Tensor:
@@ -218,7 +218,8 @@ class Trainer:
 def logged(log: Path, name: str) -> list[float]:
     """The number under `name` in each line of a stage's log. Raises UserError naming the line where there is none."""
     return [
-        to_value(float, line.get(name), name, Place(f"{log}:{number}")) for number, line in read_numbered_jsonl(log)
+        to_value(float, line.get(name), name, Place(f"{log}:{number}"))
+        for number, line in read_numbered_jsonl(log, log=True)
     ]
 
 
