@@ -16,7 +16,9 @@ from nanogpt_edit import processes
 from nanogpt_edit.data.problems import Problem, Sample
 from nanogpt_edit.devices import autocast
 from nanogpt_edit.edit.editor import edit_model
-from nanogpt_edit.edit.patch_files import save_edited, save_patch
+from nanogpt_edit.edit.outcome import describe, shortfall
+from nanogpt_edit.edit.patch import EditPatch
+from nanogpt_edit.edit.patch_files import carried_patches, save_edited, save_patch
 from nanogpt_edit.edit.scores import score_patch
 from nanogpt_edit.model import checkpoint
 from nanogpt_edit.model.gpt import GPT, GPTConfig
@@ -189,8 +191,14 @@ class RunModels(RunData):
         patch = scores.kept_in(patch.bound_to(model))
         save_patch(patch, self.folder.edits / f"{name}.safetensors")
         scores.save(self.folder.edits, name, patch=patch)
-        say(f"Edit: {scores.success.value:.0%} of {len(self.facts)} facts at rank 1, in {patch.seconds:.1f} s.")
-        save_edited(model, self.folder.model("edited"), {name: patch.apply(model)})
+        save_edited(model, self.folder.model("edited"), [*self.carried(), (name, patch.apply(model))])
+        say(f"Edit: {describe(scores)}; {patch.seconds:.1f} s.")
+        if fell_short := shortfall(scores, patch.config):
+            say(fell_short)
+
+    def carried(self) -> list[tuple[str, EditPatch]]:
+        """The patches that the model to be edited carries already, with their names, oldest first."""
+        return carried_patches(self.folder.model("grpo"))
 
     def keep(self, stage: str, trainer: Trainer, note: str, *, last_too: bool = False) -> None:
         """Save what a stage has trained, then let go of its saved states."""

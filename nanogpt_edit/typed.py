@@ -162,7 +162,7 @@ def _plain_fields(kind: type) -> dict[str, tuple[object, ...]]:
 
 def to_value(kind: object, value: object, name: str, place: Place) -> Any:
     """`value` as a `kind`, or a UserError that says where the field `name` should have one."""
-    if kind is type(value) and kind in WORDS:
+    if kind is object or (kind is type(value) and kind in WORDS):
         return value
     origin, arguments = get_origin(kind), get_args(kind)
     if is_dataclass(kind):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,8 +12,9 @@ import torch
 from nanogpt_edit import cli
 from nanogpt_edit.edit.config import EditConfig
 from nanogpt_edit.edit.editor import edit_model
+from nanogpt_edit.edit.fact_files import fact_to_record
 from nanogpt_edit.edit.facts import Fact
-from nanogpt_edit.edit.patch_files import carried_patches, load_patch, save_patch
+from nanogpt_edit.edit.patch_files import carried_patches, load_patch, save_edited, save_patch
 from nanogpt_edit.model.checkpoint import fingerprint, load, save
 from nanogpt_edit.model.gpt import GPT
 
@@ -20,6 +23,7 @@ FACTS = (
     Fact("The Eiffel Tower is located in", "Eiffel Tower", target_new="London", target_true="Paris"),
 )
 # An untrained model moves only when nothing holds it back.
+QUICK = ["--edit.method", "ft", "--edit.steps", "3", "--device", "cpu"]
 CONFIG = EditConfig(steps=20, n_prefixes=0, covariance_weight=0.01, clamp=20.0, weight_decay=0.0, kl_coef=0.0)
 
 
@@ -30,6 +34,10 @@ def edited(speaking_gpt: GPT, tmp_path: Path) -> tuple[Path, Path]:
     save(speaking_gpt, tmp_path / "base")
     save_patch(edit_model(speaking_gpt, FACTS, CONFIG, covariance_blocks=blocks), tmp_path / "facts.safetensors")
     return tmp_path / "base", tmp_path / "facts.safetensors"
+
+
+def names(directory: Path) -> list[str]:
+    return [name for name, _ in carried_patches(directory)]
 
 
 def test_applied_and_reverted_from_files_gives_the_same_weights(edited: tuple[Path, Path], tmp_path: Path) -> None:
@@ -46,16 +54,96 @@ def test_an_edited_model_carries_its_patches_and_gives_them_all_back(edited: tup
     base, patch = edited
     once, twice, back = (tmp_path / name for name in ("once", "twice", "back"))
     assert cli.main(["patch", "apply", str(base), str(patch), "--out", str(once)]) == 0
-    assert list(carried_patches(once)) == ["facts"]
+    assert names(once) == ["facts"]
     second = tmp_path / "tower.safetensors"
     blocks = torch.randint(0, 250, (40, 32), generator=torch.Generator().manual_seed(0))
     save_patch(edit_model(load(once), FACTS[1:], CONFIG, covariance_blocks=blocks), second)
     assert cli.main(["patch", "apply", str(once), str(second), "--out", str(twice)]) == 0
-    assert list(carried_patches(twice)) == ["facts", "tower"]
+    assert names(twice) == ["facts", "tower"]
     assert cli.main(["patch", "revert", str(twice), "--out", str(back)]) == 0
     assert fingerprint(load(back)) == fingerprint(load(base))
-    assert carried_patches(back) == {}
+    assert carried_patches(back) == []
     assert cli.main(["patch", "revert", str(back), "--out", str(tmp_path / "further")]) == 2
+
+
+@pytest.fixture
+def two_edits(edited: tuple[Path, Path], tmp_path: Path) -> tuple[Path, Path, Path]:
+    """(base, first, second): the verb `edit` run on a model and on what came of it, both with facts called "facts"."""
+    base, _ = edited
+    source = base
+    for letter, fact in zip("ab", FACTS, strict=True):
+        file = tmp_path / letter / "facts.jsonl"
+        file.parent.mkdir()
+        file.write_text(json.dumps(fact_to_record(fact)) + "\n")
+        assert cli.main(["edit", str(source), str(file), "--out", str(file.parent), *QUICK]) == 0
+        source = file.parent / "edited"
+    return base, tmp_path / "a", tmp_path / "b"
+
+
+def test_edits_one_after_the_other_are_all_carried_and_all_come_off(
+    two_edits: tuple[Path, Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base, _, second = two_edits
+    assert [patch.facts for _, patch in carried_patches(second / "edited")] == [FACTS[:1], FACTS[1:]]
+    capsys.readouterr()
+    assert cli.main(["patch", "revert", str(second / "edited"), "--out", str(tmp_path / "back")]) == 0
+    whole = fingerprint(load(base))
+    assert fingerprint(load(tmp_path / "back")) == whole
+    assert f"The original model, bit for bit (its fingerprint is {whole[:16]}…)" in capsys.readouterr().out
+
+
+def test_patches_of_one_name_are_both_applied_and_both_taken_out(
+    two_edits: tuple[Path, Path, Path], tmp_path: Path
+) -> None:
+    base, first, second = two_edits
+    files = [str(folder / "edits" / "facts.safetensors") for folder in (first, second)]
+    out, back = tmp_path / "out", tmp_path / "back"
+    assert cli.main(["patch", "apply", str(base), *files, "--out", str(out)]) == 0
+    assert names(out) == ["facts", "facts"]
+    assert fingerprint(load(out)) == fingerprint(load(second / "edited"))
+    assert cli.main(["patch", "revert", str(out), "--out", str(back)]) == 0
+    assert fingerprint(load(back)) == fingerprint(load(base))
+
+
+def test_what_is_left_is_said_as_far_as_it_is_known(
+    two_edits: tuple[Path, Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, first, second = two_edits
+    newest = second / "edits" / "facts.safetensors"
+
+    def revert(model: Path, *patches: Path) -> str:
+        capsys.readouterr()
+        assert cli.main(["patch", "revert", str(model), *map(str, patches), "--out", str(tmp_path / "out")]) == 0
+        return capsys.readouterr().out
+
+    # The newest of two: the other stays, and nothing is called original.
+    assert "The model without them, which still carries facts:" in revert(second / "edited", newest)
+    assert names(tmp_path / "out") == ["facts"]
+    assert fingerprint(load(tmp_path / "out")) == fingerprint(load(first / "edited"))
+    # A patch that an earlier version wrote does not know the whole model.
+    old = replace(load_patch(newest), base_fingerprint="")
+    save_edited(load(second / "edited"), tmp_path / "old", [("facts", old)])
+    assert "cannot be told, for the patch names none:" in revert(tmp_path / "old")
+    # Weights changed elsewhere: the edit comes off, and the model is not the original.
+    changed = load(first / "edited")
+    with torch.no_grad():
+        changed.norm.weight[0] += 1.0
+    save_edited(changed, tmp_path / "changed", carried_patches(first / "edited"))
+    assert "cannot be told, for the patch names another fingerprint:" in revert(tmp_path / "changed")
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_an_edit_keeps_the_dtype_of_the_file(speaking_gpt: GPT, tmp_path: Path, dtype: torch.dtype) -> None:
+    base, out, applied, back = (tmp_path / name for name in ("base", "out", "applied", "back"))
+    save(speaking_gpt.to(dtype), base)
+    (tmp_path / "facts.jsonl").write_text(json.dumps(fact_to_record(FACTS[0])) + "\n")
+    assert cli.main(["edit", str(base), str(tmp_path / "facts.jsonl"), "--out", str(out), *QUICK]) == 0
+    patch = out / "edits" / "facts.safetensors"
+    assert cli.main(["patch", "apply", str(base), str(patch), "--out", str(applied)]) == 0
+    assert cli.main(["patch", "revert", str(applied), "--out", str(back)]) == 0
+    assert {load(path).dtype for path in (base, out / "edited", applied, back)} == {dtype}
+    assert fingerprint(load(applied)) == fingerprint(load(out / "edited")) != fingerprint(load(base))
+    assert fingerprint(load(back)) == fingerprint(load(base))
 
 
 def test_other_weights_are_refused_unless_rebased(
@@ -72,7 +160,7 @@ def test_other_weights_are_refused_unless_rebased(
     assert cli.main(arguments) == 2
     assert "--rebase" in capsys.readouterr().err
     assert cli.main([*arguments, "--rebase", "--text", str(text)]) == 0
-    (carried,) = carried_patches(tmp_path / "out").values()
+    ((_, carried),) = carried_patches(tmp_path / "out")
     assert carried.facts == FACTS
     carried.check(load(tmp_path / "other"))
 

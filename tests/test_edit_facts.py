@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nanogpt_edit.edit.fact_files import fact_from_record, fact_to_record, read_facts
-from nanogpt_edit.edit.facts import Fact, Neighbour, find_subject, join, locate_subject, states_old_answer, target_ids
+from nanogpt_edit.edit.facts import Fact, Neighbour, find_subject, locate_subject, states_old_answer
 from nanogpt_edit.errors import UserError
+from nanogpt_edit.evaluate.targets import join, target_ids
 from nanogpt_edit.model.tokenizer import Tokenizer
 
 

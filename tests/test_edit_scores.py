@@ -11,13 +11,16 @@ import pytest
 import torch
 from edit_world import covariance_blocks, facts, random_model, trained_model
 
-from nanogpt_edit.edit import measure
 from nanogpt_edit.edit.config import EditConfig
 from nanogpt_edit.edit.editor import edit_model
-from nanogpt_edit.edit.facts import Fact
-from nanogpt_edit.edit.measure import FactState, TargetScore, greedy_answers, measure_facts, ngram_entropy
+from nanogpt_edit.edit.facts import Fact, Neighbour
+from nanogpt_edit.edit.measure import FactState, cut_answer, measure_facts, ngram_entropy, written_answers
+from nanogpt_edit.edit.outcome import describe, shortfall
 from nanogpt_edit.edit.patch import EditedFact
 from nanogpt_edit.edit.scores import compare_states, harmonic_mean, score_patch
+from nanogpt_edit.errors import UserError
+from nanogpt_edit.evaluate import targets
+from nanogpt_edit.evaluate.targets import TargetScore
 from nanogpt_edit.model.gpt import GPT
 
 
@@ -28,7 +31,7 @@ def model(request: pytest.FixtureRequest) -> GPT:
 
 @torch.no_grad()
 def test_measurements_equal_plain_forward_passes(model: GPT, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(measure, "BATCH_TOKENS", 60)  # many small batches
+    monkeypatch.setattr(targets, "BATCH_TOKENS", 60)  # many small batches
     assert model.tokenizer is not None
     asked = (replace(facts(1)[0], target_new="Rome and Lima"), facts(2)[1])  # one target of several tokens
     for fact, state in zip(asked, measure_facts(model, asked), strict=True):
@@ -59,7 +62,59 @@ def test_the_trained_model_knows_its_facts() -> None:
 
 
 def test_answers_end_with_the_sentence() -> None:
-    assert greedy_answers(trained_model(), ["capital of Valdoria", "the king of Kestonia "]) == ["Paris", "Cairo"]
+    asked = [("capital of Valdoria", "Paris"), ("the king of Kestonia ", "Cai")]
+    assert written_answers(trained_model(), asked) == [("Paris", True), ("Cairo", False)]
+
+
+@pytest.mark.parametrize(
+    ("text", "target", "answer", "exact"),
+    [
+        (" Athens. It is", "Athens", "Athens", True),
+        (" Athens", "Athens", "Athens", True),
+        (" athens\nAnd", "Athens", "athens", True),
+        (" Athensis. It", "Athens", "Athensis", False),
+        (" Stan Leee.", "Stan Lee", "Stan Leee", False),
+        (" Paris is Paris.", "Paris", "Paris is Paris", False),
+        (" Toronto Toronto", "Toronto", "Toronto Toronto", False),
+        (" Mark Zuckerberg. He", "Mark Zuckerberg", "Mark Zuckerberg", True),
+        (" Mark Zuckerb", "Mark Zuckerberg", "Mark Zuckerb", False),
+        (" St. Louis. It lies", "St. Louis", "St. Louis", True),
+        (" St. Louis in Missouri. It", "St. Louis", "St. Louis in Missouri", False),
+        (" Washington, D.C.\n", "Washington, D.C.", "Washington, D.C.", True),
+        (" Rio!", "Rio", "Rio", True),
+        (" 3.14159. It", "3.14", "3.14159", False),
+        (" Cairo. It", "Alexandria", "Cairo", False),
+        (" 東京\n", "東京", "東京", True),
+        ("", "Athens", "", False),
+    ],
+)
+def test_an_answer_is_exact_with_its_natural_end_and_nothing_added(
+    text: str, target: str, answer: str, exact: bool
+) -> None:
+    assert cut_answer(text, target) == (answer, exact)
+
+
+def test_an_answer_may_be_as_long_as_its_target() -> None:
+    """A target of many tokens is not cut: it is written whole, and then the sentence ends."""
+    model = trained_model()
+    assert model.tokenizer is not None
+    long = " ".join(["Paris"] * 30)
+    assert len(model.tokenizer.encode(long)) > 30
+    ((answer, exact),) = written_answers(model, [("capital of Valdoria", long)])
+    assert (answer, exact) == ("Paris", False)
+
+
+@pytest.mark.parametrize(
+    "fact",
+    [
+        Fact("capital of Valdoria", "Valdoria", target_new="Oslo", target_true=""),
+        Fact("capital of Valdoria", "Valdoria", target_new="Oslo", target_true="  "),
+        Fact("a", "a", "b", "c", neighbourhood=(Neighbour("capital of Valdoria", " "),)),
+    ],
+)
+def test_without_a_true_answer_nothing_is_compared(fact: Fact) -> None:
+    with pytest.raises(UserError, match="has no true answer"):
+        measure_facts(trained_model(), [fact])
 
 
 def target(p: float, rank: int = 1) -> TargetScore:
@@ -76,6 +131,7 @@ def state(
         paraphrases=tuple((win, lose) if good else (lose, win) for good in paraphrases),
         neighbourhood=tuple((win, lose) if good else (lose, win) for good in neighbours),
         answer=answer,
+        exact=answer == "Giza",
     )
 
 
@@ -93,6 +149,13 @@ def test_an_edit_by_hand() -> None:
     assert scores.success.value == 0.5
     assert scores.efficacy.value == 0.5
     assert scores.contains.value == 1.0
+    assert scores.exact.value == 0.5
+    assert (scores.efficacy_before.value, scores.records[0].paraphrase_before) == (0.0, 0.0)
+    assert scores.paraphrase_rank1 == scores.paraphrase
+    assert describe(scores) == (
+        "1 of 2 facts at rank 1, 1 written freely are exactly the new answer, p(new) > p(true) on 75% of paraphrases "
+        "(0% before), rank 1 on 75% of them"
+    )
     assert scores.paraphrase is not None
     assert scores.paraphrase.value == 0.75
     assert scores.neighbourhood_before is not None
@@ -106,6 +169,28 @@ def test_an_edit_by_hand() -> None:
     assert second.reason == "value found (p 0.9), but the weights did not take it up; rank 7 to 2, p 0.1 to 0.2"
     lost = compare_states([replace(EDITED, probability=0.1)], before[1:], after[1:]).records[0]
     assert lost.reason.startswith("no value found: the optimisation reached p 0.1 with ‖δ‖ 1‖h‖")
+
+
+def test_what_did_not_work_is_said_with_its_likely_reason() -> None:
+    before, good = state(0.1, 0.8, 7, [], [], "Cairo"), state(0.7, 0.1, 1, [], [], "Giza")
+    lost = state(0.2, 0.5, 2, [], [], "Luxor")
+    config = EditConfig(layers=(0, 1))
+
+    def told(*after: FactState, probability: float = 0.9) -> str:
+        edited = [replace(EDITED, probability=probability)] * len(after)
+        return shortfall(compare_states(edited, [before] * len(after), after), config)
+
+    assert told(good, good) == ""
+    assert told(good, lost) == ""  # half of them, and every text has changed
+    assert told(good, lost, lost).startswith("Fell short: only 1 of 3 facts have their new answer at rank 1. Likely")
+    assert "values were found, but the weights did not take them up; layers [0, 1]" in told(good, lost, lost)
+    assert "for 2 of 2 no value was found" in told(good, lost, lost, probability=0.1)
+    assert '1 of 3 says the same as before ("The capital of Egypt is" → "Cairo")' in told(
+        good, good, replace(lost, answer="Cairo")
+    )
+    assert told(replace(good, answer="Cairo", exact=False)).startswith("Fell short: 1 of 1 says the same")
+    said_before = state(0.7, 0.1, 1, [], [], "Giza")
+    assert shortfall(compare_states([EDITED], [said_before], [good]), config) == ""  # the new answer, all along
 
 
 def test_equal_probabilities_are_no_success() -> None:

@@ -12,6 +12,7 @@ from evaluate_stand_ins import bigram, recalled, token
 from tiny_stages import tiny_model, tiny_tokenizer
 
 from nanogpt_edit.errors import UserError
+from nanogpt_edit.evaluate import targets
 from nanogpt_edit.evaluate.facts import Question, fact_metrics, read_recalls, recall
 
 
@@ -38,7 +39,7 @@ def test_recall_by_hand() -> None:
     assert (found.rank, found.recalled, found.greedy) == (1, True, "14")
 
 
-def test_recall_is_that_of_the_simple_path_in_any_batch() -> None:
+def test_recall_is_that_of_the_simple_path_in_any_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     model, tokenizer = tiny_model().eval(), tiny_tokenizer()
     with torch.no_grad():
         for weight in model.parameters():
@@ -48,8 +49,10 @@ def test_recall_is_that_of_the_simple_path_in_any_batch() -> None:
         for name, target in (("Tom", "a baker"), ("The Eiffel Tower", "in Paris"), ("France", "3"), ("He", "left now"))
     ]
     together = recall(model, asked)
-    for rows in (1, 2, 3):
-        for one, other in zip(recall(model, asked, rows=rows), together, strict=True):
+    for room in (1, 12, 30):
+        monkeypatch.setattr(targets, "BATCH_TOKENS", room)
+        monkeypatch.setattr(targets, "LOGIT_NUMBERS", room * tokenizer.vocab_size)
+        for one, other in zip(recall(model, asked), together, strict=True):
             assert (one.p_first, one.p_target) == pytest.approx((other.p_first, other.p_target), rel=1e-4)
             assert replace(one, p_first=0, p_target=0) == replace(other, p_first=0, p_target=0)
     for question, found in zip(asked, together, strict=True):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -17,7 +17,7 @@ from nanogpt_edit.edit.patch import EditPatch
 from nanogpt_edit.edit.patch_algebra import diff_patches, drop_facts, merge_patches, rebase_patch
 from nanogpt_edit.edit.patch_files import carried_patches, load_patch, save_edited, save_patch
 from nanogpt_edit.errors import UserError, did_you_mean, visible
-from nanogpt_edit.model.checkpoint import load, save
+from nanogpt_edit.model.checkpoint import fingerprint, load
 from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.progress import say
 
@@ -117,13 +117,13 @@ def patch(arguments: list[str]) -> int:
 
 def show(chosen: Show) -> int:
     found = load_patch(chosen.patch)
-    print(f"{found.describe()}, {found.seconds:.1f} s, {found.created or 'no date'}")
+    print(f"{found.describe()}, {found.seconds:.1f} s, {visible(found.created) or 'no date'}")
     for number, edited in enumerate(found.edited):
         print(f"{number:>4}  {_told(edited.fact)}{_rank(found, number)}")
     for layer, update in found.layers.items():
-        text = f", covariance {update.covariance_sha256[:16]}…" if update.covariance_sha256 else ""
-        norm = float(update.delta().norm())
-        print(f"layer {layer}: expects weights {update.expected_sha256[:16]}…{text}, ‖ΔW‖ {norm:.3g}")
+        text = f", covariance {visible(update.covariance_sha256[:16])}…" if update.covariance_sha256 else ""
+        expected = visible(update.expected_sha256[:16])
+        print(f"layer {layer}: expects weights {expected}…{text}, ‖ΔW‖ {update.norm():.3g}")
     return 0
 
 
@@ -134,10 +134,8 @@ def _told(fact: Fact) -> str:
 
 def _rank(found: EditPatch, number: int) -> str:
     """What became of a fact, where it was measured."""
-    if not found.scores:
-        return ""
-    score = found.scores[number]
-    return f"  (rank {score['rank_before']} → {score['rank_after']})"
+    ranks = [found.scores[number].get(name) for name in ("rank_before", "rank_after")] if found.scores else [None]
+    return f"  (rank {ranks[0]} → {ranks[1]})" if all(isinstance(rank, int) for rank in ranks) else ""
 
 
 def apply(chosen: Apply) -> int:
@@ -151,7 +149,7 @@ def apply(chosen: Apply) -> int:
         if not chosen.rebase and any(update.undo is None for update in found.layers.values()):
             save_patch(bound, path)
             say(f"{path} now also holds what revert needs.")
-        carried[path.stem] = bound
+        carried.append((path.stem, bound))
     save_edited(model, chosen.out, carried)
     print(f"The edited model: {chosen.out}")
     return 0
@@ -165,16 +163,29 @@ def _rebased(model: GPT, found: EditPatch, text: str | None) -> EditPatch:
 def revert(chosen: Revert) -> int:
     model = load(chosen.model)
     carried = carried_patches(chosen.model)
-    found = [(path.stem, load_patch(path)) for path in chosen.patches] or list(carried.items())
+    found = [load_patch(path) for path in chosen.patches] or [patch for _, patch in carried]
     if not found:
         raise UserError(f"{chosen.model} carries no patches; name the .safetensors files to take out.")
-    for name, each in reversed(found):
+    for each in reversed(found):
         each.revert(model)
         model.lineage = (*model.lineage, f"reverted: {each.describe()}")
-        carried.pop(name, None)
-    save_edited(model, chosen.out, carried) if carried else save(model, chosen.out)
-    print(f"The original model: {chosen.out}")
+        carried = [(name, patch) for name, patch in carried if patch.made_of() != each.made_of()]
+    save_edited(model, chosen.out, carried)
+    print(f"{_what_is_left(model, found[0], carried)}: {chosen.out}")
     return 0
+
+
+def _what_is_left(model: GPT, oldest: EditPatch, carried: Sequence[tuple[str, EditPatch]]) -> str:
+    """What a model is once patches were taken out of it, as far as that is known; `oldest` came out last."""
+    if carried:
+        return f"The model without them, which still carries {', '.join(name for name, _ in carried)}"
+    if fingerprint(model) == oldest.base_fingerprint:
+        return f"The original model, bit for bit (its fingerprint is {oldest.base_fingerprint[:16]}…)"
+    reason = "names another fingerprint" if oldest.base_fingerprint else "names none"
+    return (
+        "The model without the edit, in the edited layers bit for bit what it was before; whether all of it is as "
+        f"before cannot be told, for the patch {reason}"
+    )
 
 
 def drop(chosen: Drop) -> int:

@@ -23,6 +23,8 @@ from nanogpt_edit.data.world import WorldConfig
 from nanogpt_edit.devices import Precision, choose_device
 from nanogpt_edit.edit.config import EditConfig
 from nanogpt_edit.edit.covariance_files import default_cache_dir
+from nanogpt_edit.edit.patch import EditPatch
+from nanogpt_edit.edit.patch_files import carried_patches
 from nanogpt_edit.edit.sweep import HEADER, SweepConfig, sweep
 from nanogpt_edit.errors import UserError
 from nanogpt_edit.files import write_text
@@ -133,11 +135,15 @@ class Stage(RunModels):
             _ = self.extra_text, self.facts
 
     def load(self, stage: str) -> GPT:
-        model = load(self.source, device=self.device, dtype=torch.float32)
+        """To be trained in float32; to be edited in the file's dtype, which the patch is made for."""
+        model = load(self.source, device=self.device, dtype=None if stage == "grpo" else torch.float32)
         tokenizer_of(model)  # a model without one can learn nothing here
         if not any(note.startswith(PRETRAINED) for note in model.lineage):  # then the world is not its base text
             self.recipe = replace(self.recipe, model=ModelConfig(source=self.source))
         return model
+
+    def carried(self) -> list[tuple[str, EditPatch]]:
+        return carried_patches(self.source)
 
     def ordinary_text(self, model: GPT) -> Tensor:
         """Raises UserError where it would be the embedded world alone, and the model was not pretrained on that."""

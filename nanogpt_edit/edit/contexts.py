@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from nanogpt_edit.edit.config import EditConfig
-from nanogpt_edit.edit.facts import Fact, Lookup, join, locate_subject, target_ids
+from nanogpt_edit.edit.facts import Fact, Lookup, locate_subject
 from nanogpt_edit.errors import UserError
+from nanogpt_edit.evaluate.targets import join, target_ids
 from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.model.kv_cache import KVCache
 from nanogpt_edit.model.tokenizer import tokenizer_of

@@ -1,7 +1,8 @@
 """Facts in, EditPatch out: values (`values.py`), then weights layer by layer (`layers.py`), batch after batch.
 
 The changes are made on the model itself and undone in `finally`: when `edit_model` returns or fails, the weights are
-bitwise what they were.
+bitwise what they were. A model in half precision is edited in float32 (small steps would be lost in bfloat16's eight
+bits); its patch is made for the weights as they are.
 
 With `batch_size`, the facts are edited in sequence, batch after batch, each on the weights the ones before left behind.
 ROME is the sequence of single facts on one layer.
@@ -83,8 +84,8 @@ def _edit(
 ) -> EditPatch:
     started = time.perf_counter()
     _check(model, facts, config)
-    was_training = model.training
-    model.eval()
+    was_training, dtype = model.training, model.dtype
+    model.eval().to(torch.promote_types(dtype, torch.float32))  # exact, there and back
     layers = {layer: EditedLayer(model, layer) for layer in config.edited_layers}
     found: dict[int, Covariance] = {}
     try:
@@ -113,7 +114,7 @@ def _edit(
     finally:
         for layer in layers.values():
             layer.restore()
-        model.train(was_training)
+        model.to(dtype).train(was_training)
     return _patch(model, located, values, config, layers, found, started)
 
 

@@ -23,8 +23,6 @@ from nanogpt_edit.typed import check_fields
 Lookup = Literal["exact", "ignoring case", "shared words"]
 
 WORD = re.compile(r"\w+")
-NO_SPACE_BEFORE = re.compile(r"[.,;:!?%)\]}'’]")
-UNSPACED_SCRIPT = re.compile(r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]")
 
 
 @dataclass(frozen=True)
@@ -123,26 +121,6 @@ def find_subject(prompt: str, subject: str, *, allow_partial: bool = False) -> S
         f'subject "{subject}" is not in the prompt "{prompt}"; nearest words: "{_nearest_words(prompt, wanted)}". '
         "Fix the subject; an edit may also allow a part of it (edit.allow_partial_subject)."
     )
-
-
-def join(prompt: str, target: str) -> tuple[str, str]:
-    """Prompt and target as they are tokenised: one space between them stands at the target's front.
-
-    No space is put before punctuation, nor between scripts that are written without spaces.
-    """
-    prompt, target = prompt.rstrip(), target.strip()
-    unspaced = UNSPACED_SCRIPT.match(target[:1]) and UNSPACED_SCRIPT.match(prompt[-1:])
-    if unspaced or NO_SPACE_BEFORE.match(target):
-        return prompt, target
-    return prompt, " " + target
-
-
-def target_ids(prompt: str, target: str, tokenizer: Tokenizer) -> tuple[int, ...]:
-    """Token ids of `target` as it continues `prompt`. Raises UserError when there are none."""
-    ids = tuple(tokenizer.encode(join(prompt, target)[1]))
-    if not ids:
-        raise UserError(f'the target "{target}" of "{prompt}" has no tokens; fill it in.')
-    return ids
 
 
 def states_old_answer(text: str, fact: Fact) -> bool:

@@ -1,9 +1,6 @@
 """One model's state of mind about some facts: what it would say, how probable each answer is, how it writes on.
 
-All prompts and targets of all facts go through the model in a few batched passes, logits at target positions only.
 `scores.py` compares two such states, before an edit and after.
-
-Shapes: R rows (a prompt with a target), T tokens, V vocabulary.
 """
 
 from __future__ import annotations
@@ -14,36 +11,19 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-import torch
-
-from nanogpt_edit.edit.contexts import pad_rows
-from nanogpt_edit.edit.facts import Fact, join, target_ids
+from nanogpt_edit.edit.facts import Fact
 from nanogpt_edit.engine.engine import Engine
 from nanogpt_edit.engine.sampling import Sampling
+from nanogpt_edit.errors import UserError
+from nanogpt_edit.evaluate.targets import TargetScore, score_targets, target_ids
 from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.model.tokenizer import tokenizer_of
 
-BATCH_TOKENS = 8192
-ANSWER_TOKENS = 10
+FURTHER_TOKENS = 16  # after the target's own, for the answer's sentence to end
 FREE_TOKENS = 60  # of the text whose fluency is measured
 FREE_SAMPLING = Sampling(temperature=1.0, top_k=5, max_new_tokens=FREE_TOKENS)
 SENTENCE_END = re.compile(r"(?<=\w\w\w)[.!?](?=\s|$)|\n|<")
-
-
-@dataclass(frozen=True)
-class TargetScore:
-    """How a model likes one target after one prompt."""
-
-    p_first: float
-    """Probability of the target's first token."""
-    rank: int
-    """Its rank among all tokens; 1 is the model's own choice."""
-    p_target: float
-    """Probability of the whole target."""
-    p_token: float
-    """Geometric mean probability per target token; what targets are compared by."""
-    token_accuracy: float
-    """Share of the target's tokens that are the model's choice, given those before."""
+NATURAL_END = re.compile(r"[^\S\n]*(?:[.!?](?=\s|$)|\n|<|$)")  # right behind an answer
 
 
 @dataclass(frozen=True)
@@ -55,18 +35,26 @@ class FactState:
     paraphrases: tuple[tuple[TargetScore, TargetScore], ...]
     neighbourhood: tuple[tuple[TargetScore, TargetScore], ...]
     answer: str
-    """What the model says, greedily, to the end of the sentence."""
+    """What the model writes freely, greedily, to the end of the sentence."""
+    exact: bool = False
+    """The answer is the new one, with its natural end and nothing added."""
     entropy: float | None = None
     """n-gram entropy of a text the model writes after the prompt, in bits (see `ngram_entropy`); None: not asked."""
 
 
 def measure_facts(model: GPT, facts: Sequence[Fact], *, fluency: bool = False) -> tuple[FactState, ...]:
-    """The state of every fact in `model`; `fluency` lets the model write on after each prompt, for the entropy."""
+    """The state of every fact in `model`; `fluency` lets the model write on after each prompt, for the entropy.
+
+    Raises UserError for a fact without a true answer: nothing could be compared with the new one.
+    """
+    for fact in facts:
+        if not all(answer.strip() for answer in (fact.target_true, *(n.target_true for n in fact.neighbourhood))):
+            raise UserError(f'"{fact.prompt}" has no true answer (target_true) to compare with; fill it in.')
     wanted = [pair for fact in facts for pair in _pairs(fact)]
-    scores = dict(zip(wanted, _score_targets(model, wanted), strict=True))
-    prompts = [fact.prompt for fact in facts]
-    answers = greedy_answers(model, prompts)
-    entropies = [ngram_entropy(text) for text in free_texts(model, prompts)] if fluency else [None] * len(facts)
+    scores = dict(zip(wanted, score_targets(model, wanted), strict=True))
+    answers = written_answers(model, [(fact.prompt, fact.target_new) for fact in facts])
+    texts = free_texts(model, [fact.prompt for fact in facts]) if fluency else []
+    entropies: list[float | None] = [ngram_entropy(text) for text in texts]
     return tuple(
         FactState(
             new=scores[fact.prompt, fact.target_new],
@@ -76,22 +64,43 @@ def measure_facts(model: GPT, facts: Sequence[Fact], *, fluency: bool = False) -
                 (scores[n.prompt, n.target_true], scores[n.prompt, fact.target_new]) for n in fact.neighbourhood
             ),
             answer=answer,
+            exact=exact,
             entropy=entropy,
         )
-        for fact, answer, entropy in zip(facts, answers, entropies, strict=True)
+        for fact, (answer, exact), entropy in zip(facts, answers, entropies or [None] * len(facts), strict=True)
     )
 
 
-def greedy_answers(model: GPT, prompts: Sequence[str], *, max_tokens: int = ANSWER_TOKENS) -> list[str]:
-    """What the model says after each prompt, greedily, up to the end of the sentence or line."""
+def written_answers(model: GPT, asked: Sequence[tuple[str, str]]) -> list[tuple[str, bool]]:
+    """What the model writes freely after each prompt, greedily, and whether it is the target (see `cut_answer`).
+
+    It may write as many tokens as the longest target has, and `FURTHER_TOKENS` more for the sentence to end.
+    """
+    if not asked:
+        return []
     tokenizer = tokenizer_of(model)
+    longest = max(len(target_ids(prompt, target, tokenizer)) for prompt, target in asked)
     completions = Engine(model).generate(
-        [tokenizer.encode(prompt.rstrip()) for prompt in prompts],
-        sampling=Sampling(temperature=0.0, max_new_tokens=max_tokens),
+        [tokenizer.encode(prompt.rstrip()) for prompt, _ in asked],
+        sampling=Sampling(temperature=0.0, max_new_tokens=longest + FURTHER_TOKENS),
         stop_ids=frozenset(() if tokenizer.eos_id is None else (tokenizer.eos_id,)),
     )
     texts = [tokenizer.decode([i for i in c.token_ids if i != tokenizer.eos_id]) for c in completions]
-    return [SENTENCE_END.split(text.strip(), maxsplit=1)[0].strip() for text in texts]
+    return [cut_answer(text, target) for text, (_, target) in zip(texts, asked, strict=True)]
+
+
+def cut_answer(text: str, target: str) -> tuple[str, bool]:
+    """A text up to the end of its first sentence or line, and whether that is `target`, in any capitals.
+
+    A full stop inside the target ends nothing: ("St. Louis. It", "St. Louis") -> ("St. Louis", True). What goes on is
+    another answer: ("Athensis", "Athens") and ("Paris is Paris", "Paris") are not exact.
+    """
+    text, target = text.strip(), target.strip()
+    begins = text[: len(target)].casefold() == target.casefold()
+    if begins and NATURAL_END.match(text, len(target)):
+        return text[: len(target)], True
+    end = SENTENCE_END.search(text, len(target) if begins else 0)
+    return text[: end.start() if end else None].strip(), False
 
 
 def free_texts(model: GPT, prompts: Sequence[str]) -> list[tuple[int, ...]]:
@@ -122,46 +131,3 @@ def _pairs(fact: Fact) -> list[tuple[str, str]]:
     both = (fact.target_new, fact.target_true)
     own = [(prompt, target) for prompt in (fact.prompt, *fact.paraphrases) for target in both]
     return own + [(n.prompt, target) for n in fact.neighbourhood for target in (n.target_true, fact.target_new)]
-
-
-@torch.no_grad()
-def _score_targets(model: GPT, pairs: Sequence[tuple[str, str]]) -> list[TargetScore]:
-    tokenizer = tokenizer_of(model)
-    rows: list[tuple[list[int], tuple[int, ...]]] = []
-    for prompt, target in pairs:
-        rows.append((tokenizer.encode(join(prompt, target)[0]), target_ids(prompt, target, tokenizer)))
-    order = sorted(range(len(rows)), key=lambda i: len(rows[i][0]) + len(rows[i][1]))
-    scores: dict[int, TargetScore] = {}
-    while order:
-        longest = sum(map(len, rows[order[-1]]))
-        count = max(1, BATCH_TOKENS // longest)
-        batch, order = order[-count:], order[:-count]
-        for index, score in zip(batch, _score_batch(model, [rows[i] for i in batch], tokenizer.pad_id), strict=True):
-            scores[index] = score
-    return [scores[i] for i in range(len(rows))]
-
-
-def _score_batch(model: GPT, rows: Sequence[tuple[list[int], tuple[int, ...]]], pad_id: int) -> list[TargetScore]:
-    token_ids = pad_rows([(*prompt, *target[:-1]) for prompt, target in rows], pad_id=pad_id, device=model.device)
-    states = model.hidden(token_ids)  # (R, T, D)
-    where = [(row, len(prompt) - 1 + j) for row, (prompt, target) in enumerate(rows) for j in range(len(target))]
-    row, column = torch.tensor(where, device=model.device).T
-    wanted = torch.tensor([t for _, target in rows for t in target], device=model.device)
-    logits = model.logits(states[row, column]).float()  # (all target tokens, V)
-    own = logits.gather(-1, wanted[:, None])
-    logprobs = (own.squeeze(-1) - logits.logsumexp(-1)).tolist()
-    ranks = (1 + (logits > own).sum(-1)).tolist()
-    scores, at = [], 0
-    for _, target in rows:
-        mine, mine_ranks = logprobs[at : at + len(target)], ranks[at : at + len(target)]
-        at += len(target)
-        scores.append(
-            TargetScore(
-                p_first=math.exp(mine[0]),
-                rank=mine_ranks[0],
-                p_target=math.exp(sum(mine)),
-                p_token=math.exp(sum(mine) / len(mine)),
-                token_accuracy=sum(rank == 1 for rank in mine_ranks) / len(mine_ranks),
-            )
-        )
-    return scores

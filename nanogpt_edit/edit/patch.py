@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from nanogpt_edit.edit.config import EditConfig
 from nanogpt_edit.edit.facts import Fact, Lookup
 from nanogpt_edit.errors import UserError
-from nanogpt_edit.model.checkpoint import weight_sha256
+from nanogpt_edit.model.checkpoint import fingerprint, weight_sha256
 from nanogpt_edit.model.gpt import GPT
 
 DOUBLE_BITS, SINGLE_BITS = 53, 24  # significant bits of float64 and float32
@@ -59,6 +59,10 @@ class LayerUpdate:
         """ΔW (D, F) in float64, exact."""
         return self.left.to(device, torch.float64) @ self.right.to(device, torch.float64)
 
+    def norm(self) -> float:
+        """‖ΔW‖."""
+        return product_norm(self.left, self.right)
+
 
 @dataclass(frozen=True)
 class EditedFact:
@@ -91,6 +95,8 @@ class EditPatch:
     versions: Mapping[str, str] = field(default_factory=dict)
     scores: tuple[Mapping[str, object], ...] = ()
     """One record per fact, as `scores.py` writes them; empty until scored."""
+    base_fingerprint: str = ""
+    """Of all weights of the model it was bound to; empty where that was done by version 0.1.0."""
 
     @property
     def facts(self) -> tuple[Fact, ...]:
@@ -145,15 +151,20 @@ class EditPatch:
                 edited_weight(model, layer).copy_(original)
 
     def bound_to(self, model: GPT) -> EditPatch:
-        """The same patch with its `undo` computed from the original model."""
+        """The same patch with its `undo` and `base_fingerprint` computed from the original model."""
         self.check(model)
         layers = {
-            layer: update
-            if update.undo is not None
-            else replace(update, undo=_undo(edited_weight(model, layer), update))
+            layer: replace(update, undo=_undo(edited_weight(model, layer), update))
             for layer, update in self.layers.items()
         }
-        return replace(self, layers=layers)
+        return replace(self, layers=layers, base_fingerprint=fingerprint(model))
+
+    def made_of(self) -> dict[int, tuple[str, str]]:
+        """Per layer the hashes of the weight before and after (empty: never bound): equal for one and the same edit."""
+        return {
+            layer: (update.expected_sha256, "" if update.undo is None else update.undo.edited_sha256)
+            for layer, update in self.layers.items()
+        }
 
     def check(self, model: GPT) -> None:
         """Raise UserError unless `model`'s weights are exactly the ones this patch was made for."""
@@ -225,6 +236,14 @@ def on_grid(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
     """
     bits = min(SINGLE_BITS, (DOUBLE_BITS - math.ceil(math.log2(max(left.shape[1], 1)))) // 2)
     return _round_to_bits(left, bits), _round_to_bits(right, bits)
+
+
+def product_norm(left: Tensor, right: Tensor) -> float:
+    """‖left · right‖ for (D, N) and (N, F), without the product: tr(LᵀL · RRᵀ) where N is the smaller size."""
+    left, right = left.double(), right.double()
+    if left.shape[1] > min(left.shape[0], right.shape[1]):
+        return float((left @ right).norm())
+    return float(((left.T @ left) * (right @ right.T)).sum().clamp_min(0).sqrt())
 
 
 def _round_to_bits(matrix: Tensor, bits: int) -> Tensor:

@@ -19,7 +19,7 @@ from nanogpt_edit.edit import solve
 from nanogpt_edit.edit.config import EditConfig
 from nanogpt_edit.edit.editor import edit_model, solve_again
 from nanogpt_edit.edit.facts import Fact
-from nanogpt_edit.edit.patch import EditPatch, LayerUpdate, on_grid
+from nanogpt_edit.edit.patch import EditPatch, LayerUpdate, on_grid, product_norm
 from nanogpt_edit.errors import UserError
 from nanogpt_edit.model.gpt import GPT
 
@@ -168,12 +168,7 @@ def diff_patches(first: EditPatch, second: EditPatch) -> PatchDifference:
     shared = sorted(set(first.layers) & set(second.layers))
     change: dict[int, tuple[float, float, float]] = {}
     for layer in sorted(set(first.layers) | set(second.layers)):
-        a = first.layers[layer].delta() if layer in first.layers else None
-        b = second.layers[layer].delta() if layer in second.layers else None
-        if a is not None and b is not None and a.shape != b.shape:
-            raise UserError(f"layer {layer} has another size in each patch; they belong to different models.")
-        apart = a - b if a is not None and b is not None else a if a is not None else b
-        change[layer] = (_norm(a), _norm(b), _norm(apart))
+        change[layer] = _weight_change(layer, first.layers.get(layer), second.layers.get(layer))
     return PatchDifference(
         only_first=tuple(fact for fact in first.facts if _identity(fact) not in in_second),
         only_second=tuple(fact for fact in second.facts if _identity(fact) not in in_first),
@@ -188,5 +183,12 @@ def _identity(fact: Fact) -> tuple[str, str, str]:
     return (fact.prompt.strip(), fact.subject.strip().casefold(), fact.target_new.strip())
 
 
-def _norm(matrix: Tensor | None) -> float:
-    return 0.0 if matrix is None else float(matrix.norm())
+def _weight_change(layer: int, a: LayerUpdate | None, b: LayerUpdate | None) -> tuple[float, float, float]:
+    """‖ΔW‖ of both, and of their difference [L_a, −L_b] · [R_a; R_b]."""
+    if a is None or b is None:
+        norms = tuple(0.0 if each is None else each.norm() for each in (a, b))
+        return norms[0], norms[1], max(norms)
+    if (a.left.shape[0], a.right.shape[1]) != (b.left.shape[0], b.right.shape[1]):
+        raise UserError(f"layer {layer} has another size in each patch; they belong to different models.")
+    apart = product_norm(torch.cat((a.left, -b.left), dim=1), torch.cat((a.right, b.right)))
+    return a.norm(), b.norm(), apart

@@ -1,10 +1,12 @@
 """What an edit did, fact by fact, before and after.
 
-Success is the reference's rule: the first token of `target_new` is the model's first choice after the prompt. The rest
-is CounterFact's (Meng et al. 2022, section 3.4): efficacy is p(target_new) > p(target_true), paraphrase the same on
-other phrasings, neighbourhood p(true) > p(target_new) on prompts about other subjects, and S their harmonic mean after
-the edit. Where two targets are compared, p is the geometric mean over a target's tokens (the authors compare the mean
-NLL per token), so that a long answer is not beaten for its length; `p_target` in the records is the plain product.
+Success is the reference's rule: the first token of `target_new` is the model's first choice after the prompt. Beside it
+stands what the model writes freely: `exact` where that is the new answer and nothing more. The rest is CounterFact's
+(Meng et al. 2022, section 3.4): efficacy is p(target_new) > p(target_true), paraphrase the same on other phrasings,
+neighbourhood p(true) > p(target_new) on prompts about other subjects, and S their harmonic mean after the edit. Where
+two targets are compared, p is the geometric mean over a target's tokens (the authors compare the mean NLL per token),
+so that a long answer is not beaten for its length; `p_target` in the records is the plain product. A model that knows
+nothing has an efficacy and a paraphrase of about a half: what they were before the edit stands beside them.
 
 What the edit cost elsewhere: the n-gram entropy of what the model writes on (low when it begins to repeat itself), and
 the perplexity of held-out text.
@@ -21,11 +23,14 @@ import numpy as np
 from torch import Tensor
 
 from nanogpt_edit.common.stats import Interval, bootstrap_mean
-from nanogpt_edit.edit.measure import FactState, TargetScore, measure_facts
+from nanogpt_edit.edit.measure import FactState, measure_facts
 from nanogpt_edit.edit.patch import EditedFact, EditPatch
+from nanogpt_edit.evaluate.targets import TargetScore
 from nanogpt_edit.evaluate.text import block_nats, perplexity
 from nanogpt_edit.files import write_json, write_jsonl
 from nanogpt_edit.model.gpt import GPT
+
+VALUE_FOUND = 0.5  # probability of the target's tokens from which a value counts as found
 
 
 @dataclass(frozen=True)
@@ -52,13 +57,20 @@ class FactScore:
     """The target's first token has rank 1."""
     efficacy: bool
     """p(new) > p(true)."""
+    efficacy_before: bool
+    exact: bool
+    """Written freely, the answer is the target, with its natural end and nothing added."""
     contains: bool
     """The greedy text contains the whole target."""
     token_accuracy: float
-    paraphrase_success: float | None
+    paraphrase_before: float | None
     """Share of paraphrases with p(new) > p(true); None without paraphrases."""
-    paraphrase_rank1: float | None
+    paraphrase_success: float | None
+    """The same after it."""
+    paraphrase_rank1_before: float | None
     """Share of paraphrases where the target's first token has rank 1."""
+    paraphrase_rank1: float | None
+    """The same after it."""
     neighbourhood_before: float | None
     """Share of neighbours with p(true) > p(new)."""
     neighbourhood_after: float | None
@@ -69,6 +81,8 @@ class FactScore:
     """n-gram entropy of what the model writes on after the prompt, in bits."""
     entropy_after: float | None
     subject_lookup: str
+    value_probability: float
+    """Of the target's tokens (geometric mean), as far as the value optimisation came."""
     reason: str
     """For a failure: where it was lost. Empty for a success."""
 
@@ -79,11 +93,15 @@ class EditScores:
 
     records: tuple[FactScore, ...]
     success: Interval
-    efficacy: Interval
+    exact: Interval
     contains: Interval
     token_accuracy: Interval
-    paraphrase: Interval | None
+    efficacy_before: Interval
+    efficacy: Interval
+    paraphrase_rank1_before: Interval | None
     paraphrase_rank1: Interval | None
+    paraphrase_before: Interval | None
+    paraphrase: Interval | None
     neighbourhood_before: Interval | None
     neighbourhood_after: Interval | None
     neighbourhood_rank1_before: Interval | None
@@ -159,11 +177,15 @@ def compare_states(edited: Sequence[EditedFact], before: Sequence[FactState], af
     return EditScores(
         records=records,
         success=bootstrap_mean([float(r.success) for r in records]),
-        efficacy=bootstrap_mean(efficacy),
+        exact=bootstrap_mean([float(r.exact) for r in records]),
         contains=bootstrap_mean([float(r.contains) for r in records]),
         token_accuracy=bootstrap_mean([r.token_accuracy for r in records]),
-        paraphrase=_mean(paraphrase),
+        efficacy_before=bootstrap_mean([float(r.efficacy_before) for r in records]),
+        efficacy=bootstrap_mean(efficacy),
+        paraphrase_rank1_before=_mean([r.paraphrase_rank1_before for r in records]),
         paraphrase_rank1=_mean([r.paraphrase_rank1 for r in records]),
+        paraphrase_before=_mean([r.paraphrase_before for r in records]),
+        paraphrase=_mean(paraphrase),
         neighbourhood_before=_mean([r.neighbourhood_before for r in records]),
         neighbourhood_after=_mean(neighbourhood),
         neighbourhood_rank1_before=_mean([r.neighbourhood_rank1_before for r in records]),
@@ -224,19 +246,32 @@ def _record(edited: EditedFact, before: FactState, after: FactState) -> FactScor
         p_target_after=after.new.p_target,
         success=success,
         efficacy=after.new.p_token > after.true.p_token,
+        efficacy_before=before.new.p_token > before.true.p_token,
+        exact=after.exact,
         contains=fact.target_new.casefold() in after.answer.casefold(),
         token_accuracy=after.new.token_accuracy,
-        paraphrase_success=_share(after.paraphrases, lambda wanted, other: wanted.p_token > other.p_token),
-        paraphrase_rank1=_share(after.paraphrases, lambda wanted, _: wanted.rank == 1),
-        neighbourhood_before=_share(before.neighbourhood, lambda wanted, other: wanted.p_token > other.p_token),
-        neighbourhood_after=_share(after.neighbourhood, lambda wanted, other: wanted.p_token > other.p_token),
-        neighbourhood_rank1_before=_share(before.neighbourhood, lambda wanted, _: wanted.rank == 1),
-        neighbourhood_rank1_after=_share(after.neighbourhood, lambda wanted, _: wanted.rank == 1),
+        paraphrase_before=_share(before.paraphrases, _preferred),
+        paraphrase_success=_share(after.paraphrases, _preferred),
+        paraphrase_rank1_before=_share(before.paraphrases, _first),
+        paraphrase_rank1=_share(after.paraphrases, _first),
+        neighbourhood_before=_share(before.neighbourhood, _preferred),
+        neighbourhood_after=_share(after.neighbourhood, _preferred),
+        neighbourhood_rank1_before=_share(before.neighbourhood, _first),
+        neighbourhood_rank1_after=_share(after.neighbourhood, _first),
         entropy_before=before.entropy,
         entropy_after=after.entropy,
         subject_lookup=edited.lookup,
+        value_probability=edited.probability,
         reason="" if success else _reason(edited, before, after),
     )
+
+
+def _preferred(wanted: TargetScore, other: TargetScore) -> bool:
+    return wanted.p_token > other.p_token
+
+
+def _first(wanted: TargetScore, other: TargetScore) -> bool:
+    return wanted.rank == 1
 
 
 def _share(
@@ -248,7 +283,7 @@ def _share(
 def _reason(edited: EditedFact, before: FactState, after: FactState) -> str:
     """Whether no value was found that says the target, or the weights could not hold the value."""
     reached = f"rank {before.new.rank} to {after.new.rank}, p {before.new.p_first:.3g} to {after.new.p_first:.3g}"
-    if edited.probability < 0.5:
+    if edited.probability < VALUE_FOUND:
         found = f"the optimisation reached p {edited.probability:.2g} with ‖δ‖ {edited.shift:.2g}‖h‖"
         return f"no value found: {found}; {reached}"
     return f"value found (p {edited.probability:.2g}), but the weights did not take it up; {reached}"

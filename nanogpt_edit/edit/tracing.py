@@ -25,9 +25,10 @@ import torch
 from torch import Tensor
 
 from nanogpt_edit.edit.contexts import pad_rows
-from nanogpt_edit.edit.facts import Fact, join, locate_subject, target_ids
+from nanogpt_edit.edit.facts import Fact, locate_subject
 from nanogpt_edit.edit.prefix import FrozenPrefix, Recorder, suffix_mask
 from nanogpt_edit.errors import UserError, at_least
+from nanogpt_edit.evaluate.targets import join, target_ids
 from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.model.sites import SiteKey, capture, patch
 from nanogpt_edit.model.tokenizer import tokenizer_of

@@ -7,11 +7,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from nanogpt_edit.common.stats import Interval, bootstrap_mean
+from nanogpt_edit.evaluate.targets import score_targets
 from nanogpt_edit.model.gpt import GPT
-from nanogpt_edit.model.tokenizer import tokenizer_of
 from nanogpt_edit.typed import read_jsonl_as
 
 
@@ -45,41 +44,20 @@ def read_recalls(path: Path) -> list[Recall]:
     return read_jsonl_as(Recall, path)
 
 
-@torch.inference_mode()
-def recall(model: GPT, questions: Sequence[Question], *, rows: int = 256) -> list[Recall]:
-    """Read each question's prompt and target in one pass: rank, probability, and what greedy decoding would write.
-
-    The greedy text is the most probable token at each place given the target so far; it equals the target exactly
-    when greedy decoding writes the target.
-    """
-    tokenizer = tokenizer_of(model)
-    model.eval()
-    recalls: list[Recall] = []
-    for start in range(0, len(questions), rows):
-        part = questions[start : start + rows]
-        prompts = [tokenizer.encode(question.prompt) for question in part]
-        targets = [tokenizer.encode(f" {question.target}") for question in part]
-        lengths = [len(p) + len(t) for p, t in zip(prompts, targets, strict=True)]
-        token_ids = torch.zeros(len(part), max(lengths), dtype=torch.long)
-        for row, (prompt, target) in enumerate(zip(prompts, targets, strict=True)):
-            token_ids[row, : lengths[row]] = torch.tensor([*prompt, *target])
-        states = model.hidden(token_ids.to(model.device))
-        for row, (prompt, target) in enumerate(zip(prompts, targets, strict=True)):
-            at = slice(len(prompt) - 1, len(prompt) - 1 + len(target))
-            logprobs = model.logits(states[row, at]).float().log_softmax(dim=-1).cpu()  # (target tokens, V)
-            own = logprobs.gather(1, torch.tensor(target)[:, None]).squeeze(1)
-            greedy = logprobs.argmax(dim=-1).tolist()
-            recalls.append(
-                Recall(
-                    **asdict(part[row]),
-                    greedy=tokenizer.decode(greedy).strip(),
-                    rank=1 + int((logprobs[0] > own[0]).sum()),
-                    p_first=own[0].exp().item(),
-                    p_target=own.sum().exp().item(),
-                    recalled=greedy == target,
-                )
-            )
-    return recalls
+def recall(model: GPT, questions: Sequence[Question]) -> list[Recall]:
+    """Rank and probability of each question's target, and what greedy decoding would write in its place."""
+    scores = score_targets(model, [(question.prompt, question.target) for question in questions])
+    return [
+        Recall(
+            **asdict(question),
+            greedy=score.greedy,
+            rank=score.rank,
+            p_first=score.p_first,
+            p_target=score.p_target,
+            recalled=score.token_accuracy == 1.0,
+        )
+        for question, score in zip(questions, scores, strict=True)
+    ]
 
 
 def fact_metrics(recalls: Sequence[Recall]) -> dict[str, Interval]:
