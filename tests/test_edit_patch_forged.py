@@ -101,7 +101,7 @@ FORGERIES: dict[str, tuple[Forger, str]] = {
     "no lookup": (lambda record, _: record["edited"][1].pop("lookup"), '"lookup" is missing'),
     "a lookup that is none": (fact("lookup", "by magic"), '"lookup" must be one of "exact"'),
     "no prompt": (lambda record, _: record["edited"][1].pop("prompt"), '"prompt" is missing'),
-    "a prompt that is no text": (fact("prompt", "half a pair \ud800"), "its header is not valid JSON"),
+    "a prompt that is no text": (fact("prompt", "half a pair \ud800"), "half of a surrogate pair"),
     "a method that does not exist": (setting("method", "magic"), '"method" must be one of "memit"'),
     "a setting of the wrong type": (setting("steps", "many"), '"steps" must be a whole number'),
     "layers that are words": (setting("layers", ["a"]), '"layers[0]" must be a whole number'),
