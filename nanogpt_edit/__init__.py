@@ -12,27 +12,60 @@ Nothing heavy is imported before the first of these names is used.
 from __future__ import annotations
 
 import importlib
+import inspect
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from nanogpt_edit import edit as _edit_room
 from nanogpt_edit import evaluate as _evaluate_room
+from nanogpt_edit.errors import UserError
 
 if TYPE_CHECKING:
     from nanogpt_edit.api import edit, evaluate, run, score, trace
-    from nanogpt_edit.data.problems import read_problems
+    from nanogpt_edit.data.problems import Problem, read_problems
+    from nanogpt_edit.edit.config import EditConfig
     from nanogpt_edit.edit.fact_files import read_facts
+    from nanogpt_edit.edit.facts import Fact, Neighbour
+    from nanogpt_edit.edit.patch_files import load_patch
+    from nanogpt_edit.edit.tracing import TraceConfig
+    from nanogpt_edit.evaluate.suite import EvaluateConfig
     from nanogpt_edit.generation import generate
     from nanogpt_edit.model.checkpoint import load, save
 
 __version__ = "0.1.0"
-__all__ = ["edit", "evaluate", "generate", "load", "read_facts", "read_problems", "run", "save", "score", "trace"]
+__all__ = [
+    "EditConfig",
+    "EvaluateConfig",
+    "Fact",
+    "Neighbour",
+    "Problem",
+    "TraceConfig",
+    "UserError",
+    "edit",
+    "evaluate",
+    "generate",
+    "load",
+    "load_patch",
+    "read_facts",
+    "read_problems",
+    "run",
+    "save",
+    "score",
+    "trace",
+]
 
 _HOMES = {
+    "EditConfig": "nanogpt_edit.edit.config",
+    "EvaluateConfig": "nanogpt_edit.evaluate.suite",
+    "Fact": "nanogpt_edit.edit.facts",
+    "Neighbour": "nanogpt_edit.edit.facts",
+    "Problem": "nanogpt_edit.data.problems",
+    "TraceConfig": "nanogpt_edit.edit.tracing",
     "edit": "nanogpt_edit.api",
     "evaluate": "nanogpt_edit.api",
     "generate": "nanogpt_edit.generation",
     "load": "nanogpt_edit.model.checkpoint",
+    "load_patch": "nanogpt_edit.edit.patch_files",
     "read_facts": "nanogpt_edit.edit.fact_files",
     "read_problems": "nanogpt_edit.data.problems",
     "run": "nanogpt_edit.api",
@@ -43,10 +76,27 @@ _HOMES = {
 
 
 class _Room(ModuleType):
-    """Two rooms are also verbs: `ne.edit(model, facts)` is a call, `nanogpt_edit.edit.facts` a file of the room."""
+    # Two rooms are also verbs: `ne.edit(model, facts)` is a call, `nanogpt_edit.edit.facts` a file of the room.
+    # What is asked about such a room is answered for the verb: `help(ne.edit)` begins with how it is called.
 
     def __call__(self, *arguments: object, **named: object) -> object:
-        return _find(self.__name__.rpartition(".")[2])(*arguments, **named)
+        return self._verb(*arguments, **named)
+
+    @property
+    def _verb(self) -> Any:
+        return _find(self.__name__.rpartition(".")[2])
+
+    @property
+    def __signature__(self) -> inspect.Signature:
+        return inspect.signature(self._verb)
+
+    @property
+    def __doc__(self) -> str | None:
+        return f"{self._verb.__name__}{self.__signature__}\n\n{inspect.getdoc(self._verb)}"
+
+    @__doc__.setter
+    def __doc__(self, text: str | None) -> None:
+        raise AttributeError("a room's text is its verb's")
 
 
 _edit_room.__class__ = _Room

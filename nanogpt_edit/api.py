@@ -10,13 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from nanogpt_edit.arguments import checked
 from nanogpt_edit.common.stats import Interval, bootstrap_mean
-from nanogpt_edit.data.problems import Problem
+from nanogpt_edit.data.problems import Problem, read_problems
 from nanogpt_edit.data.text import read_text, token_blocks
 from nanogpt_edit.data.world import WorldConfig, make_world
 from nanogpt_edit.edit import tracing
 from nanogpt_edit.edit.config import EditConfig
 from nanogpt_edit.edit.editor import edit_model
+from nanogpt_edit.edit.fact_files import read_facts
 from nanogpt_edit.edit.facts import Fact, states_old_answer
 from nanogpt_edit.edit.measure import FactState, measure_facts
 from nanogpt_edit.edit.patch import EditPatch
@@ -25,6 +27,7 @@ from nanogpt_edit.errors import UserError, did_you_mean
 from nanogpt_edit.evaluate import suite
 from nanogpt_edit.evaluate.suite import EvaluateConfig, Evaluation
 from nanogpt_edit.files import atomic_file, make_folder, write_text
+from nanogpt_edit.generation import check_samples
 from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.model.tokenizer import tokenizer_of
 from nanogpt_edit.recipe import Recipe, load_recipe
@@ -33,12 +36,36 @@ from nanogpt_edit.run_data import PRETRAINED
 if TYPE_CHECKING:
     from nanogpt_edit.report.canvas import Picture
 
+Facts = str | Path | Fact | Sequence[Fact]  # a source of `read_facts`, one, or several
+Problems = str | Path | Problem | Sequence[Problem]  # a source of `read_problems`, one, or several
+
 COVARIANCE_BLOCK = 128  # tokens per row of the text the covariance is taken over
 
 
+def facts_of(facts: Facts) -> tuple[Fact, ...]:
+    """The facts of an argument. Raises UserError when there are none."""
+    found = (
+        read_facts(facts) if isinstance(facts, str | Path) else (facts,) if isinstance(facts, Fact) else tuple(facts)
+    )
+    if not found:
+        raise UserError("facts is empty; give at least one fact.")
+    return found
+
+
+def problems_of(problems: Problems) -> tuple[Problem, ...]:
+    """The problems of an argument. Raises UserError when there are none."""
+    if isinstance(problems, str | Path):
+        return read_problems(problems)
+    found = (problems,) if isinstance(problems, Problem) else tuple(problems)
+    if not found:
+        raise UserError("problems is empty; give at least one problem.")
+    return found
+
+
+@checked
 def edit(
     model: GPT,
-    facts: Sequence[Fact],
+    facts: Facts,
     *,
     text: str | Path | Sequence[str] | None = None,
     config: EditConfig | None = None,
@@ -52,9 +79,9 @@ def edit(
     Raises UserError for a field or a method that is none, for any other model without text, and for whatever
     `edit_model` refuses.
     """
-    settings = with_fields(config or EditConfig(), fields)
-    blocks = None if settings.method == "ft" else text_blocks(model, text, without=facts)
-    return edit_model(model, facts, settings, covariance_blocks=blocks)
+    settings, chosen = with_fields(config or EditConfig(), fields), facts_of(facts)
+    blocks = None if settings.method == "ft" else text_blocks(model, text, without=chosen)
+    return edit_model(model, chosen, settings, covariance_blocks=blocks)
 
 
 def text_blocks(model: GPT, text: str | Path | Sequence[str] | None = None, *, without: Sequence[Fact] = ()) -> Tensor:
@@ -115,9 +142,10 @@ class Scores:
         )
 
 
-def score(model: GPT, facts: Sequence[Fact]) -> Scores:
+@checked
+def score(model: GPT, facts: Facts) -> Scores:
     """How far `model`, as it is now, says the new answers of `facts`, and still the old ones to their neighbours."""
-    states = measure_facts(model, facts)
+    states = measure_facts(model, facts_of(facts))
 
     def share(wins: Sequence[Sequence[bool]]) -> Interval | None:
         means = [sum(own) / len(own) for own in wins if own]
@@ -155,6 +183,7 @@ class Trace:
             lines.append(f"{mark}{token!r:<{wide - 1}}" + "".join(f"{100 * cell:>7.1f}" for cell in row))
         return "\n".join(lines)
 
+    @checked
     def save(self, path: str | Path, *, site: Site = "resid_post") -> None:
         """Draw the heat map of one site (resid_post, mlp_out, attn_out), as an SVG or (by the file's ending) a PNG."""
         from nanogpt_edit.report.plots_edits import heat_map, visible  # here, for it loads matplotlib
@@ -192,6 +221,7 @@ def check_picture(path: Path) -> None:
     make_folder(path.parent)
 
 
+@checked
 def trace(
     model: GPT, prompt: str, subject: str, *, target: str | None = None, config: TraceConfig | None = None
 ) -> Trace:
@@ -203,14 +233,16 @@ def trace(
     return Trace(tracing.trace(model, prompt, subject, target, config))
 
 
-def evaluate(
-    model: GPT, problems: Sequence[Problem], *, n: int = 16, config: EvaluateConfig | None = None
-) -> Evaluation:
+@checked
+def evaluate(model: GPT, problems: Problems, *, n: int = 16, config: EvaluateConfig | None = None) -> Evaluation:
     """`n` graded completions of each problem: `.metrics["problems"]["pass_at_1"]` with its interval, raw `.records`."""
-    settings = dataclasses.replace(config or EvaluateConfig(), problems=len(problems), samples=n)
-    return suite.evaluate(model, suite.Skills(problems=problems), settings, stage="model")
+    check_samples(n)
+    chosen = problems_of(problems)
+    settings = dataclasses.replace(config or EvaluateConfig(), problems=len(chosen), samples=n)
+    return suite.evaluate(model, suite.Skills(problems=chosen), settings, stage="model")
 
 
+@checked
 def run(recipe: str | Path | Recipe, *, out: str | Path) -> int:
     """Run a recipe (a packaged name, a path, or a `Recipe`) in the folder `out`; called again, it goes on.
 

@@ -20,11 +20,13 @@ Result = TypeVar("Result")
 def checked(function: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
     """`function`, called with arguments of the types it names or not at all.
 
-    A list does for a tuple, and a dictionary of its fields for a record. Raises UserError that names the function, the
-    argument and what is right.
+    Anything iterable does for a sequence, and a dictionary of its fields for a record. Raises UserError that names the
+    function, the argument and what is right.
     """
-    call, signature = f"ne.{function.__name__}", inspect.signature(function)
-    place, kinds = Place(call, null="None"), functools.cache(lambda: get_type_hints(function))
+    name = function.__qualname__ if "." in function.__qualname__ else f"ne.{function.__name__}"
+    place, signature = Place(name, python=True), inspect.signature(function)
+    kinds = functools.cache(functools.partial(get_type_hints, function))
+    anything_by_name = inspect.Parameter.VAR_KEYWORD
     plain: Callable[..., Result] = function
 
     @functools.wraps(function)
@@ -32,12 +34,12 @@ def checked(function: Callable[Parameters, Result]) -> Callable[Parameters, Resu
         try:
             given = signature.bind(*arguments, **named)
         except TypeError as error:
-            raise UserError(f"{call}: {error}; it is called as {call}{signature}.") from None
-        for name, value in given.arguments.items():
-            if signature.parameters[name].kind is not inspect.Parameter.VAR_KEYWORD:
-                given.arguments[name] = to_value(kinds()[name], value, name, place)
-                with about(call):
-                    check_sound(given.arguments[name], name)
+            raise UserError(f"{name}: {error}; it is called as {name}{signature}.") from None
+        for argument, value in given.arguments.items():
+            if argument in kinds() and signature.parameters[argument].kind is not anything_by_name:
+                given.arguments[argument] = to_value(kinds()[argument], value, argument, place)
+                with about(name):
+                    check_sound(given.arguments[argument], argument)
         return plain(*given.args, **given.kwargs)
 
     return checked_call

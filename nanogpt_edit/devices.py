@@ -9,6 +9,7 @@ import torch
 from nanogpt_edit import processes
 from nanogpt_edit.errors import UserError
 
+WEIGHT_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 Precision = Literal["auto", "float32", "bfloat16"]
 
 
@@ -28,6 +29,15 @@ def product_dtype(tensor: torch.Tensor) -> torch.dtype:
     """What a matrix product of `tensor` is computed in: its own dtype, or what `autocast` makes of it."""
     kind = tensor.device.type
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else tensor.dtype
+
+
+def choose_dtype(dtype: torch.dtype | str) -> torch.dtype:
+    """The dtype itself, or the one called so ("bfloat16"). Raises UserError unless it is one that weights can have."""
+    found = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
+    if found not in WEIGHT_DTYPES:
+        names = ", ".join(str(each).removeprefix("torch.") for each in WEIGHT_DTYPES)
+        raise UserError(f"dtype {str(dtype).removeprefix('torch.')} is none that weights can have; use {names}.")
+    return found
 
 
 def choose_device(name: str = "auto", *, threads: int | None = None) -> torch.device:

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from nanogpt_edit.arguments import checked
 from nanogpt_edit.data.problems import prompt_ids
 from nanogpt_edit.engine.engine import Engine
 from nanogpt_edit.engine.sampling import Sampling
+from nanogpt_edit.errors import UserError
 from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.model.tokenizer import tokenizer_of
 
@@ -25,6 +27,7 @@ class Generation:
     """stop (the model ended it) or length (it was cut)."""
 
 
+@checked
 def generate(
     model: GPT,
     prompts: str | Sequence[str],
@@ -39,8 +42,10 @@ def generate(
     """`n` completions of each prompt, ordered by prompt; generation ends at `</answer>` or the end of the text.
 
     The text depends on the seed and the prompt's place in the list, not on how many run at once.
-    Raises UserError for a model without a tokenizer and for an empty or over-long prompt.
+    Raises UserError for a model without a tokenizer, for an empty or over-long prompt, and for a setting of the wrong
+    type or size.
     """
+    check_samples(n)
     prompts = [prompts] if isinstance(prompts, str) else list(prompts)
     tokenizer = tokenizer_of(model)
     completions = Engine(model).generate(
@@ -58,3 +63,9 @@ def generate(
         )
         for completion in completions
     ]
+
+
+def check_samples(n: int) -> None:
+    """Raise UserError where fewer than one completion of each prompt is asked for."""
+    if n < 1:
+        raise UserError(f"n is {n}; it must be at least 1, for it is how many completions of each prompt are made.")

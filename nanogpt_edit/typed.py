@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, fields, is_dataclass, replace
 from functools import cache
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeGuard, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from nanogpt_edit.errors import UserError, did_you_mean
 from nanogpt_edit.files import read_json, read_numbered_jsonl
@@ -22,15 +23,10 @@ from nanogpt_edit.files import read_json, read_numbered_jsonl
 Typed = TypeVar("Typed")
 WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text in quotes"}
 MOST_SHOWN = 3  # items of a list that has the wrong type
-# By name, for this room knows neither torch nor models.
 LARGEST_BITS = 63  # of a whole number: torch's and numpy's are signed and have 64
 SURROGATE = re.compile("[\ud800-\udfff]")
-CLASSES = {
-    "Path": WORDS[str],
-    "GPT": "a model (ne.load gives one)",
-    "dtype": "a torch.dtype",
-    "device": "a torch.device",
-}
+# By name, for this room knows neither torch nor models.
+CLASSES = {"GPT": "a model (ne.load gives one)", "dtype": "a torch.dtype", "device": "a torch.device"}
 
 
 @dataclass(frozen=True)
@@ -41,8 +37,8 @@ class Place:
     table: str = ""
     none: str | None = None
     """The word that stands for None; None where the format has a null of its own."""
-    null: str = "null"
-    """What such a null is called."""
+    python: bool = False
+    """Is it a value that a person hands over in Python? Then it is spoken of in Python's words."""
 
     def __str__(self) -> str:
         return f"{self.file}: [{self.table}]" if self.table else f"{self.file}:"
@@ -87,6 +83,10 @@ def to_dataclass(kind: type[Typed], table: object, place: Place) -> Typed:
     """
     assert is_dataclass(kind)
     if not isinstance(table, Mapping):
+        if place.python:
+            raise UserError(
+                f'{place.file}: "{place.table}" must be {_wanted(kind, place)}, found {_found(table, place)}.'
+            )
         name = place.table.rpartition(".")[2]
         raise UserError(
             f'{place.file}: "{place.table}" must be a table of fields ([{name}]), found {_found(table, place)}.'
@@ -110,14 +110,16 @@ def to_dataclass(kind: type[Typed], table: object, place: Place) -> Typed:
 def check_fields(record: object) -> None:
     """Raise UserError for the first field of a dataclass whose value is not of the field's type.
 
-    For `__post_init__`: a record that a person makes in Python is held to what is asked of one read from a file.
+    For `__post_init__`: a record that a person makes in Python is held to what is asked of one read from a file, and a
+    list becomes the tuple that it stands for.
     """
     kind: type = type(record)
-    place = Place(kind.__name__, null="None")
+    place = Place(kind.__name__, python=True)
     for name, fits in _plain_fields(kind).items():
         value = getattr(record, name)
         if type(value) not in fits:
             value = to_value(_fields(kind)[1][name], value, name, place)
+            object.__setattr__(record, name, value)
         check_sound(value, name)
 
 
@@ -176,6 +178,8 @@ def to_value(kind: object, value: object, name: str, place: Place) -> Any:
         return value
     if origin in (tuple, Sequence):
         of_any_length = origin is Sequence or arguments[-1] is ...
+        if origin is Sequence and _is_many(value):
+            value = list(value)
         if not isinstance(value, list | tuple) or not (of_any_length or len(value) == len(arguments)):
             raise UserError(_wrong(kind, value, name, place))
         kinds = [arguments[0]] * len(value) if of_any_length else arguments
@@ -207,8 +211,12 @@ def _to_optional(union: object, value: object, name: str, place: Place) -> objec
     raise UserError(_wrong(union, value, name, place))
 
 
+def _is_many(value: object) -> TypeGuard[Iterable[object]]:
+    return isinstance(value, Iterable) and not isinstance(value, str | bytes | Mapping)
+
+
 def _has_shape(kind: object, value: object) -> bool:
-    if isinstance(value, list | tuple):
+    if _is_many(value):
         return get_origin(kind) in (tuple, Sequence)
     return isinstance(value, Mapping) and (is_dataclass(kind) or get_origin(kind) in (dict, Mapping))
 
@@ -217,6 +225,8 @@ def _to_scalar(kind: object, value: object, name: str, place: Place) -> object:
     if kind is Path and isinstance(value, str):
         return Path(value)
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        if value.bit_length() > sys.float_info.max_exp:
+            raise UserError(_wrong(kind, value, name, place))
         return float(value)
     if isinstance(kind, type) and isinstance(value, kind) and not (isinstance(value, bool) and kind is not bool):
         return value
@@ -238,18 +248,20 @@ def _wanted(kind: object, place: Place) -> str:
         return "one of " + ", ".join(_found(item, place) for item in arguments)
     if origin in (tuple, Sequence):
         if origin is Sequence or arguments[-1] is ...:
-            return f"an array ([…]) of {_wanted(arguments[0], place)}"
+            return f"{'a list' if place.python else 'an array ([…])'} of {_wanted(arguments[0], place)}"
         return f"an array of {len(arguments)} ({', '.join(_wanted(each, place) for each in arguments)})"
-    if origin in (dict, Mapping) or is_dataclass(kind):
+    if origin in (dict, Mapping) or (is_dataclass(kind) and not place.python):
         return "a table of fields"
     if not isinstance(kind, type):
         return str(kind)
-    return WORDS.get(kind) or CLASSES.get(kind.__name__) or f"a {kind.__name__}"
+    if kind in (str, Path):
+        return WORDS[str] if not place.python else "text" if kind is str else "a path"
+    return WORDS.get(kind) or CLASSES.get(kind.__name__) or _a(kind)
 
 
 def _found(value: object, place: Place) -> str:
     if value is None:
-        return place.null
+        return str(None) if place.python else "null"
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, int) and value.bit_length() > LARGEST_BITS:
@@ -260,6 +272,10 @@ def _found(value: object, place: Place) -> str:
     if isinstance(value, Mapping):
         return f"a table of {', '.join(map(str, value)) or 'nothing'}"[:60]
     if not isinstance(value, str | int | float):
-        return f"a {type(value).__name__}"
+        return _a(type(value))
     text = SURROGATE.sub("\ufffd", f'"{value}"' if isinstance(value, str) else str(value))
     return text if len(text) <= 60 else text[:57] + "…"
+
+
+def _a(kind: type) -> str:
+    return f"{'an' if kind.__name__[0] in 'AEIOUaeio' else 'a'} {kind.__name__}"

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import inspect
+import pydoc
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 import nanogpt_edit as ne
+from nanogpt_edit import api
 from nanogpt_edit.api import text_blocks
 from nanogpt_edit.data.problems import Problem
+from nanogpt_edit.edit.fact_files import fact_to_record
 from nanogpt_edit.edit.facts import Fact
 from nanogpt_edit.errors import UserError
 from nanogpt_edit.evaluate.suite import EvaluateConfig
+from nanogpt_edit.files import write_jsonl
 from nanogpt_edit.generation import Generation, generate
 from nanogpt_edit.model.checkpoint import fingerprint
 from nanogpt_edit.model.gpt import GPT
@@ -96,6 +103,49 @@ def test_edit_is_a_verb_and_a_room(speaking_gpt: GPT) -> None:
     assert new.efficacy.value == 1
     assert new.neighbourhood is None
     assert [line.split()[0] for line in str(new).splitlines()] == ["success", "efficacy", "paraphrase"]
+
+
+@pytest.mark.parametrize("method", ["memit", "ft"])
+def test_facts_are_taken_in_every_plain_form(speaking_gpt: GPT, tmp_path: Path, method: str) -> None:
+    fact = Fact("The capital of France", "France", target_new="Tom", target_true="Paris")
+    file = tmp_path / "facts.jsonl"
+    write_jsonl(file, [fact_to_record(fact)])
+    record = {"prompt": fact.prompt, "subject": fact.subject, "target_new": "Tom", "target_true": "Paris"}
+    text = ["The capital of France is Paris. Tom has 3 apples."] * 100
+    forms: list[Any] = [file, str(file), fact, [fact], record, (each for each in [record])]
+    patches = [
+        ne.edit(speaking_gpt, form, text=text, config={"method": method, "steps": 1, "layers": [0, 1]})
+        for form in forms
+    ]
+    assert [patch.facts for patch in patches] == [(fact,)] * len(forms)
+    assert all(patch.config.layers == (0, 1) for patch in patches)
+    assert len({str(ne.score(speaking_gpt, form)) for form in forms[:-1]}) == 1
+
+
+def test_problems_are_taken_in_every_plain_form(speaking_gpt: GPT, tmp_path: Path) -> None:
+    file = tmp_path / "two.jsonl"
+    write_jsonl(file, [{"question": question, "answer": "#### 17"} for question in QUESTIONS])
+    problems = ne.read_problems(file)
+    config = {"max_new_tokens": 4}
+    forms: list[Any] = [file, str(file), problems, list(problems), (each for each in problems)]
+    found = [ne.evaluate(speaking_gpt, form, n=2, config=config).records for form in forms]
+    assert all(records == found[0] for records in found)
+    assert ne.evaluate(speaking_gpt, problems[0], n=2, config=config).records == found[0][:2]
+
+
+def test_a_dtype_and_a_device_are_taken_by_name(speaking_gpt: GPT, tmp_path: Path) -> None:
+    ne.save(speaking_gpt, str(tmp_path / "model"))
+    assert ne.load(str(tmp_path / "model"), dtype="bfloat16").dtype == torch.bfloat16
+    assert ne.load(tmp_path / "model", device=torch.device("cpu"), dtype=torch.float64).dtype == torch.float64
+
+
+@pytest.mark.parametrize("verb", ["edit", "evaluate"])
+def test_a_verb_that_is_also_a_room_says_how_it_is_called(verb: str) -> None:
+    function = getattr(api, verb)
+    assert inspect.signature(getattr(ne, verb)) == inspect.signature(function)
+    printed = pydoc.plain(pydoc.render_doc(getattr(ne, verb)))
+    assert f"{verb}{inspect.signature(function)}" in printed
+    assert function.__doc__.splitlines()[0] in printed
 
 
 def test_a_model_of_another_world_asks_for_text(speaking_gpt: GPT) -> None:

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from nanogpt_edit.arguments import checked
 from nanogpt_edit.data import hub
 from nanogpt_edit.errors import UserError
 from nanogpt_edit.typed import check_fields
@@ -49,6 +50,7 @@ class Fields:
     skip_bad: bool = False
 
 
+@checked
 def read_problems(
     source: str | Path, *, question_field: str = "question", answer_field: str = "answer", split: str = "test"
 ) -> tuple[Problem, ...]:

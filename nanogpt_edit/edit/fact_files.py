@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 
+from nanogpt_edit.arguments import checked
 from nanogpt_edit.edit.facts import Fact, Neighbour
 from nanogpt_edit.errors import UserError
 from nanogpt_edit.files import read_numbered_jsonl
@@ -22,6 +23,7 @@ FIELDS = (
 )
 
 
+@checked
 def read_facts(source: str | Path, *, limit: int | None = None) -> tuple[Fact, ...]:
     """The facts of a file (.jsonl or .json), or of a set that comes with the package ("facts50").
 

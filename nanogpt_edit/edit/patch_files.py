@@ -19,6 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
+from nanogpt_edit.arguments import checked
 from nanogpt_edit.edit.config import EditConfig
 from nanogpt_edit.edit.fact_files import fact_from_record, fact_to_record
 from nanogpt_edit.edit.facts import Lookup
@@ -71,6 +72,7 @@ def save_patch(patch: EditPatch, path: Path) -> None:
         save_file(tensors, temporary, metadata=metadata)
 
 
+@checked
 def load_patch(path: str | Path) -> EditPatch:
     """Read a patch back. Raises UserError for a missing, damaged, truncated, foreign or forged file."""
     path = Path(path)

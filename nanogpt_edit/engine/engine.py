@@ -28,6 +28,7 @@ from nanogpt_edit.model.packed_weights import PackedWeights
 SLACK_COLUMNS = 64  # decode steps between two moves of the cache contents to the front
 PREFILL_TOKENS = 16_384  # prompt tokens run through the model at once
 PACKING_PAYS = 16  # steps after which packed weights have saved the time it takes to pack them
+MOST_COMPLETIONS = 1_000_000  # each waits in memory for its turn
 LEAVE_SHARE = 1 / 8  # finished rows are removed once they are this share of the batch
 
 
@@ -95,7 +96,7 @@ class Engine:
         """As `generate`, but each completion is given out as soon as it is finished."""
         if not prompts or n < 1:
             return
-        self._check(prompts)
+        self._check(prompts, n)
         keys = prompt_keys if prompt_keys is not None else range(len(prompts))
         waiting = deque(Request(p, s, keys[p]) for p in range(len(prompts)) for s in range(n))
         batch = _Batch(self, prompts, sampling, stop_ids, wanted=len(waiting))
@@ -109,8 +110,13 @@ class Engine:
         finally:
             self.model.train(was_training)
 
-    def _check(self, prompts: Sequence[Sequence[int]]) -> None:
+    def _check(self, prompts: Sequence[Sequence[int]], n: int) -> None:
         block_size = self.model.config.block_size
+        if n * len(prompts) > MOST_COMPLETIONS:
+            raise UserError(
+                f"{n:,} completions of each of {len(prompts):,} prompts are asked for, and {MOST_COMPLETIONS:,} is the "
+                "most that one call makes; ask for fewer."
+            )
         for index, prompt in enumerate(prompts):
             if not prompt:
                 raise UserError(f"prompt {index} is empty; give at least one token.")

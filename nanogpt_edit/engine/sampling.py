@@ -18,6 +18,7 @@ from nanogpt_edit.errors import UserError
 from nanogpt_edit.typed import check_fields
 
 GOLDEN = -7046029254386353131  # 2⁶⁴/φ as a signed 64-bit integer, SplitMix64's increment
+LOWEST_TEMPERATURE = 1e-6  # logits divided by it are still far from float32's limits
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,11 @@ class Sampling:
         check_fields(self)
         if self.temperature < 0:
             raise UserError(f"temperature {self.temperature} is negative; use 0 for greedy decoding.")
+        if 0 < self.temperature < LOWEST_TEMPERATURE:
+            raise UserError(
+                f"temperature {self.temperature} is too low to divide by; use at least {LOWEST_TEMPERATURE}, or 0 for "
+                "greedy decoding."
+            )
         if self.top_k is not None and self.top_k < 1:
             raise UserError(f"top_k {self.top_k} leaves no token; use at least 1, or none to allow all.")
         if not 0 < self.top_p <= 1:

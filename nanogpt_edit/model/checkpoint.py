@@ -19,6 +19,8 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from nanogpt_edit import files, progress
+from nanogpt_edit.arguments import checked
+from nanogpt_edit.devices import choose_device, choose_dtype
 from nanogpt_edit.errors import UserError
 from nanogpt_edit.model import hub, nanogpt, weights
 from nanogpt_edit.model.config_json import config_from_json, config_to_json
@@ -67,8 +69,9 @@ class _Source:
     """Whether padding rows that the reasoning tokens take have never been trained on them."""
 
 
+@checked
 @torch.inference_mode(False)  # else the model could never be trained or edited
-def load(source: str | Path, *, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> GPT:
+def load(source: str | Path, *, device: torch.device | str = "cpu", dtype: torch.dtype | str | None = None) -> GPT:
     """Load a model directory, a model of the Hugging Face hub by name, or a nanoGPT ckpt.pt.
 
     The model carries its tokenizer (None where the source has none) and its lineage, is in evaluation mode, has no
@@ -76,6 +79,7 @@ def load(source: str | Path, *, device: torch.device | str = "cpu", dtype: torch
     added, as the mean of the rows there are plus a little seeded noise.
     Raises UserError, in one line, for whatever is missing, damaged, unsupported, or does not fit together.
     """
+    device, dtype = choose_device(str(device)), None if dtype is None else choose_dtype(dtype)
     opened = _open(source)
     config, stored_rows = opened.config, opened.config.vocab_size
     _check_tokenizer(opened)
@@ -103,6 +107,7 @@ class _NoInitialisation(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
+@checked
 def save(
     model: GPT,
     directory: Path | str,
