@@ -61,10 +61,11 @@ def test_normalise(answer: str, canonical: str) -> None:
         ("48/2 = 24 clips\nthen 48+24 = 72 clips.", "72"),
         ("from 3-5", "5"),
         ("so it is -5", "-5"),
-        ("- 5 apples", "5"),
+        ("- 5 apples", "-5"),
         ("costs $1,080.50 in all", "1080.5"),
         ("no number", None),
-        ("7 then 5/0", "7"),
+        ("7 then 5/0", None),
+        ("7 then 2,5", None),
         ("9" * 5000, None),
     ],
 )

@@ -4,28 +4,20 @@ Two ways of reading, as in lm-evaluation-harness: *strict* takes the text betwee
 completion, *flexible* takes the last number anywhere. Unlike there, a completion without an answer gives None, never a
 placeholder that could win a vote.
 
-A number may carry a sign, a currency, thousands commas, decimals, a fraction ("3/4", "1 1/2"), a percent sign or a
-unit: "$1,000.00" is "1000", "72." is "72", "5 apples" is "5", "50%" is "50" (GSM8K's golds drop the sign). A text with
-several numbers is read as what follows its last "=", or else compared as text.
+What a number may look like is in `data/numerals.py`: "$1,000.00" is "1000", "72." is "72", "5 apples" is "5", "50%" is
+"50" (GSM8K's golds drop the sign). A text with several numbers is read as what follows its last "=", or else compared
+as text; what can be read in two ways ("2,5") is no number, and so never right by accident.
 """
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from fractions import Fraction
+
+from nanogpt_edit.data.numerals import LONGEST, number, numbers, written
 
 TAGS = ("<think>", "</think>", "<answer>", "</answer>")
-WHOLE = r"(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)"
-NUMBER = re.compile(
-    r"(?P<sign>(?<![\w.)\]])-)?"  # "3-5" and "(2)-5" subtract; elsewhere a minus before a digit is a sign
-    r"(?:(?:(?P<whole>[0-9]{1,9})\s)?(?<![0-9./])(?P<top>[0-9]{1,15})/(?P<bottom>[0-9]{1,15})(?![0-9/])"
-    rf"|(?P<decimal>{WHOLE}(?:\.[0-9]+)?|\.[0-9]+))",
-    re.ASCII,
-)
-# Currencies and LaTeX escapes go, every minus becomes "-", every space " ".
-CLEAN = str.maketrans({**dict.fromkeys("$€£¥₹\\"), "−": "-", "–": "-", "\u00a0": " ", "\u202f": " "})
-LONGEST_NUMBER = 100  # characters; anything longer is not taken for a number
+SEGMENT = re.compile("|".join((*TAGS, "\n")))  # no numeral reaches over one of these
 
 
 @dataclass(frozen=True)
@@ -49,10 +41,10 @@ def extract(completion_text: str) -> Extracted:
     # Neither part holds a tag, so equality means: each tag once, in order, nothing outside.
     well_formed = completion_text == f"<think>{thinking}</think><answer>{answer}</answer>"
     text = answer.strip() or None
-    number = last_number(completion_text)
+    last = last_number(completion_text)
     return Extracted(
         strict=text if well_formed else None,
-        flexible=text if number is None else number,
+        flexible=text if last is None else last,
         well_formed=well_formed,
         thinking=thinking,
         answer=answer,
@@ -69,18 +61,29 @@ def normalise(answer: str) -> str:
 
     A number is a reduced decimal ("0.5") where it has one, else a fraction ("1/3"); text is lower case.
     """
-    text = " ".join(answer.translate(CLEAN).lower().split())
-    for candidate in (text, text.rpartition("=")[2]):
-        numbers = _numbers(candidate)
-        if len(numbers) == 1:
-            return _canonical(numbers[0])
-    return text.rstrip(" .")
+    if _is_plain(answer):
+        return answer.lstrip("0") or "0"
+    for candidate in (answer, answer.rpartition("=")[2]):
+        value = number(candidate)
+        if value is not None:
+            return written(value)
+    return " ".join(answer.lower().split()).rstrip(" .")
 
 
 def last_number(text: str) -> str | None:
-    """The last number in `text` in canonical form, or None."""
-    numbers = _numbers(text.translate(CLEAN))
-    return _canonical(numbers[-1]) if numbers else None
+    """The last number in `text` in canonical form; None without one, and where it cannot be read in one way."""
+    for segment in reversed(SEGMENT.split(text)):
+        if _is_plain(segment):
+            return segment.lstrip("0") or "0"
+        found = numbers(segment)
+        if found:
+            return None if found[-1] is None else written(found[-1])
+    return None
+
+
+def _is_plain(text: str) -> bool:
+    """Nothing but digits, as nearly every answer is: read in a fraction of the time."""
+    return text.isascii() and text.isdigit() and len(text) <= LONGEST
 
 
 def _after(text: str, tag: str) -> str:
@@ -88,34 +91,3 @@ def _after(text: str, tag: str) -> str:
     _, present, rest = text.partition(tag)
     ends = [rest.find(end) for end in TAGS] if present else []
     return rest[: min((end for end in ends if end >= 0), default=len(rest))] if present else ""
-
-
-def _numbers(text: str) -> list[re.Match[str]]:
-    return [match for match in NUMBER.finditer(text) if len(match[0]) <= LONGEST_NUMBER and not _divides_by_zero(match)]
-
-
-def _divides_by_zero(match: re.Match[str]) -> bool:
-    return match["bottom"] is not None and int(match["bottom"]) == 0
-
-
-def _canonical(match: re.Match[str]) -> str:
-    if match["decimal"] is not None:
-        magnitude = Fraction(match["decimal"].replace(",", ""))
-    else:
-        magnitude = int(match["whole"] or 0) + Fraction(int(match["top"]), int(match["bottom"]))
-    sign = "-" if match["sign"] and magnitude else ""
-    places = _decimal_places(magnitude.denominator)
-    if places is None:
-        return f"{sign}{magnitude.numerator}/{magnitude.denominator}"
-    digits = str(magnitude.numerator * 10**places // magnitude.denominator).zfill(places + 1)
-    return f"{sign}{digits[:-places]}.{digits[-places:]}" if places else sign + digits
-
-
-def _decimal_places(denominator: int) -> int | None:
-    """Decimals that write 1/denominator exactly; None when it never ends (a prime factor other than 2 and 5)."""
-    powers = {2: 0, 5: 0}
-    for prime in powers:
-        while denominator % prime == 0:
-            denominator //= prime
-            powers[prime] += 1
-    return max(powers.values()) if denominator == 1 else None
