@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 from machine import finish
 
-from nanogpt_edit.common.stats import bootstrap_mean
+from nanogpt_edit.common.stats import quantity, share
 from nanogpt_edit.edit.config import EditConfig
 from nanogpt_edit.edit.editor import edit_model
 from nanogpt_edit.edit.scores import score_patch
@@ -158,9 +158,7 @@ def summary(found: dict[str, list[dict[str, float]]], stage: str) -> dict[str, o
 def mean(name: str, values: Sequence[float]) -> dict[str, float]:
     if name == "success":  # where all seeds agree, they say nothing of the spread; the facts do
         values = [float(fact < round(FACTS * share)) for share in values for fact in range(FACTS)]
-    if len(values) == 1:
-        return {"value": values[0], "low": values[0], "high": values[0]}
-    interval = bootstrap_mean(values)
+    interval = share(values) if name == "success" else quantity(values)
     return {"value": interval.value, "low": interval.low, "high": interval.high}
 
 

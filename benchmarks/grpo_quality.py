@@ -25,7 +25,7 @@ import torch
 from machine import finish
 
 from nanogpt_edit.commands.stages import Stage
-from nanogpt_edit.common.stats import bootstrap_mean
+from nanogpt_edit.common.stats import quantity
 from nanogpt_edit.devices import choose_device
 from nanogpt_edit.evaluate import suite
 from nanogpt_edit.evaluate.metrics import score_problems
@@ -183,7 +183,7 @@ def bounded(interval: tuple[float, float, float]) -> list[float | None]:
 
 def over_problems(cells: Sequence[Cell]) -> tuple[float, float, float]:
     """The same by a paired bootstrap over all problems of these seeds."""
-    found = bootstrap_mean(np.concatenate([100 * (cell.after - cell.before) for cell in cells]))
+    found = quantity(np.concatenate([100 * (cell.after - cell.before) for cell in cells]))
     return found.value, found.low, found.high
 
 
@@ -222,7 +222,7 @@ def lost(whole: Sequence[Cell], cells: Sequence[Cell]) -> dict[str, object]:
     """How much more the whole gains than a row, in pairs: seed by seed (those of the row), and problem by problem."""
     by_seed = {cell.seed: cell for cell in whole}
     pairs = [(by_seed[cell.seed], cell) for cell in cells]
-    by_problem = bootstrap_mean(np.concatenate([100 * (one.after - other.after) for one, other in pairs]))
+    by_problem = quantity(np.concatenate([100 * (one.after - other.after) for one, other in pairs]))
     return {
         "over_seeds": bounded(over_seeds([one.gain - other.gain for one, other in pairs])),
         "over_problems": (by_problem.value, by_problem.low, by_problem.high),

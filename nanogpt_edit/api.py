@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from nanogpt_edit.arguments import checked
-from nanogpt_edit.common.stats import Interval, bootstrap_mean
+from nanogpt_edit.common.stats import Interval, share
 from nanogpt_edit.data.problems import Problem, read_problems
 from nanogpt_edit.data.text import read_text, token_blocks
 from nanogpt_edit.data.world import WorldConfig, make_world
@@ -136,9 +136,9 @@ class Scores:
     def __str__(self) -> str:
         shares = {name: getattr(self, name) for name in ("success", "efficacy", "paraphrase", "neighbourhood")}
         return "\n".join(
-            f"{name:<14}{share.value:6.1%}  ({share.low:.1%} to {share.high:.1%}, n = {share.n})"
-            for name, share in shares.items()
-            if share is not None
+            f"{name:<14}{found.value:6.1%}  ({found.low:.1%} to {found.high:.1%}, n = {found.n})"
+            for name, found in shares.items()
+            if found is not None
         )
 
 
@@ -147,16 +147,18 @@ def score(model: GPT, facts: Facts) -> Scores:
     """How far `model`, as it is now, says the new answers of `facts`, and still the old ones to their neighbours."""
     states = measure_facts(model, facts_of(facts))
 
-    def share(wins: Sequence[Sequence[bool]]) -> Interval | None:
+    def over_facts(wins: Iterable[Sequence[bool]]) -> Interval | None:
         means = [sum(own) / len(own) for own in wins if own]
-        return bootstrap_mean(means) if means else None
+        return share(means) if means else None
 
     return Scores(
         facts=states,
-        success=bootstrap_mean([float(state.new.rank == 1) for state in states]),
-        efficacy=bootstrap_mean([float(state.new.p_token > state.true.p_token) for state in states]),
-        paraphrase=share([[new.p_token > true.p_token for new, true in state.paraphrases] for state in states]),
-        neighbourhood=share([[true.p_token > new.p_token for true, new in state.neighbourhood] for state in states]),
+        success=share([float(state.new.rank == 1) for state in states]),
+        efficacy=share([float(state.new.p_token > state.true.p_token) for state in states]),
+        paraphrase=over_facts([[new.p_token > true.p_token for new, true in state.paraphrases] for state in states]),
+        neighbourhood=over_facts(
+            [[true.p_token > new.p_token for true, new in state.neighbourhood] for state in states]
+        ),
     )
 
 

@@ -17,7 +17,7 @@ from nanogpt_edit.edit.facts import Fact, Neighbour
 from nanogpt_edit.edit.measure import FactState, cut_answer, measure_facts, ngram_entropy, written_answers
 from nanogpt_edit.edit.outcome import describe, shortfall
 from nanogpt_edit.edit.patch import EditedFact
-from nanogpt_edit.edit.scores import compare_states, harmonic_mean, score_patch
+from nanogpt_edit.edit.scores import compare_states, score_patch
 from nanogpt_edit.errors import UserError
 from nanogpt_edit.evaluate import targets
 from nanogpt_edit.evaluate.targets import TargetScore
@@ -199,19 +199,6 @@ def test_equal_probabilities_are_no_success() -> None:
     assert not record.efficacy
     assert record.paraphrase_success is None
     assert compare_states([EDITED], [tie], [tie]).score is None
-
-
-def test_the_harmonic_mean_and_its_interval() -> None:
-    even = harmonic_mean([1.0] * 30, [0.5] * 30, [1.0] * 30)
-    assert even is not None
-    assert (even.value, even.low, even.high, even.n) == (pytest.approx(0.75),) * 3 + (30,)
-    nothing = harmonic_mean([0.0, 0.0], [1.0, 1.0], [1.0, 1.0])
-    assert nothing is not None
-    assert nothing.value == 0.0
-    some = harmonic_mean([1.0, 0.0] * 20, [1.0, None] * 20, [0.5] * 40)
-    assert some is not None
-    assert some.value == pytest.approx(3 / (1 / 0.5 + 1 / 1.0 + 1 / 0.5))
-    assert some.low < some.value < some.high
 
 
 def test_ngram_entropy_by_hand() -> None:

@@ -12,7 +12,7 @@ import tyro
 from nanogpt_edit import api
 from nanogpt_edit.commands.parse import parse
 from nanogpt_edit.commands.speaker import load_speaker
-from nanogpt_edit.common.stats import Interval, bootstrap_mean
+from nanogpt_edit.common.stats import Interval, change_of_share
 from nanogpt_edit.edit.fact_files import read_facts
 from nanogpt_edit.edit.facts import Fact
 from nanogpt_edit.edit.measure import measure_facts
@@ -132,7 +132,7 @@ def draw(chosen: Trace, traced: Sequence[Traced], trials: Sequence[Trial]) -> No
         alone = {trial.layers[0]: trial.success for trial in trials if trial.step == "layers alone"}
         site: Site = "mlp_out" if "mlp_out" in traced[0].effect else chosen.trace.sites[0]
         cells = [
-            bootstrap_mean([float(one.effect[site][one.subject_last, layer]) for one in traced])
+            change_of_share([float(one.effect[site][one.subject_last, layer]) for one in traced])
             for layer in read.layers
         ]
         effect = [(cell.value, cell.low, cell.high) for cell in cells]

@@ -1,16 +1,26 @@
-"""How sure a number is: intervals over problems, paired differences, and what this many problems could have shown.
+"""How sure a number is: the only intervals, p-values and verdicts there are.
 
-The unit is always the problem, never the completion: samples of one problem are not independent. Intervals are
-percentile bootstraps (Efron 1979). The p-value of a paired difference is a sign-flip randomisation test (Fisher 1935):
-if the two checkpoints were the same, each problem's difference could as well have had the other sign. It is exact when
-all flips are enumerated, and counts the observed one when they are sampled, so it is never 0 (Phipson & Smyth 2010).
-A difference has a verdict only when interval and test agree.
+The unit is always the problem, never the completion: samples of one problem are not independent. Three kinds of means
+have three intervals, chosen by their measured coverage (docs/statistics.md):
+
+- a share, one value from 0 to 1 per problem: Wilson's score interval (1927) with the problems counted by their design
+  effect (Kish 1965, §8.2; Korn & Graubard 1998): how much less the values spread than yes-or-no outcomes of the same
+  mean. One yes-or-no problem that was never seen is added, so that values without any spread prove no certainty.
+- a change of a share, from −1 to 1 per problem: what was gained less what was lost, two shares whose intervals are put
+  together (Newcombe 1998, method 10; Zou & Donner 2008).
+- a quantity without bounds (tokens, nats): the studentised bootstrap (Efron & Tibshirani 1993, §12.5), for it knows
+  skew.
+
+The p-value of a paired difference is a sign-flip randomisation test (Fisher 1935): if the two checkpoints were equal,
+each problem's difference could as well have had the other sign. It is exact when all flips are enumerated, and counts
+the observed one when they are sampled, so it is never 0 (Phipson & Smyth 2010). A difference has a verdict only when
+interval and test agree.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Literal
@@ -58,33 +68,96 @@ class Difference:
     verdict: Verdict  # better, worse (changed where neither is) when the interval excludes 0 and p < 0.05
 
 
-def bootstrap_mean(
-    per_problem_values: ArrayLike, *, resamples: int = 10_000, seed: int = 0, are_shares: bool = True
-) -> Interval:
-    """Mean of one value per problem with its 95% percentile bootstrap interval over problems.
+def share(per_problem_values: ArrayLike) -> Interval:
+    """The mean of one share (0 to 1) per problem with its 95% interval.
 
-    When every value is 0, or every value is 1, resampling sees no spread at all; then the interval is Wilson's, which
-    knows that 50 successes of 50 do not prove a certainty. That is for shares; counts are not
-    bounded by 1. Raises UserError for no values or a value that is no number.
+    Raises UserError for no values, or one that is no share.
     """
     values = _checked(per_problem_values)
-    if are_shares and (np.all(values == 0) or np.all(values == 1)):
-        return wilson(int(values.sum()), len(values))
-    low, high = _percentile_interval(values, resamples=resamples, seed=seed)
-    return Interval(value=float(values.mean()), low=low, high=high, n=len(values))
+    if values.min() < 0 or values.max() > 1:
+        raise UserError(f"A share lies between 0 and 1; found {values.min():g} to {values.max():g}.")
+    return score_interval(float(values.mean()), float(values.var()), len(values))
 
 
-def wilson(successes: int, n: int) -> Interval:
-    """A share of `n` yes-or-no outcomes with its 95% score interval (Wilson 1927)."""
-    if not 0 <= successes <= n or n == 0:
-        raise UserError(f"{successes} successes of {n} is no proportion.")
-    share, z2 = successes / n, Z_TWO_SIDED**2
-    centre = (share + z2 / (2 * n)) / (1 + z2 / n)
-    half = Z_TWO_SIDED / (1 + z2 / n) * math.sqrt(share * (1 - share) / n + z2 / (4 * n * n))
+def score_interval(value: float, variance: float, n: int) -> Interval:
+    """Wilson's 95% interval of a share whose values over `n` problems have this variance.
+
+    n divided by the design effect takes the place of n: variance / (value · (1 − value)), which is 1 for yes-or-no
+    outcomes (then this is Wilson's interval itself) and is averaged with the 1 of one problem more.
+    """
+    most = value * (1 - value)
+    effect = (n * min(1.0, variance / most) + 1) / (n + 1) if most > 0 else 1.0
+    n_effective, z2 = n / effect, Z_TWO_SIDED**2
+    centre = (value + z2 / (2 * n_effective)) / (1 + z2 / n_effective)
+    half = Z_TWO_SIDED / (1 + z2 / n_effective) * math.sqrt(most / n_effective + z2 / (4 * n_effective**2))
     # At the ends the formula gives exactly 0 and 1; rounding would not.
-    low = 0.0 if successes == 0 else centre - half
-    high = 1.0 if successes == n else centre + half
-    return Interval(value=share, low=low, high=high, n=n)
+    low = 0.0 if value == 0 else centre - half
+    high = 1.0 if value == 1 else centre + half
+    return Interval(value=value, low=low, high=high, n=n)
+
+
+def change_of_share(per_problem_changes: ArrayLike) -> Interval:
+    """The mean of one change (−1 to 1) per problem with its 95% interval: the share gained less the share lost.
+
+    Each end takes the distances of the two shares to their own ends; gains and losses exclude each other, so they are
+    correlated negatively. Raises UserError for no values, or one that is no change of a share.
+    """
+    values = _checked(per_problem_changes)
+    if np.abs(values).max() > 1:
+        raise UserError(f"A change of a share lies between -1 and 1; found {values.min():g} to {values.max():g}.")
+    gains, losses = np.maximum(values, 0), np.maximum(-values, 0)
+    gained, lost = share(gains), share(losses)
+    spread = float(gains.std() * losses.std())
+    correlation = -gained.value * lost.value / spread if spread > 0 else 0.0
+
+    def together(first: float, second: float) -> float:
+        return math.sqrt(max(0.0, first**2 + second**2 - 2 * correlation * first * second))
+
+    value = float(values.mean())
+    return Interval(
+        value=value,
+        low=max(-1.0, value - together(gained.value - gained.low, lost.high - lost.value)),
+        high=min(1.0, value + together(gained.high - gained.value, lost.value - lost.low)),
+        n=len(values),
+    )
+
+
+def harmonic_mean(columns: Sequence[Sequence[float | None]]) -> Interval | None:
+    """The harmonic mean of several shares over the same problems, with its 95% interval.
+
+    One column per share, None where a problem lacks it; None where a whole column does. The variance is that of the
+    mean's linear part in each problem's values (the delta method).
+    """
+    values = np.array([[math.nan if value is None else value for value in column] for column in columns])  # (C, n)
+    present = ~np.isnan(values)
+    if not present.any(axis=1).all():
+        return None
+    means, n = np.nanmean(values, axis=1), values.shape[1]
+    if means.min() == 0:
+        return score_interval(0.0, 0.0, n)
+    mean = float(len(means) / (1 / means).sum())
+    slopes = mean**2 / (len(means) * means**2) * n / present.sum(axis=1)
+    linear = np.where(present, values - means[:, None], 0.0).T @ slopes  # (n,)
+    return score_interval(mean, float(np.mean(linear**2)), n)
+
+
+def quantity(per_problem_values: ArrayLike, *, resamples: int = 10_000, seed: int = 0) -> Interval:
+    """The mean of one number without bounds per problem (tokens, nats) with its 95% interval.
+
+    The ends are those of (resampled mean − mean) / its own standard error; where so few values are resampled that these
+    have no ends, Student's t takes their place. One value, or values that are all the same, show nothing of their
+    spread: then the interval is the value. Raises UserError for no values, or one that is not finite.
+    """
+    values = _checked(per_problem_values)
+    mean, n = float(values.mean()), len(values)
+    error = float(values.std(ddof=1)) / math.sqrt(n) if n > 1 else 0.0
+    if error <= 1e-12 * abs(mean):
+        return Interval(value=mean, low=mean, high=mean, n=n)
+    far_low, far_high = _studentised_ends(values, resamples=resamples, seed=seed)
+    if not math.isfinite(far_low) or not math.isfinite(far_high):
+        far_high = _student_t(n - 1)
+        far_low = -far_high
+    return Interval(value=mean, low=mean - far_high * error, high=mean - far_low * error, n=n)
 
 
 def paired_difference(
@@ -94,11 +167,12 @@ def paired_difference(
     resamples: int = 10_000,
     seed: int = 0,
     good: GoodSide = "more",
+    are_shares: bool = True,
 ) -> Difference:
     """What changed from `before` to `after`, two values per problem, in the same order of problems.
 
-    `good` says whether more or less of it is better; where neither is, a difference is only "changed".
-    Raises UserError unless both have the same length, at least 2.
+    `good` says whether more or less of it is better; where neither is, a difference is only "changed". `are_shares`:
+    the values lie between 0 and 1. Raises UserError unless both have the same length, at least 2.
     """
     first, second = _checked(before), _checked(after)
     if len(first) != len(second) or len(first) < 2:
@@ -107,19 +181,18 @@ def paired_difference(
             f"{len(second)}."
         )
     differences = second - first
-    delta = float(differences.mean())
-    low, high = _percentile_interval(differences, resamples=resamples, seed=seed)
+    mean = change_of_share(differences) if are_shares else quantity(differences, resamples=resamples, seed=seed)
     p_value = sign_flip_p(differences, resamples=resamples, seed=seed)
     verdict: Verdict = "inconclusive"
-    if (low > 0 or high < 0) and p_value < 1 - CONFIDENCE:
-        verdict = "changed" if good == "neither" else "better" if (delta > 0) == (good == "more") else "worse"
+    if (mean.low > 0 or mean.high < 0) and p_value < 1 - CONFIDENCE:
+        verdict = "changed" if good == "neither" else "better" if (mean.value > 0) == (good == "more") else "worse"
     return Difference(
-        delta=delta,
-        low=low,
-        high=high,
+        delta=mean.value,
+        low=mean.low,
+        high=mean.high,
         p_value=p_value,
-        n=len(differences),
-        smallest_detectable=smallest_detectable(differences),
+        n=mean.n,
+        smallest_detectable=smallest_detectable(mean),
         verdict=verdict,
     )
 
@@ -161,15 +234,12 @@ def mcnemar_exact(before_correct: ArrayLike, after_correct: ArrayLike) -> float:
     return min(1.0, 2 * tail / 2**changed)
 
 
-def smallest_detectable(differences: ArrayLike) -> float:
+def smallest_detectable(mean: Interval) -> float:
     """The true mean difference that this many problems would show with power 0.8, two-sided at 0.05.
 
-    (z₀.₉₇₅ + z₀.₈) · sd / √n = 2.80 · sd / √n (Cohen 1988, ch. 2); 0 when no problem differs from another.
+    (z₀.₉₇₅ + z₀.₈) standard errors (Cohen 1988, ch. 2), of which half the interval's width is z₀.₉₇₅.
     """
-    values = _checked(differences)
-    if len(values) < 2:
-        raise UserError("The smallest detectable difference needs at least two problems.")
-    return (Z_TWO_SIDED + Z_POWER) * float(values.std(ddof=1)) / math.sqrt(len(values))
+    return (1 + Z_POWER / Z_TWO_SIDED) * (mean.high - mean.low) / 2
 
 
 def _checked(values: ArrayLike) -> Values:
@@ -179,16 +249,33 @@ def _checked(values: ArrayLike) -> Values:
     return array
 
 
-def _percentile_interval(values: Values, *, resamples: int, seed: int) -> tuple[float, float]:
-    generator = np.random.default_rng(seed)
-    means = np.concatenate(
-        [
-            values[generator.integers(0, len(values), size=(rows, len(values)), dtype=np.int32)].mean(axis=1)
-            for rows in _chunks(resamples, len(values))
-        ]
+def _studentised_ends(values: Values, *, resamples: int, seed: int) -> tuple[float, float]:
+    """The 2.5% and 97.5% quantiles of t* = (mean* − mean) / standard error*, over resamples of the values."""
+    generator, n = np.random.default_rng(seed), len(values)
+    centred, statistics = values - values.mean(), []
+    for rows in _chunks(resamples, n):
+        drawn = centred[generator.integers(0, n, size=(rows, n), dtype=np.int32)]  # (rows, n)
+        distance = drawn.mean(axis=1)
+        variance = np.maximum(0.0, np.einsum("ij,ij->i", drawn, drawn) / n - distance**2)
+        error = np.sqrt(variance / (n - 1))
+        flat = error <= 1e-7 * np.abs(centred).max()  # a resample of equal values lies infinitely many errors away
+        statistics.append(np.where(flat, np.copysign(np.inf, distance), distance / np.where(flat, 1.0, error)))
+    low, high = np.quantile(
+        np.concatenate(statistics), [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2], method="inverted_cdf"
     )
-    low, high = np.quantile(means, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
     return float(low), float(high)
+
+
+def _student_t(freedom: int) -> float:
+    """The 97.5% quantile of Student's t, by the expansion in 1 / freedom (Abramowitz & Stegun 1964, 26.7.5)."""
+    z = Z_TWO_SIDED
+    terms = (
+        (z**3 + z) / 4,
+        (5 * z**5 + 16 * z**3 + 3 * z) / 96,
+        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
+        (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / 92160,
+    )
+    return z + sum(term / freedom**power for power, term in enumerate(terms, start=1))
 
 
 def _chunks(resamples: int, width: int) -> Iterator[int]:

@@ -14,15 +14,13 @@ the perplexity of held-out text.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-import numpy as np
 from torch import Tensor
 
-from nanogpt_edit.common.stats import Interval, bootstrap_mean
+from nanogpt_edit.common.stats import Interval, harmonic_mean, quantity, share
 from nanogpt_edit.edit.measure import FactState, measure_facts
 from nanogpt_edit.edit.patch import EditedFact, EditPatch
 from nanogpt_edit.evaluate.targets import TargetScore
@@ -176,12 +174,12 @@ def compare_states(edited: Sequence[EditedFact], before: Sequence[FactState], af
     )
     return EditScores(
         records=records,
-        success=bootstrap_mean([float(r.success) for r in records]),
-        exact=bootstrap_mean([float(r.exact) for r in records]),
-        contains=bootstrap_mean([float(r.contains) for r in records]),
-        token_accuracy=bootstrap_mean([r.token_accuracy for r in records]),
-        efficacy_before=bootstrap_mean([float(r.efficacy_before) for r in records]),
-        efficacy=bootstrap_mean(efficacy),
+        success=share([float(r.success) for r in records]),
+        exact=share([float(r.exact) for r in records]),
+        contains=share([float(r.contains) for r in records]),
+        token_accuracy=share([r.token_accuracy for r in records]),
+        efficacy_before=share([float(r.efficacy_before) for r in records]),
+        efficacy=share(efficacy),
         paraphrase_rank1_before=_mean([r.paraphrase_rank1_before for r in records]),
         paraphrase_rank1=_mean([r.paraphrase_rank1 for r in records]),
         paraphrase_before=_mean([r.paraphrase_before for r in records]),
@@ -190,40 +188,22 @@ def compare_states(edited: Sequence[EditedFact], before: Sequence[FactState], af
         neighbourhood_after=_mean(neighbourhood),
         neighbourhood_rank1_before=_mean([r.neighbourhood_rank1_before for r in records]),
         neighbourhood_rank1_after=_mean([r.neighbourhood_rank1_after for r in records]),
-        score=harmonic_mean(efficacy, paraphrase, neighbourhood),
-        p_target_before=bootstrap_mean([r.p_target_before for r in records]),
-        p_target_after=bootstrap_mean([r.p_target_after for r in records]),
-        entropy_before=_mean([r.entropy_before for r in records]),
-        entropy_after=_mean([r.entropy_after for r in records]),
+        score=harmonic_mean([efficacy, paraphrase, neighbourhood]),
+        p_target_before=share([r.p_target_before for r in records]),
+        p_target_after=share([r.p_target_after for r in records]),
+        entropy_before=_mean_entropy([r.entropy_before for r in records]),
+        entropy_after=_mean_entropy([r.entropy_after for r in records]),
     )
-
-
-def harmonic_mean(
-    efficacy: Sequence[float], paraphrase: Sequence[float | None], neighbourhood: Sequence[float | None]
-) -> Interval | None:
-    """S with its bootstrap interval over facts; None where no fact has paraphrases or neighbours."""
-    columns = np.array([[math.nan if v is None else v for v in c] for c in (efficacy, paraphrase, neighbourhood)])
-    if np.isnan(columns).all(axis=1).any():
-        return None
-    indices = np.random.default_rng(0).integers(columns.shape[1], size=(10_000, columns.shape[1]))
-    present = ~np.isnan(columns)
-    filled = np.where(present, columns, 0.0)
-
-    def score(
-        rows: np.ndarray[tuple[int, ...], np.dtype[np.int64]],
-    ) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
-        means = filled[:, rows].sum(-1) / np.maximum(present[:, rows].sum(-1), 1)  # (3, resamples)
-        inverse = (1 / np.maximum(means, 1e-12)).sum(0)
-        return np.asarray(np.where((means > 0).all(0), 3 / inverse, 0.0))
-
-    low, high = np.quantile(score(indices), [0.025, 0.975])
-    value = float(score(np.arange(columns.shape[1])[None])[0])
-    return Interval(value=value, low=float(low), high=float(high), n=columns.shape[1])
 
 
 def _mean(values: Sequence[float | None]) -> Interval | None:
     present = [value for value in values if value is not None]
-    return bootstrap_mean(present) if present else None
+    return share(present) if present else None
+
+
+def _mean_entropy(bits: Sequence[float | None]) -> Interval | None:
+    present = [value for value in bits if value is not None]
+    return quantity(present) if present else None
 
 
 def _record(edited: EditedFact, before: FactState, after: FactState) -> FactScore:

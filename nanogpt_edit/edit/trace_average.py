@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from nanogpt_edit.common.stats import Interval, bootstrap_mean
+from nanogpt_edit.common.stats import Interval, change_of_share
 from nanogpt_edit.edit.tracing import Site, Traced
 from nanogpt_edit.errors import UserError
 
@@ -82,4 +82,4 @@ def effect_at(traced: Sequence[Traced], site: Site, group: str, layer: int) -> I
     ]
     if means and not any(means):  # before the subject, by causality; not a share whose interval has a width
         return Interval(value=0.0, low=0.0, high=0.0, n=len(means))
-    return bootstrap_mean(means)
+    return change_of_share(means)

@@ -62,7 +62,9 @@ def compare_records(before: Sequence[EvalRecord], after: Sequence[EvalRecord]) -
             raise UserError(f"the two evaluations used different {skill}; evaluate both with the same settings.")
         for name in old.values if skill == "problems" else ("pass_at_1",):
             pair = old.values[name], new.values[name]
-            difference = paired_difference(*pair, good=good_side(prefix + name))
+            difference = paired_difference(
+                *pair, good=good_side(prefix + name), are_shares=not name.endswith("_tokens")
+            )
             if name.startswith("majority"):
                 p_value = mcnemar_exact(*(values > 0.5 for values in pair))
                 verdict = difference.verdict if p_value < 1 - CONFIDENCE else "inconclusive"
@@ -102,7 +104,7 @@ def compare_nats(before: Sequence[float], after: Sequence[float]) -> dict[str, D
     if len(before) != len(after) or len(before) < 2:
         return {}
     name = "perplexity_nats_per_token"
-    return {name: paired_difference(before, after, good=good_side(name))}
+    return {name: paired_difference(before, after, good=good_side(name), are_shares=False)}
 
 
 def good_side(name: str) -> GoodSide:

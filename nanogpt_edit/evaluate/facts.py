@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from nanogpt_edit.common.stats import Interval, bootstrap_mean
+from nanogpt_edit.common.stats import Interval, share
 from nanogpt_edit.evaluate.targets import score_targets
 from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.typed import read_jsonl_as
@@ -62,7 +62,7 @@ def recall(model: GPT, questions: Sequence[Question]) -> list[Recall]:
 
 def fact_metrics(recalls: Sequence[Recall]) -> dict[str, Interval]:
     """Share recalled in each group, over subjects."""
-    return {group: bootstrap_mean(list(values.values())) for group, values in recalled_by_subject(recalls).items()}
+    return {group: share(list(values.values())) for group, values in recalled_by_subject(recalls).items()}
 
 
 def recalled_by_subject(recalls: Sequence[Recall]) -> dict[str, dict[str, float]]:

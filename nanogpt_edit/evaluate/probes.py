@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from nanogpt_edit.common.stats import Interval, bootstrap_mean
+from nanogpt_edit.common.stats import Interval, share
 from nanogpt_edit.evaluate.answers import TAGS, extract
 from nanogpt_edit.evaluate.records import EvalRecord
 
@@ -30,7 +30,7 @@ EQUATION_SIGNS = frozenset("=+*/")
 
 def probe_metrics(records: Sequence[EvalRecord]) -> dict[str, Interval]:
     """Share of completions that do not turn to arithmetic, over prompts."""
-    return {"non_arithmetic": bootstrap_mean(list(non_arithmetic(records).values()))}
+    return {"non_arithmetic": share(list(non_arithmetic(records).values()))}
 
 
 def non_arithmetic(records: Sequence[EvalRecord]) -> dict[str, float]:

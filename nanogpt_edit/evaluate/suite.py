@@ -16,7 +16,7 @@ from pathlib import Path
 from torch import Tensor
 
 from nanogpt_edit import processes
-from nanogpt_edit.common.stats import Interval, bootstrap_mean
+from nanogpt_edit.common.stats import Interval, quantity, share
 from nanogpt_edit.data.problems import Problem, prompt_ids
 from nanogpt_edit.engine.engine import Completion, Engine
 from nanogpt_edit.engine.sampling import Sampling
@@ -65,7 +65,7 @@ class EvaluateConfig:
     perplexity_tokens: int = 16_384
     """Held-out text read for the perplexity."""
     seed: int = 0
-    """Chooses the samples and the bootstrap."""
+    """Chooses the samples, and the resamples of lengths."""
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -225,6 +225,6 @@ def problem_metrics(records: Sequence[EvalRecord], *, seed: int = 0) -> dict[str
     """pass@k, majority@k, format and lengths: means over problems with their intervals."""
     scores = score_problems(records, ks=PASS_AT, seed=seed)
     return {
-        name: bootstrap_mean(values, seed=seed, are_shares=not name.endswith("_tokens"))
+        name: quantity(values, seed=seed) if name.endswith("_tokens") else share(values)
         for name, values in scores.values.items()
     }

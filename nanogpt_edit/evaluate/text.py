@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nanogpt_edit.common.stats import Interval, bootstrap_mean
+from nanogpt_edit.common.stats import Interval, quantity
 from nanogpt_edit.data.text import read_text, token_blocks
 from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.model.tokenizer import Tokenizer
@@ -52,6 +52,6 @@ def read_nats(path: Path) -> list[float]:
 
 def perplexity(nats: Sequence[float]) -> dict[str, Interval]:
     """The mean of the blocks' nats per token and its exponential, with intervals over blocks."""
-    mean = bootstrap_mean(nats)
+    mean = quantity(nats)
     bounds = {name: math.exp(getattr(mean, name)) for name in ("value", "low", "high")}
     return {"perplexity": Interval(**bounds, n=mean.n), "nats_per_token": mean}
