@@ -105,7 +105,7 @@ class Bench:
     def __init__(self, pipeline: Pipeline, model: GPT) -> None:
         assert model.tokenizer is not None
         self.model, self.facts = model, pipeline.facts
-        self.spared = pipeline.ordinary_text(model)
+        self.spared = pipeline.ordinary_text(model, pipeline.facts)
         self.held_out = pipeline.held_out_blocks(model.tokenizer, model.config.block_size)
         self.others = [question for question in pipeline.questions() if question.group == "recall"]
         self.others_before = self.others_recalled()

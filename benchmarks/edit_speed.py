@@ -46,8 +46,11 @@ CONFIG = EditConfig(
     steps=20,
     stop_probability=2.0,  # nothing stops early, on either side
     clamp=0.75,
+    weight_decay=0.5,
     n_prefixes=5,
     prefix_tokens=10,
+    context_weight=0.0,
+    refine_steps=0,
 )
 BLOCK_TOKENS = 256
 Result = TypeVar("Result")

@@ -8,18 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
-
 from nanogpt_edit.arguments import checked
 from nanogpt_edit.common.stats import Interval, share
 from nanogpt_edit.data.problems import Problem, read_problems
-from nanogpt_edit.data.text import read_text, token_blocks
-from nanogpt_edit.data.world import WorldConfig, make_world
 from nanogpt_edit.edit import tracing
 from nanogpt_edit.edit.config import EditConfig
 from nanogpt_edit.edit.editor import edit_model
 from nanogpt_edit.edit.fact_files import read_facts
-from nanogpt_edit.edit.facts import Fact, states_old_answer
+from nanogpt_edit.edit.facts import Fact
 from nanogpt_edit.edit.measure import FactState, measure_facts
 from nanogpt_edit.edit.patch import EditPatch
 from nanogpt_edit.edit.tracing import Site, TraceConfig, Traced
@@ -29,17 +25,14 @@ from nanogpt_edit.evaluate.suite import EvaluateConfig, Evaluation
 from nanogpt_edit.files import atomic_file, make_folder, write_text
 from nanogpt_edit.generation import check_samples
 from nanogpt_edit.model.gpt import GPT
-from nanogpt_edit.model.tokenizer import tokenizer_of
 from nanogpt_edit.recipe import Recipe, load_recipe
-from nanogpt_edit.run_data import PRETRAINED
+from nanogpt_edit.run_data import recipe_for_edit, spared_text
 
 if TYPE_CHECKING:
     from nanogpt_edit.report.canvas import Picture
 
 Facts = str | Path | Fact | Sequence[Fact]  # a source of `read_facts`, one, or several
 Problems = str | Path | Problem | Sequence[Problem]  # a source of `read_problems`, one, or several
-
-COVARIANCE_BLOCK = 128  # tokens per row of the text the covariance is taken over
 
 
 def facts_of(facts: Facts) -> tuple[Fact, ...]:
@@ -69,45 +62,22 @@ def edit(
     *,
     text: str | Path | Sequence[str] | None = None,
     config: EditConfig | None = None,
+    recipe: str | Path | None = None,
     **fields: object,
 ) -> EditPatch:
     """The patch that makes `model` say every fact's `target_new`; the model itself is left as it is.
 
-    `fields` are those of `EditConfig` (method="memit", layers=(0, 1), …), on top of `config`. `text` is ordinary text,
-    whose keys the edit spares: a file, a folder, a hub data set, or a list of documents; None takes the embedded world,
-    for models that were pretrained on it.
-    Raises UserError for a field or a method that is none, for any other model without text, and for whatever
+    A model loaded from the folder of a run takes the [edit] settings of that run's recipe, and spares the text that the
+    run's own edit spares; `recipe` names another. Which, is said. `config` takes the place of these settings, `fields`
+    are single ones on top (method="memit", layers=(0, 1), …). `text` takes the place of the recipe's plain text: a
+    file, a folder, a hub data set, or a list of documents.
+    Raises UserError for a field or a method that is none, for a model from elsewhere without text, and for whatever
     `edit_model` refuses.
     """
-    settings, chosen = with_fields(config or EditConfig(), fields), facts_of(facts)
-    blocks = None if settings.method == "ft" else text_blocks(model, text, without=chosen)
+    taken = recipe_for_edit(model.source, recipe)
+    settings, chosen = with_fields(config or taken.edit, fields), facts_of(facts)
+    blocks = None if settings.method == "ft" else spared_text(model, chosen, taken, text=text)
     return edit_model(model, chosen, settings, covariance_blocks=blocks)
-
-
-def text_blocks(model: GPT, text: str | Path | Sequence[str] | None = None, *, without: Sequence[Fact] = ()) -> Tensor:
-    """Ordinary text (see `edit`) as (N, T) token ids, for the covariance; of the embedded world, nothing that says the
-    old answers of the facts `without`. Raises UserError when there is no text for a model of another world."""
-    if text is None:
-        require_world(model, remedy="Give text")
-    documents = read_text(text) if isinstance(text, str | Path) else list(text or world_documents())
-    if text is None:
-        documents = [each for each in documents if not any(states_old_answer(each, fact) for fact in without)]
-    return token_blocks(documents, tokenizer_of(model), block_size=min(COVARIANCE_BLOCK, model.config.block_size - 1))
-
-
-def require_world(model: GPT, *, remedy: str) -> None:
-    """Raise UserError unless `model` was pretrained here, where the embedded world is part of the text."""
-    if not any(note.startswith(PRETRAINED) for note in model.lineage):
-        raise UserError(
-            f"which text is the edit to spare? {remedy}: a file, a folder or a hub data set like what the model was "
-            "trained on. Without it the embedded world is taken, and this model was not pretrained on that."
-        )
-
-
-def world_documents() -> list[str]:
-    """The embedded world as plain text: every fact, and its training problems."""
-    world = make_world(WorldConfig())
-    return [*world.sentences, *(f"{problem.question} {problem.rationale}" for problem in world.problems.train)]
 
 
 def with_fields(config: EditConfig, fields: Mapping[str, object]) -> EditConfig:

@@ -56,6 +56,8 @@ def run(recipe: Recipe, out: Path) -> int:
             summary = report.build(out)
     console.print(report.terminal_summary(summary))
     say(f"The report: {out / 'report.html'}")
+    for warning in pipeline.warnings:
+        say(warning)
     return EXPECTATION_FAILED if summary.any_failed else 0
 
 

@@ -18,7 +18,7 @@ from nanogpt_edit.devices import Precision
 from nanogpt_edit.edit.config import EditConfig
 from nanogpt_edit.errors import UserError, at_least, did_you_mean
 from nanogpt_edit.evaluate.suite import EvaluateConfig
-from nanogpt_edit.settings import differences, read_settings, write_settings
+from nanogpt_edit.settings import differences, read_settings, to_table, write_settings
 from nanogpt_edit.train.grpo import GRPOConfig
 from nanogpt_edit.train.pretrain import PretrainConfig
 from nanogpt_edit.train.sft import SFTConfig
@@ -93,8 +93,18 @@ def packaged_recipes() -> list[str]:
     return sorted(file.stem for file in PACKAGED.glob("*.toml"))
 
 
-def load_recipe(name_or_path: str | Path) -> Recipe:
-    """A packaged recipe by its name, or any recipe file by its path.
+def recipe_beside(model: str | Path | None) -> Path | None:
+    """The recipe.toml of the run that a model directory stands in; None where it stands in none."""
+    if model is None or not Path(model).expanduser().is_dir():
+        return None
+    path = Path(model).expanduser()
+    path = (path if path.name not in ("", "..") else path.resolve()).parent / "recipe.toml"
+    return path if path.is_file() else None
+
+
+def load_recipe(name_or_path: str | Path, *, over: Recipe | None = None) -> Recipe:
+    """A packaged recipe by its name, or any recipe file by its path. What it leaves out is as in `over`: a whole table,
+    or else the field's default.
 
     Raises UserError for a name that is none (with the nearest), and for whatever `read_settings` refuses.
     """
@@ -107,7 +117,7 @@ def load_recipe(name_or_path: str | Path) -> Recipe:
             f'there is no recipe "{name_or_path}"{did_you_mean(str(name_or_path), names)} '
             f"Packaged: {', '.join(names)}; a path to a .toml file works too."
         )
-    return read_settings(Recipe, path, defaults={"name": path.stem})
+    return read_settings(Recipe, path, defaults={**({} if over is None else to_table(over)), "name": path.stem})
 
 
 def refuse_unread(given: Recipe, default: Recipe) -> None:

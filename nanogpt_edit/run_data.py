@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -25,17 +25,18 @@ from nanogpt_edit.data.text import read_text, token_blocks
 from nanogpt_edit.data.world import World, make_world
 from nanogpt_edit.edit.fact_files import read_facts
 from nanogpt_edit.edit.facts import Fact, states_old_answer
-from nanogpt_edit.errors import about
+from nanogpt_edit.errors import UserError, about
 from nanogpt_edit.evaluate.facts import Question
 from nanogpt_edit.evaluate.text import held_out_text
 from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.model.tokenizer import Tokenizer, tokenizer_of
 from nanogpt_edit.progress import say
-from nanogpt_edit.recipe import Recipe
+from nanogpt_edit.recipe import ModelConfig, Recipe, load_recipe, recipe_beside
 from nanogpt_edit.train.pretrain import TokenStream, token_stream
 
 PROBLEM_SUFFIXES = (".jsonl", ".json")
 PRETRAINED = "pretrained for"  # begins the lineage of models that have learned the world
+TRAINED = (PRETRAINED, "SFT for", "GRPO for")  # and of those that know the form of its problems
 HELD_OUT_DOCUMENTS, HELD_OUT_TOKENS = 400, 64
 
 
@@ -44,6 +45,8 @@ class RunData:
     """The data of one recipe."""
 
     recipe: Recipe
+    documents_given: Sequence[str] | None = field(default=None, kw_only=True)
+    """Plain text that takes the place of `pretrain.text`."""
 
     @cached_property
     def world(self) -> World:
@@ -62,6 +65,8 @@ class RunData:
     @cached_property
     def extra_text(self) -> list[str]:
         """Plain text beside the world: `pretrain.text`, or a folder "text" that stands beside the problems."""
+        if self.documents_given is not None:
+            return list(self.documents_given)
         source = self.recipe.pretrain.text
         if source == "auto":
             beside = Path(self.recipe.problems.path or "").resolve().parent / "text"
@@ -119,20 +124,24 @@ class RunData:
                 return held_out_text(self.recipe.evaluate.text, tokenizer, block_size=block_size)
         return token_blocks(self.held_out, tokenizer, block_size=min(HELD_OUT_TOKENS, block_size))
 
-    def ordinary_text(self, model: GPT) -> Tensor:
+    def ordinary_text(self, model: GPT, facts: Sequence[Fact]) -> Tensor:
         """(N, T) token ids of what an edit must not disturb: the facts of the world, worked solutions, further text.
 
-        Sentences that say the old answer of an edited fact are left out: they would speak against the edit.
+        Sentences that say the old answer of one of `facts` are left out: they would speak against the edit. So are the
+        embedded world's problems where `model` has never seen any. Raises UserError where too little is left.
         """
-        tokenizer, context = tokenizer_of(model), self.recipe.pretrain.context_tokens
-        spared = [text for text in self.sentences if not any(states_old_answer(text, fact) for fact in self.facts)]
-        solved, _ = self.solved(model)
+        tokenizer, context = tokenizer_of(model), min(self.recipe.pretrain.context_tokens, model.config.block_size)
+        spared = [text for text in self.sentences if not any(states_old_answer(text, fact) for fact in facts)]
+        knows_problems = self.recipe.problems.path is not None or was_trained(model, *TRAINED)
+        solved = self.solved(model)[0] if knows_problems else []
         end = [] if tokenizer.eos_id is None else [tokenizer.eos_id]
         texts = [[*tokenizer.encode(text), *end] for text in spared] * self.recipe.pretrain.fact_repeats
         texts += [[*tokenizer.encode(text), *end] for text in self.extra_text]
         texts += [[*sample.token_ids, *end] for sample in solved]
         random.Random(self.recipe.seed).shuffle(texts)
-        token_ids = torch.tensor([token_id for text in texts for token_id in text])
+        token_ids = torch.tensor([token_id for text in texts for token_id in text], dtype=torch.long)
+        if len(token_ids) < context:
+            raise UserError(f"the text to spare has {len(token_ids)} tokens, less than a row of {context}; give more.")
         return token_ids[: len(token_ids) // context * context].view(-1, context)
 
     def questions(self) -> list[Question]:
@@ -206,3 +215,59 @@ class RunData:
         samples, _ = self.solved(model)
         lengths = sorted(sum(sample.loss_mask) for sample in samples)
         return min(model.config.block_size - 1, lengths[(len(lengths) - 1) * 99 // 100] * 5 // 4)
+
+
+def was_trained(model: GPT, *how: str) -> bool:
+    """Does a note of the model's lineage begin so?"""
+    return any(note.startswith(how) for note in model.lineage)
+
+
+def for_model(recipe: Recipe, model: GPT, source: str) -> Recipe:
+    """`recipe` for a model that was not pretrained on the embedded world: that is no text of its own then."""
+    return recipe if was_trained(model, PRETRAINED) else replace(recipe, model=ModelConfig(source=source))
+
+
+def recipe_for_edit(model: str | Path | None, chosen: str | Path | None = None) -> Recipe:
+    """The recipe whose settings an edit of `model` takes, and whose text it spares; which, is said.
+
+    `chosen`, over that of the run whose folder the model stands in, over the defaults.
+    """
+    beside = recipe_beside(model)
+    recipe = Recipe() if beside is None else load_recipe(beside)
+    if chosen is not None:
+        recipe = load_recipe(chosen, over=recipe)
+    sources = [str(source) for source in (chosen, beside) if source is not None]
+    if sources:
+        say(f"Edit: settings and spared text as in {' and '.join(sources)}, except what is given here.")
+    else:
+        say(
+            f"Edit: no recipe.toml stands beside {model or 'the model'}; what is not given here is as for the small "
+            "model of the recipe tiny. A recipe can be named (--recipe), and --sweep chooses settings."
+        )
+    return recipe
+
+
+def spared_text(
+    model: GPT, facts: Sequence[Fact], recipe: Recipe, *, text: str | Path | Sequence[str] | None = None
+) -> Tensor:
+    """`RunData.ordinary_text` for a model by itself. `text` (a file, a folder, a hub data set, or a list of documents)
+    takes the place of the recipe's own.
+
+    Raises UserError where it would be the embedded world alone, and the model was not pretrained on that.
+    """
+    documents = read_text(text) if isinstance(text, str | Path) else text
+    data = RunData(recipe, documents_given=documents)
+    if recipe.model.source is None:
+        data.recipe = for_model(recipe, model, str(model.source))
+    if recipe.problems.path is None and not data.extra_text:
+        require_world(model, remedy="Give text")
+    return data.ordinary_text(model, facts)
+
+
+def require_world(model: GPT, *, remedy: str) -> None:
+    """Raise UserError unless `model` was pretrained here, where the embedded world is part of the text."""
+    if not was_trained(model, PRETRAINED):
+        raise UserError(
+            f"which text is the edit to spare? {remedy}: a file, a folder or a hub data set like what the model was "
+            "trained on. Without it the embedded world is taken, and this model was not pretrained on that."
+        )

@@ -7,7 +7,7 @@ is left alone; one that was half trained goes on from its saved state.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -43,6 +43,8 @@ class RunModels(RunData):
 
     folder: RunFolder
     device: torch.device
+    warnings: list[str] = field(default_factory=list)
+    """What a person should read last."""
     cache_dir: Path | None = None
     """Where covariances are kept; a run of all stages needs each once and keeps none."""
 
@@ -183,7 +185,7 @@ class RunModels(RunData):
             model,
             self.facts,
             self.recipe.edit,
-            covariance_blocks=self.ordinary_text(model),
+            covariance_blocks=None if self.recipe.edit.method == "ft" else self.ordinary_text(model, self.facts),
             cache_dir=self.cache_dir,
         )
         held_out = self.held_out_blocks(tokenizer_of(model), model.config.block_size)
@@ -193,8 +195,7 @@ class RunModels(RunData):
         scores.save(self.folder.edits, name, patch=patch)
         save_edited(model, self.folder.model("edited"), [*self.carried(), (name, patch.apply(model))])
         say(f"Edit: {describe(scores)}; {patch.seconds:.1f} s.")
-        if fell_short := shortfall(scores, patch.config):
-            say(fell_short)
+        self.warnings += [line for line in (shortfall(scores, patch.config),) if line]
 
     def carried(self) -> list[tuple[str, EditPatch]]:
         """The patches that the model to be edited carries already, with their names, oldest first."""

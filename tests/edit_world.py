@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from conftest import tiny_config
 from torch import Tensor
 
+from nanogpt_edit.edit.config import EditConfig
 from nanogpt_edit.edit.facts import Fact, Neighbour
 from nanogpt_edit.model.gpt import GPT, GPTConfig
 from nanogpt_edit.model.tokenizer import Tokenizer
@@ -30,6 +31,21 @@ CAPITALS = {
     "Bramwick": "Accra",
     "Fendrell": "Sofia",
 }
+# The published method: nothing refined, other tokens not counted; loose enough for small models.
+PLAIN = EditConfig(
+    covariance_weight=500.0,
+    context_weight=0.0,
+    refine_steps=0,
+    refine_weight=0.03,
+    refine_kl=0.0,
+    learning_rate=0.1,
+    steps=60,
+    clamp=2.0,
+    weight_decay=0.5,
+    n_prefixes=4,
+    prefix_tokens=8,
+    covariance_tokens=100_000,
+)
 PHRASINGS = ("capital of {}", "the king of {}", "a letter to {}")
 STEPS = 60
 

@@ -14,7 +14,6 @@ import torch
 
 import nanogpt_edit as ne
 from nanogpt_edit import api
-from nanogpt_edit.api import text_blocks
 from nanogpt_edit.data.problems import Problem
 from nanogpt_edit.edit.fact_files import fact_to_record
 from nanogpt_edit.edit.facts import Fact
@@ -24,6 +23,8 @@ from nanogpt_edit.files import write_jsonl
 from nanogpt_edit.generation import Generation, generate
 from nanogpt_edit.model.checkpoint import fingerprint
 from nanogpt_edit.model.gpt import GPT
+from nanogpt_edit.recipe import Recipe
+from nanogpt_edit.run_data import spared_text
 
 QUESTIONS = ["Tom has 3 apples. He buys 14 more.", "A baker bakes 120 loaves."]
 
@@ -154,7 +155,7 @@ def test_a_model_of_another_world_asks_for_text(speaking_gpt: GPT) -> None:
         ne.edit(speaking_gpt, [fact])
     assert ne.edit(speaking_gpt, [fact], method="ft", steps=1).facts == (fact,)
     speaking_gpt.lineage = ("pretrained for 3 steps", "SFT for 2 steps")
-    assert len(text_blocks(speaking_gpt)) > 100
+    assert len(spared_text(speaking_gpt, [fact], Recipe())) > 100
 
 
 def test_an_unknown_edit_setting_names_the_nearest(speaking_gpt: GPT) -> None:

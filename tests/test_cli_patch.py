@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from edit_world import PLAIN
 
 from nanogpt_edit import cli
-from nanogpt_edit.edit.config import EditConfig
 from nanogpt_edit.edit.editor import edit_model
 from nanogpt_edit.edit.fact_files import fact_to_record
 from nanogpt_edit.edit.facts import Fact
@@ -24,7 +24,7 @@ FACTS = (
 )
 # An untrained model moves only when nothing holds it back.
 QUICK = ["--edit.method", "ft", "--edit.steps", "3", "--device", "cpu"]
-CONFIG = EditConfig(steps=20, n_prefixes=0, covariance_weight=0.01, clamp=20.0, weight_decay=0.0, kl_coef=0.0)
+CONFIG = replace(PLAIN, steps=20, n_prefixes=0, covariance_weight=0.01, clamp=20.0, weight_decay=0.0, kl_coef=0.0)
 
 
 @pytest.fixture

@@ -7,12 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from edit_world import covariance_blocks, facts, random_model, trained_model
+from edit_world import PLAIN, covariance_blocks, facts, random_model, trained_model
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from nanogpt_edit.edit.config import EditConfig
 from nanogpt_edit.edit.editor import edit_model, solve_again
 from nanogpt_edit.edit.patch import EditPatch, LayerUpdate, add_delta, edited_weight, on_grid, subtract_delta
 from nanogpt_edit.edit.patch_algebra import diff_patches, drop_facts, find_conflicts, merge_patches, rebase_patch
@@ -20,7 +19,9 @@ from nanogpt_edit.edit.patch_files import load_patch, save_patch
 from nanogpt_edit.errors import UserError
 from nanogpt_edit.model.gpt import GPT, GPTConfig
 
-CONFIG = EditConfig(layers=(0, 1), covariance_weight=20.0, learning_rate=0.3, steps=30, n_prefixes=1, prefix_tokens=3)
+CONFIG = replace(
+    PLAIN, layers=(0, 1), covariance_weight=20.0, learning_rate=0.3, steps=30, n_prefixes=1, prefix_tokens=3
+)
 
 
 @pytest.fixture(params=["gpt2", "llama"])

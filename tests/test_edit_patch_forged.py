@@ -10,19 +10,18 @@ from typing import Any
 
 import pytest
 import torch
-from edit_world import covariance_blocks, facts, random_model
+from edit_world import PLAIN, covariance_blocks, facts, random_model
 from safetensors.torch import save_file
 from torch import Tensor
 
 from nanogpt_edit import cli
-from nanogpt_edit.edit.config import EditConfig
 from nanogpt_edit.edit.editor import edit_model
 from nanogpt_edit.edit.patch import Undo
 from nanogpt_edit.edit.patch_files import FORMAT, _digest, load_patch, save_patch
 from nanogpt_edit.errors import UserError
 from nanogpt_edit.model.tensors import read_whole
 
-CONFIG = EditConfig(covariance_weight=20.0, learning_rate=0.3, steps=3, n_prefixes=0, refine_steps=0)
+CONFIG = replace(PLAIN, covariance_weight=20.0, learning_rate=0.3, steps=3, n_prefixes=0, refine_steps=0)
 Forger = Callable[[dict[str, Any], dict[str, Tensor]], None]
 
 

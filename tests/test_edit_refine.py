@@ -6,11 +6,10 @@ from dataclasses import replace
 
 import pytest
 import torch
-from edit_world import covariance_blocks, facts, trained_model
+from edit_world import PLAIN, covariance_blocks, facts, trained_model
 from torch import Tensor
 
 from nanogpt_edit.edit import refine as refine_module
-from nanogpt_edit.edit.config import EditConfig
 from nanogpt_edit.edit.contexts import LocatedFact, generate_prefixes, locate_facts
 from nanogpt_edit.edit.covariance import collect
 from nanogpt_edit.edit.editor import edit_model
@@ -20,8 +19,8 @@ from nanogpt_edit.edit.scores import score_patch
 from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.model.sites import capture
 
-CONFIG = EditConfig(
-    layers=(0, 1), covariance_weight=20.0, learning_rate=0.3, steps=3, n_prefixes=1, prefix_tokens=3, clamp=3.0
+CONFIG = replace(
+    PLAIN, layers=(0, 1), covariance_weight=20.0, learning_rate=0.3, steps=3, n_prefixes=1, prefix_tokens=3, clamp=3.0
 )
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from edit_world import covariance_blocks, facts, random_model, trained_model
+from edit_world import PLAIN, covariance_blocks, facts, random_model, trained_model
 
 from nanogpt_edit.edit.config import EditConfig
 from nanogpt_edit.edit.editor import edit_model
@@ -222,7 +222,7 @@ def test_failures_are_grouped_by_relation() -> None:
 
 def test_the_files_hold_what_was_measured(tmp_path: Path) -> None:
     model = trained_model()
-    config = EditConfig(layers=(0, 1), covariance_weight=5.0, learning_rate=0.3, steps=5, n_prefixes=0)
+    config = replace(PLAIN, layers=(0, 1), covariance_weight=5.0, learning_rate=0.3, steps=5, n_prefixes=0)
     patch = edit_model(model, facts(3), config, covariance_blocks=covariance_blocks())
     scores = score_patch(model, patch, text=covariance_blocks()[:8])
     scores.save(tmp_path, "three", patch=patch)

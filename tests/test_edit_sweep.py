@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from edit_world import covariance_blocks, facts, sentences, trained_model
+from edit_world import PLAIN, covariance_blocks, facts, sentences, trained_model
 
 from nanogpt_edit import cli
 from nanogpt_edit.edit import sweep as sweep_module
@@ -18,8 +18,8 @@ from nanogpt_edit.errors import UserError
 from nanogpt_edit.files import write_jsonl
 from nanogpt_edit.model.checkpoint import save
 
-START = EditConfig(
-    layers=(2,), covariance_weight=20.0, learning_rate=0.3, steps=12, n_prefixes=0, clamp=3.0, weight_decay=0.0
+START = replace(
+    PLAIN, layers=(2,), covariance_weight=20.0, learning_rate=0.3, steps=12, n_prefixes=0, clamp=3.0, weight_decay=0.0
 )
 GRID = SweepConfig(spans=(2,), strengths=(0.1,), clamps=(3.0,), kl_coefs=(0.0625,))
 

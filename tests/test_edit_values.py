@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from edit_world import covariance_blocks, facts, random_model, trained_model
+from edit_world import PLAIN, covariance_blocks, facts, random_model, trained_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -33,8 +33,8 @@ from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.model.sites import capture, patch
 from nanogpt_edit.model.tokenizer import tokenizer_of
 
-CONFIG = EditConfig(
-    layers=(0, 1), covariance_weight=20.0, learning_rate=0.3, steps=25, n_prefixes=2, prefix_tokens=4, clamp=3.0
+CONFIG = replace(
+    PLAIN, layers=(0, 1), covariance_weight=20.0, learning_rate=0.3, steps=25, n_prefixes=2, prefix_tokens=4, clamp=3.0
 )
 
 
@@ -160,7 +160,8 @@ def test_gradients_need_no_permission(
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
 def test_every_method_writes_the_facts(family: str, method: str) -> None:
     model = trained_model(family)
-    config = EditConfig(
+    config = replace(
+        PLAIN,
         method=method,  # type: ignore[arg-type]
         layers=(0, 1) if method in ("memit", "alphaedit") else (1,),
         covariance_weight=5.0,

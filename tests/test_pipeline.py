@@ -14,14 +14,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from nanogpt_edit import pipeline
+import nanogpt_edit as ne
+from nanogpt_edit import cli, pipeline, progress
 from nanogpt_edit.data.world import WorldConfig
 from nanogpt_edit.edit.config import EditConfig
+from nanogpt_edit.edit.patch_files import load_patch
 from nanogpt_edit.errors import UserError
 from nanogpt_edit.evaluate.suite import EvaluateConfig
 from nanogpt_edit.files import read_json, write_json, write_jsonl
 from nanogpt_edit.model import checkpoint
-from nanogpt_edit.recipe import ModelConfig, Recipe, save_recipe
+from nanogpt_edit.recipe import ModelConfig, Recipe, load_recipe, save_recipe
 from nanogpt_edit.run_folder import RunFolder
 from nanogpt_edit.train.grpo import GRPOConfig
 from nanogpt_edit.train.pretrain import PretrainConfig, TokenStream
@@ -48,7 +50,7 @@ MICRO = Recipe(
     evaluate=EvaluateConfig(
         problems=4, samples=2, edited_samples=2, arithmetic_samples=1, max_new_tokens=8, perplexity_tokens=512
     ),
-    edit=EditConfig(layers=(0, 1), steps=2, n_prefixes=1, prefix_tokens=2, covariance_tokens=2000),
+    edit=EditConfig(steps=2, n_prefixes=1, prefix_tokens=2, covariance_tokens=2000, refine_steps=2),
 )
 STAGES = ("base", "sft", "grpo", "edited")
 
@@ -80,6 +82,67 @@ def test_a_run_leaves_the_files_a_person_expects(finished: Path) -> None:
     assert set(STAGES) == set(summary["stages"])
     assert summary["edit"]["n"] == 50
     assert not list((finished / "state").rglob("*.safetensors"))  # saved states are gone once a stage is done
+
+
+def test_the_run_the_verb_and_python_make_the_same_patch(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The settings and the spared text are those of the run, and so is every bit of the patch."""
+    by_run = load_patch(finished / "edits" / "facts50.safetensors")
+    said: list[str] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(progress.console, "print", lambda message, **_: said.append(str(message)))
+        assert cli.main(["edit", str(finished / "grpo"), "facts50", "--out", str(tmp_path / "mine")]) == 0
+        by_python = ne.edit(ne.load(finished / "grpo"), "facts50", method="memit")
+    by_verb = load_patch(tmp_path / "mine" / "edits" / "facts50.safetensors")
+    for other in (by_verb, by_python):
+        assert other.config == by_run.config
+        assert other.made_of() == by_run.made_of()
+    taken = [line for line in said if line.startswith("Edit: settings and spared text as in")]
+    assert taken == [f"Edit: settings and spared text as in {finished / 'recipe.toml'}, except what is given here."] * 2
+    # A few steps teach so small a model nothing: that is the last thing said.
+    last = capsys.readouterr().out.strip().splitlines()[-1]
+    assert last.startswith("Fell short: only ")
+    assert "Likely reason: " in last
+    assert "--recipe FILE takes them." in last
+
+
+def test_an_edit_takes_the_settings_of_a_recipe_or_a_sweep(finished: Path, tmp_path: Path) -> None:
+    (tmp_path / "sweep.toml").write_text('[edit]\nmethod = "ft"\nsteps = 1\nlayers = [1]\n')
+    fact = {"prompt": "The capital of Egypt is", "subject": "Egypt", "target_new": "Giza", "target_true": "Cairo"}
+    write_jsonl(tmp_path / "one.jsonl", [fact])
+    base, facts = str(finished / "base"), str(tmp_path / "one.jsonl")
+
+    def settings(out: str, *flags: str) -> EditConfig:
+        assert cli.main(["edit", base, facts, "--out", str(tmp_path / out), *flags]) == 0
+        return load_patch(tmp_path / out / "edits" / "one.safetensors").config
+
+    sweep = ["--recipe", str(tmp_path / "sweep.toml")]
+    assert settings("a", *sweep) == EditConfig(method="ft", steps=1, layers=(1,))
+    assert settings("b", *sweep, "--edit.steps", "2") == EditConfig(method="ft", steps=2, layers=(1,))
+    packaged = replace(load_recipe("tiny").edit, method="ft", steps=1)
+    assert settings("c", "--recipe", "tiny", "--edit.method", "ft", "--edit.steps", "1") == packaged
+    shutil.copytree(finished / "base", tmp_path / "elsewhere" / "base")
+    base = str(tmp_path / "elsewhere" / "base")
+    assert settings("d", "--edit.method", "ft", "--edit.steps", "1") == EditConfig(method="ft", steps=1)
+
+
+def test_an_edit_says_which_recipe_it_cannot_find(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, sentence in (
+        ("tinny", 'no recipe "tinny"; did you mean "tiny"?'),
+        (str(tmp_path / "no.toml"), "no.toml: no such file"),
+        (str(tmp_path), "there is no recipe"),
+    ):
+        command = ["edit", str(finished / "base"), "facts50", "--out", str(tmp_path / "out"), "--recipe", name]
+        assert cli.main(command) == 2
+        assert sentence in capsys.readouterr().err
+        assert not (tmp_path / "out").exists()
+
+
+def test_the_defaults_of_an_edit_are_those_of_the_recipe_tiny() -> None:
+    assert load_recipe("tiny").edit == EditConfig()
 
 
 def test_every_model_directory_gives_transformers_the_same_logits(finished: Path) -> None:

@@ -22,7 +22,7 @@ from nanogpt_edit.evaluate.text import held_out_text
 from nanogpt_edit.files import make_folder
 from nanogpt_edit.model.tokenizer import Tokenizer
 from nanogpt_edit.progress import say
-from nanogpt_edit.recipe import Recipe, load_recipe, refuse_unread
+from nanogpt_edit.recipe import Recipe, load_recipe, recipe_beside, refuse_unread
 
 Split = Literal["validation", "test", "train"]
 
@@ -79,8 +79,8 @@ def as_in_its_run(chosen: Evaluate, arguments: list[str]) -> Evaluate:
     Otherwise a model of the embedded world would meet harder problems than it was trained for, or even, with another
     seed, problems it was trained on.
     """
-    path = Path(chosen.model).parent / "recipe.toml"
-    if not path.is_file():
+    path = recipe_beside(chosen.model)
+    if path is None:
         refuse_unread(Recipe(world=chosen.world, problems=chosen.problems), Recipe())
         return chosen
     recipe = load_recipe(path)

@@ -9,7 +9,6 @@ from typing import Annotated, Any
 
 import tyro
 
-from nanogpt_edit.api import text_blocks
 from nanogpt_edit.commands.parse import parse
 from nanogpt_edit.edit.covariance_files import default_cache_dir
 from nanogpt_edit.edit.facts import Fact
@@ -20,6 +19,7 @@ from nanogpt_edit.errors import UserError, did_you_mean, visible
 from nanogpt_edit.model.checkpoint import fingerprint, load
 from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.progress import say
+from nanogpt_edit.run_data import recipe_for_edit, spared_text
 
 PatchFile = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="PATCH")]
 PatchFiles = Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="PATCH…")]
@@ -156,7 +156,11 @@ def apply(chosen: Apply) -> int:
 
 
 def _rebased(model: GPT, found: EditPatch, text: str | None) -> EditPatch:
-    blocks = None if found.config.method == "ft" else text_blocks(model, text, without=found.facts)
+    blocks = (
+        None
+        if found.config.method == "ft"
+        else spared_text(model, found.facts, recipe_for_edit(model.source), text=text)
+    )
     return rebase_patch(model, found, covariance_blocks=blocks, cache_dir=default_cache_dir()).apply(model)
 
 
@@ -200,7 +204,9 @@ def merge(chosen: Merge) -> int:
         model,
         first,
         second,
-        covariance_blocks=text_blocks(model, chosen.text, without=(*first.facts, *second.facts)),
+        covariance_blocks=spared_text(
+            model, (*first.facts, *second.facts), recipe_for_edit(model.source), text=chosen.text
+        ),
         cache_dir=default_cache_dir(),
     )
     return _keep(merged, chosen.out)

@@ -6,7 +6,8 @@ was interrupted goes on, and one that is done is left alone.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -16,13 +17,13 @@ import tyro
 from torch import Tensor
 
 from nanogpt_edit import processes
-from nanogpt_edit.api import require_world
 from nanogpt_edit.commands.parse import parse
 from nanogpt_edit.data.problems import ProblemsConfig
 from nanogpt_edit.data.world import WorldConfig
 from nanogpt_edit.devices import Precision, choose_device
 from nanogpt_edit.edit.config import EditConfig
 from nanogpt_edit.edit.covariance_files import default_cache_dir
+from nanogpt_edit.edit.facts import Fact
 from nanogpt_edit.edit.patch import EditPatch
 from nanogpt_edit.edit.patch_files import carried_patches
 from nanogpt_edit.edit.sweep import HEADER, SweepConfig, sweep
@@ -34,7 +35,7 @@ from nanogpt_edit.model.tokenizer import tokenizer_of
 from nanogpt_edit.progress import say
 from nanogpt_edit.recipe import ModelConfig, Recipe, refuse_unread
 from nanogpt_edit.run_checks import check_problems
-from nanogpt_edit.run_data import PRETRAINED
+from nanogpt_edit.run_data import for_model, recipe_for_edit, require_world
 from nanogpt_edit.run_folder import MAY_CHANGE, RunFolder
 from nanogpt_edit.run_models import RunModels
 from nanogpt_edit.settings import differences, read_settings, to_table, write_settings
@@ -42,6 +43,7 @@ from nanogpt_edit.train.grpo import GRPOConfig
 from nanogpt_edit.train.pretrain import BaseText, PretrainConfig
 from nanogpt_edit.train.sft import SFTConfig
 
+NOTHING_GIVEN = Recipe()
 Model = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
 
 
@@ -103,7 +105,10 @@ class GRPO(Common):
 
 @dataclass(frozen=True, kw_only=True)
 class Edit(Common):
-    """Write facts into a model's weights. The model is saved in OUT/edited, the patch and its scores in OUT/edits."""
+    """Write facts into a model's weights. The model is saved in OUT/edited, the patch and its scores in OUT/edits.
+
+    For a model in the folder of a run, what is not given here is as in the run's recipe.toml.
+    """
 
     model: Model
     """A model directory, a hub name (gpt2), or a nanoGPT ckpt.pt."""
@@ -113,6 +118,9 @@ class Edit(Common):
     problems: ProblemsConfig = ProblemsConfig()
     pretrain: BaseText = BaseText()
     edit: EditConfig = EditConfig()
+    recipe: str | None = None
+    """Take the settings of a recipe, by its name or as a .toml file (also the sweep.toml that --sweep writes); flags go
+    before it. (None: of the run whose folder the model stands in, where it stands in one.)"""
     sweep: bool = False
     """Do not edit: choose layers, λ, clamp and KL for this model by trials on the facts, half of which are kept to
     confirm the choice. The settings are written to OUT/sweep.toml, the [edit] part of a recipe."""
@@ -138,18 +146,17 @@ class Stage(RunModels):
         """To be trained in float32; to be edited in the file's dtype, which the patch is made for."""
         model = load(self.source, device=self.device, dtype=None if stage == "grpo" else torch.float32)
         tokenizer_of(model)  # a model without one can learn nothing here
-        if not any(note.startswith(PRETRAINED) for note in model.lineage):  # then the world is not its base text
-            self.recipe = replace(self.recipe, model=ModelConfig(source=self.source))
+        self.recipe = for_model(self.recipe, model, self.source)
         return model
 
     def carried(self) -> list[tuple[str, EditPatch]]:
         return carried_patches(self.source)
 
-    def ordinary_text(self, model: GPT) -> Tensor:
+    def ordinary_text(self, model: GPT, facts: Sequence[Fact]) -> Tensor:
         """Raises UserError where it would be the embedded world alone, and the model was not pretrained on that."""
-        if self.recipe.problems.path is None and not self.extra_text and self.recipe.edit.method != "ft":
+        if self.recipe.problems.path is None and not self.extra_text:
             require_world(model, remedy="Give --pretrain.text")
-        return super().ordinary_text(model)
+        return super().ordinary_text(model, facts)
 
 
 def pretrain(arguments: list[str]) -> int:
@@ -177,23 +184,38 @@ def grpo(arguments: list[str]) -> int:
 
 def edit(arguments: list[str]) -> int:
     """The verb `edit`."""
-    chosen = parse(Edit, arguments, verb="edit")
+    default = as_in_its_recipe(parse(Edit, arguments, verb="edit"))
+    chosen = parse(Edit, arguments, verb="edit", default=default)
     recipe = Recipe(
-        model=ModelConfig(source=chosen.model),
         world=chosen.world,
         problems=chosen.problems,
         pretrain=PretrainConfig(**asdict(chosen.pretrain)),
         edit=chosen.edit,
         facts=chosen.facts,
     )
+    taken = Recipe(world=default.world)
     if chosen.sweep:
+        refuse_unread(recipe, taken)
         return choose_settings(chosen, recipe)
-    return run_alone("edited", chosen, recipe, source=chosen.model)
+    return run_alone("edited", chosen, recipe, source=chosen.model, default=taken)
+
+
+def as_in_its_recipe(chosen: Edit) -> Edit:
+    """The same arguments over the settings of `recipe_for_edit`."""
+    recipe = recipe_for_edit(chosen.model, chosen.recipe)
+    base_text = {each.name: getattr(recipe.pretrain, each.name) for each in fields(BaseText)}
+    return replace(
+        chosen,
+        seed=recipe.seed,
+        world=recipe.world.seeded(recipe.seed),
+        problems=recipe.problems,
+        pretrain=BaseText(**base_text),
+        edit=recipe.edit,
+    )
 
 
 def choose_settings(chosen: Edit, recipe: Recipe) -> int:
     """Sweep, print the table and what the settings are worth on the other half of the facts, write them."""
-    refuse_unread(recipe, Recipe())
     device = choose_device(chosen.device, threads=chosen.threads)
     folder = RunFolder(chosen.out)
     with folder.locked():
@@ -204,7 +226,7 @@ def choose_settings(chosen: Edit, recipe: Recipe) -> int:
             one.facts,
             chosen.edit,
             chosen.grid,
-            covariance_blocks=None if chosen.edit.method == "ft" else one.ordinary_text(model),
+            covariance_blocks=None if chosen.edit.method == "ft" else one.ordinary_text(model, one.facts),
             text=one.held_out_blocks(tokenizer_of(model), model.config.block_size),
             log=chosen.out / "sweep.jsonl",
             cache_dir=default_cache_dir(),
@@ -221,8 +243,11 @@ def choose_settings(chosen: Edit, recipe: Recipe) -> int:
     return 0
 
 
-def run_alone(stage: str, chosen: Common, recipe: Recipe, *, source: str = "") -> int:
-    """Run one stage of `recipe` in the folder that was chosen. Raises UserError when it holds another stage's work."""
+def run_alone(stage: str, chosen: Common, recipe: Recipe, *, source: str = "", default: Recipe = NOTHING_GIVEN) -> int:
+    """Run one stage of `recipe` in the folder that was chosen; what nobody gave is as in `default`.
+
+    Raises UserError when the folder holds another stage's work.
+    """
     recipe = replace(
         recipe,
         name=stage,
@@ -232,7 +257,7 @@ def run_alone(stage: str, chosen: Common, recipe: Recipe, *, source: str = "") -
         threads=chosen.threads,
         shard=chosen.shard,
     )
-    refuse_unread(recipe, Recipe())
+    refuse_unread(recipe, default)
     device = choose_device(chosen.device, threads=chosen.threads)
     folder = RunFolder(chosen.out)
     with folder.locked():
@@ -242,7 +267,7 @@ def run_alone(stage: str, chosen: Common, recipe: Recipe, *, source: str = "") -
         one = Stage(recipe=recipe, folder=folder, device=device, cache_dir=default_cache_dir(), source=source)
         one.prepare(stage)
         {"base": one.make_base, "sft": one.make_sft, "grpo": one.make_grpo, "edited": one.make_edited}[stage]()
-    print(f"The model: {folder.model(stage)}")
+    print(f"The model: {folder.model(stage)}", *one.warnings, sep="\n")
     return 0
 
 

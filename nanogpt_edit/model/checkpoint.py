@@ -90,6 +90,7 @@ def load(source: str | Path, *, device: torch.device | str = "cpu", dtype: torch
     plan = weights.make_plan(model, opened.tensors, opened.config, opened.path, conv1d=opened.conv1d)
     model = model.to(dtype or weights.stored_dtype(plan, opened.tensors)).to_empty(device=device)
     weights.fill(model, opened.tensors, plan)
+    model.source = opened.path
     model.tokenizer, model.lineage = opened.tokenizer, opened.lineage
     _new_rows(model, opened, stored_rows)
     return model.eval()

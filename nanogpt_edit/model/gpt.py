@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -42,6 +43,8 @@ class GPT(nn.Module):
         self.config = config
         self.tokenizer: Tokenizer | None = None
         self.lineage: tuple[str, ...] = ()
+        self.source: Path | None = None
+        """The directory or file it was loaded from."""
         self.activation_checkpointing = False
         """Where gradients are taken: keep only what goes into each block and compute the rest again in the backward
         pass (Chen et al. 2016)."""
