@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import re
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, fields, is_dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -184,6 +184,10 @@ def to_value(kind: object, value: object, name: str, place: Place) -> Any:
             raise UserError(_wrong(kind, value, name, place))
         kinds = [arguments[0]] * len(value) if of_any_length else arguments
         return tuple(to_value(kinds[i], item, f"{name}[{i}]", place) for i, item in enumerate(value))
+    if origin is Callable:
+        if not callable(value):
+            raise UserError(_wrong(kind, value, name, place))
+        return value
     if origin in (dict, Mapping):
         if not isinstance(value, Mapping):
             raise UserError(_wrong(kind, value, name, place))
@@ -250,6 +254,8 @@ def _wanted(kind: object, place: Place) -> str:
         if origin is Sequence or arguments[-1] is ...:
             return f"{'a list' if place.python else 'an array ([…])'} of {_wanted(arguments[0], place)}"
         return f"an array of {len(arguments)} ({', '.join(_wanted(each, place) for each in arguments)})"
+    if origin is Callable:
+        return "a function"
     if origin in (dict, Mapping) or (is_dataclass(kind) and not place.python):
         return "a table of fields"
     if not isinstance(kind, type):

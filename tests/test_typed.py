@@ -7,6 +7,7 @@ import math
 import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -30,7 +31,7 @@ from nanogpt_edit.recipe import Recipe
 from nanogpt_edit.train.grpo_config import GRPOConfig
 from nanogpt_edit.train.pretrain import PretrainConfig
 from nanogpt_edit.train.sft import SFTConfig
-from nanogpt_edit.typed import read_json_as, read_jsonl_as
+from nanogpt_edit.typed import Place, read_json_as, read_jsonl_as, to_value
 
 KINDS = (EvalRecord, Recall, Trial, BlockNats)
 OF_NO_TYPE = ("seven", 7, 7.5, True, None, [], ["seven"], {"seven": 7}, {"seven": "7"})
@@ -187,3 +188,11 @@ def test_the_word_none_is_a_text_in_json(tmp_path: Path) -> None:
 def test_a_record_made_in_python_is_held_to_the_same(make: Callable[[], object], sentence: str) -> None:
     with pytest.raises(UserError, match=sentence):
         make()
+
+
+@pytest.mark.parametrize("function", [len, partial(len, ""), str.upper, Path])
+def test_whatever_can_be_called_is_a_function(function: object) -> None:
+    kind = Callable[[str], object]
+    assert to_value(kind, function, "make", Place("here")) is function
+    with pytest.raises(UserError, match='"make" must be a function, found 5'):
+        to_value(kind, 5, "make", Place("here"))

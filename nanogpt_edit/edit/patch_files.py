@@ -25,7 +25,7 @@ from nanogpt_edit.edit.fact_files import fact_from_record, fact_to_record
 from nanogpt_edit.edit.facts import Lookup
 from nanogpt_edit.edit.patch import EditedFact, EditPatch, LayerUpdate, Undo
 from nanogpt_edit.errors import UserError, visible
-from nanogpt_edit.files import atomic_file
+from nanogpt_edit.files import atomic_file, parse_json
 from nanogpt_edit.model.checkpoint import save
 from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.model.tensors import DTYPES, read_whole
@@ -157,9 +157,9 @@ class _Record:
 def _patch(text: str, tensors: Mapping[str, Tensor]) -> EditPatch:
     """Raises UserError for whatever `save_patch` would not have written."""
     try:
-        record = to_dataclass(_Record, json.loads(text, parse_constant=_no_number), Place("its header", none="none"))
-    except (ValueError, RecursionError):
-        raise UserError("its header is not valid JSON.") from None
+        record = to_dataclass(_Record, parse_json(text), Place("its header", none="none"))
+    except ValueError as error:
+        raise UserError(f"its header is not valid JSON ({error}).") from None
     n = len(record.edited)
     if not n or sum(record.batches) != n or min(record.batches) < 1 or len(record.scores) not in (0, n):
         raise UserError(f"its batches and scores do not fit its {n} facts.")
@@ -177,10 +177,6 @@ def _patch(text: str, tensors: Mapping[str, Tensor]) -> EditPatch:
         scores=record.scores,
         base_fingerprint=record.base_fingerprint,
     )
-
-
-def _no_number(word: str) -> float:
-    raise ValueError(word)  # NaN and infinities: json reads them, no edit writes them
 
 
 def _number(name: str) -> int:
