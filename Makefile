@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV := .venv
 RUN := runs/tiny
+# Passed to pip, as in: make demo PIP_FLAGS='--extra-index-url …' (README, "Without a GPU").
+PIP_FLAGS ?=
 
 PINS := pyproject.toml constraints.txt
 INSTALLED := $(VENV)/.installed
@@ -52,19 +54,22 @@ $(INSTALLED): $(PINS)
 		echo "$(PYTHON) is missing or older than 3.11. Install Python 3.11+, or name one: make demo PYTHON=python3.12" >&2; \
 		exit 1; }
 	@if [ -e $(UNFINISHED) ]; then echo "An earlier install was interrupted: making $(VENV) again."; rm -rf $(VENV); fi
+	@if [ "$$(uname)" = Linux ] && [ -z "$(PIP_FLAGS)" ] && ! command -v nvidia-smi >/dev/null; then \
+		echo "No NVIDIA GPU is here, and pip may take the build of PyTorch for one (gigabytes). README, \"Without a GPU\", says how"; \
+		echo "to install its small CPU build instead: make demo PIP_FLAGS='--extra-index-url …'"; fi
 	@mkdir -p $(VENV) && touch $(UNFINISHED)
 	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/python -m pip install --constraint constraints.txt --editable .
+	$(VENV)/bin/python -m pip install $(PIP_FLAGS) --constraint constraints.txt --editable .
 	@rm -f $(UNFINISHED) && touch $@
 
 $(INSTALLED_DEV): $(INSTALLED)
 	@touch $(UNFINISHED) && rm -f $(INSTALLED)
-	$(VENV)/bin/python -m pip install --constraint constraints.txt --editable '.[dev]'
+	$(VENV)/bin/python -m pip install $(PIP_FLAGS) --constraint constraints.txt --editable '.[dev]'
 	@rm -f $(UNFINISHED) && touch $(INSTALLED) $@
 
 $(INSTALLED_BENCH): $(INSTALLED)
 	@touch $(UNFINISHED) && rm -f $(INSTALLED)
-	$(VENV)/bin/python -m pip install --constraint constraints.txt --editable '.[bench]'
+	$(VENV)/bin/python -m pip install $(PIP_FLAGS) --constraint constraints.txt --editable '.[bench]'
 	@rm -f $(UNFINISHED) && touch $(INSTALLED) $@
 
 clean:
