@@ -7,9 +7,12 @@ from pathlib import Path
 
 import pytest
 from conftest import shared_data
+from edit_world import PLAIN, trained_model
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nanogpt_edit import progress
+from nanogpt_edit.edit.editor import check_edit
 from nanogpt_edit.edit.fact_files import fact_from_record, fact_to_record, read_facts
 from nanogpt_edit.edit.facts import Fact, Neighbour, find_subject, locate_subject, states_old_answer
 from nanogpt_edit.errors import UserError
@@ -247,3 +250,160 @@ def test_real_counterfact_subjects_are_all_found() -> None:
     facts = read_facts(shared_data("facts") / "counterfact_val.json")
     assert len(facts) == 1919
     assert all(find_subject(fact.prompt, fact.subject).lookup == "exact" for fact in facts)
+
+
+CAPITAL = {"prompt": "The capital of Egypt is", "subject": "Egypt", "target_new": "Giza", "target_true": "Cairo"}
+LIBYA = {"prompt": "The capital of Libya is", "subject": "Libya", "target_new": "Oslo", "target_true": "Tripoli"}
+
+
+def lines(*records: object) -> str:
+    return "".join(json.dumps(record) + "\n" for record in records)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("a.jsonl", lines(CAPITAL, LIBYA)),
+        ("a.json", lines(CAPITAL, LIBYA)),
+        ("a.json", json.dumps([CAPITAL, LIBYA], indent=2)),
+        ("a.jsonl", json.dumps([CAPITAL, LIBYA])),
+        ("a.json", "\ufeff" + json.dumps([CAPITAL, LIBYA])),
+        ("a.jsonl", "\ufeff" + lines(CAPITAL, LIBYA)),
+        ("a.txt", "\n \n" + lines(CAPITAL) + "\n" + json.dumps(LIBYA)),
+    ],
+)
+def test_a_list_or_one_fact_a_line_with_or_without_a_mark(tmp_path: Path, name: str, text: str) -> None:
+    (tmp_path / name).write_text(text, encoding="utf-8")
+    assert [fact.target_new for fact in read_facts(tmp_path / name)] == ["Giza", "Oslo"]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "sentence"),
+    [
+        ("a.jsonl", lines(CAPITAL, LIBYA) + '{"prompt": "The', "a.jsonl:3: not valid JSON"),
+        ("a.jsonl", lines(CAPITAL)[:-3], "a.jsonl:1: not valid JSON"),
+        ("a.json", json.dumps([CAPITAL])[:-2], "a.json: not valid JSON"),
+        ("a.jsonl", lines(CAPITAL | {"subject": "half \ud83c"}), "a.jsonl:1: not valid JSON (half of a surrogate pair"),
+        ("a.json", json.dumps([CAPITAL | {"id": "\udfff"}]), "a.json: not valid JSON (half of a surrogate pair"),
+        ("a.json", json.dumps([[CAPITAL]]), "a.json, record 1: a JSON object was expected, found list"),
+        ("a.json", json.dumps(CAPITAL, indent=2), "a.json: one JSON object; a list of facts"),
+        ("a.json", json.dumps({"data": [CAPITAL]}), "unknown field data; a fact has prompt"),
+        ("a.json", json.dumps({"data": [CAPITAL]}), "(Layouts that are read: ours, CounterFact"),
+        ("a.json", '"facts50"', "a.json:1: a JSON object was expected, found str"),
+        ("a.json", "[" * 100_000, "a.json: not valid JSON (nested too deeply)"),
+        ("a.jsonl", '{"prompt": ' * 100_000, "a.jsonl:1: not valid JSON (nested too deeply)"),
+        ("a.json", "[]", "there are no facts in it"),
+        ("a.jsonl", "", "there are no facts in it"),
+        ("a.jsonl", lines(CAPITAL, CAPITAL), 'a.jsonl:2: "The capital of Egypt is" → "Giza" is there already'),
+        ("a.json", json.dumps([CAPITAL, LIBYA, CAPITAL]), 'record 3: "The capital of Egypt is" → "Giza" is there'),
+        ("a.jsonl", lines(CAPITAL, CAPITAL | {"prompt": " The capital of Egypt is "}), "a.jsonl:2: "),
+        ("a.jsonl", lines(CAPITAL | {"target_new": "Cairo"}), "a.jsonl:1: the new answer to"),
+        ("a.jsonl", lines(LIBYA, CAPITAL | {"target_new": " cairo "}), "a.jsonl:2: the new answer to"),
+        ("a.json", json.dumps([CAPITAL | {"target_true": "Giza"}]), "record 1: the new answer to"),
+        ("a.jsonl", lines(CAPITAL | {"target_true": ""}), "a.jsonl:1: a true answer (target_true) is empty"),
+        ("a.jsonl", lines(LIBYA, CAPITAL | {"target_true": " \t"}), "a.jsonl:2: a true answer"),
+        (
+            "a.jsonl",
+            lines(CAPITAL | {"neighbourhood": [{"prompt": "The capital of Chad is", "target_true": ""}]}),
+            "a.jsonl:1: a true answer",
+        ),
+        ("a.jsonl", lines(CAPITAL | {"paraphrases": ["", "x"]}), "a.jsonl:1: a fact's paraphrases[0] is empty"),
+        ("a.jsonl", lines(CAPITAL | {"rewordings": ["x", "  "]}), "a.jsonl:1: a fact's rewordings[1] is empty"),
+    ],
+)
+def test_a_file_of_facts_that_is_wrong_is_named_with_its_line(
+    tmp_path: Path, name: str, text: str, sentence: str
+) -> None:
+    (tmp_path / name).write_text(text, encoding="utf-8")
+    with pytest.raises(UserError) as error:
+        read_facts(tmp_path / name)
+    assert sentence in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+RIVER = {"subject": "Blue River", "prompt": "What was the label of Blue River?", "target_new": "Amber"}
+
+
+@pytest.mark.parametrize(
+    ("record", "neighbours"),
+    [
+        (
+            RIVER | {"ground_truth": "Velvet", "locality_prompt": "Who sang it?", "locality_ground_truth": "Ann"},
+            ["Ann"],
+        ),
+        (
+            RIVER | {"ground_truth": ["Velvet", "V"], "locality_prompt": "Who?", "locality_ground_truth": ["Ann"]},
+            ["Ann"],
+        ),
+        (RIVER | {"ground_truth": [["Velvet"]], "locality": {}}, []),
+        (
+            RIVER
+            | {
+                "ground_truth": ["Velvet"],
+                "locality": {
+                    "Relation_Specificity": [
+                        {"prompt": "The label of Hill is", "ground_truth": ["Oak"]},
+                        {"prompt": "The label of Lake is", "ground_truth": [["Elm", "E"]]},
+                    ],
+                    "Forgetfulness": [{"prompt": "It was first", "ground_truth": "Ash"}],
+                },
+            },
+            ["Oak", "Elm", "Ash"],
+        ),
+        (
+            {"subject": "Blue River", "src": RIVER["prompt"], "alt": "Amber", "answers": ["Velvet"], "pred": "x"}
+            | {"loc": "nq question: who sang it", "loc_ans": "Ann", "cond": "Velvet >> Amber"},
+            ["Ann"],
+        ),
+        ({"subject": "Blue River", "src": RIVER["prompt"], "alt": "Amber", "answers": ["Velvet"]}, []),
+    ],
+)
+def test_layouts_of_other_tools_are_read_whole(
+    tmp_path: Path, record: dict[str, object], neighbours: list[str]
+) -> None:
+    for field in ("rephrase", "rephrase_prompt"):
+        (tmp_path / "a.json").write_text(json.dumps([record | {field: "Whose label was it?"}]))
+        (fact,) = read_facts(tmp_path / "a.json")
+        assert (fact.prompt, fact.subject) == (RIVER["prompt"], "Blue River")
+        assert (fact.target_new, fact.target_true) == ("Amber", "Velvet")
+        assert [each.target_true for each in fact.neighbourhood] == neighbours
+        assert all(not each.prompt.startswith("nq question") for each in fact.neighbourhood)
+        assert fact.paraphrases == (("Whose label was it?",) if ("alt" in record) == (field == "rephrase") else ())
+
+
+def test_what_a_fact_has_no_place_for_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(progress.console, "print", lambda message, **_: said.append(str(message)))
+    asked = RIVER | {"ground_truth": ["Velvet"], "portability": {"Reasoning": [{"prompt": "?", "ground_truth": ["x"]}]}}
+    (tmp_path / "a.json").write_text(json.dumps([asked, asked | {"prompt": "Its label was", "portability": {}}]))
+    assert len(read_facts(tmp_path / "a.json")) == 2
+    assert said == [f"{tmp_path / 'a.json'}: portability of 1 of 2 facts is not read, as a fact has no place for it."]
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"locality": [1]}, '"locality" must be an object of lists'),
+        ({"locality": {"a": 5}}, '"a" must be a list'),
+        ({"locality": {"a": [5]}}, 'locality "a" must hold objects'),
+        ({"ground_truth": []}, '"ground_truth" must be text'),
+        ({"ground_truth": {"a": 1}}, '"ground_truth" must be text'),
+    ],
+)
+def test_a_wrong_record_of_another_tool_is_named(tmp_path: Path, change: dict[str, object], sentence: str) -> None:
+    (tmp_path / "a.json").write_text(json.dumps([RIVER | {"ground_truth": "Velvet"} | change]))
+    with pytest.raises(UserError) as error:
+        read_facts(tmp_path / "a.json")
+    assert "a.json, record 1" in str(error.value)
+    assert sentence in str(error.value)
+
+
+def test_facts_made_in_python_are_held_to_the_same() -> None:
+    fact = Fact("capital of Valdoria", "Valdoria", target_new="Oslo", target_true="Paris")
+    for facts, sentence in (
+        ([fact, fact], 'fact 1: "capital of Valdoria" → "Oslo" is there already (fact 0)'),
+        ([Fact("capital of Valdoria", "Valdoria", target_new="paris", target_true="Paris")], "fact 0: the new answer"),
+    ):
+        with pytest.raises(UserError) as error:
+            check_edit(trained_model(), facts, PLAIN)
+        assert sentence in str(error.value)

@@ -25,6 +25,7 @@ from nanogpt_edit.edit.config import EditConfig
 from nanogpt_edit.edit.contexts import LocatedFact, generate_prefixes, locate_facts
 from nanogpt_edit.edit.covariance import Covariance
 from nanogpt_edit.edit.covariance_files import covariances
+from nanogpt_edit.edit.fact_files import check_changes
 from nanogpt_edit.edit.facts import Fact
 from nanogpt_edit.edit.finetune import finetuned_delta
 from nanogpt_edit.edit.layers import EditedLayer, Terrain, refine_batch, solve_batch
@@ -156,6 +157,7 @@ def _check(model: GPT, facts: Sequence[Fact], config: EditConfig) -> None:
         raise UserError(
             f"layers {list(config.layers)} are not all in the model, which has layers 0 to {model.config.n_layer - 1}."
         )
+    check_changes({f"fact {number}": fact for number, fact in enumerate(facts)})
     asked: dict[str, str] = {}
     for fact in facts:
         for prompt in (fact.prompt, *fact.rewordings):

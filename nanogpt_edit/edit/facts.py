@@ -59,8 +59,12 @@ class Fact:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        for field in ("prompt", "subject", "target_new"):
-            if not getattr(self, field).strip():
+        texts = {"prompt": self.prompt, "subject": self.subject, "target_new": self.target_new}
+        texts |= {f"paraphrases[{i}]": text for i, text in enumerate(self.paraphrases)}
+        texts |= {f"rewordings[{i}]": text for i, text in enumerate(self.rewordings)}
+        texts |= {f"neighbourhood[{i}].prompt": each.prompt for i, each in enumerate(self.neighbourhood)}
+        for field, text in texts.items():
+            if not text.strip():
                 raise UserError(f"a fact's {field} is empty: {self.prompt!r}, subject {self.subject!r}; fill it in.")
 
 
