@@ -13,15 +13,13 @@ from __future__ import annotations
 import argparse
 import statistics
 import tempfile
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TypeVar
 
 import plain_editing as plain
 import torch
-from machine import finish, matrix_peak
+from machine import finish, matrix_peak, timed
 from torch import Tensor
 
 from nanogpt_edit.data.text import token_blocks
@@ -53,7 +51,6 @@ CONFIG = EditConfig(
     refine_steps=0,
 )
 BLOCK_TOKENS = 256
-Result = TypeVar("Result")
 
 
 def main() -> None:
@@ -174,17 +171,6 @@ def end_to_end(model: GPT, blocks: Tensor, runs: int) -> dict[str, object]:
             )
             seconds.append(taken)
     return {"total": statistics.median(seconds), "totals": seconds, "facts": len(patch.edited)}
-
-
-def timed(work: Callable[[], Result]) -> tuple[Result, float]:
-    """Its result, and its seconds."""
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    started = time.perf_counter()
-    result = work()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return result, time.perf_counter() - started
 
 
 def check(name: str, found: Tensor, expected: Tensor, *, tolerance: float) -> None:

@@ -23,7 +23,7 @@ from statistics import median
 from typing import Any, TypeVar
 
 import torch
-from gpt2 import forward_flops, material, parser_of
+from gpt2 import forward_flops, loaded, material, parser_of
 from machine import finish, matrix_peak
 from peers import peer_model
 from turns import Job, Options, Step, Turn, summary, take_turns
@@ -31,7 +31,6 @@ from turns import Job, Options, Step, Turn, summary, take_turns
 from nanogpt_edit.data.problems import Problem
 from nanogpt_edit.engine.engine import Engine
 from nanogpt_edit.engine.sampling import Sampling
-from nanogpt_edit.model.checkpoint import load
 from nanogpt_edit.model.tokenizer import Tokenizer
 from nanogpt_edit.run_folder import version
 
@@ -42,15 +41,15 @@ GOALS = {"groups": 2.7, "lengths": 6.0, "calls": 1.5}
 
 
 def ours(turn: Turn, options: Options) -> None:
-    model = load(options["model"])
-    engine = Engine(model)
-    while job := turn.next():
-        tokens = 0
-        for call in job["calls"]:
+    with loaded(options) as model:
+        engine = Engine(model)
+        while job := turn.next():
+            tokens, stop_ids = 0, frozenset(job["stop_ids"])
             sampling = Sampling(temperature=TEMPERATURE, top_k=TOP_K, max_new_tokens=job["longest"], seed=job["seed"])
-            made = engine.generate(call, n=SAMPLES, sampling=sampling, stop_ids=frozenset(job["stop_ids"]))
-            tokens += sum(len(completion.token_ids) for completion in made)
-        turn.done(tokens=tokens)
+            for call in job["calls"]:
+                made = engine.generate(call, n=job.get("samples", SAMPLES), sampling=sampling, stop_ids=stop_ids)
+                tokens += sum(len(completion.token_ids) for completion in made)
+            turn.done(tokens=tokens)
 
 
 def transformers(turn: Turn, options: Options) -> None:
@@ -58,10 +57,10 @@ def transformers(turn: Turn, options: Options) -> None:
     model.generation_config.eos_token_id = None  # only what a job says ends a completion
     while job := turn.next():
         torch.manual_seed(job["seed"])
-        stop = torch.tensor(job["stop_ids"])
+        stop = torch.tensor(job["stop_ids"], device=model.device)
         tokens = 0
         for call in job["calls"]:
-            prompts = torch.tensor(call)
+            prompts = torch.tensor(call, device=model.device)
             with torch.inference_mode():
                 made = model.generate(
                     prompts,
@@ -69,7 +68,7 @@ def transformers(turn: Turn, options: Options) -> None:
                     do_sample=True,
                     temperature=TEMPERATURE,
                     top_k=TOP_K,
-                    num_return_sequences=SAMPLES,
+                    num_return_sequences=job.get("samples", SAMPLES),
                     max_new_tokens=job["longest"],
                     eos_token_id=job["stop_ids"] or None,
                     pad_token_id=0,

@@ -12,19 +12,30 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
+import torch
+from turns import Options
+
 from nanogpt_edit.data.problems import Problem, read_problems
-from nanogpt_edit.data.world import WorldConfig, make_world
-from nanogpt_edit.model.checkpoint import save
+from nanogpt_edit.data.world import World, WorldConfig, make_world
+from nanogpt_edit.devices import autocast
+from nanogpt_edit.model.checkpoint import load, save
 from nanogpt_edit.model.gpt import GPT, GPTConfig
 from nanogpt_edit.model.tokenizer import Tokenizer
 
 SIZES = {
     "gpt2": GPTConfig(vocab_size=50_304, block_size=1024, n_layer=12, n_head=12, n_embd=768),
     "quarter": GPTConfig(vocab_size=50_304, block_size=1024, n_layer=6, n_head=6, n_embd=384),
+    "tiny": GPTConfig(vocab_size=3072, block_size=512, n_layer=2, n_head=2, n_embd=64),
 }
 POSITIONS = 20.0  # times the usual: else a random tied model repeats its input and never stops
+
+
+@cache
+def world() -> World:
+    return make_world(WorldConfig(problems=2000))
 
 
 @dataclass(frozen=True)
@@ -58,12 +69,15 @@ def material(chosen: argparse.Namespace) -> Iterator[Material]:
 
 def problems_and_tokenizer(data: Path | None) -> tuple[Sequence[Problem], Tokenizer]:
     """GSM8K and GPT-2's vocabulary from the folder `data`; without one, the embedded world and a vocabulary of its."""
+    problems = problems_of(data)
     if data is not None:
-        return read_problems(str(data / "gsm8k" / "train.jsonl")), Tokenizer.load(data / "gpt2_tokenizer")
-    world = make_world(WorldConfig(problems=2000))
-    problems = world.problems.train
-    text = [*world.sentences, *(f"{problem.question} {problem.rationale}" for problem in problems)]
+        return problems, Tokenizer.load(data / "gpt2_tokenizer")
+    text = [*world().sentences, *(f"{problem.question} {problem.rationale}" for problem in problems)]
     return problems, Tokenizer.train(text, vocab_size=3000)
+
+
+def problems_of(data: Path | None) -> Sequence[Problem]:
+    return world().problems.train if data is None else read_problems(str(data / "gsm8k" / "train.jsonl"))
 
 
 def write(size: str, tokenizer: Tokenizer, directory: Path) -> GPT:
@@ -74,6 +88,16 @@ def write(size: str, tokenizer: Tokenizer, directory: Path) -> GPT:
     model.positions.weight.data.mul_(POSITIONS)
     save(model, directory)
     return model.eval()
+
+
+@contextmanager
+def loaded(options: Options) -> Iterator[GPT]:
+    """A side's model on its device, and inside its precision: weights and products in float32 where the options name
+    none; "autocast": products in bfloat16, as the stages have them on a GPU; "bfloat16": the weights too."""
+    device, precision = torch.device(options.get("device", "cpu")), options.get("precision", "float32")
+    dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
+    with autocast(device, "bfloat16" if precision == "autocast" else "float32"):
+        yield load(options["model"], device=device, dtype=dtype)
 
 
 def forward_flops(config: GPTConfig, *, tokens: float, read: float, seen: float = 0.0) -> float:

@@ -18,14 +18,13 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from gpt2 import forward_flops, material, parser_of
+from gpt2 import forward_flops, loaded, material, parser_of
 from machine import finish, matrix_peak
 from peers import BETA2, CLIP, LEARNING_RATE, common, peer_model, run
 from turns import Job, Options, Step, Turn, summary, take_turns
 
 from nanogpt_edit.data.problems import Problem, prompt_ids
 from nanogpt_edit.engine.engine import Engine
-from nanogpt_edit.model.checkpoint import load
 from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.run_folder import version
 from nanogpt_edit.train.grpo_config import GRPOConfig
@@ -42,7 +41,6 @@ def spaces(problem: Problem, completion: str) -> float:
 
 
 def ours(turn: Turn, options: Options) -> None:
-    model = load(options["model"])
     config = GRPOConfig(
         group_size=options["group"],
         max_new_tokens=options["tokens"],
@@ -55,21 +53,24 @@ def ours(turn: Turn, options: Options) -> None:
         grad_clip=CLIP,
         beta2=BETA2,
     )
-    reference = copy.deepcopy(model)
     folder = Path(options["model"]).parent
-    trainer = Trainer(model, config, label="grpo", state=folder / "state", log=folder / "log.jsonl")
-    engine = Engine(model)
-    while job := turn.next():
-        started = time.perf_counter()
-        groups = sample_groups(engine, [Problem(**each) for each in job["problems"]], config, seed=0, step=job["step"])
-        sampled = time.perf_counter()
-        found = update(reference, groups, config, trainer).metrics
-        turn.done(
-            tokens=sum(group.tokens for group in groups),
-            generate_seconds=sampled - started,
-            kl=found["kl"],
-            signal=sum(group.has_signal for group in groups),
-        )
+    with loaded(options) as model:
+        reference = copy.deepcopy(model)
+        trainer = Trainer(model, config, label="grpo", state=folder / "state", log=folder / "log.jsonl")
+        engine = Engine(model)
+        while job := turn.next():
+            problems = [Problem(**each) for each in job["problems"]]
+            started = time.perf_counter()
+            groups = sample_groups(engine, problems, config, seed=0, step=job["step"])
+            sampled = time.perf_counter()
+            found = update(reference, groups, config, trainer).metrics
+            turn.done(
+                tokens=sum(group.tokens for group in groups),
+                generate_seconds=sampled - started,
+                kl=found["kl"],
+                sampler_gap=found["sampler_gap"],
+                signal=sum(group.has_signal for group in groups),
+            )
 
 
 def trl(turn: Turn, options: Options) -> None:

@@ -13,13 +13,17 @@ LEARNING_RATE, BETA2, CLIP = 1e-4, 0.95, 1.0  # of every side
 
 
 def peer_model(options: Options) -> tuple[Any, Any]:
-    """transformers' tokenizer and model of the same directory, without dropout."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    """transformers' tokenizer and model of the same directory, on the side's device, without dropout."""
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(options["model"])
     tokenizer.pad_token = tokenizer.eos_token
-    dropout = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0)
-    return tokenizer, AutoModelForCausalLM.from_pretrained(options["model"], dtype=torch.float32, **dropout)
+    config = AutoConfig.from_pretrained(options["model"])
+    for name in {"resid_pdrop", "embd_pdrop", "attn_pdrop", "attention_dropout"} & vars(config).keys():
+        setattr(config, name, 0.0)
+    dtype = torch.bfloat16 if options.get("precision") == "bfloat16" else torch.float32
+    model = AutoModelForCausalLM.from_pretrained(options["model"], config=config, dtype=dtype)
+    return tokenizer, model.to(options.get("device", "cpu"))
 
 
 def common(options: Options) -> dict[str, Any]:

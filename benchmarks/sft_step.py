@@ -24,7 +24,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from gpt2 import forward_flops, material, parser_of
+from gpt2 import forward_flops, loaded, material, parser_of
 from machine import finish, matrix_peak
 from peers import BETA2, CLIP, LEARNING_RATE, common, peer_model, run
 from turns import Job, Options, Turn, summary, take_turns
@@ -39,15 +39,15 @@ GOALS = {"trl": 3.0, "trainer": 1.9, "stream": 1.0}
 
 
 def ours(turn: Turn, options: Options) -> None:
-    model = load(options["model"])
     config = SFTConfig(learning_rate=LEARNING_RATE, schedule="constant", grad_clip=CLIP, beta2=BETA2)
     folder = Path(options["model"]).parent
-    trainer = Trainer(model, config, label="sft", state=folder / "state", log=folder / "log.jsonl")
-    model.train()
-    while job := turn.next():
-        rows = samples_of(job)
-        loss, _ = train_on(trainer, rows, pad_id=0)
-        turn.done(loss=loss, **counts(rows))
+    with loaded(options) as model:
+        trainer = Trainer(model, config, label="sft", state=folder / "state", log=folder / "log.jsonl")
+        model.train()
+        while job := turn.next():
+            rows = samples_of(job)
+            loss, _ = train_on(trainer, rows, pad_id=0)
+            turn.done(loss=loss, **counts(rows))
 
 
 def stream(turn: Turn, options: Options) -> None:
