@@ -153,6 +153,7 @@ def ended(child: BaseProcess, limit: float) -> str | None:
     """Wait for a part -> why it was ended, if it was. What it has started ends with it."""
     child.join(limit)
     code = child.exitcode
+    child.kill()  # also one that is only about to begin
     with suppress(ProcessLookupError):  # all of it has ended
         assert child.pid is not None
         os.killpg(child.pid, signal.SIGKILL)

@@ -13,7 +13,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from statistics import mean, median
@@ -186,15 +186,22 @@ def whole(setting: Setting, name: str, seconds: float, *, done: bool) -> Found:
 
 @contextmanager
 def stopped_after(seconds: float) -> Iterator[None]:
-    """Inside, a training stage is asked to stop after its step when the time is over, as SIGTERM asks it."""
-    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)  # before its first step and after its last
-    clock = threading.Timer(seconds, signal.raise_signal, [signal.SIGTERM])
-    clock.daemon = True
+    """Inside, a training stage is asked to stop after its step when the time is over, as SIGTERM asks it: again and
+    again, for before its first step and after its last nobody listens."""
+    before, over = signal.signal(signal.SIGTERM, signal.SIG_IGN), threading.Event()
+
+    def ask() -> None:
+        waited = over.wait(seconds)
+        while not waited:
+            signal.raise_signal(signal.SIGTERM)
+            waited = over.wait(0.2)
+
+    clock = threading.Thread(target=ask)
     clock.start()
     try:
-        yield
-    except KeyboardInterrupt:
-        pass
+        with suppress(KeyboardInterrupt):
+            yield
     finally:
-        clock.cancel()
+        over.set()
+        clock.join()
         signal.signal(signal.SIGTERM, before)

@@ -12,6 +12,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
@@ -80,7 +81,8 @@ def take_turns(sides: Mapping[str, Side], jobs: Sequence[Job], options: Options)
             _answer(lines[name], name)  # one after the other: while sides prepare, nobody else does
         for number, job in enumerate(jobs):
             for name in list(sides)[:: 1 if number % 2 == 0 else -1]:
-                lines[name].send(job)
+                with suppress(ConnectionError):  # a side that has ended has said why
+                    lines[name].send(job)
                 steps[name].append(_answer(lines[name], name))
                 step = steps[name][-1]
                 print(f"{job['part']}: {name}: {step.seconds:.2f} s, {step.found}", file=sys.stderr, flush=True)
@@ -109,7 +111,7 @@ def _answer(line: Connection, name: str) -> Step:
     """What a side says next: that it is ready, or its step."""
     try:
         answer = line.recv()
-    except EOFError:
+    except (EOFError, ConnectionError):
         raise RuntimeError(f"{name} was ended without a word (out of memory?)") from None
     if isinstance(answer, str):
         raise RuntimeError(f"{name} failed: {answer}")

@@ -33,6 +33,24 @@ TEXTS = (
 )
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--device", default="cpu", help="where the tests marked `device` run (cuda, cuda:1, …)")
+    parser.addoption("--slow", action="store_true", help="the tests marked `slow` too: minutes")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not config.getoption("--slow"):
+        for item in items:
+            if item.get_closest_marker("slow"):
+                item.add_marker(pytest.mark.skip("takes longer than the others; --slow runs it"))
+
+
+@pytest.fixture(scope="session")
+def device(pytestconfig: pytest.Config) -> torch.device:
+    """Where the tests marked `device` run."""
+    return torch.device(pytestconfig.getoption("--device"))
+
+
 @pytest.fixture(autouse=True)
 def same_start(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """One thread, the same random state and a cache of the tests' own in every test; float32 again after it."""

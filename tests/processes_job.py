@@ -1,6 +1,7 @@
 """What several processes do together, written to a folder for a test to compare with what one process does.
 
-`torchrun --nproc_per_node=2 processes_job.py FOLDER` runs every part; `work(folder)` is the same in the test's process.
+`torchrun --nproc_per_node=2 processes_job.py FOLDER DEVICE` runs every part; `work(folder)` is the same in the test's
+process.
 """
 
 from __future__ import annotations
@@ -150,7 +151,7 @@ def dealing() -> dict[str, object]:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     sys.modules["processes_job"] = sys.modules["__main__"]  # where the reward is looked for
-    folder = Path(sys.argv[1])
+    folder, tiny_stages.DEVICE = Path(sys.argv[1]), sys.argv[2]
     with processes.joined():
         write_json(folder / f"dealing{processes.rank()}.json", dealing())
         work(folder / "replicas")

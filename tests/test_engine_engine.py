@@ -57,10 +57,11 @@ def simple(
 ) -> Text:
     """What the engine promises, written down as plainly as possible."""
     ids, logprobs = list(prompt), []
-    stream = stream_keys(sampling.seed, torch.tensor([key]), torch.tensor([sample]))
+    device = model.device
+    stream = stream_keys(sampling.seed, torch.tensor([key], device=device), torch.tensor([sample], device=device))
     for step in range(min(sampling.max_new_tokens, model.config.block_size - len(prompt))):
-        logits = model(torch.tensor([ids]))[:, -1]
-        token, logprob = draw_tokens(logits, uniforms_at(stream, torch.tensor([step])), sampling)
+        logits = model(torch.tensor([ids], device=device))[:, -1]
+        token, logprob = draw_tokens(logits, uniforms_at(stream, torch.tensor([step], device=device)), sampling)
         ids.append(int(token))
         logprobs.append(float(logprob))
         if ids[-1] in stops:

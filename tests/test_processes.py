@@ -26,25 +26,30 @@ from nanogpt_edit.train.parallel import Parallel
 
 HERE = Path(__file__).parent
 PROCESSES = 2
-DEVICE = "cuda" if torch.cuda.device_count() >= PROCESSES else "cpu"  # NCCL wants a GPU for each process
 CLOCKS = ("seconds", "tokens_per_second")
 
 
-def torchrun(*arguments: object) -> tuple[list[str], dict[str, str]]:
+@pytest.fixture(scope="module")
+def kind(device: torch.device) -> str:
+    """Of device that the processes take; NCCL wants a GPU for each."""
+    return "cuda" if device.type == "cuda" and torch.cuda.device_count() >= PROCESSES else "cpu"
+
+
+def torchrun(*arguments: object, kind: str = "cpu") -> tuple[list[str], dict[str, str]]:
     """The command and the environment of several processes that do one job."""
     path = os.pathsep.join([str(HERE.parent), str(HERE)])
-    environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "TINY_STAGES_DEVICE": DEVICE}
-    if DEVICE == "cpu":
+    environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+    if kind == "cpu":
         environment["CUDA_VISIBLE_DEVICES"] = ""
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={PROCESSES}"]
     return [*launcher, *map(str, arguments)], environment
 
 
 @pytest.fixture(scope="module")
-def together(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def together(tmp_path_factory: pytest.TempPathFactory, kind: str) -> Path:
     """What two processes did."""
     folder = tmp_path_factory.mktemp("together")
-    command, environment = torchrun(HERE / "processes_job.py", folder)
+    command, environment = torchrun(HERE / "processes_job.py", folder, kind, kind=kind)
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr
     (folder / "said").write_text(done.stderr)
@@ -52,12 +57,12 @@ def together(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def alone(tmp_path_factory: pytest.TempPathFactory, kind: str) -> Path:
     """What one process did."""
     torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("alone")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tiny_stages, "DEVICE", DEVICE)
+        patch.setattr(tiny_stages, "DEVICE", kind)
         processes_job.work(folder)
     return folder
 

@@ -35,7 +35,7 @@ PROBLEMS = tuple(
     for b in range(1, 4)
 )
 STAGES = ("pretrain", "sft", "grpo")
-DEVICE = os.environ.get("TINY_STAGES_DEVICE", "cpu")
+DEVICE = "cpu"  # tests and jobs set it
 
 PRETRAIN = PretrainConfig(steps=20, save_every=3, evaluate_every=6, batch_size=3, context_tokens=12, optimizer="muon")
 SFT = SFTConfig(

@@ -83,9 +83,12 @@ def draw_tokens(logits: Tensor, uniforms: Tensor, sampling: Sampling) -> tuple[T
 def invert_cdf(probabilities: Tensor, uniforms: Tensor) -> Tensor:
     """(R, V) weights and (R,) uniforms -> (R, 1) index of the first column whose cumulated weight exceeds u · total.
 
-    A column of weight 0 is never chosen, even where u · total is rounded up to the total.
+    A column of weight 0 is never chosen, even where u · total is rounded up to the total. A GPU adds in pieces, and its
+    rounding can make the sum rise or fall at a column that adds nothing (pytorch/pytorch#21780): there it is made in
+    float64, in which such a step is far smaller than any weight that can be drawn.
     """
-    cumulated = probabilities.cumsum(dim=-1)
+    exact = torch.float64 if probabilities.device.type == "cuda" else probabilities.dtype
+    cumulated = probabilities.cumsum(dim=-1, dtype=exact)
     total = cumulated[:, -1:].contiguous()
     chosen = torch.searchsorted(cumulated, uniforms[:, None].to(cumulated.dtype) * total, right=True)
     return torch.minimum(chosen, torch.searchsorted(cumulated, total))  # the column that completes the total
