@@ -22,7 +22,7 @@ from nanogpt_edit.edit.tracing import Site, TraceConfig, Traced
 from nanogpt_edit.errors import UserError, did_you_mean
 from nanogpt_edit.evaluate import suite
 from nanogpt_edit.evaluate.suite import EvaluateConfig, Evaluation
-from nanogpt_edit.files import atomic_file, make_folder, write_text
+from nanogpt_edit.files import atomic_file, check_writable, write_text
 from nanogpt_edit.generation import check_samples
 from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.recipe import Recipe, load_recipe
@@ -187,10 +187,10 @@ def save_picture(picture: Picture, path: Path) -> None:
 
 
 def check_picture(path: Path) -> None:
-    """Raise UserError where no picture can be written at `path`: it has another ending, or no folder can be made."""
+    """Raise UserError where no picture can be written at `path`: another ending, a folder there, none to be made."""
     if path.suffix not in (".svg", ".png"):
         raise UserError(f"{path}: pictures are written as .svg or .png; give the file one of these endings.")
-    make_folder(path.parent)
+    check_writable(path)
 
 
 @checked

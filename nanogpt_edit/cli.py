@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import errno
 import importlib
+import io
 import os
+import re
 import sys
 import time
 import traceback
@@ -49,12 +51,25 @@ RESUMABLE = ("run", "pretrain", "sft", "grpo")
 IN_SEVERAL_PROCESSES = (*RESUMABLE, "evaluate")
 PATIENCE_SECONDS = 3.0
 MISTAKE, INTERRUPTED = 2, 130
-# A disk or a permission a person can mend: no traceback.
-MENDABLE = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS}
+REMEDIES = {
+    errno.ENOSPC: "make room on the disk",
+    errno.EDQUOT: "make room in your quota",
+    errno.EFBIG: "raise the limit on the size of files (ulimit -f)",
+    errno.EMFILE: "raise the limit on open files (ulimit -n)",
+    errno.ENAMETOOLONG: "choose a shorter name",
+    errno.EISDIR: "name a file; a folder is there",
+    errno.ENOTDIR: "a part of that path is a file; choose another",
+    errno.ELOOP: "links lead in a circle there; choose another path",
+}
+# Libraries written in Rust and C++ hide the operating system's error in a text of their own.
+HIDDEN_ERROR = re.compile(r"(?:os error |Os \{ code: )(\d+)")
+NO_MEMORY = re.compile(r"out of memory|can't allocate memory|cannot allocate memory|not enough memory", re.IGNORECASE)
 
 
 def command() -> NoReturn:
     """The program: `main`, and the end of the process with its status."""
+    if not prepare_streams():
+        sys.exit(MISTAKE)
     if not several():
         sys.exit(main())
     status = 1
@@ -69,6 +84,22 @@ def command() -> NoReturn:
     leave(status)
 
 
+def prepare_streams() -> bool:
+    """Let standard output show what its encoding lacks as an escape.
+
+    False, and said so, where it is closed: the next file opened would take its place.
+    """
+    if sys.stderr is None:
+        sys.stderr = os.fdopen(os.open(os.devnull, os.O_WRONLY), "w")
+    if sys.stdout is None:
+        complain(f"standard output is closed; send it to a file or to {os.devnull} instead.")
+        return False
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    return True
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; `arguments` default to the process's own. Returns the exit status."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
@@ -80,6 +111,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if verb in ("--version", "-V"):
             print(f"{PROGRAM} {__version__}")
             return 0
+        check_text(arguments)
+        check_place()
         with together(verb):
             status = find_verb(verb)(arguments[1:])
         sys.stdout.flush()
@@ -125,6 +158,23 @@ def together(verb: str) -> AbstractContextManager[None]:
     return joined()
 
 
+def check_text(arguments: Sequence[str]) -> None:
+    """Raise UserError for an argument that is not text: bytes that are no UTF-8 come as halves of surrogate pairs."""
+    for number, word in enumerate(arguments, start=1):
+        try:
+            word.encode()
+        except UnicodeEncodeError:
+            raise UserError(f"argument {number}, {word!a}, is not UTF-8 text; write or rename it in UTF-8.") from None
+
+
+def check_place() -> None:
+    """Raise UserError when the folder the program was started in is there no more."""
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        raise UserError("the working folder has been deleted; go to another (cd) and start again.") from None
+
+
 def several() -> bool:
     """Is this one of several processes that torchrun started? It sets WORLD_SIZE and RANK."""
     return int(os.environ.get("WORLD_SIZE", "1")) > 1
@@ -161,12 +211,25 @@ def complain(sentence: str) -> int:
 
 
 def mendable(error: Exception) -> str | None:
-    """The sentence for a full disk or a missing permission, whichever library met it; None for anything else."""
-    if isinstance(error, OSError) and error.errno in MENDABLE:
-        where = f" ({error.filename})" if error.filename else ""
-        reason = (error.strerror or "input or output failed").lower()
-        return f"{reason}{where}. Nothing was left half written; mend it and run the same command again."
-    # Libraries written in other languages hide the operating system's error in a text.
-    if "No space left on device" in str(error):
-        return "no space left on the disk. Nothing was left half written; make room and run the same command again."
-    return None
+    """The sentence for what the operating system refused, whichever library met it; None for anything else: a bug."""
+    text = str(error)
+    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and NO_MEMORY.search(text)):
+        return "there is not enough memory for this; use a smaller model, smaller batches or fewer rows at once."
+    if isinstance(error, OSError):
+        names = " and ".join(str(name) for name in (error.filename, error.filename2) if name is not None)
+        return refused(error.errno, error.strerror or text, names)
+    if isinstance(error, ValueError) and "null byte" in text:
+        return "a path has a null character in it, which no file's name can have; take it out."
+    hidden = HIDDEN_ERROR.search(text)
+    if hidden is not None:
+        return refused(int(hidden[1]), os.strerror(int(hidden[1])), "")
+    return refused(errno.ENOSPC, "no space left on device", "") if "No space left on device" in text else None
+
+
+def refused(number: int | None, reason: str, names: str) -> str:
+    """What the operating system said, of which files, and what to do about it."""
+    where = f" ({names})" if names else ""
+    remedy = REMEDIES.get(number or 0, "mend it")
+    return (
+        f"{reason.lower().rstrip('.')}{where}. Nothing was left half written; {remedy} and run the same command again."
+    )

@@ -11,6 +11,7 @@ from nanogpt_edit.errors import UserError
 
 WEIGHT_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 Precision = Literal["auto", "float32", "bfloat16"]
+MOST_THREADS = 512  # a number beyond any machine's ends in an abort of the thread library
 
 
 def autocast(device: torch.device, precision: Precision = "auto") -> torch.autocast:
@@ -46,8 +47,7 @@ def choose_device(name: str = "auto", *, threads: int | None = None) -> torch.de
     Raises UserError for a name torch does not know, a device this machine does not have, and fewer than one thread.
     """
     if threads is not None:
-        if threads < 1:
-            raise UserError(f"threads is {threads}; at least 1 is needed.")
+        check_threads(threads)
         torch.set_num_threads(threads)
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -62,3 +62,9 @@ def choose_device(name: str = "auto", *, threads: int | None = None) -> torch.de
         found = ", ".join(["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))])
         raise UserError(f'device "{name}" cannot be used here; this machine has: {found}. Or say auto.') from None
     return device
+
+
+def check_threads(threads: int) -> None:
+    """Raise UserError for a number of threads that no machine has."""
+    if not 1 <= threads <= MOST_THREADS:
+        raise UserError(f"threads is {threads}; it must be from 1 to {MOST_THREADS}.")

@@ -76,6 +76,19 @@ def make_folder(path: Path) -> None:
         raise UserError(f"{path}: no folder can be made there ({reason}); choose another place.") from None
 
 
+def check_writable(path: Path) -> None:
+    """Raise UserError where `atomic_file` could not write `path`: a folder is there, a name too long, no permission."""
+    if path.is_dir():
+        raise UserError(f"{path}: a folder, where a file is to be written; give another name.")
+    make_folder(path.parent)
+    probe = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        probe.touch()
+        probe.unlink()
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: no file can be written there ({reason_of(error)}); give another name.") from None
+
+
 def write_text(path: Path, text: str) -> None:
     """Write `text` as UTF-8, atomically."""
     with atomic_file(path) as temporary:

@@ -12,6 +12,9 @@ from nanogpt_edit.engine.sampling import Sampling
 from nanogpt_edit.errors import UserError
 from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.model.tokenizer import tokenizer_of
+from nanogpt_edit.sizes import check_fits
+
+COMPLETION_BYTES, TOKEN_BYTES = 512, 64  # what Python keeps of a completion, and of each of its tokens
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,11 @@ def generate(
     """
     check_samples(n)
     prompts = [prompts] if isinstance(prompts, str) else list(prompts)
+    check_fits(
+        f"n = {n} completions",
+        len(prompts) * n * (COMPLETION_BYTES + TOKEN_BYTES * min(max_new_tokens, model.config.block_size)),
+        remedy="ask for fewer at a time",
+    )
     tokenizer = tokenizer_of(model)
     completions = Engine(model).generate(
         [prompt_ids(prompt, tokenizer) for prompt in prompts],

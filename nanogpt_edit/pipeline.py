@@ -28,7 +28,7 @@ from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.model.tokenizer import tokenizer_of
 from nanogpt_edit.progress import console, say
 from nanogpt_edit.recipe import Recipe
-from nanogpt_edit.run_checks import check_data, check_model
+from nanogpt_edit.run_checks import check_data, check_model, check_sizes
 from nanogpt_edit.run_folder import RunFolder
 from nanogpt_edit.run_models import RunModels
 
@@ -41,6 +41,7 @@ def run(recipe: Recipe, out: Path) -> int:
 
     Raises UserError for bad input, before anything long begins.
     """
+    check_sizes(recipe)
     folder = RunFolder(out)
     with folder.locked():
         folder.keep_recipe(recipe)

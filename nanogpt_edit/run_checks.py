@@ -6,15 +6,64 @@
 from __future__ import annotations
 
 from nanogpt_edit.data.problems import with_room
+from nanogpt_edit.devices import check_threads
 from nanogpt_edit.edit.editor import check_edit
 from nanogpt_edit.errors import about
 from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.model.tokenizer import tokenizer_of
 from nanogpt_edit.progress import say
+from nanogpt_edit.recipe import ModelConfig, Recipe
 from nanogpt_edit.report.expect import parse_bound
 from nanogpt_edit.run_data import RunData
+from nanogpt_edit.sizes import check_fits
 from nanogpt_edit.train.pretrain import check_window
 from nanogpt_edit.train.rewards import find_reward
+from nanogpt_edit.train.sft import problems_per_step
+
+PROBLEM_BYTES = 560  # of the embedded world, as Python keeps it
+SENTENCE_BYTES = 50_000  # all its facts once
+TOKEN_BYTES, ROW_BYTES, COMPLETION_BYTES = 8, 64, 512  # in a tensor; the least that Python keeps of them
+
+
+def check_sizes(recipe: Recipe) -> None:
+    """Raise UserError for numbers that ask for more than the machine can hold, before anything is allocated.
+
+    The estimates are low: what fits may still be too much, what does not fit certainly is.
+    """
+    if recipe.threads is not None:
+        check_threads(recipe.threads)
+    world, text, sft, grpo, evaluate = recipe.world, recipe.pretrain, recipe.sft, recipe.grpo, recipe.evaluate
+    room = grpo.max_new_tokens or 1
+    for what, needed, numbers in (
+        ("the new model with its optimizer", new_model_bytes(recipe.model), "the numbers under model."),
+        ("the world's problems", PROBLEM_BYTES * (world.problems + world.validation + world.test), "world.problems"),
+        ("the text of the facts", SENTENCE_BYTES * text.fact_repeats, "pretrain.fact_repeats"),
+        (
+            "a step of pretraining",
+            TOKEN_BYTES * text.batch_size * text.context_tokens,
+            "pretrain.batch_size or pretrain.context_tokens",
+        ),
+        ("a step of SFT", ROW_BYTES * sft.batch_size, "sft.batch_size"),
+        ("a step's text", TOKEN_BYTES * sft.replay_rows * sft.replay_tokens, "sft.replay_tokens or sft.batch_size"),
+        (
+            "a step's completions",
+            TOKEN_BYTES * grpo.problems_per_step * grpo.group_size * room,
+            "grpo.group_size, grpo.problems_per_step or grpo.max_new_tokens",
+        ),
+        ("the validation", COMPLETION_BYTES * grpo.evaluate_samples, "grpo.evaluate_samples"),
+        ("the evaluation", COMPLETION_BYTES * max(evaluate.samples, evaluate.edited_samples), "evaluate.samples"),
+        ("the arithmetic", COMPLETION_BYTES * evaluate.arithmetic_samples, "evaluate.arithmetic_samples"),
+        ("the prefixes", TOKEN_BYTES * recipe.edit.n_prefixes * recipe.edit.prefix_tokens, "edit.n_prefixes"),
+    ):
+        check_fits(what, needed, remedy=f"lower {numbers}")
+
+
+def new_model_bytes(sizes: ModelConfig) -> int:
+    """Weights, gradients and two moments of a new model, in float32; 0 where an existing one is taken."""
+    if sizes.source is not None:
+        return 0
+    rows = (sizes.vocab_size or 0) + sizes.block_size
+    return 4 * 4 * sizes.n_embd * (rows + 12 * sizes.n_layer * sizes.n_embd)
 
 
 def check_data(run: RunData) -> None:
@@ -38,7 +87,7 @@ def check_model(run: RunData, model: GPT) -> None:
     tokenizer, room = tokenizer_of(model), run.recipe.grpo.max_new_tokens
     if run.replays_text:
         check_window("sft.replay_tokens", run.recipe.sft.replay_tokens, model)
-    run.solved(model)
+    problems_per_step(run.solved(model)[0], run.recipe.sft)
     if room is not None:
         with about("grpo.max_new_tokens"):
             with_room(run.problems.train, tokenizer, room=room, block_size=model.config.block_size)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import platform
+import shutil
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -85,12 +86,24 @@ class RunFolder:
     def locked(self) -> Iterator[None]:
         """Hold the folder: a second run in it is refused while the first lives. A killed run's lock is free.
 
-        The first process holds it for all processes of a run.
+        The first process holds it for all processes of a run. A folder made for a mistake, in which nothing has begun,
+        goes again.
         """
         if not processes.is_first():
             yield
             return
+        made = not self.path.exists()
         make_folder(self.path)
+        try:
+            with self._lock():
+                yield
+        except UserError:
+            if made and not self.begun():
+                shutil.rmtree(self.path)
+            raise
+
+    @contextmanager
+    def _lock(self) -> Iterator[None]:
         with (self.path / ".lock").open("a+") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

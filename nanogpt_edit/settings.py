@@ -14,7 +14,7 @@ from pathlib import Path
 import tomli_w
 
 from nanogpt_edit.errors import UserError
-from nanogpt_edit.files import write_text
+from nanogpt_edit.files import read_bytes, write_text
 from nanogpt_edit.typed import Place, Typed, default_of, to_dataclass
 
 NONE = "none"
@@ -27,13 +27,13 @@ def read_settings(kind: type[Typed], path: Path, *, defaults: Mapping[str, objec
     a value of the wrong type; what a dataclass's own validation says is prefixed by the file and the table.
     """
     try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file.") from None
-    except IsADirectoryError:
-        raise UserError(f"{path}: a folder, where a TOML file was expected.") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        table = tomllib.loads(read_bytes(path).decode())
+    except RecursionError:
+        raise UserError(f"{path}: not valid TOML (nested too deeply).") from None
+    except ValueError as error:
         raise UserError(f"{path}: not valid TOML ({error}).") from None
+    if not table:
+        raise UserError(f"{path}: there is nothing in it; it should hold at least one setting.")
     return to_dataclass(kind, {**(defaults or {}), **table}, Place(path.name, none=NONE))
 
 

@@ -20,6 +20,11 @@ from nanogpt_edit.model import checkpoint
 from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.model.tokenizer import Tokenizer
 
+
+class TooLong(BaseException):
+    """More processor time than a bad input may take. No OSError, as TimeoutError is, and so never a sentence."""
+
+
 SECONDS, MEMORY_BYTES = 10, 1 << 30
 ROWS = all_rows()
 
@@ -87,7 +92,7 @@ def bounded() -> Iterator[None]:
     """Inside, more than the seconds of processor time, or the bytes beyond what the process has now, are an error."""
 
     def too_long(number: int, frame: FrameType | None) -> None:
-        raise TimeoutError(f"more than {SECONDS} seconds of processor time")
+        raise TooLong(f"more than {SECONDS} seconds of processor time")
 
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)

@@ -97,7 +97,16 @@ def failing_verb(monkeypatch: pytest.MonkeyPatch, error: BaseException, name: st
         (UserError("facts.jsonl:3: no\n  subject."), 2, "nanogpt-edit: facts.jsonl:3: no subject.\n"),
         (OSError(28, "No space left on device", "runs/x/a"), 2, "nanogpt-edit: no space left on device (runs/x/a). "),
         (PermissionError(13, "Permission denied", "/srv/x"), 2, "nanogpt-edit: permission denied (/srv/x). "),
-        (RuntimeError("IoError: No space left on device (os error 28)"), 2, "nanogpt-edit: no space left on the disk."),
+        (RuntimeError("IoError: No space left on device (os error 28)"), 2, "nanogpt-edit: no space left on device. "),
+        (RuntimeError('Io(Os { code: 27, kind: Other, message: "…" })'), 2, "nanogpt-edit: file too large. Nothing"),
+        (RuntimeError("write failed: No space left on device"), 2, "nanogpt-edit: no space left on device. "),
+        (OSError(5, "Input/output error"), 2, "nanogpt-edit: input/output error. Nothing was left half written; "),
+        (IsADirectoryError(21, "Is a directory", "d.svg"), 2, "nanogpt-edit: is a directory (d.svg). Nothing was"),
+        (OSError(18, "Invalid cross-device link", "a", None, "b"), 2, "nanogpt-edit: invalid cross-device link (a and"),
+        (OSError("connection lost"), 2, "nanogpt-edit: connection lost. "),
+        (MemoryError(), 2, "nanogpt-edit: there is not enough memory for this; "),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), 2, "nanogpt-edit: there is not"),
+        (ValueError("embedded null byte"), 2, "nanogpt-edit: a path has a null character"),
         (KeyboardInterrupt(), 130, "nanogpt-edit: interrupted. The same command goes on"),
     ],
 )
@@ -113,7 +122,7 @@ def test_what_a_person_can_mend_is_one_line(
 
 
 @pytest.mark.parametrize(
-    "error", [ZeroDivisionError("1/0"), OSError(5, "Input/output error"), FileNotFoundError(2, "")]
+    "error", [ZeroDivisionError("1/0"), RuntimeError("size mismatch"), ValueError("not enough values to unpack")]
 )
 def test_a_bug_keeps_its_traceback(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
     failing_verb(monkeypatch, error)

@@ -20,11 +20,11 @@ from nanogpt_edit.edit.covariance_files import (
     covariances,
     default_cache_dir,
     load_covariance,
-    size_in_words,
 )
 from nanogpt_edit.errors import UserError
 from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.model.sites import capture
+from nanogpt_edit.sizes import size_in_words
 
 
 @pytest.fixture(params=["gpt2", "llama"])

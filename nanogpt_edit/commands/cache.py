@@ -9,9 +9,9 @@ from nanogpt_edit.edit.covariance_files import (
     cached_covariances,
     clear_covariances,
     default_cache_dir,
-    size_in_words,
 )
 from nanogpt_edit.errors import UserError, did_you_mean
+from nanogpt_edit.sizes import size_in_words
 
 USAGE = """usage: nanogpt-edit cache [list | clear]
 

@@ -12,7 +12,7 @@ from nanogpt_edit.model import checkpoint
 from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.pipeline import Pipeline
 from nanogpt_edit.recipe import refuse_unread
-from nanogpt_edit.run_checks import check_data, check_model
+from nanogpt_edit.run_checks import check_data, check_model, check_sizes
 from nanogpt_edit.run_folder import RunFolder
 from nanogpt_edit.train.findings import Finding
 
@@ -28,6 +28,7 @@ def examine(arguments: list[str]) -> int:
     name, recipe, rest = named_recipe(arguments, verb="doctor")
     chosen = parse(Run, rest, verb=f"doctor {name}", default=Run(recipe=recipe, out=Path("runs") / recipe.name))
     refuse_unread(chosen.recipe, recipe)
+    check_sizes(chosen.recipe)
     device = choose_device(chosen.recipe.device, threads=chosen.recipe.threads)
     pipeline = Pipeline(chosen.recipe, RunFolder(chosen.out), device)
     check_data(pipeline)

@@ -23,6 +23,7 @@ from nanogpt_edit.files import make_folder
 from nanogpt_edit.model.tokenizer import Tokenizer
 from nanogpt_edit.progress import say
 from nanogpt_edit.recipe import Recipe, load_recipe, recipe_beside, refuse_unread
+from nanogpt_edit.run_checks import check_sizes
 
 Split = Literal["validation", "test", "train"]
 
@@ -52,6 +53,7 @@ class Evaluate:
 def run(arguments: list[str]) -> int:
     """The verb `evaluate`."""
     chosen = as_in_its_run(parse(Evaluate, arguments, verb="evaluate"), arguments)
+    check_sizes(Recipe(world=chosen.world, evaluate=chosen.evaluate))
     if chosen.out is not None:
         make_folder(chosen.out)
     model, tokenizer = load_speaker(chosen.model, chosen.device)

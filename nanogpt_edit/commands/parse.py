@@ -16,6 +16,7 @@ from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, Pri
 
 from nanogpt_edit.errors import UserError
 from nanogpt_edit.settings import NONE
+from nanogpt_edit.typed import check_fields
 
 Arguments = TypeVar("Arguments")
 REGISTRY = ConstructorRegistry()
@@ -33,8 +34,10 @@ def parse(kind: type[Arguments], arguments: Sequence[str], *, verb: str, default
     try:
         with contextlib.redirect_stderr(complaint), REGISTRY:
             if default is None:
-                return tyro.cli(kind, prog=program, args=list(arguments))
-            return tyro.cli(kind, prog=program, args=list(arguments), default=default)
+                chosen = tyro.cli(kind, prog=program, args=list(arguments))
+            else:
+                chosen = tyro.cli(kind, prog=program, args=list(arguments), default=default)
+        check_fields(chosen)
     except UserError as error:
         raise UserError(_placed(str(error), arguments)) from None
     except SystemExit as exit_:
@@ -42,6 +45,7 @@ def parse(kind: type[Arguments], arguments: Sequence[str], *, verb: str, default
             sys.stdout.flush()
             raise
         raise UserError(f"{_sentence(complaint.getvalue())} {program} --help explains the arguments.") from None
+    return chosen
 
 
 @REGISTRY.primitive_rule

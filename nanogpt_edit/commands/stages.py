@@ -34,7 +34,7 @@ from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.model.tokenizer import tokenizer_of
 from nanogpt_edit.progress import say
 from nanogpt_edit.recipe import ModelConfig, Recipe, refuse_unread
-from nanogpt_edit.run_checks import check_problems
+from nanogpt_edit.run_checks import check_problems, check_sizes
 from nanogpt_edit.run_data import for_model, recipe_for_edit, require_world
 from nanogpt_edit.run_folder import MAY_CHANGE, RunFolder
 from nanogpt_edit.run_models import RunModels
@@ -216,6 +216,7 @@ def as_in_its_recipe(chosen: Edit) -> Edit:
 
 def choose_settings(chosen: Edit, recipe: Recipe) -> int:
     """Sweep, print the table and what the settings are worth on the other half of the facts, write them."""
+    check_sizes(recipe)
     device = choose_device(chosen.device, threads=chosen.threads)
     folder = RunFolder(chosen.out)
     with folder.locked():
@@ -258,6 +259,7 @@ def run_alone(stage: str, chosen: Common, recipe: Recipe, *, source: str = "", d
         shard=chosen.shard,
     )
     refuse_unread(recipe, default)
+    check_sizes(recipe)
     device = choose_device(chosen.device, threads=chosen.threads)
     folder = RunFolder(chosen.out)
     with folder.locked():

@@ -18,6 +18,7 @@ from nanogpt_edit.data.problems import Problem, ProblemSplits
 from nanogpt_edit.data.world_facts import RELATIONS, Relation
 from nanogpt_edit.data.world_stories import CROWDS, HE, LARGEST_VALUE, NAMES, STORIES, THINGS, Story
 from nanogpt_edit.errors import UserError
+from nanogpt_edit.typed import check_fields
 
 SMALLEST_VALUE = 2
 ATTEMPTS_PER_PROBLEM = 1000
@@ -41,6 +42,9 @@ class WorldConfig:
     """Numbers to multiply and divide by run from 2 to this; larger is harder."""
     step_weights: tuple[float, float, float] = (0.35, 0.4, 0.25)
     """Shares of problems with one, two and three steps (any scale)."""
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
     def seeded(self, seed: int) -> WorldConfig:
         """The same with `seed`, where it has none of its own."""

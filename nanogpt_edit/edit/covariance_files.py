@@ -23,6 +23,7 @@ from nanogpt_edit.files import atomic_file
 from nanogpt_edit.model.checkpoint import fingerprint
 from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.progress import say
+from nanogpt_edit.sizes import size_in_words
 
 PATTERN = "covariance-*.safetensors"
 PLACE_VARIABLE = "NANOGPT_EDIT_CACHE"
@@ -145,11 +146,3 @@ def clear_covariances(cache_dir: Path) -> int:
         freed += path.stat().st_size
         path.unlink()
     return freed
-
-
-def size_in_words(size_bytes: int) -> str:
-    """1536 -> '1.5 KiB'."""
-    size, units = float(size_bytes), ["bytes", "KiB", "MiB", "GiB", "TiB"]
-    while size >= 1024 and len(units) > 1:
-        size, units = size / 1024, units[1:]
-    return f"{size:,.0f} {units[0]}" if units[0] == "bytes" else f"{size:,.1f} {units[0]}"

@@ -33,6 +33,7 @@ from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.model.sites import SiteKey, capture, patch
 from nanogpt_edit.model.tokenizer import tokenizer_of
 from nanogpt_edit.progress import progress
+from nanogpt_edit.sizes import check_fits
 from nanogpt_edit.typed import check_fields
 
 Site = Literal["resid_post", "mlp_out", "attn_out"]
@@ -97,6 +98,7 @@ def trace_facts(model: GPT, facts: Sequence[Fact], config: TraceConfig | None = 
     Use facts that the model recalls: where the clean probability is low there is nothing to restore.
     """
     config = config or TraceConfig()
+    _check_draws(model, facts, config)
     cells = config.draws * len(config.sites) * model.config.n_layer
     size = max(1, CHUNK_ROWS // cells)
     traced: list[Traced] = []
@@ -110,6 +112,14 @@ def trace_facts(model: GPT, facts: Sequence[Fact], config: TraceConfig | None = 
     finally:
         model.train(was_training)
     return tuple(traced)
+
+
+def _check_draws(model: GPT, facts: Sequence[Fact], config: TraceConfig) -> None:
+    """Raise UserError when the runs of one fact's draws are more than the machine can hold."""
+    sizes, tokens = model.config, max((len(tokenizer_of(model).encode(fact.prompt)) for fact in facts), default=0)
+    states = sizes.n_layer * (3 + 4 * len(config.sites))  # corrupted ones, their keys and values, the restored runs'
+    needed = config.draws * tokens * sizes.n_embd * states * model.embed.weight.element_size()
+    check_fits(f"trace.draws = {config.draws}", needed, remedy="8 to 32 draws are enough")
 
 
 def trace(

@@ -17,6 +17,7 @@ from torch import Tensor
 from nanogpt_edit.errors import UserError
 from nanogpt_edit.typed import check_fields
 
+LOWEST_TEMPERATURE = 1e-4  # sampling is greedy long before
 GOLDEN = -7046029254386353131  # 2⁶⁴/φ as a signed 64-bit integer, SplitMix64's increment
 LOWEST_TEMPERATURE = 1e-6  # logits divided by it are still far from float32's limits
 
@@ -38,8 +39,7 @@ class Sampling:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        if self.temperature < 0:
-            raise UserError(f"temperature {self.temperature} is negative; use 0 for greedy decoding.")
+        check_temperature(self.temperature)
         if 0 < self.temperature < LOWEST_TEMPERATURE:
             raise UserError(
                 f"temperature {self.temperature} is too low to divide by; use at least {LOWEST_TEMPERATURE}, or 0 for "
@@ -51,6 +51,14 @@ class Sampling:
             raise UserError(f"top_p {self.top_p} is not in (0, 1].")
         if self.max_new_tokens < 1:
             raise UserError(f"max_new_tokens {self.max_new_tokens} leaves nothing to generate; use at least 1.")
+
+
+def check_temperature(temperature: float) -> None:
+    """Raise UserError for a temperature that is negative, or so small that logits divided by it are infinite."""
+    if temperature < 0 or 0 < temperature < LOWEST_TEMPERATURE:
+        raise UserError(
+            f"temperature is {temperature}; it must be 0 for greedy decoding, or {LOWEST_TEMPERATURE:g} and more."
+        )
 
 
 def draw_tokens(logits: Tensor, uniforms: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:

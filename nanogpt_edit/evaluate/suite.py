@@ -19,7 +19,7 @@ from nanogpt_edit import processes
 from nanogpt_edit.common.stats import Interval, quantity, share
 from nanogpt_edit.data.problems import Problem, prompt_ids
 from nanogpt_edit.engine.engine import Completion, Engine
-from nanogpt_edit.engine.sampling import Sampling
+from nanogpt_edit.engine.sampling import Sampling, check_temperature
 from nanogpt_edit.errors import at_least
 from nanogpt_edit.evaluate.answers import extract, is_correct
 from nanogpt_edit.evaluate.facts import Question, Recall, fact_metrics, recall
@@ -71,7 +71,8 @@ class EvaluateConfig:
         check_fields(self)
         counts = ("problems", "samples", "edited_samples", "arithmetic_samples", "max_slots", "perplexity_tokens")
         at_least(1, self, *counts, "max_new_tokens", "top_k")
-        at_least(0, self, "temperature", "seed")
+        at_least(0, self, "seed")
+        check_temperature(self.temperature)
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from nanogpt_edit.engine.sampling import check_temperature
 from nanogpt_edit.errors import UserError, at_least
 from nanogpt_edit.train.loop_config import Keep, LoopConfig
 from nanogpt_edit.train.losses import Advantage
@@ -71,8 +72,9 @@ class GRPOConfig(LoopConfig):
         super().__post_init__()
         if self.group_size < 2:
             raise UserError(f"group_size is {self.group_size}; a group needs at least 2 completions to compare.")
-        if self.temperature <= 0:
-            raise UserError(f"temperature is {self.temperature}; reinforcement learning must sample, use e.g. 1.")
+        if self.temperature == 0:
+            raise UserError("temperature is 0; reinforcement learning must sample, use e.g. 1.")
+        check_temperature(self.temperature)
         if not self.rewards or not any(self.rewards.values()):
             raise UserError('rewards is empty, nothing would be learned; use e.g. {"accuracy" = 1.0}.')
         counts = ("problems_per_step", "updates_per_rollout", "evaluate_problems", "evaluate_samples", "max_new_tokens")

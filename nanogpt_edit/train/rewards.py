@@ -50,8 +50,9 @@ def find_reward(name: str) -> Reward:
         sys.path.append(os.getcwd())
     try:
         module = importlib.import_module(module_name)
-    except Exception as error:  # a user's module may fail in any way
-        raise UserError(f'reward "{name}": module "{module_name}" cannot be imported ({error}).') from error
+    except (Exception, SystemExit) as error:  # a user's module may fail in any way
+        reason = f"{type(error).__name__}: {error}"
+        raise UserError(f'reward "{name}": module "{module_name}" cannot be imported ({reason}).') from error
     function = getattr(module, function_name, None)
     if function is None:
         raise UserError(f'reward "{name}": module "{module_name}" has no function "{function_name}".')
@@ -87,7 +88,7 @@ def _call(name: str, problem: Problem, text: str) -> float:
         value = float(find_reward(name)(problem, text))
     except UserError:
         raise
-    except Exception as error:  # a user's function may fail in any way; the person needs to know where
+    except (Exception, SystemExit) as error:  # a user's function may fail in any way; the person needs to know where
         raise UserError(f"{where} failed: {type(error).__name__}: {error}") from error
     if not math.isfinite(value):
         raise UserError(f"{where} gave {value}; a reward must be a finite number.")

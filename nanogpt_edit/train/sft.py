@@ -165,11 +165,19 @@ def train_on(trainer: Trainer, rows: Sequence[Sample], *, pad_id: int) -> tuple[
 
 
 def problems_per_step(samples: Sequence[Sample], config: SFTConfig) -> int:
-    """`batch_size`, or fewer where `batch_tokens` says so and the samples are long on average."""
+    """`batch_size`, or fewer where `batch_tokens` says so and the samples are long on average.
+
+    Raises UserError for fewer tokens than one sample has.
+    """
     if config.batch_tokens is None:
         return config.batch_size
     mean_tokens = sum(len(sample.token_ids) for sample in samples) / len(samples)
-    return max(1, min(config.batch_size, int(config.batch_tokens / mean_tokens)))
+    if config.batch_tokens < mean_tokens:
+        raise UserError(
+            f"sft.batch_tokens is {config.batch_tokens}, less than the {mean_tokens:.0f} tokens of one problem and its "
+            f"solution; give room for several."
+        )
+    return min(config.batch_size, int(config.batch_tokens / mean_tokens))
 
 
 def replay_samples(replay: TokenStream | Sequence[Sample], config: SFTConfig, *, seed: int, step: int) -> list[Sample]:
