@@ -192,6 +192,8 @@ def to_value(kind: object, value: object, name: str, place: Place) -> Any:
         if not isinstance(value, Mapping):
             raise UserError(_wrong(kind, value, name, place))
         return {key: to_value(arguments[1], item, key, place.inner(name)) for key, item in value.items()}
+    if origin is Callable and callable(value):
+        return value
     return _to_scalar(kind, value, name, place)
 
 

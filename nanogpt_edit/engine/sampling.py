@@ -17,7 +17,6 @@ from torch import Tensor
 from nanogpt_edit.errors import UserError
 from nanogpt_edit.typed import check_fields
 
-LOWEST_TEMPERATURE = 1e-4  # sampling is greedy long before
 GOLDEN = -7046029254386353131  # 2⁶⁴/φ as a signed 64-bit integer, SplitMix64's increment
 LOWEST_TEMPERATURE = 1e-6  # logits divided by it are still far from float32's limits
 
@@ -40,11 +39,6 @@ class Sampling:
     def __post_init__(self) -> None:
         check_fields(self)
         check_temperature(self.temperature)
-        if 0 < self.temperature < LOWEST_TEMPERATURE:
-            raise UserError(
-                f"temperature {self.temperature} is too low to divide by; use at least {LOWEST_TEMPERATURE}, or 0 for "
-                "greedy decoding."
-            )
         if self.top_k is not None and self.top_k < 1:
             raise UserError(f"top_k {self.top_k} leaves no token; use at least 1, or none to allow all.")
         if not 0 < self.top_p <= 1:
@@ -55,9 +49,12 @@ class Sampling:
 
 def check_temperature(temperature: float) -> None:
     """Raise UserError for a temperature that is negative, or so small that logits divided by it are infinite."""
-    if temperature < 0 or 0 < temperature < LOWEST_TEMPERATURE:
+    if temperature < 0:
+        raise UserError(f"temperature {temperature} is negative; use 0 for greedy decoding.")
+    if 0 < temperature < LOWEST_TEMPERATURE:
         raise UserError(
-            f"temperature is {temperature}; it must be 0 for greedy decoding, or {LOWEST_TEMPERATURE:g} and more."
+            f"temperature {temperature} is too low to divide by; use at least {LOWEST_TEMPERATURE}, or 0 for greedy "
+            f"decoding."
         )
 
 
