@@ -24,7 +24,7 @@ from nanogpt_edit.errors import UserError, reason_of, unreadable
 
 GZIP_LEVEL = 3  # half the time of the usual 6 for a few per cent more bytes
 MOST_DIGITS = 400  # of a whole number: more than any float has before its point
-UNCOMMON = re.compile(r"NaN|Infinity|\\u[dD][89a-fA-F]|[eE]\+?\d{3}|\d{300}")  # a JSON text that is worth a second look
+HALF_CHARACTER = re.compile(r"\\u[dD][89a-fA-F]")  # as JSON escapes the halves of surrogate pairs, whole pairs too
 
 
 @contextmanager
@@ -107,10 +107,9 @@ def parse_json(text: str) -> object:
     and what is nested too deeply to be read.
     """
     try:
-        if not UNCOMMON.search(text):
-            return json.loads(text)
-        value: object = json.loads(text, parse_constant=_no_number, parse_float=_finite, parse_int=_whole)
-        json.dumps(value, ensure_ascii=False).encode()
+        value: object = STRICT_JSON.decode(text)
+        if HALF_CHARACTER.search(text):
+            json.dumps(value, ensure_ascii=False).encode()
     except RecursionError:
         raise ValueError("nested too deeply") from None
     except UnicodeEncodeError:
@@ -132,6 +131,9 @@ def _whole(digits: str) -> int:
     if len(digits) > MOST_DIGITS:
         raise ValueError(f"a number of {len(digits)} digits")
     return int(digits)
+
+
+STRICT_JSON = json.JSONDecoder(parse_constant=_no_number, parse_float=_finite, parse_int=_whole)
 
 
 def read_json(path: Path) -> dict[str, object]:

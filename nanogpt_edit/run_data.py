@@ -21,6 +21,7 @@ from nanogpt_edit.data.problems import (
     to_samples,
     with_room,
 )
+from nanogpt_edit.data.rows import ROW_SUFFIXES
 from nanogpt_edit.data.text import read_text, token_blocks
 from nanogpt_edit.data.world import World, make_world
 from nanogpt_edit.edit.fact_files import read_facts
@@ -34,7 +35,6 @@ from nanogpt_edit.progress import say
 from nanogpt_edit.recipe import ModelConfig, Recipe, load_recipe, recipe_beside
 from nanogpt_edit.train.pretrain import TokenStream, token_stream
 
-PROBLEM_SUFFIXES = (".jsonl", ".json")
 PRETRAINED = "pretrained for"  # begins the lineage of models that have learned the world
 TRAINED = (PRETRAINED, "SFT for", "GRPO for")  # and of those that know the form of its problems
 HELD_OUT_DOCUMENTS, HELD_OUT_TOKENS = 400, 64
@@ -84,7 +84,7 @@ class RunData:
         if source is None:
             return None
         with about("sft.replay_source"):
-            if Path(source).suffix in PROBLEM_SUFFIXES or (Path(source) / "train.jsonl").exists():
+            if source.endswith(ROW_SUFFIXES) or (Path(source) / "train.jsonl").exists():
                 return tuple(read_problems(source, split="train"))
             return read_text(source)
 

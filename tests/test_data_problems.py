@@ -65,6 +65,27 @@ def test_without_a_separator_the_whole_answer_is_the_answer(tmp_path: Path) -> N
     assert (second.answer, second.id) == ("7", "mine:3"), "the id is the line in the file, blank lines counted"
 
 
+@pytest.mark.parametrize(
+    ("answer", "kept"),
+    [
+        ("1,000", "1000"),
+        ("$1,234,567.5", "$1234567.5"),
+        ("-1,000", "-1000"),
+        ("1,23,456 rupees", "123456 rupees"),
+        ("½", "½"),
+        ("5, that is all", "5, that is all"),
+    ],
+)
+def test_only_thousands_commas_are_taken_out(answer: str, kept: str, tmp_path: Path) -> None:
+    [problem] = read_problems(write(tmp_path / "mine.jsonl", {"question": "How many?", "answer": f"#### {answer}"}))
+    assert problem.answer == kept
+
+
+def test_whole_characters_of_two_escapes_are_text(tmp_path: Path) -> None:
+    [problem] = read_problems(write(tmp_path / "mine.jsonl", '{"question": "3 \\ud83c\\udf4e?", "answer": "3"}'))
+    assert problem.question == "3 🍎?"
+
+
 def test_svamp_joins_story_and_question(tmp_path: Path) -> None:
     record = {"ID": "chal-1", "Body": "A pack costs 76 dollars. If there is a discount of 25 dollars", "Answer": 51.0}
     record |= {"Question": "How much is it?", "Equation": "( 76.0 - 25.0 )", "Type": "Subtraction"}
@@ -83,7 +104,7 @@ def test_svamp_joins_story_and_question(tmp_path: Path) -> None:
         ('{"question": "a", ', "not valid JSON"),
         ("[" * 100_000, "not valid JSON"),
         ('{"question": "a", "answer": ' + "9" * 5_000 + "}", "not valid JSON"),
-        ('{"question": "a", "answer": 1e999}', 'answer "inf" holds no number'),
+        ('{"question": "a", "answer": 1e999}', "1e999 is beyond what a number can be"),
         ("[1]", "object was expected, found list"),
         ({"question": "a"}, 'no field "answer".*has "question".*--problems.answer-field'),
         ({"question": "a", "answer": None}, 'field "answer" should be text or a number, found NoneType'),
@@ -91,6 +112,20 @@ def test_svamp_joins_story_and_question(tmp_path: Path) -> None:
         ({"question": "a", "answer": "so it is\n#### blue"}, 'answer "blue" holds no number'),
         ({"question": "a", "answer": "4 so\n####"}, 'answer "" holds no number'),
         ({"question": "a", "answer": "</think> 4"}, "holds </think>"),
+        ({"question": "a", "answer": "so<|endoftext|>\n#### 4"}, r"holds <\|endoftext\|>, a token"),
+        ({"question": "a <|im_end|>", "answer": "4"}, r"holds <\|im_end\|>, a token"),
+        ({"question": "a</s>", "answer": "4"}, "holds </s>, a token"),
+        ({"question": "a <|eot_id|>", "answer": "4"}, r"holds <\|eot_id\|>, a token"),
+        ('{"question": "a \\ud83c", "answer": "4"}', "half of a surrogate pair"),
+        ('{"question": "a", "answer": "\\udfff 4"}', "half of a surrogate pair"),
+        ('{"question": "a \\udf4e\\ud83c", "answer": "4"}', "half of a surrogate pair"),
+        ({"question": "a", "answer": "#### 2,5"}, 'answer "2,5" has a comma between digits that is no thousands'),
+        ({"question": "a", "answer": "#### (3,4)"}, r'answer "\(3,4\)" has a comma between digits'),
+        ({"question": "a", "answer": "#### 0,125"}, "no thousands' comma"),
+        ({"question": "a", "answer": "#### 1,23,45"}, "no thousands' comma"),
+        ({"question": "a", "answer": "#### 1.234,56"}, "no thousands' comma"),
+        ({"question": "a", "answer": "#### ３，４"}, "no thousands' comma"),
+        ({"question": "a" * 1_000_001, "answer": "4"}, "the problem has 1,000,0.. characters"),
     ],
 )
 def test_a_bad_record_stops_with_its_line(tmp_path: Path, record: object, says: str) -> None:
@@ -104,7 +139,7 @@ def test_a_damaged_array_and_a_file_of_bytes_are_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"a\.json:2: not valid JSON"):
         read_problems(tmp_path / "a.json")
     (tmp_path / "b.jsonl").write_bytes(b'{"question": "\xff"}')
-    with pytest.raises(UserError, match=r"b\.jsonl: not UTF-8 text .* at byte 14"):
+    with pytest.raises(UserError, match=r"b\.jsonl:1: not UTF-8 text .* at byte 14"):
         read_problems(tmp_path / "b.jsonl")
 
 

@@ -7,12 +7,13 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from itertools import islice
 
+from nanogpt_edit.data.rows import ROW_SUFFIXES
 from nanogpt_edit.errors import UserError
 from nanogpt_edit.model.hub import answers
 
 Row = Mapping[str, object]
 
-FILE_SUFFIXES = (".jsonl", ".json", ".txt", ".raw", ".md")
+FILE_SUFFIXES = (*ROW_SUFFIXES, ".txt", ".raw", ".md", ".gz")
 
 # Short names people use, and the configuration a data set has no default for.
 ALIASES = {

@@ -35,6 +35,9 @@ SCALES = {
 SCALE_WORD = "|".join(word for word in SCALES if word != "k")
 GROUPED = r"[1-9][0-9]{0,2}(?P<separator>[, '])[0-9]{3}(?:(?P=separator)[0-9]{3})*|[1-9][0-9]?(?:,[0-9]{2})+,[0-9]{3}"
 END = r"(?![0-9]|[.,'_:/^]-?[0-9]|e[+-]?[0-9])"
+THOUSANDS = re.compile(  # a numeral with thousands' commas, in a text as it stands
+    r"(?<![0-9.,])(?:[1-9][0-9]{0,2}(?:,[0-9]{3})+|[1-9][0-9]?(?:,[0-9]{2})+,[0-9]{3})(?![0-9]|,[0-9])"
+)
 NUMERAL = re.compile(
     r"(?P<sign>(?<![\w.)\]-])-|(?<![\w.)\]-])(?<![\w.)\]] )- )?"  # "3-5" and "x - 5" subtract; else it is a sign
     r"(?:"

@@ -1,13 +1,12 @@
-"""Reading word problems: GSM8K, SVAMP, any JSONL or JSON array, a folder of them, or a hub data set.
+"""Reading word problems: GSM8K, SVAMP, any file of records (`rows.py`), a folder of them, a hub data set.
 
 GSM8K's form (Cobbe et al. 2021) is the native one: `answer` holds a rationale with calculator marks `<<48/2=24>>`, then
-`#### 72`. The marks are stripped, commas inside numbers removed. A record without `####` is all answer, no rationale.
-A bad record stops the reading with its file and line, or is left out and counted in `notes`.
+`#### 72`. The marks are stripped, thousands' commas of the answer removed. A record without `####` is all answer, no
+rationale. A bad record stops the reading with its file and line, or is left out and counted in `notes`.
 """
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -15,12 +14,17 @@ from pathlib import Path
 
 from nanogpt_edit.arguments import checked
 from nanogpt_edit.data import hub
+from nanogpt_edit.data.numerals import THOUSANDS, numbers
+from nanogpt_edit.data.rows import ROW_SUFFIXES, read_rows, reason_of_json
 from nanogpt_edit.errors import UserError
 from nanogpt_edit.typed import check_fields
 
 CALCULATOR_MARK = re.compile(r"<<[^<>]*>>")
-THOUSANDS_COMMA = re.compile(r"(?<=\d),(?=\d)")
-REASONING_TAG = re.compile(r"</?(?:think|answer)>")
+COMMA_BETWEEN_DIGITS = re.compile(r"(?<=\d)[,，٬](?=\d)")
+MARKUP = re.compile(
+    r"<(?:/?(?:think|answer|s)>|\|[^|<>\s]{1,40}\|>)"
+)  # tokens that are markup in one family or another
+LONGEST_PROBLEM = 1_000_000  # characters; no model reads as much at once
 EXAMPLE = '{"question": "…", "answer": "… #### 72"}'
 
 
@@ -38,7 +42,10 @@ class Problem:
     id: str  # where it came from, "<file stem>:<line>"; unique within its splits
 
     def __post_init__(self) -> None:
-        check_fields(self)
+        for text in (self.question, self.rationale, self.answer, self.id):
+            if type(text) is not str or not text.isascii():  # seldom, and what is asked then takes its time
+                check_fields(self)
+                return
 
 
 @dataclass(frozen=True)
@@ -61,9 +68,9 @@ def read_problems(
     fields = Fields(question=question_field, answer=answer_field)
     path = Path(source)
     if path.is_file():
-        return _read_file(path, fields, notes=[])
+        return _read_files([path], fields, notes=[])
     if path.is_dir():
-        return _read_file(_split_file(path, split), fields, notes=[])
+        return _read_files(_split_files(path, split), fields, notes=[])
     hub.check_name(str(source))
     rows = hub.read_rows(str(source), split=split)
     return _read_rows(_numbered(rows, split), f"{source} {split}", fields, notes=[])
@@ -76,11 +83,11 @@ def read_all_splits(source: str, fields: Fields, notes: list[str]) -> dict[str, 
     """
     path = Path(source)
     if path.is_file():
-        return {"train": _read_file(path, fields, notes)}
+        return {"train": _read_files([path], fields, notes)}
     if path.is_dir():
-        found = {"train": _read_file(_split_file(path, "train"), fields, notes)}
-        present = [split for split in ("validation", "test") if any((path / name).is_file() for name in _names(split))]
-        return found | {split: _read_file(_split_file(path, split), fields, notes) for split in present}
+        files = {"train": _split_files(path, "train")}
+        files |= {split: found for split in ("validation", "test") if (found := _find_split(path, split))}
+        return {split: _read_files(found, fields, notes) for split, found in files.items()}
     hub.check_name(source)
     rows = hub.read_splits(source, wanted=("train", "validation", "test"))
     if "train" not in rows:
@@ -88,53 +95,37 @@ def read_all_splits(source: str, fields: Fields, notes: list[str]) -> dict[str, 
     return {split: _read_rows(_numbered(rows[split], split), f"{source} {split}", fields, notes) for split in rows}
 
 
-def _split_file(folder: Path, split: str) -> Path:
-    for name in _names(split):
-        if (folder / name).is_file():
-            return folder / name
+def _split_files(folder: Path, split: str) -> list[Path]:
+    found = _find_split(folder, split)
+    if found:
+        return found
     present = ", ".join(sorted(p.name for p in folder.iterdir())[:8]) or "nothing"
     raise UserError(
         f"{folder}: no {split}.jsonl in this folder (it holds {present}). Name the file itself, or give the folder one."
     )
 
 
-def _names(split: str) -> tuple[str, str]:
-    return f"{split}.jsonl", f"{split}.json"
+def _find_split(folder: Path, split: str) -> list[Path]:
+    """The file of a split: `train.jsonl`, `train.parquet`, …; or its parts as the hub names them."""
+    for suffix in ROW_SUFFIXES:
+        whole = folder / f"{split}{suffix}"
+        found = [whole] if whole.is_file() else sorted(folder.glob(f"{split}-*-of-*{suffix}"))
+        if found:
+            return found
+    return []
 
 
 def _numbered(rows: Iterable[object], label: str) -> Iterator[tuple[str, object]]:
     return ((f"{label}:{number}", row) for number, row in enumerate(rows, start=1))
 
 
-def _read_file(path: Path, fields: Fields, notes: list[str]) -> tuple[Problem, ...]:
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start}).") from None
-    rows = _json_array(path, text) if text.lstrip().startswith("[") else _json_lines(text)
-    return _read_rows(((f"{path.stem}:{number}", row) for number, row in rows), str(path), fields, notes)
-
-
-def _json_array(path: Path, text: str) -> Iterator[tuple[int, object]]:
-    try:
-        rows = json.loads(text)
-    except (ValueError, RecursionError) as error:  # damaged, a number of thousands of digits, nested too deeply
-        line = f":{error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
-        raise UserError(f"{path}{line}: not valid JSON ({_reason(error)}).") from None
-    return enumerate(rows, start=1)
-
-
-def _json_lines(text: str) -> Iterator[tuple[int, object]]:
-    for number, line in enumerate(text.split("\n"), start=1):
-        if line.strip():
-            try:
-                yield number, json.loads(line)
-            except (ValueError, RecursionError) as error:
-                yield number, error
-
-
-def _reason(error: Exception) -> str:
-    return f"{error.msg} at column {error.colno}" if isinstance(error, json.JSONDecodeError) else str(error)
+def _read_files(paths: Iterable[Path], fields: Fields, notes: list[str]) -> tuple[Problem, ...]:
+    problems: list[Problem] = []
+    for path in paths:
+        stem = path.name.partition(".")[0] if path.name.endswith(ROW_SUFFIXES) else path.stem
+        rows = ((f"{stem}:{number}", row) for number, row in read_rows(path, field=fields.question))
+        problems += _read_rows(rows, str(path), fields, notes)
+    return tuple(problems)
 
 
 def _read_rows(
@@ -146,7 +137,7 @@ def _read_rows(
     for identifier, row in rows:
         try:
             problems.append(_problem(row, identifier, fields))
-        except _BadRecord as error:
+        except (_BadRecord, UserError) as error:  # what the reader asks, and what every Problem must be
             sentence = f"{source}:{identifier.rpartition(':')[2]}: {error}"
             if not fields.skip_bad:
                 raise UserError(sentence) from None
@@ -164,7 +155,7 @@ class _BadRecord(Exception):
 
 def _problem(row: object, identifier: str, fields: Fields) -> Problem:
     if isinstance(row, Exception):
-        raise _BadRecord(f"not valid JSON ({_reason(row)}).")
+        raise _BadRecord(f"not valid JSON ({reason_of_json(row)}).")
     if not isinstance(row, Mapping):
         raise _BadRecord(f"a JSON object was expected, found {type(row).__name__}.")
     if "Body" in row and "Question" in row and fields.question not in row:
@@ -173,8 +164,20 @@ def _problem(row: object, identifier: str, fields: Fields) -> Problem:
     answer = _text(row, fields.answer, flag="--problems.answer-field")
     rationale, _, final = answer.rpartition("####")
     rationale = CALCULATOR_MARK.sub("", rationale).strip()
-    final = THOUSANDS_COMMA.sub("", CALCULATOR_MARK.sub("", final)).strip()
+    final = _without_commas(CALCULATOR_MARK.sub("", final).strip())
     return _checked(Problem(question=question.strip(), rationale=rationale, answer=final, id=identifier))
+
+
+def _without_commas(answer: str) -> str:
+    """The answer without its thousands' commas; any other comma between digits may mean a decimal, or a list."""
+    if "," in answer:
+        answer = THOUSANDS.sub(lambda found: found[0].replace(",", ""), answer)
+    if COMMA_BETWEEN_DIGITS.search(answer) and None in numbers(answer):
+        raise _BadRecord(
+            f'the answer "{answer[:60]}" has a comma between digits that is no thousands\' comma; write one number, '
+            "a decimal with a point."
+        )
+    return answer
 
 
 def _from_svamp(row: Mapping[object, object], identifier: str) -> Problem:
@@ -206,9 +209,13 @@ def _text(row: Mapping[object, object], field: str, flag: str = "") -> str:
 def _checked(problem: Problem) -> Problem:
     if not problem.question:
         raise _BadRecord("the question is empty.")
-    if not re.search(r"\d", problem.answer):
+    if not (problem.answer.isdigit() or numbers(problem.answer)):
         raise _BadRecord(f'the answer "{problem.answer[:60]}" holds no number.')
-    tag = REASONING_TAG.search(f"{problem.question}\n{problem.rationale}\n{problem.answer}")
-    if tag:
-        raise _BadRecord(f"the text holds {tag[0]}, which only the completion's own markup may.")
+    text = f"{problem.question}\n{problem.rationale}\n{problem.answer}"
+    if len(text) > LONGEST_PROBLEM:
+        raise _BadRecord(f"the problem has {len(text):,} characters; {LONGEST_PROBLEM:,} is the most that is read.")
+    if "<" in text and (tag := MARKUP.search(text)):
+        raise _BadRecord(
+            f"the text holds {tag[0]}, a token that only the markup around a problem may use; take it out."
+        )
     return problem

@@ -8,7 +8,7 @@ one prediction, which is what perplexity wants. `random_blocks` draws blocks any
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,12 +17,14 @@ import torch
 from torch import Tensor
 
 from nanogpt_edit.data import hub
+from nanogpt_edit.data.rows import is_rows, read_rows, read_text_file, reason_of_json
 from nanogpt_edit.errors import UserError
+from nanogpt_edit.typed import check_sound
 
 if TYPE_CHECKING:
     from nanogpt_edit.model.tokenizer import Tokenizer
 
-TEXT_SUFFIXES = (".txt", ".raw", ".md")
+TEXT_SUFFIXES = (".txt", ".raw", ".md", ".txt.gz", ".raw.gz", ".md.gz")
 END_OF_TEXT = "<|endoftext|>"
 # WikiText marks an article " = Title = " and its sections " = = Title = = ".
 ARTICLE_HEADING = re.compile(r"^ = [^=\n].*[^=\n] = ?$", re.MULTILINE)
@@ -37,9 +39,10 @@ def read_text(
 ) -> list[str]:
     """Documents of a file, a folder (its .txt, .raw, .md files in order of name), a hub data set, or a list of these.
 
-    A file is one document, unless it is WikiText (one per article) or holds `<|endoftext|>` (one per part). A hub data
-    set ("owner/name" or "owner/name:configuration") gives one document per row of `split`, WikiText's rows are joined
-    and cut by article. `limit` keeps the first so many documents (and streams the hub).
+    A file is one document, unless it is WikiText (one per article) or holds `<|endoftext|>` (one per part); plain or
+    gzipped. Of a file of records (`rows.py`) and of the `split` of a hub data set ("owner/name" or
+    "owner/name:configuration") each row's `text_field` is a document; WikiText's rows are joined and cut by article.
+    `limit` keeps the first so many documents (and streams the hub).
 
     Raises UserError for a missing or unreadable source, and when there is no text in it.
     """
@@ -48,12 +51,12 @@ def read_text(
         return documents[:limit]
     path = Path(source)
     if path.is_dir():
-        files = sorted(file for file in path.rglob("*") if file.is_file() and file.suffix in TEXT_SUFFIXES)
+        files = sorted(file for file in path.rglob("*") if file.is_file() and file.name.endswith(TEXT_SUFFIXES))
         if not files:
             raise UserError(f"{path}: no text in this folder (looked for {', '.join(TEXT_SUFFIXES)} files).")
-        documents = [document for file in files for document in _documents(_read(file))]
+        documents = [document for file in files for document in _documents(read_text_file(file))]
     elif path.is_file():
-        documents = _documents(_read(path))
+        documents = _row_documents(path, text_field) if is_rows(path) else _documents(read_text_file(path))
     else:
         documents = _hub_documents(str(source), split=split, text_field=text_field, limit=limit)
     if not documents:
@@ -103,13 +106,6 @@ def _require(row: Tensor, block_size: int) -> None:
         )
 
 
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start}).") from None
-
-
 def _documents(text: str) -> list[str]:
     starts = [match.start() for match in ARTICLE_HEADING.finditer(text)]
     if END_OF_TEXT in text:
@@ -122,12 +118,28 @@ def _documents(text: str) -> list[str]:
     return [part.strip() for part in parts if part.strip()]
 
 
+def _row_documents(path: Path, text_field: str) -> list[str]:
+    rows = []
+    for number, row in read_rows(path, field=text_field):
+        if isinstance(row, Exception):
+            raise UserError(f"{path}:{number}: not valid JSON ({reason_of_json(row)}).")
+        rows.append(row)
+    return _texts(rows, str(path), text_field)
+
+
 def _hub_documents(source: str, *, split: str, text_field: str, limit: int | None) -> list[str]:
     hub.check_name(source)
-    rows = [row.get(text_field) for row in hub.read_rows(source, split=split, limit=limit)]
-    texts = [text for text in rows if isinstance(text, str)]
-    if len(texts) < len(rows):
-        raise UserError(f'{source}: {len(rows) - len(texts):,} rows have no text in field "{text_field}".')
+    return _texts(hub.read_rows(source, split=split, limit=limit), source, text_field)
+
+
+def _texts(rows: Sequence[object], source: str, text_field: str) -> list[str]:
+    """One document per row; WikiText's rows are lines, of which articles are made."""
+    found = [row.get(text_field) if isinstance(row, Mapping) else None for row in rows]
+    texts = [text for text in found if isinstance(text, str)]
+    if len(texts) < len(found):
+        raise UserError(f'{source}: {len(found) - len(texts):,} rows have no text in field "{text_field}".')
+    for text in texts:
+        check_sound(text, f'{source}: field "{text_field}"')
     if any(ARTICLE_HEADING.match(text) for text in texts):
         return _documents("".join(texts))
     return [text.strip() for text in texts if text.strip()]
