@@ -21,9 +21,8 @@ from nanogpt_edit.evaluate.compare import (
 )
 from nanogpt_edit.evaluate.metrics import score_problems
 from nanogpt_edit.evaluate.records import EvalRecord, write_records
-from nanogpt_edit.files import write_jsonl
-from nanogpt_edit.report.ledger import verdict_of
-from nanogpt_edit.report.records import Change
+from nanogpt_edit.files import write_json, write_jsonl
+from nanogpt_edit.report.read import read_run
 
 
 def test_differences_on_the_same_problems_by_hand() -> None:
@@ -47,21 +46,21 @@ def test_shorter_thinking_is_a_change_and_no_merit(capsys: pytest.CaptureFixture
 
 
 @pytest.mark.parametrize("rises", [True, False])
-def test_the_report_judges_every_difference_alike(rises: bool) -> None:
+def test_the_ledger_reads_the_verdict_of_every_difference(rises: bool, tmp_path: Path) -> None:
     names = [*score_problems(all_graded(["5", "6"]), ks=(1, 2)).values, "arithmetic_pass_at_1"]
     names += ["facts_recall", "facts_recall_edited", "facts_edited", "probes_non_arithmetic"]
     names += ["perplexity_nats_per_token"]
-    low, high = [0.1 + i / 100 for i in range(8)], [0.5 + i / 90 for i in range(8)]
-    for name in names:
-        found = paired_difference(*((low, high) if rises else (high, low)), good=good_side(name))
-        change = Change(found.delta, found.low, found.high, found.p_value, found.n, found.smallest_detectable)
-        assert verdict_of(find_metric(name), change) == found.verdict, name
-
-
-def find_metric(name: str) -> str:
-    """The metric of a difference: 'facts_recall' -> 'recall'."""
-    skill = next((skill for skill in ("arithmetic", "facts", "probes", "perplexity") if name.startswith(skill)), "")
-    return name.removeprefix(f"{skill}_")
+    low, high = [0.1 + i / 100 for i in range(20)], [0.5 + i / 90 for i in range(20)]
+    found = {name: paired_difference(*((low, high) if rises else (high, low)), good=good_side(name)) for name in names}
+    written = {"metrics": {name: asdict(difference) for name, difference in found.items()}}
+    (tmp_path / "eval").mkdir()
+    (tmp_path / "recipe.toml").touch()
+    write_json(tmp_path / "eval" / "compare_grpo-sft.json", written)
+    assert dict(read_run(tmp_path).comparisons["grpo-sft"].metrics) == found
+    assert {found[name].verdict for name in ("truncated", "perplexity_nats_per_token")} == {
+        "worse" if rises else "better"
+    }
+    assert found["facts_recall_edited"].verdict == "changed"
 
 
 def test_with_different_numbers_of_samples_the_first_ones_count() -> None:

@@ -16,6 +16,7 @@ import pytest
 from report_run import make_run
 from rich.console import Console
 
+from nanogpt_edit.common.stats import Interval, change_of_share
 from nanogpt_edit.errors import UserError
 from nanogpt_edit.report import build, terminal_summary
 from nanogpt_edit.report.read import read_run
@@ -118,7 +119,7 @@ def test_the_neighbourhood_drop_is_before_minus_after(finished: Path) -> None:
     drop = json.loads((finished / "summary.json").read_text())["edit"]["neighbourhood_drop"]
     assert drop["value"] == pytest.approx(sum(lost) / 50)  # 4 of 50 facts lost one of two neighbours: 0.04
     assert drop["value"] == pytest.approx(0.04)
-    assert drop["low"] < 0.04 < drop["high"] <= 0.1
+    assert Interval(**drop) == change_of_share(lost)
 
 
 def test_the_page_is_one_file_that_fetches_nothing(finished: Path) -> None:
@@ -314,7 +315,8 @@ assert "matplotlib" not in sys.modules and "jinja2" not in sys.modules, "loaded 
 build({str(evaluated)!r})
 ours = {{name for name in set(sys.modules) - before if name.startswith("nanogpt_edit.")}}
 ours = {{name for name in ours if not name.startswith("nanogpt_edit.report")}}
-assert ours <= {{"nanogpt_edit.errors", "nanogpt_edit.files", "nanogpt_edit.progress"}}, ours
+ground = {{"common", "common.stats", "errors", "files", "progress"}}
+assert ours <= {{f"nanogpt_edit.{{name}}" for name in ground}}, ours
 assert "torch" not in sys.modules
 assert "matplotlib.pyplot" not in sys.modules
 """

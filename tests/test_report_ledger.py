@@ -10,19 +10,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from nanogpt_edit.common.stats import Difference, Interval, Verdict, paired_difference, share
 from nanogpt_edit.report import labels
 from nanogpt_edit.report.examples import edit_groups, lost_facts, problem_examples, prompt_examples, split_completion
-from nanogpt_edit.report.intervals import mean_interval, paired_change
-from nanogpt_edit.report.ledger import make_ledger, verdict_of
+from nanogpt_edit.report.ledger import make_ledger
 from nanogpt_edit.report.page import cell, fenced
 from nanogpt_edit.report.plots import rolling_mean
 from nanogpt_edit.report.records import (
-    Change,
     Comparison,
     Completion,
     Edit,
     EditedFact,
-    Interval,
     RecalledFact,
     Run,
     Stage,
@@ -60,8 +58,8 @@ def interval(value: float) -> Interval:
     return Interval(value, value - 0.02, value + 0.02, 400)
 
 
-def change(delta: float, low: float, high: float, p_value: float | None = 0.01) -> Change:
-    return Change(delta, low, high, p_value, 400, None)
+def change(delta: float, low: float, high: float, verdict: Verdict) -> Difference:
+    return Difference(delta, low, high, 0.01, 400, 0.03, verdict)
 
 
 def completion(problem: str, sample: int, *, correct: bool, skill: str = "problems") -> Completion:
@@ -89,20 +87,13 @@ def edited(**changes: object) -> EditedFact:
     return EditedFact(**{**fact, **changes})  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize(
-    ("metric", "tested", "verdict"),
-    [
-        ("pass_at_1", change(0.05, 0.01, 0.09), "better"),
-        ("pass_at_1", change(-0.05, -0.09, -0.01), "worse"),
-        ("pass_at_1", change(0.05, 0.0, 0.09), "inconclusive"),  # the interval touches zero
-        ("pass_at_1", change(0.05, 0.01, 0.09, p_value=0.06), "inconclusive"),  # the test disagrees
-        ("pass_at_1", change(0.05, 0.01, 0.09, p_value=None), "better"),
-        ("nats_per_token", change(0.05, 0.01, 0.09), "worse"),  # less is better
-        ("thinking_tokens", change(-9, -10, -8), "changed"),  # neither is better
-    ],
-)
-def test_a_verdict_knows_which_side_is_good(metric: str, tested: Change, verdict: str) -> None:
-    assert verdict_of(metric, tested) == verdict
+@pytest.mark.parametrize("verdict", ["better", "worse", "changed", "inconclusive"])
+def test_the_ledger_says_the_verdict_that_the_comparison_wrote(verdict: Verdict) -> None:
+    skills = {"perplexity": {"nats_per_token": interval(0.9)}}
+    tested = Comparison("grpo", "sft", {"perplexity_nats_per_token": change(0.1, -9, 9, verdict)})
+    row = make_ledger(run_of(stage("sft", skills=skills), stage("grpo", skills=skills), comparisons=[tested])).rows[1]
+    assert row.cells[0] is not None
+    assert row.cells[0].verdict == verdict
 
 
 def test_a_step_is_told_in_plain_words() -> None:
@@ -113,7 +104,12 @@ def test_a_step_is_told_in_plain_words() -> None:
         "grpo", skills={"problems": {"pass_at_1": interval(0.678)}, "perplexity": {"nats_per_token": interval(0.92)}}
     )
     tested = Comparison(
-        "grpo", "sft", {"pass_at_1": change(0.049, 0.03, 0.07), "perplexity_nats_per_token": change(0.02, 0.01, 0.03)}
+        "grpo",
+        "sft",
+        {
+            "pass_at_1": change(0.049, 0.03, 0.07, "better"),
+            "perplexity_nats_per_token": change(0.02, 0.01, 0.03, "worse"),
+        },
     )
     rows = make_ledger(run_of(before, after, comparisons=[tested])).rows
     assert rows[0].outcome == ""
@@ -124,33 +120,54 @@ def test_a_step_is_told_in_plain_words() -> None:
     )
 
 
-def test_a_skill_without_a_comparison_is_paired_from_the_records_or_called_untested() -> None:
-    skills = {"problems": {"pass_at_1": interval(0.5)}, "probes": {"non_arithmetic": interval(0.5)}}
-    before = stage("sft", skills=skills, completions=answers({"a": "10", "b": "00", "c": "00", "d": "11"}))
-    after = stage("grpo", skills=skills, completions=answers({"d": "11", "a": "11", "b": "11", "c": "11"}))
-    problems, probes = make_ledger(run_of(before, after)).rows[1].cells
-    assert problems is not None
-    assert problems.change is not None
-    assert problems.delta == pytest.approx((0.5 + 1 + 1 + 0) / 4)  # per problem: a 0.5, b 1, c 1, d 0
-    assert probes is not None
-    assert (probes.verdict, probes.change) == ("untested", None)
+def test_a_skill_without_a_comparison_is_called_untested() -> None:
+    before = stage("sft", skills={"problems": {"pass_at_1": interval(0.5)}}, completions=answers({"a": "10"}))
+    after = stage("grpo", skills={"problems": {"pass_at_1": interval(0.75)}}, completions=answers({"a": "11"}))
+    (cell,) = make_ledger(run_of(before, after)).rows[1].cells
+    assert cell is not None
+    assert (cell.verdict, cell.change, cell.delta) == ("untested", None, 0.25)
 
 
-def test_the_edit_is_weighed_on_its_own_facts() -> None:
+@pytest.mark.parametrize(("old", "new", "samples"), [(4, 4, None), (4, 2, 2), (2, 4, 2), (16, 4, 4)])
+def test_the_ledger_says_how_many_samples_a_pair_had_where_a_row_had_more(
+    old: int, new: int, samples: int | None
+) -> None:
+    skills = {"problems": {"pass_at_1": interval(0.449)}}
+    rows = [
+        stage(name, skills=skills, completions=answers({"a": "1" * n, "b": "0" * n}))
+        for name, n in (("grpo", old), ("edited", new))
+    ]
+    tested = Comparison("edited", "grpo", {"pass_at_1": change(-0.046, -0.06, -0.03, "worse")})
+    row = make_ledger(run_of(*rows, comparisons=[tested])).rows[1]
+    assert row.cells[0] is not None
+    assert row.cells[0].samples == samples
+    assert ("the pair on" in row.outcome) == (samples is not None)
+
+
+def test_the_edit_is_weighed_by_what_was_written_of_it() -> None:
     facts = [edited(id=str(n), neighbourhood_after=0.5 if n < 2 else 1.0) for n in range(10)]
-    edit = Edit("x", 10, "memit", (0,), 1.0, {"success": Interval(1.0, 1.0, 1.0, 10)}, {}, tuple(facts))
-    skills = {"problems": {"pass_at_1": interval(0.5)}}
+    scores = {"neighbourhood_before": share([1.0] * 10), "neighbourhood_after": share([0.5] * 2 + [1.0] * 8)}
+    edit = Edit("x", 10, "memit", (0,), 1.0, {"success": share([1.0] * 10), **scores}, {}, tuple(facts))
+    none, every = {"facts": {"edited": share([0.0] * 10)}}, {"facts": {"edited": share([1.0] * 10)}}
+    tested = paired_difference([0.0] * 10, [1.0] * 10)
     ledger = make_ledger(
-        run_of(stage("sft", skills=skills), stage("grpo", skills=skills), stage("edited", skills=skills), edit=edit)
+        run_of(
+            stage("sft", skills=none),
+            stage("grpo", skills=none),
+            stage("edited", skills=every),
+            comparisons=[Comparison("edited", "grpo", {"facts_edited": tested})],
+            edit=edit,
+        )
     )
-    assert ledger.columns[1:] == (("edit", "success"), ("edit", "neighbourhood"))
-    assert [cell is None for row in ledger.rows for cell in row.cells[1:]] == [True, True, False, False, False, False]
-    success, neighbours = ledger.rows[2].cells[1:]
-    assert success is not None
+    assert ledger.columns[-2:] == (("facts", "edited"), ("edit", "neighbourhood"))
+    assert [cell is None for row in ledger.rows for cell in row.cells[-2:]] == [True, True, False, False, False, False]
+    written, neighbours = ledger.rows[2].cells[-2:]
+    assert written is not None
     assert neighbours is not None
-    assert (success.earlier, success.value.value, success.verdict) == (0.0, 1.0, "better")
-    assert (neighbours.earlier, neighbours.value.value) == (1.0, 0.9)
+    assert (written.earlier, written.value.value, written.verdict) == (0.0, 1.0, "better")
+    assert (neighbours.earlier, neighbours.value) == (1.0, scores["neighbourhood_after"])
     assert neighbours.delta == pytest.approx(-0.1)
+    assert neighbours.verdict == "inconclusive", "two facts of ten prove nothing"
 
 
 def test_problems_are_chosen_by_their_gain() -> None:
@@ -223,21 +240,6 @@ def test_a_completion_is_split_at_its_tags() -> None:
 @given(st.lists(st.sampled_from(["<think>", "</think>", "<answer>", "</answer>", "x", "<b>", "\n"])))
 def test_splitting_loses_nothing(pieces: list[str]) -> None:
     assert "".join(part.text for part in split_completion("".join(pieces))) == "".join(pieces)
-
-
-def test_intervals_over_facts() -> None:
-    half = mean_interval([0.0, 1.0] * 50)  # se 0.05, so about ±0.098
-    assert half.value == 0.5
-    assert half.n == 100
-    assert half.low == pytest.approx(0.402, abs=0.015)
-    assert half.high == pytest.approx(0.598, abs=0.015)
-    assert mean_interval([1.0, 1.0]) == Interval(1.0, 1.0, 1.0, 2)
-    steady = paired_change([0.1, 0.6, 0.3], [0.2, 0.7, 0.4])  # every unit gains 0.1: no spread at all
-    assert (steady.delta, steady.low, steady.high) == pytest.approx((0.1, 0.1, 0.1))
-    assert steady.p_value == 0.0
-    assert paired_change([0.0, 1.0], [1.0, 0.0]).p_value == 1.0
-    with pytest.raises(ValueError):
-        mean_interval([])
 
 
 def test_a_running_mean_by_hand() -> None:

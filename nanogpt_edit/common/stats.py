@@ -5,7 +5,8 @@ have three intervals, chosen by their measured coverage (docs/statistics.md):
 
 - a share, one value from 0 to 1 per problem: Wilson's score interval (1927) with the problems counted by their design
   effect (Kish 1965, §8.2; Korn & Graubard 1998): how much less the values spread than yes-or-no outcomes of the same
-  mean. One yes-or-no problem that was never seen is added, so that values without any spread prove no certainty.
+  mean. The spread is known only from the problems off the end of the scale (of 50 problems of which 45 are always
+  solved, 5); they are joined by one yes-or-no problem that was never seen, so that no clean sweep proves a certainty.
 - a change of a share, from −1 to 1 per problem: what was gained less what was lost, two shares whose intervals are put
   together (Newcombe 1998, method 10; Zou & Donner 2008).
 - a quantity without bounds (tokens, nats): the studentised bootstrap (Efron & Tibshirani 1993, §12.5), for it knows
@@ -76,17 +77,18 @@ def share(per_problem_values: ArrayLike) -> Interval:
     values = _checked(per_problem_values)
     if values.min() < 0 or values.max() > 1:
         raise UserError(f"A share lies between 0 and 1; found {values.min():g} to {values.max():g}.")
-    return score_interval(float(values.mean()), float(values.var()), len(values))
+    telling = int(min(np.count_nonzero(values < 1), np.count_nonzero(values > 0)))
+    return score_interval(float(values.mean()), float(values.var()), n=len(values), telling=telling)
 
 
-def score_interval(value: float, variance: float, n: int) -> Interval:
+def score_interval(value: float, variance: float, *, n: int, telling: int) -> Interval:
     """Wilson's 95% interval of a share whose values over `n` problems have this variance.
 
     n divided by the design effect takes the place of n: variance / (value · (1 − value)), which is 1 for yes-or-no
-    outcomes (then this is Wilson's interval itself) and is averaged with the 1 of one problem more.
+    outcomes (then this is Wilson's interval itself), over the `telling` problems off the end and one of effect 1.
     """
     most = value * (1 - value)
-    effect = (n * min(1.0, variance / most) + 1) / (n + 1) if most > 0 else 1.0
+    effect = (telling * min(1.0, variance / most) + 1) / (telling + 1) if most > 0 else 1.0
     n_effective, z2 = n / effect, Z_TWO_SIDED**2
     centre = (value + z2 / (2 * n_effective)) / (1 + z2 / n_effective)
     half = Z_TWO_SIDED / (1 + z2 / n_effective) * math.sqrt(most / n_effective + z2 / (4 * n_effective**2))
@@ -134,11 +136,12 @@ def harmonic_mean(columns: Sequence[Sequence[float | None]]) -> Interval | None:
         return None
     means, n = np.nanmean(values, axis=1), values.shape[1]
     if means.min() == 0:
-        return score_interval(0.0, 0.0, n)
+        return score_interval(0.0, 0.0, n=n, telling=0)
     mean = float(len(means) / (1 / means).sum())
     slopes = mean**2 / (len(means) * means**2) * n / present.sum(axis=1)
     linear = np.where(present, values - means[:, None], 0.0).T @ slopes  # (n,)
-    return score_interval(mean, float(np.mean(linear**2)), n)
+    off = [int(np.count_nonzero((present & (values != end)).any(axis=0))) for end in (0, 1)]
+    return score_interval(mean, float(np.mean(linear**2)), n=n, telling=min(off))
 
 
 def quantity(per_problem_values: ArrayLike, *, resamples: int = 10_000, seed: int = 0) -> Interval:

@@ -9,8 +9,8 @@ import math
 import re
 from collections.abc import Sequence
 
+from nanogpt_edit.common.stats import Difference, Interval
 from nanogpt_edit.report.expect import Expectation, parse_bound
-from nanogpt_edit.report.records import Change, Interval
 
 Column = tuple[str, str]
 """(skill, metric), such as ("problems", "pass_at_1")."""
@@ -48,8 +48,6 @@ METRIC_LABELS = {
     "p_target_before": "p(new answer) before",
     "p_target_after": "p(new answer) after",
 }
-NO_DIRECTION = ("recall_edited",)
-LOWER_IS_BETTER = ("nats_per_token", "perplexity", "neighbourhood_drop", "truncated")
 SIZES = re.compile(r"tokens|seconds|perplexity|nats|length|bits|mean_|entropy$|rank$")
 
 
@@ -75,7 +73,7 @@ def column_label(column: Column) -> str:
     if skill == "perplexity":
         return f"held-out text, {metric_label(metric)}"
     if skill == "edit":
-        return {"success": "edited facts", "neighbourhood": "neighbours of the edits"}[metric]
+        return {"neighbourhood": "neighbours of the edits"}.get(metric, metric_label(metric))
     if skill == "facts":
         return metric_label(metric)
     if column == ("probes", "non_arithmetic"):
@@ -110,14 +108,6 @@ def is_share(metric: str) -> bool:
     """Whether a metric is a share from 0 to 1, shown in percent, and its changes in points."""
     name = metric.rpartition(".")[2]
     return SIZES.search(name) is None and not name.startswith("p_")
-
-
-def direction(metric: str) -> int:
-    """+1 where more is better, -1 where less is better, 0 where neither is (lengths; answers meant to be lost)."""
-    name = metric.rpartition(".")[2]
-    if name in LOWER_IS_BETTER:
-        return -1
-    return 1 if is_share(name) and name not in NO_DIRECTION else 0
 
 
 def number(value: float, *, digits: int = 3) -> str:
@@ -174,7 +164,7 @@ def unit(metric: str) -> str:
     return " points" if is_share(metric) else ""
 
 
-def change_span(metric: str, change: Change) -> str:
+def change_span(metric: str, change: Difference) -> str:
     """'[+3.1, +6.7]'."""
     return f"[{signed(metric, change.low)}, {signed(metric, change.high)}]"
 

@@ -1,39 +1,42 @@
 """The ledger: what did each step gain, and what did it cost?
 
 Rows are checkpoints, columns are skills. A cell holds the value with its interval and the change since the row above,
-tested in pairs: better or worse when the 95% interval of the difference leaves zero out and p < 0.05, else
-inconclusive; untested when neither a comparison file nor the raw records pair the two checkpoints on that skill.
-Edited facts and neighbours are measured around the edit only: the row it started from and the edited row.
+as the comparison of the two wrote it: better, worse or changed when the 95% interval of the difference leaves zero out
+and p < 0.05, else inconclusive; untested when no comparison pairs the two checkpoints on that skill.
+Edited facts and neighbours are shown around the edit only: the row it started from and the edited row.
 """
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from nanogpt_edit.common import stats
+from nanogpt_edit.common.stats import Difference, Interval
 from nanogpt_edit.report import labels
-from nanogpt_edit.report.intervals import mean_interval, paired_change
-from nanogpt_edit.report.records import Change, Comparison, EditedFact, Interval, Run, Stage
+from nanogpt_edit.report.records import Comparison, Edit, Run, Stage
 
 STEPS = {"base": "Pretraining", "sft": "SFT", "grpo": "GRPO", "edited": "The edit"}
-Verdict = Literal["better", "worse", "changed", "inconclusive", "untested"]
+Verdict = stats.Verdict | Literal["untested"]
+AROUND_THE_EDIT = (("facts", "edited"), ("edit", "neighbourhood"))
 
 
 @dataclass(frozen=True, slots=True)
 class Cell:
     """One measured skill of one checkpoint, and since the row above: `earlier` value, `delta`, tested `change`.
 
-    Those and `verdict` are None where there is no row above that measured it.
+    Those and `verdict` are None where there is no row above that measured it. `samples` is how many completions of each
+    problem the pair was measured on, where one of the two rows' own values rests on more.
     """
 
     value: Interval
     earlier: float | None
     delta: float | None
-    change: Change | None
+    change: Difference | None
     verdict: Verdict | None
+    samples: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,15 +73,7 @@ def make_ledger(run: Run) -> Ledger:
     return Ledger(columns=columns, rows=tuple(rows))
 
 
-def verdict_of(metric: str, change: Change) -> Verdict:
-    """better / worse when the interval leaves zero out and p < 0.05 ("changed" for a metric without a good side)."""
-    if change.low <= 0 <= change.high or (change.p_value is not None and change.p_value >= 0.05):
-        return "inconclusive"
-    side = labels.direction(metric)
-    return "changed" if side == 0 else "better" if (change.delta > 0) == (side > 0) else "worse"
-
-
-def find_change(comparison: Comparison | None, skill: str, metric: str) -> Change | None:
+def find_change(comparison: Comparison | None, skill: str, metric: str) -> Difference | None:
     """The change of one skill's metric: named "facts.recall" or "facts_recall", or "pass_at_1" for the problems."""
     if comparison is None:
         return None
@@ -101,8 +96,11 @@ def _columns(run: Run) -> tuple[labels.Column, ...]:
             columns += [(skill, metric) for metric in _pass_metrics(measured[skill])]
         else:
             columns.append((skill, _main_metric(measured[skill])))
-    if run.edit is not None and run.edit.facts and "edited" in run.stages:
-        columns += [("edit", "success"), ("edit", "neighbourhood")]
+    if run.edit is not None and "edited" in run.stages:
+        if "edited" in measured.get("facts", ()):
+            columns.append(("facts", "edited"))
+        if {"neighbourhood_before", "neighbourhood_after"} <= run.edit.scores.keys():
+            columns.append(("edit", "neighbourhood"))
     return tuple(columns)
 
 
@@ -124,8 +122,13 @@ def _main_metric(metrics: list[str]) -> str:
 
 def _cell(run: Run, stage: Stage, before: Stage | None, column: labels.Column) -> Cell | None:
     skill, metric = column
-    if skill == "edit":
-        return _edit_cell(run, stage, metric)
+    if column in AROUND_THE_EDIT:
+        origin = _origin(run)
+        if stage.name not in ("edited", origin):
+            return None
+        if column == ("edit", "neighbourhood"):
+            return _neighbours(run.edit, is_origin=stage.name == origin) if run.edit else None
+        before = None if stage.name == origin else before
     value = stage.skills.get(skill, {}).get(metric)
     if value is None:
         return None
@@ -133,69 +136,40 @@ def _cell(run: Run, stage: Stage, before: Stage | None, column: labels.Column) -
     if before is None or earlier is None:
         return Cell(value, None, None, None, None)
     change = find_change(run.comparisons.get(f"{stage.name}-{before.name}"), skill, metric)
-    change = change or _change_from_records(before, stage, skill, metric)
     if change is None:
         return Cell(value, earlier.value, value.value - earlier.value, None, "untested")
-    return Cell(value, earlier.value, change.delta, change, verdict_of(metric, change))
+    counts = {_samples(before, skill), _samples(stage, skill)}
+    return Cell(value, earlier.value, change.delta, change, change.verdict, min(counts) if len(counts) > 1 else None)
 
 
-def _change_from_records(before: Stage, after: Stage, skill: str, metric: str) -> Change | None:
-    """The paired change from the raw records of both checkpoints, where no comparison file holds it."""
-    old, new = _per_unit(before, skill, metric), _per_unit(after, skill, metric)
-    shared = sorted(old.keys() & new.keys())
-    return paired_change([old[unit] for unit in shared], [new[unit] for unit in shared]) if shared else None
+def _samples(stage: Stage, skill: str) -> int:
+    """Completions of each problem of a skill; 0 where it has none."""
+    return max((one.sample_index + 1 for one in stage.completions if one.skill == skill), default=0)
 
 
-def _per_unit(stage: Stage, skill: str, metric: str) -> Mapping[str, float]:
-    """A metric per problem or subject, as far as the records tell it: pass@k = 1 - C(n - c, k) / C(n, k), recall."""
-    if skill == "facts":
-        subjects: dict[str, list[bool]] = {}
-        for fact in stage.facts:
-            if fact.group == metric:
-                subjects.setdefault(fact.subject, []).append(fact.recalled)
-        return {subject: sum(recalled) / len(recalled) for subject, recalled in subjects.items()}
-    found = re.fullmatch(r"pass_at_(\d+)", metric)
-    if found is None:
-        return {}
-    samples: dict[str, list[bool]] = {}
-    for completion in stage.completions:
-        if completion.skill == skill:
-            samples.setdefault(completion.problem_id, []).append(completion.correct)
-    k = int(found[1])
-    return {
-        problem: 1 - math.comb(len(correct) - sum(correct), k) / math.comb(len(correct), k)
-        for problem, correct in samples.items()
-        if len(correct) >= k
-    }
-
-
-def _edit_cell(run: Run, stage: Stage, metric: str) -> Cell | None:
-    """The edited facts and their neighbours, from the edit's own records: before it and after it."""
+def _origin(run: Run) -> str | None:
+    """The checkpoint that the edit started from."""
     stages = list(run.stages)
-    origin = stages[stages.index("edited") - 1] if stages.index("edited") else None
-    if run.edit is None or stage.name not in ("edited", origin):
-        return None
-    pairs = _edit_pairs(run.edit.facts, metric)
-    if not pairs:
-        return None
-    old, new = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
-    if stage.name == origin:
-        return Cell(mean_interval(old), None, None, None, None)
-    name = "success" if metric == "success" else "neighbourhood_after"
-    written = run.edit.scores.get(name)
-    change = paired_change(old, new)
-    value = written if isinstance(written, Interval) else mean_interval(new)
-    return Cell(value, sum(old) / len(old), change.delta, change, verdict_of(metric, change))
+    place = stages.index("edited") if "edited" in stages else 0
+    return stages[place - 1] if place else None
 
 
-def _edit_pairs(facts: tuple[EditedFact, ...], metric: str) -> list[tuple[float, float]]:
-    if metric == "success":
-        return [(float(fact.rank_before == 1), float(fact.success)) for fact in facts]
-    return [
+def _neighbours(edit: Edit, *, is_origin: bool) -> Cell | None:
+    """The neighbours of the edited facts, from the edit's own records: before it, or after it and the change."""
+    before, after = (edit.scores[f"neighbourhood_{when}"] for when in ("before", "after"))
+    if not isinstance(before, Interval) or not isinstance(after, Interval):
+        return None
+    if is_origin:
+        return Cell(before, None, None, None, None)
+    pairs = [
         (fact.neighbourhood_before, fact.neighbourhood_after)
-        for fact in facts
+        for fact in edit.facts
         if fact.neighbourhood_before is not None and fact.neighbourhood_after is not None
     ]
+    if len(pairs) < 2:
+        return Cell(after, before.value, after.value - before.value, None, "untested")
+    change = stats.paired_difference(*zip(*pairs, strict=True))
+    return Cell(after, before.value, change.delta, change, change.verdict)
 
 
 def _outcome(cells: Mapping[labels.Column, Cell | None]) -> str:
@@ -227,5 +201,6 @@ def _phrases(changes: Sequence[tuple[labels.Column, Cell]]) -> list[str]:
         if not labels.is_share(metric):
             what = f"{labels.metric_label(metric)} on {labels.skill_label(skill)}"
         then, now = labels.quantity(metric, cell.earlier or 0.0), labels.quantity(metric, cell.value.value)
-        phrases.append(f"{size} {what} ({then} → {now})")
+        where = f"; the pair on {labels.count(cell.samples, 'sample')} of each problem" if cell.samples else ""
+        phrases.append(f"{size} {what} ({then} → {now}{where})")
     return phrases

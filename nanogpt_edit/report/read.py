@@ -11,7 +11,9 @@ import math
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
+from typing import get_args
 
+from nanogpt_edit.common.stats import Difference, Interval, Verdict
 from nanogpt_edit.errors import UserError
 from nanogpt_edit.files import read_json
 from nanogpt_edit.report.fields import Fields, is_number, read_interval, read_lines, read_object
@@ -19,10 +21,8 @@ from nanogpt_edit.report.read_edits import read_edit, read_trace
 from nanogpt_edit.report.read_rollouts import read_rollouts
 from nanogpt_edit.report.records import (
     STAGES,
-    Change,
     Comparison,
     Completion,
-    Interval,
     RecalledFact,
     Run,
     Series,
@@ -194,15 +194,19 @@ def _place(stage: str) -> int:
     return STAGES.index(stage) if stage in STAGES else len(STAGES)
 
 
-def _read_change(fields: Fields) -> Change:
-    n = fields.optional_number("n")
-    return Change(
+def _read_change(fields: Fields) -> Difference:
+    written = fields.text("verdict")
+    verdict = next((known for known in get_args(Verdict) if known == written), None)
+    if verdict is None:
+        raise fields.error("verdict", f"one of {', '.join(get_args(Verdict))}")
+    return Difference(
         delta=fields.number("delta"),
         low=fields.number("low"),
         high=fields.number("high"),
-        p_value=fields.optional_number("p_value"),
-        n=None if n is None else int(n),
-        smallest_detectable=fields.optional_number("smallest_detectable"),
+        p_value=fields.number("p_value"),
+        n=fields.integer("n"),
+        smallest_detectable=fields.number("smallest_detectable"),
+        verdict=verdict,
     )
 
 

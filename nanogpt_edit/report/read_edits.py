@@ -6,8 +6,9 @@ import math
 from collections.abc import Mapping
 from pathlib import Path
 
+from nanogpt_edit.common.stats import Interval
 from nanogpt_edit.report.fields import Fields, is_number, read_interval, read_lines, read_object
-from nanogpt_edit.report.records import Edit, EditedFact, Grid, Interval, Trace, TraceExample
+from nanogpt_edit.report.records import Edit, EditedFact, Grid, Trace, TraceExample
 
 
 def read_edit(folder: Path) -> Edit | None:

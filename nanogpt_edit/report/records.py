@@ -9,36 +9,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from nanogpt_edit.common.stats import Difference, Interval
+
 STAGES = ("base", "sft", "grpo", "edited")
 """The checkpoints of a run in the order they are made. A run may hold any part of them."""
 
 Grid = tuple[tuple[float, ...], ...]
 """Rows of numbers: one row per token (or group of tokens), one column per layer."""
-
-
-@dataclass(frozen=True, slots=True)
-class Interval:
-    """A measured quantity with its 95% interval over `n` units (problems, facts): 0.628 [0.601, 0.655], n 400."""
-
-    value: float
-    low: float
-    high: float
-    n: int
-
-
-@dataclass(frozen=True, slots=True)
-class Change:
-    """A difference after - before, measured in pairs on the same units, with its 95% interval.
-
-    `smallest_detectable` is the difference this `n` could have shown; None where the test did not say.
-    """
-
-    delta: float
-    low: float
-    high: float
-    p_value: float | None
-    n: int | None
-    smallest_detectable: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +72,7 @@ class Comparison:
 
     after: str
     before: str
-    metrics: Mapping[str, Change]
+    metrics: Mapping[str, Difference]
 
     @property
     def name(self) -> str:

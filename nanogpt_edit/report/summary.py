@@ -1,7 +1,7 @@
 """summary.json: the numbers of the report for programs, in a fixed shape.
 
 stages.<stage>.<skill>.<metric>     {value, low, high, n}
-comparisons.<after>-<before>.<metric>  {delta, low, high, p_value, n, smallest_detectable}
+comparisons.<after>-<before>.<metric>  {delta, low, high, p_value, n, smallest_detectable, verdict}
 edit                                {n, success, …, seconds}: intervals as above, n and seconds plain
 seconds.<stage>, seconds.total      plain
 environment                         as recorded
@@ -13,11 +13,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 
+from nanogpt_edit.common.stats import Interval, change_of_share
 from nanogpt_edit.errors import UserError
 from nanogpt_edit.report.expect import Expectation, judge
-from nanogpt_edit.report.intervals import mean_interval
 from nanogpt_edit.report.ledger import Ledger, make_ledger
-from nanogpt_edit.report.records import Interval, Run
+from nanogpt_edit.report.records import Run
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +29,7 @@ class Summary:
 
     name: str
     stages: Mapping[str, Mapping[str, Mapping[str, Interval]]]
-    comparisons: Mapping[str, Mapping[str, Mapping[str, float | int | None]]]
+    comparisons: Mapping[str, Mapping[str, Mapping[str, float | int | str]]]
     edit: Mapping[str, Interval | float | int] | None
     seconds: Mapping[str, float]
     environment: Mapping[str, object]
@@ -100,7 +100,7 @@ def _edit_numbers(run: Run) -> Mapping[str, Interval | float | int] | None:
         if fact.neighbourhood_before is not None and fact.neighbourhood_after is not None
     ]
     if drops:
-        numbers.setdefault("neighbourhood_drop", mean_interval(drops))
+        numbers.setdefault("neighbourhood_drop", change_of_share(drops))
     return {**numbers, "seconds": run.edit.seconds}
 
 

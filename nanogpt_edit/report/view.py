@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from datetime import datetime
 from itertools import groupby
 
+from nanogpt_edit.common.stats import Difference, Interval
 from nanogpt_edit.report import examples, labels
 from nanogpt_edit.report.canvas import Picture
 from nanogpt_edit.report.examples import Example, FactGroup, LostFact
-from nanogpt_edit.report.ledger import Verdict, verdict_of
 from nanogpt_edit.report.plots import learning_curves, pass_at_k, solved_counts
 from nanogpt_edit.report.plots_edits import edit_pictures, example_pictures, trace_pictures, visible
-from nanogpt_edit.report.records import Change, Interval, Rollout, RolloutStep, Run
+from nanogpt_edit.report.records import Rollout, RolloutStep, Run
 from nanogpt_edit.report.summary import Summary
 
 
@@ -40,8 +40,7 @@ class Tested:
     pair: str
     metric: str
     label: str
-    change: Change
-    verdict: Verdict
+    change: Difference
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,7 +242,6 @@ def _tested(run: Run) -> tuple[Tested, ...]:
             metric=metric,
             label=labels.change_label(metric),
             change=change,
-            verdict=verdict_of(metric, change),
         )
         for comparison in run.comparisons.values()
         for metric, change in comparison.metrics.items()
