@@ -97,7 +97,7 @@ class RunFolder:
         try:
             with self._lock():
                 yield
-        except UserError:
+        except (UserError, OSError):
             if made and not self.begun():
                 shutil.rmtree(self.path)
             raise

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import resource
 import shlex
 import shutil
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -62,8 +65,41 @@ def test_a_bad_input_is_one_sentence(
     assert everything(tmp_path) == before
 
 
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("$PROGRAM --help >&-", "standard output is closed; send it to a file"),
+        ("$PROGRAM run tiny >&-", "standard output is closed; send it to a file"),
+        ("$PROGRAM cache list >&-", "standard output is closed; send it to a file"),
+        ("PYTHONIOENCODING=ascii LC_ALL=C $PROGRAM λ", r'there is no verb "\u03bb"'),
+        ("PYTHONIOENCODING=latin-1 $PROGRAM λ", r'there is no verb "\u03bb"'),
+        ("PYTHONUTF8=0 PYTHONCOERCECLOCALE=0 LC_ALL=C $PROGRAM rnu", "there is no verb"),
+        (r"$PROGRAM sample model --prompt $'caf\xe9'", r"'caf\udce9', is not UTF-8 text"),
+        (r"$PROGRAM $'\xff'", r"'\udcff', is not UTF-8 text"),
+        ("mkdir gone; cd gone; rmdir ../gone; $PROGRAM info model", "the working folder has been deleted"),
+        ("mkdir gone; cd gone; rmdir ../gone; $PROGRAM run tiny", "the working folder has been deleted"),
+        ("ulimit -f 1; $PROGRAM run tiny --out x", "file too large"),
+    ],
+)
+def test_what_only_a_process_can_meet_is_one_sentence(line: str, says: str, tmp_path: Path) -> None:
+    program = f"{shlex.quote(sys.executable)} -m nanogpt_edit"
+    home = str(Path(cli.__file__).parents[1])
+    ended = subprocess.run(
+        ["bash", "-c", line.replace("$PROGRAM", program)],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": home},
+        capture_output=True,
+        text=True,
+    )
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert ended.stderr.startswith("nanogpt-edit: ")
+    assert ended.stderr.count("\n") == 1
+    assert says in ended.stderr
+    assert everything(tmp_path) == {}
+
+
 def test_the_table_is_long_and_without_repetition() -> None:
-    assert len(ROWS) >= 20
+    assert len(ROWS) >= 150
     assert len({(row.command, *sorted((name, str(text)) for name, text in row.files.items())) for row in ROWS}) == len(
         ROWS
     )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +15,7 @@ from torch import Tensor
 from nanogpt_edit import cli
 from nanogpt_edit.edit import covariance as covariance_module
 from nanogpt_edit.edit import covariance_files
-from nanogpt_edit.edit.covariance import collect
+from nanogpt_edit.edit.covariance import Covariance, collect
 from nanogpt_edit.edit.covariance_files import (
     cached_covariances,
     clear_covariances,
@@ -174,6 +176,61 @@ def test_the_verb_lists_what_is_kept_and_clears_it(
     assert cached_covariances(tmp_path) == []
     assert cli.main(["cache", "clar"]) == 2
     assert 'did you mean "clear"?' in capsys.readouterr().err
+
+
+def place_a_file(path: Path) -> None:
+    path.write_text("")
+
+
+def place_nothing_below_a_file(path: Path) -> None:
+    path.parent.write_text("")
+
+
+@pytest.mark.parametrize("spoil", [place_a_file, place_nothing_below_a_file])
+def test_a_cache_that_cannot_be_written_is_said_before_and_costs_nothing(
+    spoil: Callable[[Path], None],
+    model: GPT,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    place = tmp_path / "a" / "cache" if spoil is place_nothing_below_a_file else tmp_path / "cache"
+    spoil(place)
+    said: list[str] = []
+    monkeypatch.setattr(covariance_files, "say", said.append)
+
+    def computed(*arguments: Any, **named: Any) -> dict[int, Covariance]:
+        said.append("now it is computed")
+        return collect(*arguments, **named)
+
+    monkeypatch.setattr(covariance_files, "collect", computed)
+    found = covariances(model, covariance_blocks()[:20], layers=[0], max_tokens=10**6, tolerance=0.01, cache_dir=place)
+    assert set(found) == {0}
+    assert said[0].startswith(str(place))
+    assert "NANOGPT_EDIT_CACHE can name another" in said[0]
+    assert said[1:] == ["now it is computed"]
+    monkeypatch.setenv("NANOGPT_EDIT_CACHE", str(place))
+    for verb in ("list", "clear"):
+        assert cli.main(["cache", verb]) == 2
+        assert f"{place}: no folder that can be read (not a directory); let NANOGPT" in capsys.readouterr().err
+
+
+def test_a_disk_that_fills_costs_the_cache_and_not_the_covariance(
+    model: GPT, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+
+    def full(*arguments: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(covariance_files, "say", said.append)
+    monkeypatch.setattr(covariance_files, "save_covariance", full)
+    found = covariances(
+        model, covariance_blocks()[:20], layers=[0], max_tokens=10**6, tolerance=0.01, cache_dir=tmp_path
+    )
+    assert set(found) == {0}
+    (sentence,) = said
+    assert sentence.startswith(f"{tmp_path}: the covariances cannot be written there ([Errno 28] No space left")
 
 
 def test_sizes_in_words() -> None:

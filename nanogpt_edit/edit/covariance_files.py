@@ -18,8 +18,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from nanogpt_edit.edit.covariance import Covariance, collect, tensor_sha256
-from nanogpt_edit.errors import UserError
-from nanogpt_edit.files import atomic_file
+from nanogpt_edit.errors import UserError, reason_of
+from nanogpt_edit.files import atomic_file, check_writable
 from nanogpt_edit.model.checkpoint import fingerprint
 from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.progress import say
@@ -27,6 +27,7 @@ from nanogpt_edit.sizes import size_in_words
 
 PATTERN = "covariance-*.safetensors"
 PLACE_VARIABLE = "NANOGPT_EDIT_CACHE"
+NOT_KEPT = f"The covariances are not kept for a later edit; {PLACE_VARIABLE} can name another folder for them."
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,8 @@ def covariances(
 ) -> dict[int, Covariance]:
     """C of each of `layers` over `blocks` (N, T) of token ids; from `cache_dir` where it is there, else computed.
 
-    Raises UserError for text without tokens.
+    Where `cache_dir` cannot be written they are computed all the same, and this is said before. Raises UserError for
+    text without tokens.
     """
     if blocks.numel() == 0:
         raise UserError("the covariance needs text; the token blocks given are empty.")
@@ -72,12 +74,33 @@ def covariances(
     found = {layer: cached for layer, path in files.items() if (cached := _load_or_none(path)) is not None}
     missing = [layer for layer in layers if layer not in found]
     if missing:
+        keeps = can_keep(cache_dir)
         fresh = collect(model, blocks, layers=missing, max_tokens=max_tokens, tolerance=tolerance)
-        for layer, covariance in fresh.items():
-            save_covariance(covariance, files[layer])
-        say(f"Kept in {cache_dir}: {size_in_words(sum(files[layer].stat().st_size for layer in fresh))}.")
+        if keeps:
+            _keep({files[layer]: covariance for layer, covariance in fresh.items()}, cache_dir)
         found |= fresh
     return {layer: found[layer] for layer in layers}
+
+
+def can_keep(cache_dir: Path) -> bool:
+    """Can files be written into the cache? Where not, it says so and how to choose another."""
+    try:
+        check_writable(cache_dir / "covariance.safetensors")
+    except UserError as error:
+        say(f"{error} {NOT_KEPT}")
+        return False
+    return True
+
+
+def _keep(covariances: Mapping[Path, Covariance], cache_dir: Path) -> None:
+    """Save what was computed. A full disk costs the cache a file, and the edit nothing."""
+    try:
+        for path, covariance in covariances.items():
+            save_covariance(covariance, path)
+    except (OSError, SafetensorError, UserError) as error:
+        say(f"{cache_dir}: the covariances cannot be written there ({error}). {NOT_KEPT}")
+        return
+    say(f"Kept in {cache_dir}: {size_in_words(sum(path.stat().st_size for path in covariances))}.")
 
 
 def _load_or_none(path: Path) -> Covariance | None:
@@ -126,8 +149,21 @@ def load_covariance(path: Path) -> Covariance:
     return covariance
 
 
+def check_cache(cache_dir: Path) -> None:
+    """Raise UserError when something else stands where the cache's folder should be; none at all is an empty one."""
+    try:
+        os.listdir(cache_dir)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise UserError(
+            f"{cache_dir}: no folder that can be read ({reason_of(error)}); let {PLACE_VARIABLE} name another."
+        ) from None
+
+
 def cached_covariances(cache_dir: Path) -> list[CachedCovariance]:
-    """Every file of the cache, read and verified, in order of name."""
+    """Every file of the cache, read and verified, in order of name. Raises UserError where the cache is no folder."""
+    check_cache(cache_dir)
     return [_inspect(path) for path in sorted(cache_dir.glob(PATTERN))]
 
 
@@ -140,7 +176,8 @@ def _inspect(path: Path) -> CachedCovariance:
 
 
 def clear_covariances(cache_dir: Path) -> int:
-    """Remove every file of the cache; the bytes freed."""
+    """Remove every file of the cache; the bytes freed. Raises UserError where the cache is no folder."""
+    check_cache(cache_dir)
     freed = 0
     for path in sorted(cache_dir.glob(PATTERN)):
         freed += path.stat().st_size
