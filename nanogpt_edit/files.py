@@ -7,6 +7,7 @@ the reader.
 
 from __future__ import annotations
 
+import difflib
 import gzip
 import hashlib
 import json
@@ -22,6 +23,7 @@ from typing import NoReturn
 
 from nanogpt_edit.errors import UserError, reason_of, unreadable
 
+MANY = 8  # names of a folder that an error lists
 GZIP_LEVEL = 3  # half the time of the usual 6 for a few per cent more bytes
 MOST_DIGITS = 400  # of a whole number: more than any float has before its point
 HALF_CHARACTER = re.compile(r"\\u[dD][89a-fA-F]")  # as JSON escapes the halves of surrogate pairs, whole pairs too
@@ -87,6 +89,27 @@ def check_writable(path: Path) -> None:
         probe.unlink()
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: no file can be written there ({reason_of(error)}); give another name.") from None
+
+
+def nearest(path: Path) -> str:
+    """The end of a sentence about a path that is not there: one that is and is spelt like it, or the last folder on
+    the way that exists, and what it holds."""
+    here, found = Path(path.anchor), True
+    for part in path.parts[1:] if path.anchor else path.parts:
+        names = sorted(entry.name for entry in here.iterdir()) if here.is_dir() else []
+        exact = part if part in names or part == ".." else None
+        likely = exact or next(iter(difflib.get_close_matches(part, names, n=1)), None)
+        if likely is None:
+            found = False
+            break
+        here /= likely
+    if found:
+        return f"; did you mean {here}?"
+    if here == Path(path.anchor):
+        return "."
+    visible = [name for name in names if not name.startswith(".")]
+    holds = ", ".join(visible[:MANY]) + (", …" if len(visible) > MANY else "")
+    return f"; the nearest folder that exists is {here}, which holds {holds or 'nothing'}."
 
 
 def write_text(path: Path, text: str) -> None:

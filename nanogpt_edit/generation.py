@@ -65,7 +65,7 @@ def generate(
     return [
         Generation(
             prompt=prompts[completion.prompt_index],
-            text=tokenizer.decode([i for i in completion.token_ids if i != tokenizer.eos_id]),
+            text=tokenizer.decode([i for i in completion.token_ids if i not in tokenizer.end_ids]),
             token_ids=completion.token_ids,
             finish_reason=completion.finish_reason,
         )

@@ -22,7 +22,7 @@ from nanogpt_edit.edit.patch_files import carried_patches, save_edited, save_pat
 from nanogpt_edit.edit.scores import score_patch
 from nanogpt_edit.model import checkpoint
 from nanogpt_edit.model.gpt import GPT, GPTConfig
-from nanogpt_edit.model.tokenizer import Tokenizer, tokenizer_of
+from nanogpt_edit.model.tokenizer import REASONING_TEMPLATE, Tokenizer, tokenizer_of
 from nanogpt_edit.progress import say
 from nanogpt_edit.run_data import PRETRAINED, RunData
 from nanogpt_edit.run_folder import RunFolder
@@ -120,6 +120,7 @@ class RunModels(RunData):
         if self.folder.has_model("sft"):
             return
         model = self.load("base")
+        pose_questions(model)
         samples = self.training_samples(model)
         say(verdict(self.examine_sft(model, samples), stage="SFT"))
         with autocast(self.device, self.recipe.precision):
@@ -142,6 +143,7 @@ class RunModels(RunData):
         if self.folder.has_model("grpo"):
             return
         model = self.load("sft")
+        pose_questions(model)
         problems, config = self.grpo_problems(model)
         say(verdict(self.examine_grpo(model, problems, config), stage="GRPO"))
         with autocast(self.device, self.recipe.precision):
@@ -214,3 +216,12 @@ class RunModels(RunData):
         with trainer.whole() as model:
             if processes.is_first():
                 checkpoint.save(model, self.folder.model(name), lineage_note=note)
+
+
+def pose_questions(model: GPT) -> None:
+    """Let the chat template and the lineage say how the stage that follows puts a question."""
+    tokenizer = tokenizer_of(model)
+    if tokenizer.chat_template != REASONING_TEMPLATE:
+        done = "set" if tokenizer.chat_template is None else "replaced"
+        tokenizer.chat_template = REASONING_TEMPLATE
+        model.lineage = (*model.lineage, f"chat template {done}: the bare question, then <think>")

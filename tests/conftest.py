@@ -127,3 +127,11 @@ def shared_data(name: str) -> Path:
     if not (root / name).exists():
         pytest.skip(f"{root / name} is not here; set NANOGPT_EDIT_DATA to the folder that holds {name}/")
     return root / name
+
+
+def shared_cases(name: str) -> Path:
+    """An input from a public bug report that lies beside the repository, or a skip that says so."""
+    path = Path(__file__).parents[2] / "shared" / "cases" / name
+    if not path.exists():
+        pytest.skip(f"{path} is not here; it is no part of the repository")
+    return path

@@ -203,7 +203,7 @@ def test_no_bos_is_added_and_none_survives_saving(tmp_path: Path) -> None:
     )
     saved = json.loads((tmp_path / "tokenizer_config.json").read_text())
     assert (saved["bos_token"], saved["eos_token"]) == ("<|begin_of_text|>", "<|end_of_text|>")
-    assert "add_bos_token" not in saved
+    assert saved["add_bos_token"] is False
 
 
 def test_a_vocabulary_without_end_of_text_pads_with_zero() -> None:

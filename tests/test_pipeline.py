@@ -23,6 +23,7 @@ from nanogpt_edit.errors import UserError
 from nanogpt_edit.evaluate.suite import EvaluateConfig
 from nanogpt_edit.files import read_json, write_json, write_jsonl
 from nanogpt_edit.model import checkpoint
+from nanogpt_edit.model.tokenizer import REASONING_TEMPLATE
 from nanogpt_edit.recipe import ModelConfig, Recipe, load_recipe, save_recipe
 from nanogpt_edit.run_folder import RunFolder
 from nanogpt_edit.train.grpo import GRPOConfig
@@ -156,6 +157,16 @@ def test_every_model_directory_gives_transformers_the_same_logits(finished: Path
         assert ids[0].tolist() == ours.tokenizer.encode(text)
         with torch.no_grad():
             torch.testing.assert_close(ours(ids), theirs(ids).logits, atol=1e-4, rtol=0)
+
+
+def test_what_sft_teaches_is_the_chat_template_from_then_on(finished: Path) -> None:
+    said = "chat template set: the bare question, then <think>"
+    for stage in STAGES:
+        model, taught = checkpoint.load(finished / stage), stage != "base"
+        assert model.tokenizer is not None
+        assert model.tokenizer.chat_template == (REASONING_TEMPLATE if taught else None)
+        assert [note for note in model.lineage if "template" in note] == [said] * taught
+        assert ("the one it was trained on" in (finished / stage / "README.md").read_text()) == taught
 
 
 def test_a_second_call_does_nothing_again(finished: Path) -> None:

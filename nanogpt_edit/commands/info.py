@@ -10,7 +10,9 @@ import tyro
 from nanogpt_edit.commands.parse import parse
 from nanogpt_edit.errors import visible
 from nanogpt_edit.model.checkpoint import fingerprint, load
+from nanogpt_edit.model.fit import tokenizer_doubts
 from nanogpt_edit.model.gpt import GPT, GPTConfig
+from nanogpt_edit.model.tokenizer import REASONING_TEMPLATE
 
 MEBIBYTE = 2**20
 
@@ -49,7 +51,9 @@ def describe(model: GPT) -> list[tuple[str, str]]:
         ("parameters", f"{count:,}"),
         ("memory", f"{size / MEBIBYTE:,.1f} MiB as {str(model.dtype).removeprefix('torch.')}"),
         ("cache", f"{cache_bytes:,} bytes per token and sequence"),
+        ("weights", _finite(model)),
         ("tokenizer", _tokenizer(model)),
+        ("chat template", _chat_template(model)),
         ("fingerprint", fingerprint(model)),
         ("lineage", " → ".join(model.lineage) or "nothing recorded"),
     ]
@@ -67,8 +71,30 @@ def _groups(config: GPTConfig) -> str:
 def _tokenizer(model: GPT) -> str:
     tokenizer = model.tokenizer
     if tokenizer is None:
-        return "none"
+        return "none: without one the model can neither read nor write; put its tokenizer.json beside the weights"
     ids = tokenizer.reasoning_ids
+    doubts = "".join(f"; perhaps another model's: {doubt}" for doubt in tokenizer_doubts(model))
     return (
         f"{tokenizer.vocab_size:,} entries, <think> {ids[0]}, </think> {ids[1]}, <answer> {ids[2]}, </answer> {ids[3]}"
+        f"{doubts}"
+    )
+
+
+def _chat_template(model: GPT) -> str:
+    template = None if model.tokenizer is None else model.tokenizer.chat_template
+    if template is None:
+        return "none"
+    return "the bare question, then <think>" if template == REASONING_TEMPLATE else "as it came with the model"
+
+
+def _finite(model: GPT) -> str:
+    """Whether every weight is a number."""
+    broken = {name: int((~weight.isfinite()).sum()) for name, weight in model.named_parameters()}
+    broken = {name: count for name, count in broken.items() if count}
+    if not broken:
+        return "all finite"
+    first = next(iter(broken))
+    return (
+        f"{sum(broken.values()):,} are NaN or infinite, in {len(broken)} of {len(list(model.parameters()))} tensors "
+        f"(first: {first}); nothing that this model writes or scores means anything"
     )

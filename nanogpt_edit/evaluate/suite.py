@@ -199,7 +199,7 @@ def solve_here(
     records = []
     for completion in finished:
         problem = problems[completion.prompt_index]
-        text = tokenizer.decode([i for i in completion.token_ids if i != tokenizer.eos_id])
+        text = tokenizer.decode([i for i in completion.token_ids if i not in tokenizer.end_ids])
         found = extract(text)
         thinking_tokens, answer_tokens = count_tokens(completion.token_ids, tokenizer)
         records.append(

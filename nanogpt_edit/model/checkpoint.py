@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,10 @@ from nanogpt_edit.devices import choose_device, choose_dtype
 from nanogpt_edit.errors import UserError
 from nanogpt_edit.model import hub, nanogpt, weights
 from nanogpt_edit.model.config_json import config_from_json, config_to_json
+from nanogpt_edit.model.fit import tokenizer_doubts
 from nanogpt_edit.model.gpt import GPT, GPTConfig
+from nanogpt_edit.model.kept import Kept, is_kept, write_card
+from nanogpt_edit.model.size import check_fits
 from nanogpt_edit.model.tensors import SafetensorsFiles, Tensors
 from nanogpt_edit.model.tokenizer import Tokenizer
 from nanogpt_edit.model.weights import fingerprint, weight_sha256
@@ -52,6 +56,8 @@ REPLACEABLE = (
     "merges.txt",
     "state",
 )
+OTHER_WEIGHTS = ("*.bin", "*.pt", "*.pth", "*.pkl")
+ONLY_IN_MODELS = ("config.json", "state")  # one of them marks a directory of ours, whose texts may be replaced too
 
 
 @dataclass(frozen=True)
@@ -62,6 +68,7 @@ class _Source:
     config: GPTConfig
     tensors: Tensors
     tokenizer: Tokenizer | None
+    kept: Kept
     lineage: tuple[str, ...]
     conv1d: bool
     """Whether GPT-2's matrices are stored (in, out)."""
@@ -83,6 +90,7 @@ def load(source: str | Path, *, device: torch.device | str = "cpu", dtype: torch
     opened = _open(source)
     config, stored_rows = opened.config, opened.config.vocab_size
     _check_tokenizer(opened)
+    _check_size(opened, device, dtype)
     if opened.tokenizer is not None and opened.tokenizer.vocab_size > stored_rows:
         config = replace(config, vocab_size=-(-opened.tokenizer.vocab_size // ROWS_MULTIPLE) * ROWS_MULTIPLE)
     with torch.device("meta"), _NoInitialisation():
@@ -91,8 +99,10 @@ def load(source: str | Path, *, device: torch.device | str = "cpu", dtype: torch
     model = model.to(dtype or weights.stored_dtype(plan, opened.tensors)).to_empty(device=device)
     weights.fill(model, opened.tensors, plan)
     model.source = opened.path
-    model.tokenizer, model.lineage = opened.tokenizer, opened.lineage
+    model.tokenizer, model.lineage, model.kept = opened.tokenizer, opened.lineage, opened.kept
     _new_rows(model, opened, stored_rows)
+    if doubts := tokenizer_doubts(model):
+        progress.say(f"{opened.path}: the tokenizer may be another model's: {'; '.join(doubts)}.")
     return model.eval()
 
 
@@ -121,6 +131,7 @@ def save(
 
     `tokenizer` defaults to the model's. `lineage_note` says what was just done to the weights; it is added to the
     model's lineage. `attachments` are further files by their name in the directory, each with what writes it to a path.
+    What came with the model (`Kept`) is written again.
     transformers gives the same logits and ids for the directory; its `generate` stops at `</answer>`.
     (One exception: transformers 5 reads any qwen2 directory with Qwen2's own rules for cutting text, so another
     family's vocabulary in a qwen2 model gives other ids there.)
@@ -136,24 +147,24 @@ def save(
     with files.atomic_directory(directory) as part:
         weights.write(model, part)
         files.write_json(part / "config.json", config)
-        files.write_json(part / "lineage.json", {"lineage": list(model.lineage), "fingerprint": fingerprint(model)})
+        files.write_json(part / "lineage.json", _lineage_json(model, tokenizer))
         if tokenizer is not None:
-            files.write_json(part / "generation_config.json", _generation_json(tokenizer))
+            files.write_json(part / "generation_config.json", _generation_json(model, tokenizer))
             tokenizer.save(part)
+        model.kept.write(part)
+        write_card(part, model.lineage, tokenizer)
         for name, write in (attachments or {}).items():
             write(part / name)
 
 
 def config_json(model: GPT, tokenizer: Tokenizer | None = None) -> dict[str, object]:
     """The config.json that `save` would write. Raises UserError when the config fits no Hugging Face architecture."""
-    eos = None if tokenizer is None else tokenizer.eos_id
-    return {
-        **config_to_json(model.config),
-        "torch_dtype": str(model.dtype).removeprefix("torch."),
-        "bos_token_id": None,
-        "eos_token_id": eos,
-        "pad_token_id": None if tokenizer is None else tokenizer.pad_id,
-    }
+    theirs = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None, **model.kept.config}
+    if tokenizer is not None:
+        theirs["pad_token_id"] = tokenizer.pad_id
+        theirs["eos_token_id"] = theirs["eos_token_id"] if model.kept.config.get("eos_token_id") else tokenizer.eos_id
+    written = {**config_to_json(model.config), "torch_dtype": str(model.dtype).removeprefix("torch.")}
+    return written | {name: value for name, value in theirs.items() if name not in written}
 
 
 def _open(source: str | Path) -> _Source:
@@ -168,32 +179,34 @@ def _open(source: str | Path) -> _Source:
         return _open_nanogpt(path)
     if isinstance(source, str) and hub.is_name(source) and path.suffix not in (".pt", ".pth"):
         return _open_directory(hub.fetch(source), name=source)
-    raise UserError(f"{source}: no such model directory or file.")
+    raise UserError(f"{source}: no such model directory or file{files.nearest(path)}")
 
 
 def _open_directory(path: Path, *, name: str) -> _Source:
     if not (path / "config.json").is_file():
-        hint = f" Its nanoGPT checkpoint is {path / 'ckpt.pt'}; name that." if (path / "ckpt.pt").is_file() else ""
-        if inside := sorted(str(file.parent) for file in path.glob("*/config.json")):
-            hint = f" The models in it are {', '.join(inside)}."
-        raise UserError(f"{path}: not a model directory, it has no config.json.{hint}")
+        raise UserError(f"{path}: not a model directory, it has no config.json.{_instead(path)}")
     raw = files.read_json(path / "config.json")
-    config = config_from_json(raw, path / "config.json")
+    config, kept = config_from_json(raw, path / "config.json"), Kept.read(path, raw)
     index, single = path / "model.safetensors.index.json", path / "model.safetensors"
     if not index.is_file() and not single.is_file():
+        other = sorted(file.name for suffix in OTHER_WEIGHTS for file in path.glob(suffix))
+        what = f"; {other[0]} is not read, for a pickle can run code" if other else ""
         raise UserError(
-            f"{path}: no model.safetensors and no model.safetensors.index.json in it. Weights in another format must "
-            "be converted first (transformers' save_pretrained writes safetensors)."
+            f"{path}: no model.safetensors and no model.safetensors.index.json in it{what}. Weights in another format "
+            "must be converted first (transformers' save_pretrained writes safetensors)."
         )
     parts = [single] if single.is_file() else [path / shard for shard in hub.shard_names(index)]
-    tokenizer = _tokenizer(path)
+    tokenizer, end_ids = _tokenizer(path), kept.end_ids(path)
     if tokenizer is not None:
-        _check_end_of_text(raw, config, tokenizer, path)
+        _check_end_of_text(end_ids, config, tokenizer, path)
+        tokenizer.end_ids |= {i for i in end_ids if i < tokenizer.vocab_size} - {tokenizer.answer_end}
+    tensors = SafetensorsFiles(parts)
     return _Source(
         path=path,
-        config=config,
-        tensors=SafetensorsFiles(parts),
+        config=weights.with_own_head(config, tensors, path),
+        tensors=tensors,
         tokenizer=tokenizer,
+        kept=kept,
         lineage=_read_lineage(path / "lineage.json") or (f"loaded from {name}",),
         conv1d=True,
         fresh_rows=True,
@@ -211,9 +224,10 @@ def _open_nanogpt(path: Path) -> _Source:
         progress.say(f"{path}: no tokenizer. Put tokenizer.json (for GPT-2's vocabulary: the one of gpt2) beside it.")
     return _Source(
         path=path,
-        config=checkpoint.config,
+        config=weights.with_own_head(checkpoint.config, checkpoint.tensors, path),
         tensors=checkpoint.tensors,
         tokenizer=tokenizer,
+        kept=Kept(),
         lineage=(checkpoint.note,),
         conv1d=False,
         fresh_rows=False,  # such checkpoints carry no tokenizer, and may have learnt the tokens in their padding
@@ -227,6 +241,27 @@ def _tokenizer(directory: Path) -> Tokenizer | None:
     return Tokenizer.load(directory) if found else None
 
 
+def _instead(path: Path) -> str:
+    """What a directory without a config.json is, and what to do; empty where nobody can tell."""
+    if (path / "adapter_config.json").is_file():
+        base = files.read_json(path / "adapter_config.json").get("base_model_name_or_path", "its base model")
+        return f" It is a PEFT adapter of {base}: merge them (merge_and_unload, save_pretrained) and pass the result."
+    if (path / "ckpt.pt").is_file():
+        return f" Its nanoGPT checkpoint is {path / 'ckpt.pt'}; name that."
+    inside = sorted(str(file.parent) for file in path.glob("*/config.json"))
+    return f" The models in it are {', '.join(inside)}." if inside else ""
+
+
+def _check_size(opened: _Source, device: torch.device | str, dtype: torch.dtype | None) -> None:
+    """Nothing is made of sizes that the files' tensors or the machine's memory cannot be right for."""
+    weights.check_depth(opened.config, opened.tensors, opened.path)
+    if torch.device(device).type == "cpu":
+        try:
+            check_fits(opened.config, dtype)
+        except UserError as error:
+            raise UserError(f"{opened.path}: {error}") from None
+
+
 def _check_tokenizer(opened: _Source) -> None:
     """Only the reasoning tokens may need rows that the weights have not."""
     tokenizer, rows = opened.tokenizer, opened.config.vocab_size
@@ -237,14 +272,13 @@ def _check_tokenizer(opened: _Source) -> None:
         )
 
 
-def _check_end_of_text(raw: Mapping[str, object], config: GPTConfig, tokenizer: Tokenizer, path: Path) -> None:
-    """A vocabulary too small for the model shows in the config's end-of-text id (unless that is nonsense itself)."""
-    listed = raw.get("eos_token_id")
-    for token_id in listed if isinstance(listed, list) else [listed]:
-        if isinstance(token_id, int) and tokenizer.vocab_size <= token_id < config.vocab_size:
+def _check_end_of_text(end_ids: frozenset[int], config: GPTConfig, tokenizer: Tokenizer, path: Path) -> None:
+    """A vocabulary too small for the model shows in the ids that end its texts (unless those are nonsense)."""
+    for token_id in sorted(end_ids):
+        if tokenizer.vocab_size <= token_id < config.vocab_size:
             raise UserError(
-                f"{path}: the tokenizer does not fit the weights: config.json ends texts with id {token_id}, the "
-                f"tokenizer's last id is {tokenizer.vocab_size - 1}. Use the tokenizer the model was trained with."
+                f"{path}: the tokenizer does not fit the weights: the model's texts end with id {token_id}, "
+                f"the tokenizer's last id is {tokenizer.vocab_size - 1}. Use the tokenizer the model was trained with."
             )
 
 
@@ -289,7 +323,13 @@ def _read_lineage(file: Path) -> tuple[str, ...]:
 def _check_replaceable(directory: Path) -> None:
     """`save` replaces the whole directory; refuse to take anything with it that is no model's."""
     if directory.is_dir():
-        foreign = sorted(p.name for p in directory.iterdir() if not any(p.match(known) for known in REPLACEABLE))
+        names = sorted(path.name for path in directory.iterdir())
+        ours = any(name in names for name in ONLY_IN_MODELS)
+        foreign = [
+            name
+            for name in names
+            if not any(fnmatch(name, known) for known in REPLACEABLE) and not (ours and is_kept(name))
+        ]
         if foreign:
             raise UserError(
                 f'{directory}: not replaced by the model, it holds "{foreign[0]}", which no model directory has. '
@@ -299,6 +339,13 @@ def _check_replaceable(directory: Path) -> None:
         raise UserError(f"{directory}: a file is in the place of the model directory. Choose another name.")
 
 
-def _generation_json(tokenizer: Tokenizer) -> dict[str, object]:
-    stops = [tokenizer.answer_end, *(tokenizer.stop_ids - {tokenizer.answer_end})]
-    return {"eos_token_id": stops, "pad_token_id": tokenizer.pad_id}
+def _lineage_json(model: GPT, tokenizer: Tokenizer | None) -> dict[str, object]:
+    vocabulary = {} if tokenizer is None else {"vocabulary": tokenizer.vocabulary_sha256}
+    return {"lineage": list(model.lineage), "fingerprint": fingerprint(model), **vocabulary}
+
+
+def _generation_json(model: GPT, tokenizer: Tokenizer) -> dict[str, object]:
+    """What came with the model, and what ends a text here: `</answer>` first."""
+    kept = {name: value for name, value in model.kept.generation.items() if name != "_from_model_config"}
+    stops = [tokenizer.answer_end, *sorted(tokenizer.stop_ids - {tokenizer.answer_end})]
+    return {**kept, "eos_token_id": stops, "pad_token_id": tokenizer.pad_id}

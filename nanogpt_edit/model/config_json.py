@@ -20,6 +20,8 @@ ARCHITECTURES = {
     "qwen3": "Qwen3ForCausalLM",
 }
 
+LARGEST_SIZE, LARGEST_NUMBER = 2**31, 1e30  # what lies beyond is a mistake
+
 GPT2_ACTIVATIONS: dict[str, Activation] = {
     "gelu_new": "gelu_tanh",
     "gelu_pytorch_tanh": "gelu_tanh",
@@ -97,6 +99,7 @@ def _gpt2_json(config: GPTConfig) -> dict[str, object]:
     return {
         "vocab_size": config.vocab_size,
         "n_positions": config.block_size,
+        "n_ctx": config.block_size,  # what readers older than n_positions, and llama.cpp's converter, ask for
         "n_embd": config.n_embd,
         "n_layer": config.n_layer,
         "n_head": config.n_head,
@@ -227,8 +230,8 @@ class _Keys:
 
     def integer(self, key: str, default: int | None = None) -> int:
         value = self._get(key, default)
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise UserError(f'{self.file}: "{key}" must be a whole number above 0, found {value!r}.')
+        if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value < LARGEST_SIZE:
+            raise UserError(f'{self.file}: "{key}" must be a whole number from 1 to {LARGEST_SIZE:,}, found {value!r}.')
         return value
 
     def optional_integer(self, key: str) -> int | None:
@@ -236,8 +239,8 @@ class _Keys:
 
     def number(self, key: str, default: float | None = None) -> float:
         value = self._get(key, default)
-        if not isinstance(value, int | float) or isinstance(value, bool):
-            raise UserError(f'{self.file}: "{key}" must be a number, found {value!r}.')
+        if not isinstance(value, int | float) or isinstance(value, bool) or not abs(value) < LARGEST_NUMBER:
+            raise UserError(f'{self.file}: "{key}" must be a finite number, found {value!r}.')
         return float(value)
 
     def flag(self, key: str, default: bool) -> bool:

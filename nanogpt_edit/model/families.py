@@ -7,6 +7,7 @@ file make it up; nothing else in the package knows.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from nanogpt_edit.model.config import GPTConfig
@@ -36,6 +37,26 @@ LLAMA_MODULES = {
     "mlp.down": ("mlp.down_proj",),
 }
 CONV1D_MODULES = frozenset({"attn.qkv", "attn.out", "mlp.up", "mlp.down"})
+
+# What others put before names, or between their parts: DistributedDataParallel, torch.compile, FSDP, activation
+# checkpointing, TRL.
+WRAPPERS = ("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "pretrained_model")
+
+# Parts of names that tell what a file is that is not, or not only, a language model: what that is, and the remedy.
+FOREIGN = {
+    "v_head": (
+        "the value head of PPO training",
+        "Save the language model alone (in TRL: model.pretrained_model.save_pretrained) and pass that directory.",
+    ),
+    "score": (
+        "the head of a classifier or reward model",
+        "Such a model writes no text; pass the language model it was made from.",
+    ),
+    "lora_A": (
+        "the matrices of a LoRA adapter",
+        "Merge them into their model (in PEFT: merge_and_unload, then save_pretrained) and pass that directory.",
+    ),
+}
 
 # Tensors of older files that are no weights: the causal mask, the rotary frequencies.
 NOT_WEIGHTS = (".attn.bias", ".attn.masked_bias", ".rotary_emb.inv_freq")
@@ -76,5 +97,12 @@ def stored_as(name: str, config: GPTConfig) -> Stored:
 
 
 def without_prefix(name: str) -> str:
-    """The name as files of the bare decoder have it: `transformer.wte.weight` -> `wte.weight`."""
-    return name.removeprefix("transformer.").removeprefix("model.")
+    """The name as files of the bare decoder have it: `module.transformer.wte.weight` -> `wte.weight`."""
+    parts = [part for part in name.split(".") if part not in WRAPPERS]
+    return ".".join(parts[1:] if parts[0] in ("transformer", "model") else parts)
+
+
+def wrappers(names: Iterable[str]) -> tuple[str, ...]:
+    """Those of `WRAPPERS` that occur in any of the names, in the order in which they first do."""
+    parts = dict.fromkeys(part for name in names for part in name.split("."))
+    return tuple(part for part in parts if part in WRAPPERS)

@@ -23,8 +23,10 @@ from torch.utils.checkpoint import checkpoint
 
 from nanogpt_edit.model.block import Block, make_norm, take_columns
 from nanogpt_edit.model.config import GPTConfig as GPTConfig
+from nanogpt_edit.model.kept import Kept
 from nanogpt_edit.model.positions import rotary_angles, sinusoids
 from nanogpt_edit.model.products import Packed, head_product
+from nanogpt_edit.model.size import check_fits
 
 if TYPE_CHECKING:
     from nanogpt_edit.model.kv_cache import KVCache
@@ -34,14 +36,21 @@ if TYPE_CHECKING:
 class GPT(nn.Module):
     """The decoder. `model(token_ids)` gives logits; the other methods are its parts.
 
-    `tokenizer` and `lineage` (what was done to the weights, newest last) ride along; `checkpoint.py` sets them.
+    `tokenizer`, `lineage` (what was done to the weights, newest last) and `kept` (what else came with the model) ride
+    along; `checkpoint.py` sets them.
     """
 
     def __init__(self, config: GPTConfig, *, seed: int | None = None) -> None:
-        """Build with GPT-2's initialisation drawn from `seed`, or (None) with weights about to be overwritten."""
+        """Build with GPT-2's initialisation drawn from `seed`, or (None) with weights about to be overwritten.
+
+        Raises UserError for sizes that do not fit in the machine's memory.
+        """
         super().__init__()
+        if torch.get_default_device().type == "cpu":
+            check_fits(config)
         self.config = config
         self.tokenizer: Tokenizer | None = None
+        self.kept = Kept()
         self.lineage: tuple[str, ...] = ()
         self.source: Path | None = None
         """The directory or file it was loaded from."""

@@ -6,13 +6,16 @@ import re
 from pathlib import Path
 
 from nanogpt_edit.errors import UserError
+from nanogpt_edit.files import nearest, read_json
 
-NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+NAME = re.compile(r"(?!.*(--|\.\.))[A-Za-z0-9]([\w.-]*\w)?(/[A-Za-z0-9]([\w.-]*\w)?)?", re.ASCII)
+LONGEST_NAME = 96
+OPTIONAL = ("tokenizer_config.json", "generation_config.json", "chat_template.jinja", "README.md", "LICENSE")
 
 
 def is_name(source: str) -> bool:
-    """Whether `source` can be a name on the hub: `gpt2`, `Qwen/Qwen2.5-0.5B`."""
-    return NAME.fullmatch(source) is not None
+    """Whether `source` can be a name on the hub, by the hub's rules: `gpt2`, `Qwen/Qwen2.5-0.5B`."""
+    return NAME.fullmatch(source) is not None and len(source) <= LONGEST_NAME
 
 
 def fetch(name: str) -> Path:
@@ -55,8 +58,6 @@ def cached(name: str, file: str) -> Path | None:
 
 def shard_names(index: Path) -> tuple[str, ...]:
     """The files that a model.safetensors.index.json lists, sorted. Raises UserError when it lists none."""
-    from nanogpt_edit.files import read_json
-
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise UserError(f'{index}: "weight_map" is missing; the file is damaged, fetch it again.')
@@ -71,7 +72,8 @@ def _collect(name: str, *, local: bool) -> Path:
         older = [_fetch_optional(name, file, revision, local) for file in ("vocab.json", "merges.txt")]
         if local and None in older:
             _fetch(name, "tokenizer.json", revision, local)  # says that it is missing
-    _fetch_optional(name, "tokenizer_config.json", revision, local)
+    for file in OPTIONAL:
+        _fetch_optional(name, file, revision, local)
     index = _fetch_optional(name, "model.safetensors.index.json", revision, local)
     for file in ("model.safetensors",) if index is None else shard_names(index):
         _fetch(name, file, revision, local)
@@ -123,12 +125,14 @@ def _readable(error: Exception, name: str, file: str) -> UserError:
             "page, log in with `hf auth login`, and run this again."
         )
     if isinstance(error, errors.RepositoryNotFoundError):
-        return UserError(f"{name}: no such directory here, and no such model on the Hugging Face hub.")
+        return UserError(
+            f"{name}: no such model on the Hugging Face hub, and no such directory here{nearest(Path(name))}"
+        )
     if isinstance(error, errors.LocalEntryNotFoundError):
         return UserError(
-            f"{name}: no such directory here, and {file} is neither in the local cache nor to be had from the hub (no "
-            "network, or HF_HUB_OFFLINE is set). Connect once and run this again, or download the model elsewhere "
-            f"(`hf download {name}`) and pass its directory."
+            f"{name}: {file} is neither in the local cache nor to be had from the hub (no network, or HF_HUB_OFFLINE "
+            f"is set); connect once, or download the model elsewhere (`hf download {name}`) and pass its directory. "
+            f"There is no such directory here{nearest(Path(name))}"
         )
     if isinstance(error, errors.EntryNotFoundError):
         return UserError(

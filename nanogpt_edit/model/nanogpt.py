@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 
 from nanogpt_edit.errors import UserError
+from nanogpt_edit.model import families
 from nanogpt_edit.model.config import GPTConfig
 from nanogpt_edit.model.tensors import TensorDict
 
-COMPILED_PREFIX = "_orig_mod."  # what torch.compile puts before every name
 SIZES = ("n_layer", "n_head", "n_embd", "block_size", "vocab_size")
 
 
@@ -41,24 +41,36 @@ def read(file: Path) -> NanoGPT:
     weights, args = loaded.get("model"), loaded.get("model_args")
     if not isinstance(weights, Mapping) or not isinstance(args, Mapping):
         raise UserError(f'{file}: not a nanoGPT checkpoint; "model" and "model_args" are expected in it.')
-    for key in SIZES:
-        if not isinstance(args.get(key), int):
-            raise UserError(f'{file}: "model_args" has no whole number "{key}"; found {args.get(key)!r}.')
-    bias = bool(args.get("bias", True))
-    config = GPTConfig(
-        **{key: args[key] for key in SIZES}, bias=bias, qkv_bias=bias, activation="gelu"
-    )  # nanoGPT's GELU is the exact one
-    tensors = {
-        name.removeprefix(COMPILED_PREFIX): tensor for name, tensor in weights.items() if isinstance(tensor, Tensor)
-    }
-    stripped = f', "{COMPILED_PREFIX}" taken off the names' if any(map(_compiled, weights)) else ""
+    strange = [name for name, tensor in weights.items() if not isinstance(name, str) or not isinstance(tensor, Tensor)]
+    if strange:
+        raise UserError(f'{file}: "model" must hold tensors by their names; the entry {strange[0]!r} is none.')
+    config = _config(args, file)
+    bias, wrapped = config.bias, families.wrappers(weights)
+    stripped = f", {' and '.join(wrapped)} taken off the names" if wrapped else ""
     biases = "" if bias else ", without biases"
     note = (
         f"converted from the nanoGPT checkpoint {file.name} (iteration {loaded.get('iter_num', '?')}): GPT-2 layout "
         f"with the exact GELU{biases}, {config.n_layer} layers of width {config.n_embd}, "
         f"{config.vocab_size} vocabulary rows{stripped}"
     )
-    return NanoGPT(config=config, tensors=TensorDict(tensors, file), note=note)
+    return NanoGPT(config=config, tensors=TensorDict(weights, file), note=note)
+
+
+def _config(args: Mapping[object, object], file: Path) -> GPTConfig:
+    def size(key: str) -> int:
+        value = args.get(key)
+        if not isinstance(value, int) or isinstance(value, bool):
+            raise UserError(f'{file}: "model_args" has no whole number "{key}"; found {value!r}.')
+        return value
+
+    n_layer, n_head, n_embd, block_size, vocab_size = map(size, SIZES)
+    bias = bool(args.get("bias", True))
+    try:
+        return GPTConfig(
+            vocab_size, block_size, n_layer, n_head, n_embd, bias=bias, qkv_bias=bias, activation="gelu"
+        )  # nanoGPT's GELU is the exact one
+    except UserError as error:
+        raise UserError(f'{file}: "model_args": {error}') from None
 
 
 def _unpickle(file: Path) -> object:
@@ -75,7 +87,3 @@ def _unpickle(file: Path) -> object:
             problem = error
     reason = " ".join(str(problem).split()).partition(". ")[0]
     raise UserError(f"{file}: damaged, or not written by torch.save ({reason[:160]}).")
-
-
-def _compiled(name: str) -> bool:
-    return name.startswith(COMPILED_PREFIX)

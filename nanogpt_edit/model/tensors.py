@@ -26,7 +26,7 @@ class Entry:
 
     shape: tuple[int, ...]
     dtype: torch.dtype | None
-    """None for a format that is no plain float (quantised weights)."""
+    """None for a format that is no plain float (quantised weights, sparse ones, none at all)."""
     file: Path
 
 
@@ -78,8 +78,13 @@ class TensorDict:
     def __init__(self, tensors: Mapping[str, Tensor], file: Path) -> None:
         self.tensors = tensors
         self.entries: dict[str, Entry] = {
-            name: Entry(shape=tuple(tensor.shape), dtype=tensor.dtype, file=file) for name, tensor in tensors.items()
+            name: Entry(shape=tuple(tensor.shape), dtype=tensor.dtype if _plain(tensor) else None, file=file)
+            for name, tensor in tensors.items()
         }
 
     def read(self, name: str) -> Tensor:
         return self.tensors[name]
+
+
+def _plain(tensor: Tensor) -> bool:
+    return tensor.dtype in DTYPES.values() and tensor.layout is torch.strided and tensor.device.type != "meta"

@@ -1,10 +1,11 @@
 """Text to token ids to character spans, and the four reasoning tokens, whatever family the vocabulary comes from.
 
 Everything rests on the `tokenizers` library. Two things are ours. The tokens `<think>`, `</think>`, `<answer>`,
-`</answer>` are used as they are where a vocabulary has them and take the next free ids where it has not (50257 to
-50260 for GPT-2, inside the padding of its 50304 rows). And post-processing is switched off for good: no family adds a
-BOS token behind our back, and a span includes the space a token begins with, so that the spans of a byte-level
-vocabulary cover the text without a gap. A character cut over several byte tokens gives each of them its whole span.
+`</answer>` keep the ids they have where a vocabulary has them and take the next free ones where it has not (50257 to
+50260 for GPT-2, inside the padding of its 50304 rows); they are never *special*, for what decodes text elsewhere leaves
+special tokens out, and the answer with them. And post-processing is switched off for good: no family adds a BOS token
+behind our back, and a span includes the space a token begins with, so that the spans of a byte-level vocabulary cover
+the text without a gap. A character cut over several byte tokens gives each of them its whole span.
 
 A vocabulary trained here is byte-level BPE (Radford et al. 2019) over all 256 bytes, with one difference: every digit
 stands alone, so that numbers are read and written digit by digit.
@@ -13,6 +14,7 @@ stands alone, so that numbers are read and written digit by digit.
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -23,7 +25,7 @@ import tokenizers
 from tokenizers import AddedToken, decoders, models, pre_tokenizers, processors, trainers
 
 from nanogpt_edit.errors import UserError
-from nanogpt_edit.files import read_json, write_json, write_text
+from nanogpt_edit.files import read_bytes, read_json, write_json, write_text
 
 if TYPE_CHECKING:
     from nanogpt_edit.model.gpt import GPT
@@ -37,8 +39,37 @@ END_OF_TEXT_NAMES = (END_OF_TEXT, "<|end_of_text|>", "</s>")
 # Pairs of files that hold GPT-2's vocabulary where there is no tokenizer.json: as OpenAI and as Hugging Face name them.
 GPT2_FILES = (("encoder.json", "vocab.bpe"), ("vocab.json", "merges.txt"))
 
-# What a saved tokenizer_config.json keeps of the one that was loaded.
-KEPT_SETTINGS = ("bos_token", "unk_token", "chat_template", "model_max_length")
+# Where a chat template lies; in tokenizer_config.json it is the entry of this name.
+CHAT_TEMPLATE = "chat_template"
+
+# How SFT and GRPO pose a question, as a chat template: the last question alone, and then `<think>`. Neither a system's
+# words nor earlier turns are ever trained on, so they are left out.
+REASONING_TEMPLATE = """\
+{%- set turn = namespace(text='') -%}
+{%- for message in messages -%}
+  {%- if message['role'] == 'user' -%}{%- set turn.text = message['content'] | trim -%}
+  {%- elif message['role'] == 'assistant' -%}{%- set turn.text = turn.text + message['content'] -%}{%- endif -%}
+{%- endfor -%}
+{{- turn.text -}}{%- if add_generation_prompt -%}{{- '<think>' -}}{%- endif -%}
+"""
+
+# Entries of a tokenizer_config.json that would have other libraries cut text in another way than tokenizer.json says.
+# Every other entry is kept.
+CUTTING = (
+    "tokenizer_class",
+    "backend",
+    "auto_map",
+    "add_bos_token",
+    "add_eos_token",
+    "add_prefix_space",
+    "added_tokens_decoder",
+    "do_lower_case",
+    "from_slow",
+    "legacy",
+    "split_special_tokens",
+    "tokenizer_file",
+)
+NAMED_TOKENS = ("bos_token", "unk_token", "sep_token", "cls_token", "mask_token")
 
 
 @dataclass(frozen=True)
@@ -65,15 +96,19 @@ class Tokenizer:
         `eos_token` is what ends a text (default: the first of `END_OF_TEXT_NAMES` it has); `settings` are entries of a
         tokenizer_config.json to be kept when saving.
         """
+        inner = _none_special(inner)
         inner.post_processor = processors.ByteLevel(trim_offsets=False)  # adds nothing, trims nothing
         inner.no_truncation()
         inner.no_padding()
         known = {token.content for token in inner.get_added_tokens_decoder().values()}
         self.added: tuple[str, ...] = tuple(token for token in REASONING_TOKENS if token not in known)
         """The reasoning tokens that were not in the vocabulary and took the next free ids."""
-        inner.add_special_tokens([_special(token) for token in self.added])
+        inner.add_tokens([_reasoning(token) for token in self.added])
         self._inner = inner
         self._settings = dict(settings or {})
+        template = self._settings.get(CHAT_TEMPLATE)
+        self.chat_template: str | None = template if isinstance(template, str) else None
+        """How a conversation is written for the model (Jinja, as transformers reads it); None where nobody said."""
         vocabulary = inner.get_vocab(with_added_tokens=True)
         self.vocab_size: int = max(vocabulary.values()) + 1
         self.first_added: int = min((vocabulary[token] for token in self.added), default=self.vocab_size)
@@ -84,7 +119,11 @@ class Tokenizer:
         candidates = END_OF_TEXT_NAMES if eos_token is None else (eos_token, *END_OF_TEXT_NAMES)
         self.eos_token: str | None = next((token for token in candidates if token in vocabulary), None)
         self.eos_id: int | None = None if self.eos_token is None else vocabulary[self.eos_token]
-        self.pad_id: int = 0 if self.eos_id is None else self.eos_id
+        pad_token = _token_text(self._settings.get("pad_token"))
+        self.pad_token: str | None = pad_token if pad_token in vocabulary else self.eos_token
+        self.pad_id: int = 0 if self.pad_token is None else vocabulary[self.pad_token]
+        self.end_ids: frozenset[int] = frozenset(() if self.eos_id is None else (self.eos_id,))
+        """What ends a text; a model's generation_config.json may name more than one token."""
 
     @classmethod
     def train(cls, texts: Iterable[str], *, vocab_size: int) -> Tokenizer:
@@ -111,7 +150,7 @@ class Tokenizer:
             vocab_size=vocab_size - len(special), initial_alphabet=alphabet, show_progress=False
         )
         inner.train_from_iterator(texts, trainer=trainer)
-        inner.add_special_tokens([_special(token) for token in special])
+        inner.add_special_tokens([AddedToken(END_OF_TEXT, special=True, normalized=False)])
         return cls(inner)
 
     @classmethod
@@ -138,16 +177,18 @@ class Tokenizer:
         `transformers.AutoTokenizer` reads them and gives the same ids, without a BOS token.
         """
         directory = Path(directory)
-        named = {"eos_token": self.eos_token, "pad_token": self.eos_token}
-        named |= {name: _token_text(self._settings.get(name)) for name in ("bos_token", "unk_token")}
+        named = {"eos_token": self.eos_token, "pad_token": self.pad_token}
+        named |= {name: _token_text(self._settings.get(name)) for name in NAMED_TOKENS}
         present = {name: token for name, token in named.items() if token is not None}
-        config: dict[str, object] = {
-            "tokenizer_class": "PreTrainedTokenizerFast",
-            "clean_up_tokenization_spaces": False,
-        }
-        config |= {name: self._settings[name] for name in KEPT_SETTINGS if self._settings.get(name) is not None}
+        kept = {name: value for name, value in self._settings.items() if name not in CUTTING and value is not None}
+        if self.chat_template is not None:
+            kept.pop(CHAT_TEMPLATE, None)
+            write_text(directory / f"{CHAT_TEMPLATE}.jinja", self.chat_template)
+        ours = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
+        config = {**ours, "add_bos_token": False, **present}
+        config |= {name: value for name, value in _without_reasoning(kept).items() if name not in config}
         write_text(directory / "tokenizer.json", self._inner.to_str(pretty=True))
-        write_json(directory / "tokenizer_config.json", config | present)
+        write_json(directory / "tokenizer_config.json", config)
         write_json(directory / "special_tokens_map.json", present)
 
     def encode(self, text: str) -> list[int]:
@@ -180,12 +221,19 @@ class Tokenizer:
     @property
     def stop_ids(self) -> frozenset[int]:
         """What ends a completion: `</answer>`, and the end of a text."""
-        return frozenset((self.answer_end,) if self.eos_id is None else (self.answer_end, self.eos_id))
+        return self.end_ids | {self.answer_end}
 
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 of vocabulary, merges and special tokens: equal where every text becomes the same tokens."""
         return hashlib.sha256(self._inner.to_str().encode()).hexdigest()
+
+    @cached_property
+    def vocabulary_sha256(self) -> str:
+        """SHA-256 of the tokens in the order of their ids; unlike `fingerprint` the same under any library version."""
+        vocabulary = self._inner.get_vocab(with_added_tokens=True)
+        ordered = sorted(vocabulary, key=lambda token: (vocabulary[token], token))
+        return hashlib.sha256("\0".join(ordered).encode()).hexdigest()
 
     @property
     def reasoning_ids(self) -> tuple[int, int, int, int]:
@@ -193,8 +241,29 @@ class Tokenizer:
         return self.think_start, self.think_end, self.answer_start, self.answer_end
 
 
-def _special(token: str) -> AddedToken:
-    return AddedToken(token, special=True, normalized=False)
+def _reasoning(token: str) -> AddedToken:
+    return AddedToken(token, special=False, normalized=False)
+
+
+def _none_special(inner: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
+    """The same vocabulary, in which no reasoning token is special (the library can only change that in the JSON)."""
+    known = inner.get_added_tokens_decoder().values()
+    if not any(token.special and token.content in REASONING_TOKENS for token in known):
+        return inner
+    entries = json.loads(inner.to_str())
+    for token in entries["added_tokens"]:
+        token["special"] &= token["content"] not in REASONING_TOKENS
+    return tokenizers.Tokenizer.from_str(json.dumps(entries))
+
+
+def _without_reasoning(settings: Mapping[str, object]) -> dict[str, object]:
+    """Settings whose lists of special tokens (under whatever name) do not hold the reasoning tokens."""
+    return {
+        name: [each for each in value if _token_text(each) not in REASONING_TOKENS]
+        if isinstance(value, list)
+        else value
+        for name, value in settings.items()
+    }
 
 
 def _gpt2(directory: Path, settings: Mapping[str, object]) -> tokenizers.Tokenizer:
@@ -220,13 +289,24 @@ def _gpt2(directory: Path, settings: Mapping[str, object]) -> tokenizers.Tokeniz
         raise UserError(f"{vocabulary}, {merges_name}: not a GPT-2 vocabulary ({_line(error)}).") from None
     inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     inner.decoder = decoders.ByteLevel()
-    inner.add_special_tokens([_special(END_OF_TEXT)])
+    inner.add_special_tokens([AddedToken(END_OF_TEXT, special=True, normalized=False)])
     return inner
 
 
 def _settings(directory: Path) -> dict[str, object]:
-    file = directory / "tokenizer_config.json"
-    return read_json(file) if file.is_file() else {}
+    """tokenizer_config.json, with the chat template that lies beside it; empty where there is neither."""
+    file, template = directory / "tokenizer_config.json", directory / f"{CHAT_TEMPLATE}.jinja"
+    settings = read_json(file) if file.is_file() else {}
+    if template.is_file():
+        settings[CHAT_TEMPLATE] = _text(template)
+    return settings
+
+
+def _text(file: Path) -> str:
+    try:
+        return read_bytes(file).decode("utf-8")  # newlines as they are
+    except UnicodeDecodeError as error:
+        raise UserError(f"{file}: not UTF-8 text ({error}); fetch the file again.") from None
 
 
 def _token_text(value: object) -> str | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import struct
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from nanogpt_edit import files
+from nanogpt_edit import files, progress
 from nanogpt_edit.errors import UserError
 from nanogpt_edit.model import families
 from nanogpt_edit.model.gpt import GPT, GPTConfig
@@ -35,7 +35,7 @@ def make_plan(model: GPT, tensors: Tensors, config: GPTConfig, path: Path, *, co
     `config` is what the files hold; `model` may have more vocabulary rows. `conv1d`: GPT-2's matrices are (in, out).
     Raises UserError, naming `path` or the file, for a tensor that is missing, misshapen, quantised, or left over.
     """
-    bare = {families.without_prefix(name): name for name in tensors.entries}
+    bare = _bare_names(tensors, path)
     plan: dict[str, families.Stored] = {}
     for name, parameter in model.named_parameters():
         stored = families.stored_as(name, config)
@@ -46,13 +46,33 @@ def make_plan(model: GPT, tensors: Tensors, config: GPTConfig, path: Path, *, co
             shape = (part_rows, *parameter.shape[1:])
             _check(tensors.entries.get(part), part, shape[::-1] if transposed else shape, path)
         plan[name] = families.Stored(names=found, rows=stored.rows or (rows,), transposed=transposed)
-    surplus = sorted(name for short, name in bare.items() if not _may_be_left(short, config))
-    if surplus:
-        raise UserError(
-            f"{path}: {len(surplus)} tensors have no place in the model that the config describes (first: "
-            f"{surplus[0]}, shape {tensors.entries[surplus[0]].shape}). Config and weights belong to different models."
-        )
+    _refuse_surplus(sorted(name for short, name in bare.items() if not _may_be_left(short, config)), tensors, path)
     return plan
+
+
+def with_own_head(config: GPTConfig, tensors: Tensors, path: Path) -> GPTConfig:
+    """`config`, untied where the files hold a head that differs from the embedding the config ties it to.
+
+    transformers reads such files in the same way.
+    """
+    names = _bare_names(tensors, path)
+    embed = names.get(families.without_prefix(families.stored_as("embed.weight", config).names[0]))
+    head = names.get("lm_head.weight")
+    if not config.tie_embeddings or head is None or embed is None:
+        return config
+    if _same(tensors, head, embed):
+        return config
+    progress.say(f"{path}: the config ties the head to the embedding, but {head} differs from it: kept apart.")
+    return replace(config, tie_embeddings=False)
+
+
+def check_depth(config: GPTConfig, tensors: Tensors, path: Path) -> None:
+    """Raise UserError for more blocks than the files have tensors, before any is made."""
+    if config.n_layer > len(tensors.entries):
+        raise UserError(
+            f"{path}: the config has n_layer {config.n_layer:,}, the files only {len(tensors.entries)} tensors. "
+            "Config and weights belong to different models."
+        )
 
 
 def stored_dtype(plan: Plan, tensors: Tensors) -> torch.dtype | None:
@@ -102,6 +122,34 @@ def weight_sha256(tensor: Tensor) -> str:
     digest = hashlib.sha256()
     _digest(tensor, digest)
     return digest.hexdigest()
+
+
+def _same(tensors: Tensors, first: str, second: str) -> bool:
+    one, other = tensors.entries[first], tensors.entries[second]
+    alike = (one.shape, one.dtype) == (other.shape, other.dtype)
+    return alike and torch.equal(tensors.read(first), tensors.read(second))
+
+
+def _bare_names(tensors: Tensors, path: Path) -> dict[str, str]:
+    """Names as the bare decoder has them -> names in the files. Raises UserError where two would be the same."""
+    bare: dict[str, str] = {}
+    for name in tensors.entries:
+        other = bare.setdefault(families.without_prefix(name), name)
+        if other != name:
+            raise UserError(f"{path}: {other} and {name} are the same weight; keep one of them in the file.")
+    return bare
+
+
+def _refuse_surplus(surplus: Sequence[str], tensors: Tensors, path: Path) -> None:
+    for name in surplus:
+        for part, (what, remedy) in families.FOREIGN.items():
+            if part in name.split("."):
+                raise UserError(f"{path}: {name} is part of {what}, which is not in a language model. {remedy}")
+    if surplus:
+        raise UserError(
+            f"{path}: {len(surplus)} tensors have no place in the model that the config describes (first: "
+            f"{surplus[0]}, shape {tensors.entries[surplus[0]].shape}). Config and weights belong to different models."
+        )
 
 
 def _check(entry: Entry | None, name: str, shape: tuple[int, ...], path: Path) -> None:

@@ -57,7 +57,8 @@ class Parallel:
             # The engine counts on every process making the same passes, so generation needs a model of its own.
             with torch.device("meta"):
                 self.whole_model = GPT(model.config)
-            self.whole_model.tokenizer, self.whole_model.lineage = model.tokenizer, model.lineage
+            for carried in ("tokenizer", "lineage", "kept"):
+                setattr(self.whole_model, carried, getattr(model, carried))
             mesh = init_device_mesh(model.device.type, (processes.count(),))
             for block in model.blocks:
                 fully_shard(block, mesh=mesh)
