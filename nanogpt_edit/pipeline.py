@@ -8,7 +8,7 @@ again. The models are loaded anew for each stage: what the next stage sees is wh
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
@@ -20,7 +20,6 @@ from nanogpt_edit.edit.tracing import TraceConfig, trace_facts
 from nanogpt_edit.evaluate import suite
 from nanogpt_edit.evaluate.compare import compare_evaluations
 from nanogpt_edit.evaluate.facts import read_recalls
-from nanogpt_edit.evaluate.probes import PROBES
 from nanogpt_edit.evaluate.records import read_records
 from nanogpt_edit.evaluate.transcript import transcript_record
 from nanogpt_edit.files import write_json
@@ -95,18 +94,8 @@ class Pipeline(RunModels):
         model = None
         if not (folder / f"{stage}.json").exists():
             model = self.load(stage)
-            config = self.recipe.evaluate
-            if config.max_new_tokens is None:
-                config = replace(config, max_new_tokens=self.longest_completion(model))
-            if stage == "edited":
-                config = replace(config, samples=config.edited_samples)
-            skills = suite.Skills(
-                problems=self.fitting(self.problems.test, model, room=1, what=f"evaluate {stage}"),
-                arithmetic=self.world.arithmetic,
-                questions=self.questions(),
-                probes=PROBES,
-                text=self.held_out_blocks(tokenizer_of(model), model.config.block_size),
-            )
+            config = self.measuring(model).for_stage(stage)
+            skills = self.skills(model, self.problems.test, what=f"evaluate {stage}")
             with autocast(self.device, self.recipe.precision):
                 evaluation = suite.evaluate(model, skills, config, stage=stage)
             if processes.is_first():

@@ -28,6 +28,8 @@ from nanogpt_edit.edit.fact_files import read_facts
 from nanogpt_edit.edit.facts import Fact, states_old_answer
 from nanogpt_edit.errors import UserError, about
 from nanogpt_edit.evaluate.facts import Question
+from nanogpt_edit.evaluate.probes import PROBES
+from nanogpt_edit.evaluate.suite import EvaluateConfig, Skills
 from nanogpt_edit.evaluate.text import held_out_text
 from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.model.tokenizer import Tokenizer, tokenizer_of
@@ -160,6 +162,21 @@ class RunData:
         return questions
 
     # --- for a model ---
+
+    def skills(self, model: GPT, problems: Sequence[Problem], *, what: str) -> Skills:
+        """All that a checkpoint of the run is measured on: `problems`, arithmetic, facts, probes, held-out text."""
+        return Skills(
+            problems=self.fitting(problems, model, room=1, what=what),
+            arithmetic=self.world.arithmetic,
+            questions=self.questions(),
+            probes=PROBES,
+            text=self.held_out_blocks(tokenizer_of(model), model.config.block_size),
+        )
+
+    def measuring(self, model: GPT) -> EvaluateConfig:
+        """The settings of an evaluation, with the room for a completion filled in."""
+        config = self.recipe.evaluate
+        return replace(config, max_new_tokens=config.max_new_tokens or self.longest_completion(model))
 
     @cached_property
     def _solved(self) -> dict[tuple[str, int], tuple[list[Sample], tuple[str, ...]]]:

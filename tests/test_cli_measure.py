@@ -7,14 +7,19 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from report_run import make_run
 
 from nanogpt_edit import cli
+from nanogpt_edit.commands import evaluate
 from nanogpt_edit.data.world import WorldConfig, make_world
 from nanogpt_edit.evaluate.records import read_records
+from nanogpt_edit.evaluate.suite import EvaluateConfig
 from nanogpt_edit.model.checkpoint import save
 from nanogpt_edit.model.gpt import GPT
+from nanogpt_edit.pipeline import Pipeline
 from nanogpt_edit.recipe import load_recipe, save_recipe
+from nanogpt_edit.run_folder import RunFolder
 
 QUICK = ["--evaluate.problems", "3", "--evaluate.samples", "2", "--evaluate.arithmetic-samples", "1"]
 QUICK += ["--evaluate.max-new-tokens", "4", "--device", "cpu"]
@@ -58,13 +63,55 @@ def test_an_evaluation_is_printed_kept_and_compared(
     assert cli.main(["compare", str(kept), str(kept / "sft.jsonl")]) == 0  # the folder of one evaluation, too
 
 
-def test_a_model_in_a_run_is_measured_as_in_the_run(saved: Path) -> None:
-    tiny = load_recipe("tiny")
+def test_a_model_in_a_run_is_measured_as_its_report_measures_it(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[str] = []
+    monkeypatch.setattr(evaluate, "say", told.append)
     world = WorldConfig(problems=40, validation=4, test=5, largest_addend=12)
-    save_recipe(replace(tiny, seed=3, world=world), saved.parent / "recipe.toml")
-    assert cli.main(["evaluate", str(saved), "--out", str(saved.parent / "own"), *QUICK]) == 0
-    asked = {r.prompt for r in read_records(saved.parent / "own" / "sft.jsonl") if r.skill == "problems"}
-    assert asked == {p.question for p in make_world(replace(world, seed=3)).problems.validation[:3]}
+    recipe = replace(load_recipe("tiny"), seed=3, world=world, device="cpu")
+    recipe = replace(recipe, evaluate=EvaluateConfig(problems=3, samples=2, arithmetic_samples=1, max_new_tokens=4))
+    save_recipe(recipe, saved.parent / "recipe.toml")
+    pipeline = Pipeline(recipe, RunFolder(saved.parent), torch.device("cpu"))
+    pipeline.evaluate("sft", "")
+    assert cli.main(["evaluate", str(saved), "--out", str(saved.parent / "own"), "--device", "cpu"]) == 0
+    assert told[0].startswith(f"Measured as the report of {saved.parent} does: its test problems, arithmetic, facts")
+    own, report = (saved.parent / folder / "sft.jsonl" for folder in ("own", "eval"))
+    assert own.read_bytes() == report.read_bytes()
+    ours, theirs = (json.loads(path.with_suffix(".json").read_text()) for path in (own, report))
+    assert {**ours, "seconds": 0} == {**theirs, "seconds": 0}
+    assert set(ours["skills"]) == {"problems", "arithmetic", "probes", "facts", "perplexity"}
+    asked = {r.prompt for r in read_records(own) if r.skill == "problems"}
+    assert asked == {p.question for p in make_world(replace(world, seed=3)).problems.test[:3]}
+
+
+def test_in_a_run_what_is_given_goes_before_its_recipe(saved: Path) -> None:
+    world = WorldConfig(problems=40, validation=4, test=5, largest_addend=12)
+    save_recipe(replace(load_recipe("tiny"), seed=3, world=world), saved.parent / "recipe.toml")
+    own = saved.parent / "own"
+    assert cli.main(["evaluate", str(saved), "--split", "validation", "--out", str(own), *QUICK]) == 0
+    asked = [r.prompt for r in read_records(own / "sft.jsonl") if r.skill == "problems"]
+    assert set(asked) == {p.question for p in make_world(replace(world, seed=3)).problems.validation[:3]}
+    assert len(asked) == 3 * 2
+
+
+def test_an_edited_model_is_sampled_as_often_as_its_report_does(speaking_gpt: GPT, tmp_path: Path) -> None:
+    save(speaking_gpt, tmp_path / "run" / "edited")
+    recipe = replace(load_recipe("tiny"), world=WorldConfig(problems=40, validation=4, test=5, largest_addend=12))
+    recipe = replace(recipe, evaluate=EvaluateConfig(samples=9, edited_samples=2, arithmetic_samples=1))
+    save_recipe(recipe, tmp_path / "run" / "recipe.toml")
+    quick = ["--evaluate.problems", "3", "--evaluate.max-new-tokens", "4", "--device", "cpu"]
+    for given, samples in (([], 2), (["--evaluate.samples", "3"], 3)):
+        own = tmp_path / f"own{samples}"
+        assert cli.main(["evaluate", str(tmp_path / "run" / "edited"), "--out", str(own), *quick, *given]) == 0
+        assert len([r for r in read_records(own / "edited.jsonl") if r.skill == "problems"]) == 3 * samples
+
+
+def test_a_model_that_stands_in_no_run_says_what_it_is_measured_on(
+    saved: Path, problems: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str] = []
+    monkeypatch.setattr(evaluate, "say", told.append)
+    assert cli.main(["evaluate", str(saved), "--problems.path", str(problems), *QUICK]) == 0
+    assert told[0] == "Measured on validation problems, arithmetic and probes."
 
 
 def test_only_the_asked_split_is_measured(saved: Path, problems: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import math
+import zlib
 from pathlib import Path
 
 import pytest
@@ -104,20 +106,78 @@ def test_a_module_with_a_mistake_in_it_is_named(mistake: str, tmp_path: Path, mo
     ("body", "sentence"),
     [
         ("1 / 0", "failed: ZeroDivisionError: division by zero"),
-        ("return 'much'", "failed: ValueError: could not convert"),
-        ("return None", "failed: TypeError"),
+        ("import sys; sys.exit('bye')", "failed: SystemExit: bye"),
+        ("raise SystemExit", "failed: SystemExit"),
+        ("raise GeneratorExit", "failed: GeneratorExit"),
+        ("raise RecursionError('deep')", "failed: RecursionError: deep"),
+        ("return 'much'", "gave str 'much'; a reward must return one number"),
+        ("return '1.5'", "gave str '1.5'; a reward must return one number"),
+        ("return None", "gave None; a reward must return one number"),
+        ("pass", "gave None; a reward must return one number"),
+        ("return [1.0]", "gave list \\[1.0\\]; a reward must return one number"),
+        ("return {'reward': 1}", "gave dict {'reward': 1}"),
+        ("return 1j", "gave complex 1j"),
+        ("return (n for n in (1, 2))", "gave generator "),
+        ("import torch; return torch.ones(2)", "gave Tensor tensor"),
+        ("import numpy; return numpy.ones(3)", "gave ndarray array"),
+        ("return 10 ** 400", "gave int 1000"),
         ("return float('nan')", "gave nan; a reward must be a finite number"),
         ("return -float('inf')", "gave -inf"),
+        ("import torch; return torch.tensor(float('nan'))", "gave nan; a reward must be a finite number"),
     ],
 )
 def test_a_reward_that_fails_is_named_with_the_problem_and_the_completion(
     body: str, sentence: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    name = f"failing_{len(body)}"
+    name = f"failing_{zlib.crc32(body.encode())}"
     own_module(tmp_path, monkeypatch, f"def f(problem, text):\n    {body}\n", name=name)
     with pytest.raises(UserError, match=sentence) as caught:
         score({"accuracy": 1.0, f"{name}:f": 1.0}, PROBLEM, ["some text\nof two lines"])
     assert f"reward \"{name}:f\" on problem train:17, completion 'some text\\nof two lines'" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("source", "sentence"),
+    [
+        ("async def f(problem, text):\n    return 1.0\n", "is async, and nothing would await it"),
+        ("async def f(problem, text):\n    yield 1.0\n", "is async, and nothing would await it"),
+        ("def f(problem, text):\n    yield 1.0\n", "yields; it is to return one number"),
+        ("import sys\nsys.exit(0)\n", "cannot be imported"),
+    ],
+)
+def test_what_can_never_be_a_reward_is_refused_before_it_is_called(
+    source: str, sentence: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = f"never_{zlib.crc32(source.encode())}"
+    own_module(tmp_path, monkeypatch, source, name=name)
+    with pytest.raises(UserError, match=sentence):
+        find_reward(f"{name}:f")
+
+
+def test_a_coroutine_is_closed_and_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = "async def inner():\n    return 1.0\ndef f(problem, text):\n    return inner()\n"
+    own_module(tmp_path, monkeypatch, source, name="awaited_by_nobody")
+    with pytest.raises(UserError, match="gave coroutine .*; a reward must return one number"):
+        score({"awaited_by_nobody:f": 1.0}, PROBLEM, ["text"])
+    gc.collect()  # a coroutine that nothing awaited would warn here, and warnings are errors
+
+
+def test_an_interrupt_inside_a_reward_interrupts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    own_module(tmp_path, monkeypatch, "def f(problem, text):\n    raise KeyboardInterrupt\n", name="interrupted")
+    with pytest.raises(KeyboardInterrupt):
+        score({"interrupted:f": 1.0}, PROBLEM, ["text"])
+
+
+@pytest.mark.parametrize(
+    ("body", "value"),
+    [("return True", 1.0), ("return 3", 3.0), ("import torch; return torch.tensor([0.5])", 0.5)],
+)
+def test_what_plainly_is_one_number_counts_as_it(
+    body: str, value: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = f"plain_{zlib.crc32(body.encode())}"
+    own_module(tmp_path, monkeypatch, f"def f(problem, text):\n    {body}\n", name=name)
+    assert score({f"{name}:f": 1.0}, PROBLEM, [""]) == {f"{name}:f": [value]}
 
 
 def test_a_reward_may_be_any_finite_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

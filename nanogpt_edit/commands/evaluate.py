@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
+import torch
 import tyro
 from torch import Tensor
 
@@ -13,17 +14,20 @@ from nanogpt_edit import processes
 from nanogpt_edit.commands.parse import parse
 from nanogpt_edit.commands.show import show_metrics
 from nanogpt_edit.commands.speaker import load_speaker
-from nanogpt_edit.data.problems import Problem, ProblemsConfig, load_splits, with_room
+from nanogpt_edit.data.problems import Problem, ProblemsConfig, ProblemSplits, load_splits, with_room
 from nanogpt_edit.data.world import WorldConfig, make_world, sanity_arithmetic
+from nanogpt_edit.devices import autocast, choose_device
 from nanogpt_edit.errors import about
 from nanogpt_edit.evaluate.probes import PROBES
-from nanogpt_edit.evaluate.suite import EvaluateConfig, Skills, evaluate
+from nanogpt_edit.evaluate.suite import EvaluateConfig, Evaluation, Skills, evaluate
 from nanogpt_edit.evaluate.text import held_out_text
 from nanogpt_edit.files import make_folder
+from nanogpt_edit.model.checkpoint import load
 from nanogpt_edit.model.tokenizer import Tokenizer
 from nanogpt_edit.progress import say
 from nanogpt_edit.recipe import Recipe, load_recipe, recipe_beside, refuse_unread
 from nanogpt_edit.run_checks import check_sizes
+from nanogpt_edit.run_data import RunData
 
 Split = Literal["validation", "test", "train"]
 
@@ -32,13 +36,15 @@ Split = Literal["validation", "test", "train"]
 class Evaluate:
     """Measure a model on word problems, simple arithmetic and non-math prompts, with 95% intervals over problems.
 
-    For a model in the folder of a run, what is not given here is as in the run's recipe.toml.
+    A model in the folder of a run is measured as its report measures it, on facts and held-out text too; what is not
+    given here is as in the run's recipe.toml.
     """
 
     model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
     """A model directory, a hub name (gpt2), or a nanoGPT ckpt.pt."""
-    split: Split = "validation"
-    """Which problems. Decide on validation; touch test once, at the end."""
+    split: Split | None = None
+    """Which problems: decide on validation; touch test once, at the end (None: in a run test, as its report does; else
+    validation)."""
     out: Path | None = None
     """Folder for the metrics (.json) and every completion (.jsonl), as `compare` reads them (None: only print)."""
     seed: int = 0
@@ -52,10 +58,65 @@ class Evaluate:
 
 def run(arguments: list[str]) -> int:
     """The verb `evaluate`."""
-    chosen = as_in_its_run(parse(Evaluate, arguments, verb="evaluate"), arguments)
+    chosen = parse(Evaluate, arguments, verb="evaluate")
+    path = recipe_beside(chosen.model)
+    if path is not None:
+        recipe = load_recipe(path)
+        chosen = over_recipe(recipe, chosen, arguments)
+        say(
+            f"Measured as the report of {path.parent} does: its {chosen.split} problems, arithmetic, facts, probes and "
+            "held-out text, with the settings of its recipe.toml, except what is given here."
+        )
+    else:
+        refuse_unread(Recipe(world=chosen.world, problems=chosen.problems), Recipe())
+        chosen = replace(chosen, split=chosen.split or "validation")
+        say(f"Measured on {chosen.split} problems, arithmetic and probes.")
     check_sizes(Recipe(world=chosen.world, evaluate=chosen.evaluate))
     if chosen.out is not None:
         make_folder(chosen.out)
+    found = measure_alone(chosen) if path is None else measure_in_run(chosen, recipe)
+    show_metrics(found.metrics)
+    if chosen.out is not None and processes.is_first():
+        found.save(chosen.out)
+        say(f"Records: {chosen.out / found.stage}.jsonl")
+    return 0
+
+
+def over_recipe(recipe: Recipe, chosen: Evaluate, arguments: list[str]) -> Evaluate:
+    """The same arguments over the settings of the run that the model stands in.
+
+    Otherwise a model of the embedded world would meet harder problems than it was trained for, or even, with another
+    seed, problems it was trained on.
+    """
+    default = replace(
+        chosen,
+        split=chosen.split or "test",
+        seed=recipe.seed,
+        problems=recipe.problems,
+        world=recipe.world.seeded(recipe.seed),
+        evaluate=recipe.evaluate.for_stage(Path(chosen.model).name),
+    )
+    merged = parse(Evaluate, arguments, verb="evaluate", default=default)
+    refuse_unread(Recipe(world=merged.world, problems=merged.problems), Recipe(world=default.world))
+    return merged
+
+
+def measure_in_run(chosen: Evaluate, recipe: Recipe) -> Evaluation:
+    """What the pipeline measures of a checkpoint, with what was chosen in place of the recipe's settings."""
+    data = RunData(
+        replace(recipe, seed=chosen.seed, problems=chosen.problems, world=chosen.world, evaluate=chosen.evaluate)
+    )
+    device = choose_device(chosen.device, threads=recipe.threads)
+    problems = said(data.problems, chosen.split)
+    model = load(chosen.model, device=device, dtype=torch.float32)
+    stage = Path(chosen.model).name
+    skills = data.skills(model, problems, what=f"evaluate {stage}")
+    with autocast(device, recipe.precision):
+        return evaluate(model, skills, data.measuring(model), stage=stage)
+
+
+def measure_alone(chosen: Evaluate) -> Evaluation:
+    """A model that stands in no run: problems, arithmetic, probes, and text where it is given."""
     model, tokenizer = load_speaker(chosen.model, chosen.device)
     block_size, source = model.config.block_size, chosen.evaluate.text
     problems, notes = with_room(problems_of(chosen), tokenizer, room=1, block_size=block_size)
@@ -67,36 +128,7 @@ def run(arguments: list[str]) -> int:
         probes=PROBES,
         text=None if source is None else text_of(source, tokenizer, block_size=block_size),
     )
-    found = evaluate(model, skills, chosen.evaluate, stage=Path(chosen.model).name)
-    show_metrics(found.metrics)
-    if chosen.out is not None and processes.is_first():
-        found.save(chosen.out)
-        say(f"Records: {chosen.out / found.stage}.jsonl")
-    return 0
-
-
-def as_in_its_run(chosen: Evaluate, arguments: list[str]) -> Evaluate:
-    """The same arguments over the settings of the run that the model stands in, where it stands in one.
-
-    Otherwise a model of the embedded world would meet harder problems than it was trained for, or even, with another
-    seed, problems it was trained on.
-    """
-    path = recipe_beside(chosen.model)
-    if path is None:
-        refuse_unread(Recipe(world=chosen.world, problems=chosen.problems), Recipe())
-        return chosen
-    recipe = load_recipe(path)
-    say(f"Problems and settings are those of {path}, except what is given here.")
-    default = replace(
-        chosen,
-        seed=recipe.seed,
-        problems=recipe.problems,
-        world=recipe.world.seeded(recipe.seed),
-        evaluate=recipe.evaluate,
-    )
-    merged = parse(Evaluate, arguments, verb="evaluate", default=default)
-    refuse_unread(Recipe(world=merged.world, problems=merged.problems), Recipe(world=default.world))
-    return merged
+    return evaluate(model, skills, chosen.evaluate, stage=Path(chosen.model).name)
 
 
 def text_of(source: str, tokenizer: Tokenizer, *, block_size: int) -> Tensor:
@@ -108,10 +140,13 @@ def text_of(source: str, tokenizer: Tokenizer, *, block_size: int) -> Tensor:
 def problems_of(chosen: Evaluate) -> tuple[Problem, ...]:
     """The problems of the chosen split, of the given data or of the embedded world."""
     if chosen.problems.path is None:
-        splits = make_world(chosen.world.seeded(chosen.seed)).problems
-    else:
-        splits = load_splits(chosen.problems, seed=chosen.seed)
+        return said(make_world(chosen.world.seeded(chosen.seed)).problems, chosen.split)
+    return said(load_splits(chosen.problems, seed=chosen.seed), chosen.split)
+
+
+def said(splits: ProblemSplits, split: Split | None) -> tuple[Problem, ...]:
+    """One of the splits; what was cut or left out is said."""
     for note in splits.notes:
         say(note)
     by_name = {"validation": splits.validation, "test": splits.test, "train": splits.train}
-    return by_name[chosen.split]
+    return by_name[split or "validation"]

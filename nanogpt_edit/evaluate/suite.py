@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from torch import Tensor
@@ -73,6 +73,10 @@ class EvaluateConfig:
         at_least(1, self, *counts, "max_new_tokens", "top_k")
         at_least(0, self, "seed")
         check_temperature(self.temperature)
+
+    def for_stage(self, stage: str) -> EvaluateConfig:
+        """The same for one checkpoint of a run: of the edited model, fewer completions tell enough."""
+        return replace(self, samples=self.edited_samples) if stage == "edited" else self
 
 
 @dataclass(frozen=True)

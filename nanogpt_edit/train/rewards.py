@@ -8,6 +8,7 @@ import math
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from typing import SupportsFloat
 
 from nanogpt_edit.data.problems import Problem
 from nanogpt_edit.errors import UserError, did_you_mean
@@ -58,6 +59,10 @@ def find_reward(name: str) -> Reward:
         raise UserError(f'reward "{name}": module "{module_name}" has no function "{function_name}".')
     if not callable(function):
         raise UserError(f'reward "{name}" is not a function.')
+    if inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function):
+        raise UserError(f'reward "{name}" is async, and nothing would await it; define it with def alone.')
+    if inspect.isgeneratorfunction(function):
+        raise UserError(f'reward "{name}" yields; it is to return one number.')
     if not _takes(function, 2):
         raise UserError(f'reward "{name}" does not take (problem, completion_text); give it these two parameters.')
     return function
@@ -77,19 +82,39 @@ def _takes(function: Callable[..., object], count: int) -> bool:
 def score(rewards: Mapping[str, float], problem: Problem, texts: Sequence[str]) -> dict[str, list[float]]:
     """Each reward of each completion of one problem: name -> one number per text (unweighted).
 
-    Raises UserError naming the reward, the problem and the completion when a reward fails or is not a finite number.
+    A truth value counts as 1 or 0. Raises UserError naming the reward, the problem, the completion and the value when a
+    reward fails, tries to end the program, or is not one finite number.
     """
     return {name: [_call(name, problem, text) for text in texts] for name in rewards}
 
 
 def _call(name: str, problem: Problem, text: str) -> float:
-    where = f'reward "{name}" on problem {problem.id}, completion {text[:200]!r}'
+    reward = find_reward(name)
+    where = f'reward "{name}" on problem {problem.id}, completion {text[:200]!a}'
     try:
-        value = float(find_reward(name)(problem, text))
-    except UserError:
-        raise
-    except (Exception, SystemExit) as error:  # a user's function may fail in any way; the person needs to know where
+        value: object = reward(problem, text)
+        number = _number(value)
+    except (Exception, SystemExit, GeneratorExit) as error:  # whatever a user's function does
         raise UserError(f"{where} failed: {type(error).__name__}: {error}") from error
-    if not math.isfinite(value):
-        raise UserError(f"{where} gave {value}; a reward must be a finite number.")
-    return value
+    if number is None:
+        raise UserError(f"{where} gave {_shown(value)}; a reward must return one number.")
+    if not math.isfinite(number):
+        raise UserError(f"{where} gave {number}; a reward must be a finite number.")
+    return number
+
+
+def _number(value: object) -> float | None:
+    """The number that a reward returned, also as a truth value or an array of one; None for anything else."""
+    if inspect.isawaitable(value) and hasattr(value, "close"):
+        value.close()  # else Python complains later, elsewhere, that nothing awaited it
+    if isinstance(value, str | bytes | bytearray) or not isinstance(value, SupportsFloat):
+        return None
+    try:
+        return float(value)
+    except (TypeError, ValueError, RuntimeError, OverflowError):  # arrays of several, whole numbers beyond any float
+        return None
+
+
+def _shown(value: object) -> str:
+    text = " ".join(repr(value).split())
+    return f"{type(value).__name__} {text if len(text) <= 60 else text[:57] + '…'}" if value is not None else "None"
