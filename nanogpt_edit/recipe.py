@@ -81,7 +81,7 @@ class Recipe:
     evaluate: EvaluateConfig = EvaluateConfig()
     edit: EditConfig = EditConfig()
     expect: Annotated[dict[str, str], tyro.conf.Suppress] = field(default_factory=dict)
-    """What the run should reach: a path into summary.json and a bound ("edit.success" = ">= 0.96")."""
+    """What the run should reach: a path into summary.json and a bound ("edit.success" = ">= 0.90")."""
 
     def __post_init__(self) -> None:
         check_fields(self)

@@ -5,15 +5,22 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
+from itertools import pairwise
+
 from nanogpt_edit.data.problems import with_room
 from nanogpt_edit.devices import check_threads
 from nanogpt_edit.edit.editor import check_edit
+from nanogpt_edit.edit.scores import EditScores
 from nanogpt_edit.errors import about
+from nanogpt_edit.evaluate.facts import FACT_GROUPS
+from nanogpt_edit.evaluate.suite import problem_metric_names
 from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.model.tokenizer import tokenizer_of
 from nanogpt_edit.progress import say
 from nanogpt_edit.recipe import ModelConfig, Recipe
-from nanogpt_edit.report.expect import parse_bound
+from nanogpt_edit.report.expect import check_expectations
+from nanogpt_edit.report.records import STAGES
 from nanogpt_edit.run_data import RunData
 from nanogpt_edit.sizes import check_fits
 from nanogpt_edit.train.pretrain import check_window
@@ -67,10 +74,9 @@ def new_model_bytes(sizes: ModelConfig) -> int:
 
 
 def check_data(run: RunData) -> None:
-    """Read the data of every stage; look for the rewards and at the bounds of what is expected."""
+    """Read the data of every stage; look for the rewards and at what is expected."""
     check_problems(run)
-    for metric, bound in run.recipe.expect.items():
-        parse_bound(bound, key=metric)
+    check_expectations(run.recipe.expect, summary_paths(run.recipe))
     _ = run.extra_text, run.replay_source, run.facts
 
 
@@ -93,3 +99,24 @@ def check_model(run: RunData, model: GPT) -> None:
             with_room(run.problems.train, tokenizer, room=room, block_size=model.config.block_size)
     with about("edit"):
         check_edit(model, run.facts, run.recipe.edit)
+
+
+def summary_paths(recipe: Recipe) -> set[str]:
+    """Every number that summary.json of a whole run of this recipe may hold."""
+    evaluate = recipe.evaluate
+    numbers = {
+        "problems": set(problem_metric_names(evaluate.samples)),
+        "arithmetic": set(problem_metric_names(evaluate.arithmetic_samples)),
+        "facts": set(FACT_GROUPS),
+        "probes": {"non_arithmetic"},
+        "perplexity": {"perplexity", "nats_per_token"},
+    }
+    measured = {f"{skill}.{name}" for skill, names in numbers.items() for name in names}
+    compared = numbers["problems"] | {f"facts_{group}" for group in FACT_GROUPS}
+    compared |= {"arithmetic_pass_at_1", "probes_non_arithmetic", "perplexity_nats_per_token"}
+    paths = {f"stages.{stage}.{name}" for stage in STAGES for name in measured}
+    paths |= {f"comparisons.{after}-{before}.{name}" for before, after in pairwise(STAGES) for name in compared}
+    paths |= {f"edit.{field.name}" for field in fields(EditScores) if field.name != "records"}
+    paths |= {"edit.n", "edit.seconds", "edit.neighbourhood_drop"}
+    timed = (*STAGES, *(f"evaluate_{stage}" for stage in STAGES), "world", "trace", "report", "total")
+    return paths | {f"seconds.{what}" for what in timed}

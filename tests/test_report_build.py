@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import html
 import io
 import json
 import re
@@ -291,6 +292,21 @@ def test_a_failed_expectation_is_told_everywhere(evaluated: Path) -> None:
         if line["verdict"] == "fail"
     ]
     assert judged["metric"] == "seconds.total"
+
+
+@pytest.mark.parametrize(
+    "line",
+    ['"stages.sft.problms.x" = ">= 0.9"', '"stages.sft.problems.pass_at_4" = "=> 0.9"', '"stages.grpo.x.y" = "> 0"'],
+)
+def test_a_wrong_expectation_is_told_in_a_report_that_is_written(evaluated: Path, line: str) -> None:
+    recipe = (evaluated / "recipe.toml").read_text()
+    (evaluated / "recipe.toml").write_text(recipe.replace("[expect]\n", f"[expect]\n{line}\n"))
+    summary = build(evaluated)
+    assert summary.any_failed
+    assert "1 wrong in the recipe" in (evaluated / "report.md").read_text()
+    wrong = [one for one in summary.expectations if one.verdict == "wrong"]
+    assert [one.metric for one in wrong] == [line.split('"')[1]]
+    assert wrong[0].reason in html.unescape((evaluated / "report.html").read_text())
 
 
 def test_the_terminal_summary_fits_in_a_hundred_columns(finished: Path) -> None:

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import math
+from dataclasses import asdict
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nanogpt_edit.common.stats import share
+from nanogpt_edit.edit.fact_files import read_facts
 from nanogpt_edit.errors import UserError
-from nanogpt_edit.report.expect import Expectation, judge, parse_bound
+from nanogpt_edit.recipe import load_recipe, packaged_recipes
+from nanogpt_edit.report.expect import Expectation, check_expectations, judge, parse_bound
+from nanogpt_edit.report.labels import measured
+from nanogpt_edit.run_checks import summary_paths
 
 
 def quantity(value: float, low: float, high: float, n: int = 100) -> dict[str, object]:
@@ -89,20 +95,79 @@ def test_a_stage_that_has_not_run_is_not_measured(path: str) -> None:
     assert (judged.verdict, judged.value) == ("not measured", None)
 
 
-@pytest.mark.parametrize("path", ["stages.sft.problems.pas_at_1", "stage.sft.problems.pass_at_1", "seconds.sftt"])
-def test_a_misspelt_path_is_named_with_its_neighbours(path: str) -> None:
-    numbers = summary(pass_at_1=quantity(0.6, 0.5, 0.7))
-    nearest = "seconds.sft" if "seconds" in path else "stages.sft.problems.pass_at_1"
-    with pytest.raises(UserError) as caught:
-        judge({path: ">= 0.5"}, numbers)
-    assert f'"{path}"' in str(caught.value)
-    assert nearest in str(caught.value)
+MISSPELT = ["stages.sft.problems.pas_at_1", "stage.sft.problems.pass_at_1", "seconds.sftt"]
+MALFORMED = ["0.98", "=> 0.98", ">= much", "", ">= 0.9 (valu)", ">= 0.9 0.8", 0.98, None]
 
 
-@pytest.mark.parametrize("bound", ["0.98", "=> 0.98", ">= much", "", ">= 0.9 (valu)", ">= 0.9 0.8", 0.98, None])
-def test_a_malformed_bound_is_named_with_its_key(bound: object) -> None:
+@pytest.mark.parametrize("path", MISSPELT)
+def test_a_misspelt_path_is_judged_wrong_and_named_with_its_neighbours(path: str) -> None:
+    (judged,) = judge({path: ">= 0.5"}, summary(pass_at_1=quantity(0.6, 0.5, 0.7)))
+    assert judged.verdict == "wrong"
+    assert f'"{path}"' in judged.reason
+    assert ("seconds.sft" if "seconds" in path else "stages.sft.problems.pass_at_1") in judged.reason
+
+
+@pytest.mark.parametrize("bound", MALFORMED)
+def test_a_malformed_bound_is_judged_wrong_and_named_with_its_key(bound: object) -> None:
+    (judged,) = judge({"stages.sft.problems.x": bound}, summary(x=quantity(0.6, 0.5, 0.7)))
+    assert judged.verdict == "wrong"
+    assert "stages.sft.problems.x" in judged.reason
+
+
+@pytest.mark.parametrize("path", MISSPELT)
+def test_a_misspelt_path_is_refused_before_anything_is_measured(path: str) -> None:
+    known = {"stages.sft.problems.pass_at_1", "seconds.sft", "edit.success"}
+    with pytest.raises(UserError, match=r"there is no such number in summary\.json\. Nearest: "):
+        check_expectations({path: ">= 0.5"}, known)
+    check_expectations(dict.fromkeys(known, "> 0"), known)
+
+
+@pytest.mark.parametrize("bound", MALFORMED)
+def test_a_malformed_bound_is_refused_before_anything_is_measured(bound: object) -> None:
     with pytest.raises(UserError, match=r"stages\.sft\.problems\.x"):
-        judge({"stages.sft.problems.x": bound}, summary(x=quantity(0.6, 0.5, 0.7)))
+        check_expectations({"stages.sft.problems.x": bound}, {"stages.sft.problems.x"})
+
+
+@pytest.mark.parametrize(
+    ("metric", "bound", "perfect", "n", "needed"),
+    [
+        ("pass_at_1", ">= 0.96", 1.0, 50, 93),  # 92.2 problems: n / (n + 3.8415) = 0.96
+        ("pass_at_1", "> 0.99", 1.0, 380, 381),
+        ("truncated", "<= 0.03", 0.0, 50, 125),
+        ("well_formed", ">= 0.95", 1.0, 12, 73),
+    ],
+)
+def test_what_even_a_perfect_result_could_not_show_is_undecidable(
+    metric: str, bound: str, perfect: float, n: int, needed: int
+) -> None:
+    for size, verdict in ((n, "undecidable"), (needed - 1, "undecidable"), (needed, "pass")):
+        found = asdict(share([perfect] * size))
+        (judged,) = judge({f"stages.sft.problems.{metric}": bound}, summary(**{metric: found}))
+        assert judged.verdict == verdict, size
+    (judged,) = judge({f"stages.sft.problems.{metric}": bound}, summary(**{metric: asdict(share([perfect] * n))}))
+    assert judged.n_needed == needed
+    assert f"undecidable with n = {n}" in measured(judged)
+
+
+def test_an_interval_beyond_the_bound_fails_however_few_there_are() -> None:
+    (judged,) = judge({"stages.sft.problems.x": ">= 0.96"}, summary(x=asdict(share([0.0] * 20))))
+    assert judged.verdict == "fail"
+
+
+@pytest.mark.parametrize("name", packaged_recipes())
+def test_what_a_packaged_recipe_expects_is_there_and_could_be_shown(name: str) -> None:
+    recipe = load_recipe(name)
+    check_expectations(recipe.expect, summary_paths(recipe))
+    facts = len(read_facts(recipe.facts))
+    for path, text in recipe.expect.items():
+        n = facts if path.startswith("edit.") else recipe.evaluate.problems if ".problems." in path else 200
+        perfect = 1.0 if ">" in text else 0.0
+        table: dict[str, object] = {"edit": {path.split(".")[-1]: asdict(share([perfect] * n))}}
+        _, stage, skill, metric = path.split(".") if path.startswith("stages.") else ("", "sft", "problems", "x")
+        table["stages"] = {stage: {skill: {metric: asdict(share([perfect] * n))}}}
+        if not path.startswith("comparisons."):
+            (judged,) = judge({path: text}, table)
+            assert judged.verdict == "pass", path
 
 
 def test_bounds_are_read_with_signs_and_exponents() -> None:
@@ -125,5 +190,8 @@ def test_enough_samples_always_decide(limit: float, low: float, width: float, pl
         return
     assert judged.n_needed > 100
     shrink = math.sqrt(100 / judged.n_needed) * (1 - 1e-9)
-    again = judge_one(f"{operator} {limit!r}", value, value - (value - low) * shrink, value + (high - value) * shrink)
+    if judged.verdict == "undecidable":
+        return
+    ends = value - (value - low) * shrink, value + (high - value) * shrink
+    again = judge_one(f"{operator} {limit!r}", value, *ends, n=judged.n_needed)
     assert again.verdict in ("pass", "fail")

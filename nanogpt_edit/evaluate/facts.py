@@ -13,6 +13,9 @@ from nanogpt_edit.evaluate.targets import score_targets
 from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.typed import read_jsonl_as
 
+FACT_GROUPS = ("recall", "recall_edited", "edited")
+"""Sets of facts: true ones that no edit touches, the true answers to the edited ones, the new answers to them."""
+
 
 @dataclass(frozen=True)
 class Question:

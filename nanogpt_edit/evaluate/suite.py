@@ -233,3 +233,10 @@ def problem_metrics(records: Sequence[EvalRecord], *, seed: int = 0) -> dict[str
         name: quantity(values, seed=seed) if name.endswith("_tokens") else share(values)
         for name, values in scores.values.items()
     }
+
+
+def problem_metric_names(samples: int) -> list[str]:
+    """The names of `problem_metrics` of this many completions of each problem."""
+    ks = [k for k in PASS_AT if k <= samples]
+    names = [f"pass_at_{k}" for k in ks] + [f"majority_at_{k}" for k in ks if k > 1]
+    return [*names, "flexible_pass_at_1", "well_formed", "truncated", "thinking_tokens", "answer_tokens"]

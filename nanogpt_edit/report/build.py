@@ -18,7 +18,7 @@ def build(run_dir: Path | str) -> Summary:
     """Write the report of a run, whole or half-way, into its folder and return its numbers.
 
     Writes report.html (one file), report.md with its pictures under report_files/, and summary.json.
-    Raises UserError naming the file (or the key of [expect]) when something in the folder is damaged; nothing is
+    Raises UserError naming the file when something in the folder is damaged; nothing is
     written then.
     """
     from nanogpt_edit.report.page import render_html, render_markdown  # here, for they load jinja2 and matplotlib

@@ -9,8 +9,10 @@
 
 A quantity with an interval passes when the whole interval satisfies the bound, fails when the whole interval violates
 it, and is inconclusive in between; then `n_needed` is the n at which an interval of this value would no longer reach
-the bound (its half-width shrinks with the square root of n). "(value)" judges the value alone: for a census (50 of 50
-edits) rather than a sample. A plain number is always judged by its value.
+the bound (its half-width shrinks with the square root of n). Where so few problems could not pass even with a perfect
+result (50 of 50 is at least 92.9%, so no 50 facts show 96%), it is undecidable, and `n_needed` is the n from which a
+perfect result would pass. A line whose path or bound is wrong is judged "wrong", and says why. "(value)" judges the
+value alone: for a census (50 of 50 edits) rather than a sample. A plain number is always judged by its value.
 """
 
 from __future__ import annotations
@@ -18,15 +20,16 @@ from __future__ import annotations
 import difflib
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from nanogpt_edit.common.stats import Z_TWO_SIDED
 from nanogpt_edit.errors import UserError
 from nanogpt_edit.report.fields import is_number
-from nanogpt_edit.report.records import STAGES
+from nanogpt_edit.report.records import STAGES, is_share
 
-Verdict = Literal["pass", "fail", "inconclusive", "not measured"]
+Verdict = Literal["pass", "fail", "inconclusive", "undecidable", "not measured", "wrong"]
 BOUND = re.compile(r"\s*(>=|<=|>|<)\s*([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)\s*(?:\(?(value|point)\)?)?\s*")
 
 
@@ -53,9 +56,10 @@ class Bound:
 
 @dataclass(frozen=True, slots=True)
 class Expectation:
-    """One judged line of `[expect]`. `low`, `high`, `n` are None for a plain number; `n_needed` only when inconclusive.
+    """One judged line of `[expect]`. `low`, `high`, `n` are None for a plain number; `n_needed` only when not decided.
 
-    verdict: pass, fail, inconclusive, or "not measured" (the run has not come to that stage).
+    verdict: pass, fail, inconclusive, undecidable (not with this n), "not measured" (the run has not come to that
+    stage), or "wrong" (the line itself, for the `reason`).
     """
 
     metric: str
@@ -66,6 +70,7 @@ class Expectation:
     n: int | None
     verdict: Verdict
     n_needed: int | None
+    reason: str = ""
 
 
 def parse_bound(text: object, *, key: str) -> Bound:
@@ -82,10 +87,25 @@ def parse_bound(text: object, *, key: str) -> Bound:
 def judge(expect: Mapping[str, object], summary: Mapping[str, object]) -> tuple[Expectation, ...]:
     """Judge every line of a recipe's `[expect]` table against the contents of summary.json.
 
-    Raises UserError naming the key for a malformed bound, and for a path that leads nowhere (with the nearest that
-    exist), unless it leads to a stage this run has not come to.
+    A line that is malformed, or whose path leads nowhere, is judged "wrong", unless it leads to a stage this run has
+    not come to.
     """
-    return tuple(_judge_one(key, text, summary) for key, text in _flat(expect))
+    return tuple(_judge_or_say_why(key, text, summary) for key, text in _flat(expect))
+
+
+def check_expectations(expect: Mapping[str, object], known: Collection[str]) -> None:
+    """Raise UserError for the first line of `[expect]` with a malformed bound or a path that is not `known`."""
+    for key, text in _flat(expect):
+        parse_bound(text, key=key)
+        if key not in known:
+            raise _unknown(key, known)
+
+
+def _judge_or_say_why(key: str, text: object, summary: Mapping[str, object]) -> Expectation:
+    try:
+        return _judge_one(key, text, summary)
+    except UserError as error:
+        return Expectation(key, str(text).strip(), None, None, None, None, "wrong", None, str(error))
 
 
 def _flat(table: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, object]]:
@@ -111,10 +131,22 @@ def _judge_one(key: str, text: object, summary: Mapping[str, object]) -> Expecta
         verdict = "pass"
     elif not bound.holds(low) and not bound.holds(high):
         verdict = "fail"
+    elif (enough := _n_of_a_perfect_result(key, bound)) is not None and n is not None and n < enough:
+        return Expectation(key, shown, value, low, high, n, "undecidable", enough)
     else:
-        verdict = "inconclusive"
-    n_needed = _n_needed(bound, value, low, high, n) if verdict == "inconclusive" else None
-    return Expectation(key, shown, value, low, high, n, verdict, n_needed)
+        return Expectation(key, shown, value, low, high, n, "inconclusive", _n_needed(bound, value, low, high, n))
+    return Expectation(key, shown, value, low, high, n, verdict, None)
+
+
+def _n_of_a_perfect_result(key: str, bound: Bound) -> int | None:
+    """The n from which all (or none) of n problems satisfy the bound with their whole interval; None if any n does.
+
+    n of n is at least n / (n + z²), none of n at most z² / (n + z²).
+    """
+    if not is_share(key) or key.startswith(("comparisons.", "seconds.")) or not 0.0 < bound.limit < 1.0:
+        return None
+    least = bound.limit if bound.operator in (">", ">=") else 1 - bound.limit
+    return math.ceil(Z_TWO_SIDED**2 * least / (1 - least)) if least < 1 else None
 
 
 def _n_needed(bound: Bound, value: float, low: float, high: float, n: int | None) -> int | None:
@@ -140,7 +172,7 @@ def _look_up(key: str, summary: Mapping[str, object]) -> Quantity | None:
         if not isinstance(node, Mapping) or part not in node:
             if _awaits(parts[:depth], part, node, summary):
                 return None
-            raise _unknown(key, summary)
+            raise _unknown(key, list(_paths(summary)))
         node = node[part]
     if is_number(node):
         return float(node), None, None, None
@@ -148,7 +180,7 @@ def _look_up(key: str, summary: Mapping[str, object]) -> Quantity | None:
     if quantity is None:
         if node is None:
             return None
-        raise _unknown(key, summary)
+        raise _unknown(key, list(_paths(summary)))
     return quantity
 
 
@@ -186,9 +218,8 @@ def _awaits(path: list[str], part: str, node: object, summary: Mapping[str, obje
     return False
 
 
-def _unknown(key: str, summary: Mapping[str, object]) -> UserError:
-    names = list(_paths(summary))
-    near = difflib.get_close_matches(key, names, n=3, cutoff=0.5) or names[:3]
+def _unknown(key: str, known: Collection[str]) -> UserError:
+    near = difflib.get_close_matches(key, list(known), n=3, cutoff=0.5) or sorted(known)[:3]
     hint = " Nearest: " + ", ".join(near) + "." if near else ""
     return UserError(f'[expect] "{key}": there is no such number in summary.json.{hint}')
 

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 from nanogpt_edit.common.stats import Difference, Interval
 from nanogpt_edit.report.expect import Expectation, parse_bound
+from nanogpt_edit.report.records import is_share as is_share
 
 Column = tuple[str, str]
 """(skill, metric), such as ("problems", "pass_at_1")."""
@@ -48,7 +49,6 @@ METRIC_LABELS = {
     "p_target_before": "p(new answer) before",
     "p_target_after": "p(new answer) after",
 }
-SIZES = re.compile(r"tokens|seconds|perplexity|nats|length|bits|mean_|entropy$|rank$")
 
 
 def stage_label(name: str) -> str:
@@ -102,12 +102,6 @@ def path_label(path: str) -> str:
         case ["seconds", stage]:
             return "seconds in all" if stage == "total" else f"seconds of {stage.replace('_', ' ')}"
     return path.replace("_", " ").replace(".", ", ")
-
-
-def is_share(metric: str) -> bool:
-    """Whether a metric is a share from 0 to 1, shown in percent, and its changes in points."""
-    name = metric.rpartition(".")[2]
-    return SIZES.search(name) is None and not name.startswith("p_")
 
 
 def number(value: float, *, digits: int = 3) -> str:
@@ -220,6 +214,8 @@ def listing(items: Sequence[object]) -> str:
 
 def bound_label(expectation: Expectation) -> str:
     """'>= 0.98' -> '≥ 98%'; '> 0' of a change -> '> 0 points'."""
+    if expectation.verdict == "wrong":
+        return expectation.bound
     bound = parse_bound(expectation.bound, key=expectation.metric)
     sign = bound.operator.replace(">=", "≥").replace("<=", "≤")
     if expectation.metric.startswith("seconds."):
@@ -235,6 +231,8 @@ def bound_label(expectation: Expectation) -> str:
 
 def measured(expectation: Expectation) -> str:
     """'99.4% [99.1, 99.6]', with the n that would decide when the interval straddles the bound."""
+    if expectation.verdict == "wrong":
+        return expectation.reason
     if expectation.value is None:
         return "this run has not come to it"
     metric = expectation.metric
@@ -247,6 +245,8 @@ def measured(expectation: Expectation) -> str:
         shown = f"{signed(metric, expectation.value)}{unit(metric)} [{ends[0]}, {ends[1]}]"
     else:
         shown = f"{quantity(metric, expectation.value)} {span(metric, expectation.low, expectation.high)}"
+    if expectation.verdict == "undecidable":
+        return f"{shown}, undecidable with n = {expectation.n}: even a perfect result needs n ≥ {expectation.n_needed}"
     if expectation.verdict != "inconclusive":
         return shown
     if expectation.n_needed is None:

@@ -40,7 +40,7 @@ EDIT_SCORES = (
     "p_target_after",
 )
 ARROWS: Mapping[Verdict, str] = {"better": "▲", "worse": "▼", "changed": "◆", "inconclusive": "≈", "untested": "·"}
-MARKS = {"pass": "✓", "fail": "✗", "inconclusive": "?", "not measured": "–"}
+MARKS = {"pass": "✓", "fail": "✗", "wrong": "✗", "inconclusive": "?", "undecidable": "?", "not measured": "–"}
 
 
 def render_html(view: View) -> str:

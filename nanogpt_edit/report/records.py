@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,8 @@ from nanogpt_edit.common.stats import Difference, Interval
 
 STAGES = ("base", "sft", "grpo", "edited")
 """The checkpoints of a run in the order they are made. A run may hold any part of them."""
+
+SIZES = re.compile(r"tokens|seconds|perplexity|nats|length|bits|mean_|entropy$|rank$")
 
 Grid = tuple[tuple[float, ...], ...]
 """Rows of numbers: one row per token (or group of tokens), one column per layer."""
@@ -237,3 +240,9 @@ class Run:
     @property
     def name(self) -> str:
         return self.path.name
+
+
+def is_share(metric: str) -> bool:
+    """Whether a metric is a share from 0 to 1, shown in percent, and its changes in points."""
+    name = metric.rpartition(".")[2]
+    return SIZES.search(name) is None and not name.startswith("p_")

@@ -5,7 +5,7 @@ comparisons.<after>-<before>.<metric>  {delta, low, high, p_value, n, smallest_d
 edit                                {n, success, …, seconds}: intervals as above, n and seconds plain
 seconds.<stage>, seconds.total      plain
 environment                         as recorded
-expectations                        [{metric, bound, value, low, high, n, verdict, n_needed}]
+expectations                        [{metric, bound, value, low, high, n, verdict, n_needed, reason}]
 """
 
 from __future__ import annotations
@@ -39,12 +39,12 @@ class Summary:
 
     @property
     def all_passed(self) -> bool:
-        """Whether every expectation passed; inconclusive and not measured are not passed."""
+        """Whether every expectation passed; what is not decided or not measured has not passed."""
         return all(expectation.verdict == "pass" for expectation in self.expectations)
 
     @property
     def any_failed(self) -> bool:
-        return any(expectation.verdict == "fail" for expectation in self.expectations)
+        return any(expectation.verdict in ("fail", "wrong") for expectation in self.expectations)
 
     @property
     def overall(self) -> str:
@@ -61,7 +61,7 @@ class Summary:
 def summarise(run: Run) -> Summary:
     """Put the numbers of a run together and judge its recipe's expectations.
 
-    Raises UserError naming the key of an expectation that is malformed or leads nowhere.
+    Raises UserError when `[expect]` is no table.
     """
     unjudged = Summary(
         name=run.name,

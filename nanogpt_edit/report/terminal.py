@@ -13,7 +13,14 @@ from nanogpt_edit.report.summary import Summary
 
 ARROWS = {"better": "▲", "worse": "▼", "changed": "◆", "inconclusive": "≈", "untested": "·"}
 STYLES = {"better": "green", "worse": "red", "changed": "default", "inconclusive": "dim", "untested": "dim"}
-MARKS = {"pass": ("✓", "green"), "fail": ("✗", "red"), "inconclusive": ("?", "yellow"), "not measured": ("–", "dim")}
+MARKS = {
+    "pass": ("✓", "green"),
+    "fail": ("✗", "red"),
+    "wrong": ("✗", "red"),
+    "inconclusive": ("?", "yellow"),
+    "undecidable": ("?", "yellow"),
+    "not measured": ("–", "dim"),
+}
 SHORT = {
     ("facts", "recall"): "true facts",
     ("probes", "non_arithmetic"): "non-math probes",

@@ -217,7 +217,8 @@ def _verdict(summary: Summary) -> str:
         return "The recipe states no expectations"
     held = verdicts.count("pass")
     text = f"All {held} expectations hold" if held == len(verdicts) else f"{held} of {len(verdicts)} expectations hold"
-    words = {"fail": "failed", "inconclusive": "inconclusive", "not measured": "not measured"}
+    words = {"fail": "failed", "wrong": "wrong in the recipe", "inconclusive": "inconclusive"}
+    words |= {key: key for key in ("undecidable", "not measured")}
     return "; ".join([text] + [f"{verdicts.count(key)} {word}" for key, word in words.items() if key in verdicts])
 
 
