@@ -3,7 +3,7 @@
     import nanogpt_edit as ne
 
     model = ne.load("runs/tiny/grpo")
-    for completion in ne.generate(model, ["Tom has 3 apples …"], n=4):
+    for completion in ne.generate(model, ["Leo has 10 toys …"], n=4):
         print(completion.text)
 
 Nothing heavy is imported before the first of these names is used.

@@ -91,22 +91,33 @@ def with_fields(config: EditConfig, fields: Mapping[str, object]) -> EditConfig:
 
 @dataclass(frozen=True)
 class Scores:
-    """What a model says to some facts: shares with 95% intervals over facts. Printed, it is four lines."""
+    """What a model says to some facts: shares with 95% intervals over facts. Printed, it is a line for each."""
 
     facts: tuple[FactState, ...]
     success: Interval
     """The new answer's first token has rank 1."""
+    exact: Interval
+    """Written freely, the answer is exactly the new one."""
     efficacy: Interval
-    """The new answer is more probable than the true one."""
+    """The new answer is more probable than the true one, as is about every second of a model that knows nothing."""
+    paraphrase_rank1: Interval | None
+    """The new answer's first token has rank 1 on paraphrases; None when no fact has any."""
     paraphrase: Interval | None
-    """The same on paraphrases; None when no fact has any."""
+    """The new answer is more probable than the true one on paraphrases; None when no fact has any."""
     neighbourhood: Interval | None
     """On neighbours, the true answer is more probable than the new one; None when no fact has any."""
 
     def __str__(self) -> str:
-        shares = {name: getattr(self, name) for name in ("success", "efficacy", "paraphrase", "neighbourhood")}
+        shares = {
+            "success: the new answer at rank 1": self.success,
+            "exact: written freely, exactly it": self.exact,
+            "efficacy: p(new) > p(true)": self.efficacy,
+            "paraphrases: at rank 1": self.paraphrase_rank1,
+            "paraphrases: p(new) > p(true)": self.paraphrase,
+            "neighbours: p(true) > p(new)": self.neighbourhood,
+        }
         return "\n".join(
-            f"{name:<14}{found.value:6.1%}  ({found.low:.1%} to {found.high:.1%}, n = {found.n})"
+            f"{name:<36}{found.value:6.1%}  ({found.low:.1%} to {found.high:.1%}, n = {found.n})"
             for name, found in shares.items()
             if found is not None
         )
@@ -124,7 +135,9 @@ def score(model: GPT, facts: Facts) -> Scores:
     return Scores(
         facts=states,
         success=share([float(state.new.rank == 1) for state in states]),
+        exact=share([float(state.exact) for state in states]),
         efficacy=share([float(state.new.p_token > state.true.p_token) for state in states]),
+        paraphrase_rank1=over_facts([[new.rank == 1 for new, _ in state.paraphrases] for state in states]),
         paraphrase=over_facts([[new.p_token > true.p_token for new, true in state.paraphrases] for state in states]),
         neighbourhood=over_facts(
             [[true.p_token > new.p_token for true, new in state.neighbourhood] for state in states]

@@ -103,7 +103,13 @@ def test_edit_is_a_verb_and_a_room(speaking_gpt: GPT) -> None:
     assert new.facts[0].new.p_target > 1.5 * old.facts[0].new.p_target
     assert new.efficacy.value == 1
     assert new.neighbourhood is None
-    assert [line.split()[0] for line in str(new).splitlines()] == ["success", "efficacy", "paraphrase"]
+    assert [line.split("  ")[0] for line in str(new).splitlines()] == [
+        "success: the new answer at rank 1",
+        "exact: written freely, exactly it",
+        "efficacy: p(new) > p(true)",
+        "paraphrases: at rank 1",
+        "paraphrases: p(new) > p(true)",
+    ]
 
 
 @pytest.mark.parametrize("method", ["memit", "ft"])

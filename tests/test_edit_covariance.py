@@ -80,6 +80,18 @@ def test_the_change_is_between_half_and_all_of_the_tokens(model: GPT, monkeypatc
     assert whole.change == pytest.approx(float((whole.matrix - half.matrix).norm() / whole.matrix.norm()), rel=1e-6)
 
 
+def test_a_last_step_that_is_no_doubling_counts_as_one(model: GPT, monkeypatch: pytest.MonkeyPatch) -> None:
+    """‖C_n − C_m‖ shrinks with n − m: as it stands, a short last step would pass for convergence."""
+    monkeypatch.setattr(covariance_module, "FIRST_CHECK_TOKENS", 480)
+    monkeypatch.setattr(covariance_module, "BATCH_TOKENS", 96)
+    blocks = covariance_blocks()
+    kept = collect(model, blocks, layers=[1], max_tokens=480, tolerance=0.0)[1]
+    for tokens in (576, 672, 864):
+        found = collect(model, blocks, layers=[1], max_tokens=tokens, tolerance=0.0)[1]
+        step = float((found.matrix - kept.matrix).norm() / found.matrix.norm())
+        assert found.change == pytest.approx(step * (480 / (tokens - 480)) ** 0.5, rel=1e-5)
+
+
 def test_the_solvers_change_is_that_of_the_solutions(monkeypatch: pytest.MonkeyPatch) -> None:
     """To first order: for a small change of C it is the difference of two solutions."""
     monkeypatch.setattr(covariance_module, "BAND", 8)

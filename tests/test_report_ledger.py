@@ -214,6 +214,7 @@ def test_edits_are_grouped_with_failures_first() -> None:
         edited(id="clean"),
         edited(id="costly", neighbourhood_after=0.5),
         edited(id="half", contains=False, new_answer="Alexander"),
+        edited(id="longer", contains=True, exact=False, new_answer="Athensis"),
         edited(id="lost", success=False, reason="no value found: p 0.2; rank 90 to 3"),
         edited(id="kept", success=False, reason="value found (p 0.9), but not taken up"),
         edited(id="lost too", success=False, reason="no value found: p 0.1"),
@@ -223,7 +224,7 @@ def test_edits_are_grouped_with_failures_first() -> None:
     assert groups == [
         ("Failed: no value found", ["lost", "lost too"]),
         ("Failed: value found", ["kept"]),
-        ("The new answer's first token is first, but another answer follows", ["half"]),
+        ("The new answer's first token is first, but what is written is not exactly it", ["half", "longer"]),
         ("Rewritten, but a paraphrase or a neighbour is wrong", ["costly"]),
         ("Rewritten, paraphrases and neighbours right", ["clean", "no neighbours"]),
     ]

@@ -41,7 +41,7 @@ class Covariance:
     tokens: int
     """Tokens it is the mean over."""
     change: float
-    """‖C − C at half the tokens‖ / ‖C‖."""
+    """‖C − C at half the tokens‖ / ‖C‖, which is also about how far C is off; from the last two checks."""
     solve_change: float
     """The same of C⁻¹k on probe keys (mean over probes), to first order."""
     converged: bool
@@ -131,7 +131,16 @@ class _Sum:
             mean = self.total[rows, rows.start :] / self.tokens
             size += _square(mean)
             apart += _square(mean.sub_(before[rows, rows.start :], alpha=1 / tokens))
-        self.change = (apart / size) ** 0.5
+        self.change = (apart / size) ** 0.5 * self._per_doubling
+
+    @property
+    def _per_doubling(self) -> float:
+        """What a change since the check before is multiplied by to be one over a doubling of the tokens.
+
+        ‖C_n − C_m‖² is expected to be σ² (1/m − 1/n): σ²/n for n = 2 m, which is also how far C_n is off.
+        """
+        kept = self.tokens if self.before is None else self.before[1]
+        return math.sqrt(kept / (self.tokens - kept)) if kept < self.tokens else 1.0
 
     def keep(self) -> None:
         """For the next check."""
@@ -161,7 +170,7 @@ class _Sum:
             apart = matrix[rows, rows.start :].sub(before[rows, rows.start :], alpha=1 / tokens)
             moved[rows] += apart @ solved[rows.start :]
             moved[rows.stop :] += apart[:, len(apart) :].T @ solved[rows]
-        return float((solve(moved).norm(dim=0) / solved.norm(dim=0)).mean())
+        return self._per_doubling * float((solve(moved).norm(dim=0) / solved.norm(dim=0)).mean())
 
 
 def _upper_blocks(keys: Tensor) -> Iterator[tuple[slice, slice, Tensor]]:

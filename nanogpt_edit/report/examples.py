@@ -192,12 +192,16 @@ def edit_groups(facts: Sequence[EditedFact]) -> list[FactGroup]:
         FactGroup(f"Failed: {reason}", "bad", tuple(group))
         for reason, group in sorted(failed.items(), key=lambda item: (-len(item[1]), item[0]))
     ]
-    half = [fact for fact in facts if fact.success and not fact.contains]
-    costly = [fact for fact in facts if fact.success and fact.contains and not _clean(fact)]
-    clean = [fact for fact in facts if fact.success and fact.contains and _clean(fact)]
+    half = [fact for fact in facts if fact.success and not fact.right]
+    costly = [fact for fact in facts if fact.right and not _clean(fact)]
+    clean = [fact for fact in facts if fact.right and _clean(fact)]
     if half:
         groups.append(
-            FactGroup("The new answer's first token is first, but another answer follows", "bad", tuple(half))
+            FactGroup(
+                "The new answer's first token is first, but what is written is not exactly it",
+                "bad",
+                tuple(half),
+            )
         )
     if costly:
         groups.append(FactGroup("Rewritten, but a paraphrase or a neighbour is wrong", "unsure", tuple(costly)))

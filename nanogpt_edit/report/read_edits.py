@@ -71,6 +71,8 @@ def _read_edited_facts(path: Path) -> tuple[EditedFact, ...]:
                 else fields.text("target_new") in fields.text("new_answer", ""),
                 subject_lookup=fields.text("subject_lookup", ""),
                 reason=fields.text("reason", ""),
+                exact=fields.flag("exact") if "exact" in fields.values else None,
+                paraphrase_rank1=fields.optional_share("paraphrase_rank1"),
             )
         )
     return tuple(facts)

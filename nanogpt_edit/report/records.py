@@ -86,7 +86,8 @@ class Comparison:
 class EditedFact:
     """One fact before and after the edit. Neighbourhood and paraphrase are shares of that fact's prompts, 0 to 1.
 
-    `success`: the new answer's first token is at rank 1; `contains`: the greedy text holds the whole new answer.
+    `success`: the new answer's first token is at rank 1; `exact`: the greedy text is the new answer and nothing more
+    (None in records of version 0.1.0); `contains`: it holds the new answer.
     """
 
     id: str
@@ -111,6 +112,13 @@ class EditedFact:
     contains: bool
     subject_lookup: str
     reason: str
+    exact: bool | None = None
+    paraphrase_rank1: float | None = None
+
+    @property
+    def right(self) -> bool:
+        """Whether the model writes the new answer, as far as the record tells."""
+        return self.success and (self.contains if self.exact is None else self.exact)
 
 
 @dataclass(frozen=True, slots=True)
