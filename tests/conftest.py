@@ -36,6 +36,7 @@ TEXTS = (
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--device", default="cpu", help="where the tests marked `device` run (cuda, cuda:1, …)")
     parser.addoption("--slow", action="store_true", help="the tests marked `slow` too: minutes")
+    parser.addoption("--demo", type=Path, help="a finished `make demo`, for the README's lines to run on")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

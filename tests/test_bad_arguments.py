@@ -64,7 +64,7 @@ GENERATE: list[tuple[Call, str]] = [
     (lambda m: ne.generate(m, PROMPT, n=True), '"n" must be a whole number, found true'),
     (lambda m: ne.generate(m, PROMPT, n=0), "n is 0; it must be at least 1"),
     (lambda m: ne.generate(m, PROMPT, n=-4), "n is -4; it must be at least 1"),
-    (lambda m: ne.generate(m, PROMPT, n=10**9), "1,000,000,000 completions of each of 1 prompts are asked for"),
+    (lambda m: ne.generate(m, PROMPT, n=10**9), "n = 1000000000 completions would need about"),
     (lambda m: ne.generate(m, PROMPT, n=10**5000), "n is a number of 16610 bits; it can have 63 at most"),
     (lambda m: ne.generate(m, PROMPT, temperature=math.nan), "temperature is nan; it must be a finite number"),
     (lambda m: ne.generate(m, PROMPT, temperature=math.inf), "temperature is inf; it must be a finite number"),
