@@ -37,7 +37,7 @@ def test_every_part_runs_to_its_end(tmp_path: Path) -> None:
     assert [line["part"] for line in lines] == [*PARTS, *STAGES]
     for line in lines:
         assert line["seconds"] > 0
-        assert line["environment"]["torch"] == torch.__version__
+        assert torch.__version__.startswith(line["environment"]["torch"])
 
 
 def test_a_part_that_fails_says_why_and_the_others_run(tmp_path: Path) -> None:
@@ -46,7 +46,7 @@ def test_a_part_that_fails_says_why_and_the_others_run(tmp_path: Path) -> None:
     assert "failed: train" in done.stderr
     train, environment, again = lines
     assert 0 < train["mfu_of_measured_peak"] < 1
-    assert train["environment"]["torch"] == torch.__version__
+    assert torch.__version__.startswith(train["environment"]["torch"])
     assert environment["fp32_tflops"] > 0
     assert (again["part"], again["model"]) == ("train", "none")
     assert "none: no such" in again["failed"]
