@@ -43,6 +43,7 @@ def run(recipe: Recipe, out: Path) -> int:
     check_sizes(recipe)
     folder = RunFolder(out)
     with folder.locked():
+        recipe = folder.with_threads(recipe)
         folder.keep_recipe(recipe)
         pipeline = Pipeline(recipe, folder, choose_device(recipe.device, threads=recipe.threads))
         folder.keep_environment(pipeline.device)

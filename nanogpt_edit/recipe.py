@@ -66,7 +66,8 @@ class Recipe:
     """Of matrix products in training and evaluation: bfloat16, float32, or auto (bfloat16 on a GPU that has it).
     Weights are float32 in training, and edits are made in float32."""
     threads: int | None = None
-    """CPU threads (None: torch's own choice)."""
+    """CPU threads; another number gives slightly different weights (None: torch's own choice, which recipe.toml then
+    records)."""
     shard: bool = False
     """Under torchrun, divide the weights over the processes (FSDP2) where one process cannot hold them; else each has
     all of them (DistributedDataParallel)."""

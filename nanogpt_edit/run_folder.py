@@ -9,7 +9,7 @@ import shutil
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -19,6 +19,7 @@ import torch
 from nanogpt_edit import processes
 from nanogpt_edit.errors import UserError
 from nanogpt_edit.files import make_folder, read_json, write_json
+from nanogpt_edit.progress import say
 from nanogpt_edit.recipe import Recipe, load_recipe, save_recipe
 from nanogpt_edit.settings import differences
 from nanogpt_edit.typed import read_json_as
@@ -63,6 +64,22 @@ class RunFolder:
     @property
     def edits(self) -> Path:
         return self.path / "edits"
+
+    def with_threads(self, recipe: Recipe) -> Recipe:
+        """`recipe` with its number of CPU threads, on which the last digits of a sum depend, and so the weights.
+
+        It is what the recipe says, else what the run in this folder has begun with, else torch's own choice here.
+        """
+        own, path, threads = torch.get_num_threads(), self.path / "recipe.toml", recipe.threads
+        if threads is None and path.exists() and self.begun():
+            threads = load_recipe(path).threads
+        if threads is None or threads == own:
+            return replace(recipe, threads=own)
+        say(
+            f"Threads: {threads}, as the recipe says, where torch would take {own} on this machine; with another "
+            "number the weights come out a little different (--threads)."
+        )
+        return replace(recipe, threads=threads)
 
     def keep_recipe(self, recipe: Recipe) -> None:
         """Write recipe.toml, or check that the one there asks for the same run.

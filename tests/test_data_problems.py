@@ -1,13 +1,16 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import huggingface_hub
 import pytest
+import tokenizers
 from conftest import shared_data
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -23,8 +26,10 @@ from nanogpt_edit.data.problems import (
     to_samples,
     with_room,
 )
+from nanogpt_edit.data.world import make_world
 from nanogpt_edit.errors import UserError
 from nanogpt_edit.model.tokenizer import Tokenizer
+from nanogpt_edit.recipe import load_recipe
 
 NATALIA = {
     "question": " How many clips did Natalia sell? ",
@@ -161,6 +166,33 @@ def test_an_empty_file_says_what_a_problem_looks_like(tmp_path: Path, text: str)
 def test_a_missing_path_is_not_sought_on_the_hub(source: str) -> None:
     with pytest.raises(UserError, match="no such file or folder"):
         load_splits(ProblemsConfig(path=source), seed=0)
+
+
+def test_the_example_that_comes_with_the_package_is_held_out_from_the_demo() -> None:
+    problems = read_problems("example")
+    assert len(problems) == 20
+    assert problems[0].id == "example:1"
+    assert all(problem.rationale and problem.answer.isdigit() for problem in problems)
+    recipe = load_recipe("tiny")
+    trained = {problem.question for problem in make_world(recipe.world.seeded(recipe.seed)).problems.train}
+    assert not trained & {problem.question for problem in problems}
+    assert len(load_splits(ProblemsConfig(path="example"), seed=0).train) > 10
+
+
+@pytest.mark.parametrize("name", ["[SEP]", "<pad>", "<|endoftext|>", "<answer>"])
+@pytest.mark.parametrize("field", ["question", "rationale", "answer"])
+def test_a_special_token_of_the_models_own_is_refused_with_the_problem(name: str, field: str) -> None:
+    inner = tokenizers.Tokenizer(tokenizers.models.BPE())
+    inner.add_special_tokens(["[SEP]", "<pad>", "<|endoftext|>"])
+    own = Tokenizer(inner)
+    good = Problem(question="3 + 4?", rationale="3 + 4 = 7", answer="7", id="x:1")
+    bad = replace(good, id="x:2", **{field: f"7 {name}"})
+    for use in (
+        lambda: to_samples([good, bad], own, block_size=99),
+        lambda: with_room([good, bad], own, room=1, block_size=99),
+    ):
+        with pytest.raises(UserError, match=rf"problem x:2: the text holds {re.escape(name)}, a special token"):
+            use()
 
 
 # --- splits ------------------------------------------------------------------------------------------------------

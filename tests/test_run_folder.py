@@ -9,9 +9,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
+from nanogpt_edit import run_folder
 from nanogpt_edit.errors import UserError
 from nanogpt_edit.files import read_json
+from nanogpt_edit.recipe import Recipe, load_recipe
 from nanogpt_edit.run_folder import RunFolder
 
 OWNER = """
@@ -49,3 +52,23 @@ def test_seconds_add_up_and_a_damaged_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "timing.json").write_text('{"stages": {"sft": "long"}}')
     with pytest.raises(UserError, match=r'timing\.json: \[stages\] "sft" must be a number, found "long"'):
         folder.add_seconds("sft", 1.0)
+
+
+def test_the_number_of_threads_is_recorded_kept_and_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[str] = []
+    monkeypatch.setattr(run_folder, "say", told.append)
+    folder = RunFolder(tmp_path)
+    begun = folder.with_threads(Recipe())
+    assert begun.threads == torch.get_num_threads() == 1
+    folder.keep_recipe(begun)
+    (folder.model("base")).mkdir()
+    (folder.model("base") / "config.json").write_text("{}")
+    assert not told
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 8)  # the same run, gone on with on another machine
+    assert folder.with_threads(Recipe()).threads == 1
+    assert folder.with_threads(load_recipe(tmp_path / "recipe.toml")).threads == 1
+    assert len(told) == 2
+    assert told[0].startswith("Threads: 1, as the recipe says, where torch would take 8 on this machine")
+    assert folder.with_threads(Recipe(threads=8)).threads == 8, "what is asked for goes before what was"
+    assert RunFolder(tmp_path / "new").with_threads(Recipe()).threads == 8
+    assert len(told) == 2

@@ -25,6 +25,7 @@ MARKUP = re.compile(
     r"<(?:/?(?:think|answer|s)>|\|[^|<>\s]{1,40}\|>)"
 )  # tokens that are markup in one family or another
 LONGEST_PROBLEM = 1_000_000  # characters; no model reads as much at once
+EXAMPLE_FILE = Path(__file__).parent / "example.jsonl"
 EXAMPLE = '{"question": "…", "answer": "… #### 72"}'
 
 
@@ -61,12 +62,12 @@ class Fields:
 def read_problems(
     source: str | Path, *, question_field: str = "question", answer_field: str = "answer", split: str = "test"
 ) -> tuple[Problem, ...]:
-    """All problems of one file, or the `split` of a folder or hub data set.
+    """All problems of one file, or the `split` of a folder or hub data set; "example": twenty of the package.
 
     Raises UserError naming file and line of a bad record, or the file when it is missing or empty.
     """
     fields = Fields(question=question_field, answer=answer_field)
-    path = Path(source)
+    path = _path(source)
     if path.is_file():
         return _read_files([path], fields, notes=[])
     if path.is_dir():
@@ -81,7 +82,7 @@ def read_all_splits(source: str, fields: Fields, notes: list[str]) -> dict[str, 
 
     A lone file is all "train". What was left out is added to `notes`. Raises UserError as `read_problems` does.
     """
-    path = Path(source)
+    path = _path(source)
     if path.is_file():
         return {"train": _read_files([path], fields, notes)}
     if path.is_dir():
@@ -93,6 +94,11 @@ def read_all_splits(source: str, fields: Fields, notes: list[str]) -> dict[str, 
     if "train" not in rows:
         raise UserError(f"{source}: this data set has no train split, only {', '.join(rows)}.")
     return {split: _read_rows(_numbered(rows[split], split), f"{source} {split}", fields, notes) for split in rows}
+
+
+def _path(source: str | Path) -> Path:
+    path = Path(source)
+    return EXAMPLE_FILE if str(source) == "example" and not path.exists() else path
 
 
 def _split_files(folder: Path, split: str) -> list[Path]:

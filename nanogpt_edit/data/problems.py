@@ -6,6 +6,7 @@ one side of every cut. Whatever is cut, skipped or limited is said in `notes`, w
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
@@ -35,8 +36,8 @@ class ProblemsConfig:
     """Which word problems to learn from."""
 
     path: str | None = None
-    """A .jsonl or SVAMP .json file, a folder with train.jsonl and test.jsonl, or a hub name (openai/gsm8k).
-    None: the embedded world's problems."""
+    """A file (.jsonl, .json, .parquet; also .gz), a folder with train.jsonl and test.jsonl, a hub name (openai/gsm8k),
+    or example: twenty problems that come with the package. None: the embedded world's problems."""
     question_field: str = "question"
     """Name of the field that holds the question."""
     answer_field: str = "answer"
@@ -154,13 +155,26 @@ def to_sample(problem: Problem, tokenizer: Tokenizer) -> Sample:
     return Sample(token_ids=(*prompt, *completion), loss_mask=(0,) * len(prompt) + (1,) * len(completion))
 
 
+def refuse_markup(problems: Iterable[Problem], tokenizer: Tokenizer) -> None:
+    """Raise UserError for a problem that holds the text of one of the tokenizer's special tokens: the end of a text in
+    the middle of a solution would be learned as such."""
+    markup = re.compile("|".join(map(re.escape, tokenizer.markup)))
+    for problem in problems:
+        found = markup.search(f"{problem.question}\n{problem.rationale}\n{problem.answer}")
+        if found:
+            raise UserError(
+                f"problem {problem.id}: the text holds {found[0]}, a special token of the model's; take it out."
+            )
+
+
 def with_room(
     problems: Sequence[Problem], tokenizer: Tokenizer, *, room: int, block_size: int
 ) -> tuple[list[Problem], list[str]]:
     """(problems, notes): those whose question leaves `room` of `block_size` tokens; a note says how many do not.
 
-    Raises UserError when none does.
+    Raises UserError when none does, and for what `refuse_markup` refuses.
     """
+    refuse_markup(problems, tokenizer)
     kept = [problem for problem in problems if len(prompt_ids(problem, tokenizer)) + room <= block_size]
     if problems and not kept:
         raise UserError(
@@ -181,8 +195,10 @@ def to_samples(
 ) -> tuple[list[Sample], tuple[str, ...]]:
     """(samples, notes): every problem that fits in `block_size` tokens; notes say how many did not.
 
-    Raises UserError when none is left.
+    Raises UserError when none is left, and for what `refuse_markup` refuses.
     """
+    problems = list(problems)
+    refuse_markup(problems, tokenizer)
     samples = [to_sample(problem, tokenizer) for problem in problems]
     kept = [sample for sample in samples if len(sample.token_ids) <= block_size]
     too_long = len(samples) - len(kept)

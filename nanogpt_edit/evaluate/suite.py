@@ -17,7 +17,7 @@ from torch import Tensor
 
 from nanogpt_edit import processes
 from nanogpt_edit.common.stats import Interval, quantity, share
-from nanogpt_edit.data.problems import Problem, prompt_ids
+from nanogpt_edit.data.problems import Problem, prompt_ids, refuse_markup
 from nanogpt_edit.engine.engine import Completion, Engine
 from nanogpt_edit.engine.sampling import Sampling, check_temperature
 from nanogpt_edit.errors import at_least
@@ -185,6 +185,7 @@ def solve_here(
     if not problems:
         return []
     tokenizer = tokenizer_of(engine.model)
+    refuse_markup(problems, tokenizer)
     prompts = [prompt_ids(problem, tokenizer) for problem in problems]
     finished: list[Completion] = []
     stream = engine.stream(

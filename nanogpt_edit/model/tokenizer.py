@@ -224,6 +224,12 @@ class Tokenizer:
         return self.end_ids | {self.answer_end}
 
     @cached_property
+    def markup(self) -> tuple[str, ...]:
+        """The texts of the special tokens: written in a text, they are read as the tokens, not as characters."""
+        special = {token.content for token in self._inner.get_added_tokens_decoder().values() if token.special}
+        return tuple(sorted({*special, *REASONING_TOKENS, *([self.eos_token] if self.eos_token else [])}))
+
+    @cached_property
     def fingerprint(self) -> str:
         """SHA-256 of vocabulary, merges and special tokens: equal where every text becomes the same tokens."""
         return hashlib.sha256(self._inner.to_str().encode()).hexdigest()
