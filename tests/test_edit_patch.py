@@ -272,3 +272,13 @@ def test_a_difference_lists_facts_and_norms(model: GPT, patch: EditPatch) -> Non
     assert apart == pytest.approx(float((patch.layers[0].delta() - smaller.layers[0].delta()).norm()))
     assert part > 0
     assert diff_patches(patch, patch).weight_change[1][2] == 0.0
+
+
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf")])
+@pytest.mark.parametrize("name", ["blocks.1.mlp.down.weight", "embed.weight"])
+def test_an_edit_of_a_model_that_holds_no_numbers_is_refused(name: str, wrong: float) -> None:
+    model = random_model()
+    with torch.no_grad():
+        model.get_parameter(name)[:] = wrong
+    with pytest.raises(UserError, match="infinite numbers|not finite"):
+        edit_model(model, facts(1), replace(CONFIG, steps=2, n_prefixes=0), covariance_blocks=covariance_blocks())

@@ -204,6 +204,12 @@ def _patch(
     started: float,
 ) -> EditPatch:
     values = _joined(parts_of_values)
+    made = (values.values, *(each for layer in edited_layers.values() for each in (*layer.left, *layer.right)))
+    if not all(bool(each.isfinite().all()) for each in made):
+        raise UserError(
+            "the edit came to NaN or infinite numbers: the model's weights hold some (nanogpt-edit info tells), or "
+            "learning_rate or clamp is far too large."
+        )
     layers: dict[int, LayerUpdate] = {}
     for layer, parts in edited_layers.items():
         left, right = on_grid(torch.cat(parts.left, dim=1).cpu(), torch.cat(parts.right, dim=0).cpu())
