@@ -7,6 +7,9 @@ PIP_FLAGS ?=
 
 PINS := pyproject.toml constraints.txt
 INSTALLED := $(VENV)/.installed
+# What other programs make of a saved model is tried in an environment of its own: theirs is large.
+INTEROP := .venv-interop
+LLAMA_CPP := $(INTEROP)/llama_cpp
 INSTALLED_DEV := $(VENV)/.installed-dev
 INSTALLED_BENCH := $(VENV)/.installed-bench
 # Present only while pip works: an environment found with it was interrupted and is made again.
@@ -14,11 +17,12 @@ UNFINISHED := $(VENV)/.unfinished
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test bench check format clean
+.PHONY: help demo test interop bench check format clean
 
 help:
 	@echo "make demo    install into $(VENV), run the tiny recipe, say where the report is"
 	@echo "make test    install with the test extras, run the test suite"
+	@echo "make interop install lm-evaluation-harness and llama.cpp's converter into $(INTEROP), try saved models with them"
 	@echo "make bench   install with the peers, time generation and training beside them on a small model (minutes)"
 	@echo "make check   formatting, lint and types"
 	@echo "make format  rewrite the source in the house format"
@@ -31,6 +35,9 @@ demo: $(INSTALLED)
 
 test: $(INSTALLED_DEV)
 	$(VENV)/bin/python -m pytest
+
+interop: $(INTEROP)/.installed
+	LLAMA_CPP=$$(echo $(LLAMA_CPP)/*/vendor/llama.cpp) $(INTEROP)/bin/python -m pytest -s tests/test_interop.py
 
 # Three pairs of each on a quarter of GPT-2; DATA=folder takes GSM8K and GPT-2's vocabulary from it.
 BENCH := $(VENV)/bin/python benchmarks
@@ -72,5 +79,14 @@ $(INSTALLED_BENCH): $(INSTALLED)
 	$(VENV)/bin/python -m pip install $(PIP_FLAGS) --constraint constraints.txt --editable '.[bench]'
 	@rm -f $(UNFINISHED) && touch $(INSTALLED) $@
 
+$(INTEROP)/.installed: $(PINS)
+	rm -rf $(INTEROP)
+	$(PYTHON) -m venv $(INTEROP)
+	$(INTEROP)/bin/python -m pip install --constraint constraints.txt --editable '.[interop]'
+	$(INTEROP)/bin/python -m pip download --no-deps --no-build-isolation --no-binary llama-cpp-python \
+		--dest $(LLAMA_CPP) llama-cpp-python
+	tar xzf $(LLAMA_CPP)/*.tar.gz -C $(LLAMA_CPP)
+	@touch $@
+
 clean:
-	rm -rf $(VENV) $(RUN) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(INTEROP) $(RUN) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
