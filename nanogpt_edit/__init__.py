@@ -22,7 +22,7 @@ from nanogpt_edit.errors import UserError
 
 if TYPE_CHECKING:
     from nanogpt_edit.api import edit, evaluate, run, score, trace
-    from nanogpt_edit.data.problems import Problem, read_problems
+    from nanogpt_edit.data.problems import Problem, read_problems, to_samples
     from nanogpt_edit.edit.config import EditConfig
     from nanogpt_edit.edit.fact_files import read_facts
     from nanogpt_edit.edit.facts import Fact, Neighbour
@@ -31,26 +31,37 @@ if TYPE_CHECKING:
     from nanogpt_edit.evaluate.suite import EvaluateConfig
     from nanogpt_edit.generation import generate
     from nanogpt_edit.model.checkpoint import load, save
+    from nanogpt_edit.train.grpo import GRPOConfig, grpo
+    from nanogpt_edit.train.pretrain import PretrainConfig, pretrain, token_stream
+    from nanogpt_edit.train.sft import SFTConfig, sft
 
 __version__ = "0.1.0"
 __all__ = [
     "EditConfig",
     "EvaluateConfig",
     "Fact",
+    "GRPOConfig",
     "Neighbour",
+    "PretrainConfig",
     "Problem",
+    "SFTConfig",
     "TraceConfig",
     "UserError",
     "edit",
     "evaluate",
     "generate",
+    "grpo",
     "load",
     "load_patch",
+    "pretrain",
     "read_facts",
     "read_problems",
     "run",
     "save",
     "score",
+    "sft",
+    "to_samples",
+    "token_stream",
     "trace",
 ]
 
@@ -58,19 +69,27 @@ _HOMES = {
     "EditConfig": "nanogpt_edit.edit.config",
     "EvaluateConfig": "nanogpt_edit.evaluate.suite",
     "Fact": "nanogpt_edit.edit.facts",
+    "GRPOConfig": "nanogpt_edit.train.grpo",
     "Neighbour": "nanogpt_edit.edit.facts",
+    "PretrainConfig": "nanogpt_edit.train.pretrain",
     "Problem": "nanogpt_edit.data.problems",
+    "SFTConfig": "nanogpt_edit.train.sft",
     "TraceConfig": "nanogpt_edit.edit.tracing",
     "edit": "nanogpt_edit.api",
     "evaluate": "nanogpt_edit.api",
     "generate": "nanogpt_edit.generation",
+    "grpo": "nanogpt_edit.train.grpo",
     "load": "nanogpt_edit.model.checkpoint",
     "load_patch": "nanogpt_edit.edit.patch_files",
+    "pretrain": "nanogpt_edit.train.pretrain",
     "read_facts": "nanogpt_edit.edit.fact_files",
     "read_problems": "nanogpt_edit.data.problems",
     "run": "nanogpt_edit.api",
     "save": "nanogpt_edit.model.checkpoint",
     "score": "nanogpt_edit.api",
+    "sft": "nanogpt_edit.train.sft",
+    "to_samples": "nanogpt_edit.data.problems",
+    "token_stream": "nanogpt_edit.train.pretrain",
     "trace": "nanogpt_edit.api",
 }
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ PROMPT = "Tom has 3 apples."
 FACT = {"prompt": "The capital of France is", "subject": "France", "target_new": "Tom", "target_true": "Paris"}
 TEXT = ["The capital of France is Paris. Tom has 3 apples."] * 50
 
+RUN: dict[str, Any] = {"seed": 0, "state": "state", "log": "log.jsonl"}
 Call = Callable[[GPT], object]
 
 LOAD: list[tuple[Call, str]] = [
@@ -149,7 +151,17 @@ PROBLEMS: list[tuple[Call, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("call", "sentence"), LOAD + GENERATE + FACTS + PROBLEMS)
+TRAIN: list[tuple[Call, str]] = [
+    (lambda m: ne.sft("m", [], [], ne.SFTConfig()), "missing a required argument: 'replay'; it is called as ne.sft("),
+    (lambda m: ne.sft(m, [PROMPT], [], {}, **RUN, replay=None, pad_id=0), '"samples[0]" must be a Sample, found "Tom'),
+    (lambda m: ne.sft(m, [], [], {"steps": "a"}, **RUN, replay=None, pad_id=0), '"steps" must be a whole number'),
+    (lambda m: ne.grpo(m, "gsm8k", [], {}, **RUN), '"problems" must be a list of a Problem, found "gsm8k"'),
+    (lambda m: ne.grpo(m, [], [], ne.SFTConfig(), **RUN), '"config" must be a GRPOConfig'),
+    (lambda m: ne.pretrain(m, PROMPT, torch.zeros(1), {}, **RUN), '"stream" must be a TokenStream, found "Tom has'),
+]
+
+
+@pytest.mark.parametrize(("call", "sentence"), TRAIN + LOAD + GENERATE + FACTS + PROBLEMS)
 def test_a_bad_argument_is_one_sentence(
     call: Call, sentence: str, speaking_gpt: GPT, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

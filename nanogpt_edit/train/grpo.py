@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from nanogpt_edit import processes
+from nanogpt_edit.arguments import checked
 from nanogpt_edit.data.problems import Problem
 from nanogpt_edit.engine.engine import Engine
 from nanogpt_edit.engine.sampling import Sampling
@@ -36,6 +37,7 @@ QUIET_STEPS = 20  # from one sentence about a stall to the next
 SHOWN = ("accuracy", "well_formed", "entropy", "mean_tokens", "val_pass_at_1")
 
 
+@checked
 def grpo(
     model: GPT,
     problems: Sequence[Problem],

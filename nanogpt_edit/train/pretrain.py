@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from nanogpt_edit import processes
+from nanogpt_edit.arguments import checked
 from nanogpt_edit.errors import UserError, at_least
 from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.model.tokenizer import Tokenizer
@@ -119,6 +120,7 @@ def share_of_loss(model: GPT, windows: Tensor, *, of_rows: int) -> Tensor:
     return next_token_loss(model, windows.to(model.device)) * (len(windows) / of_rows)
 
 
+@checked
 def pretrain(
     model: GPT,
     stream: TokenStream,

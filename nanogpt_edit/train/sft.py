@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from nanogpt_edit import processes
+from nanogpt_edit.arguments import checked
 from nanogpt_edit.data.batch import Batch, collate, length_grouped_batches
 from nanogpt_edit.data.problems import Sample
 from nanogpt_edit.errors import UserError, at_least
@@ -118,6 +119,7 @@ def rows_of_step(count: int, *, rows: int, seed: int, step: int) -> list[int]:
     return chosen
 
 
+@checked
 def sft(
     model: GPT,
     samples: Sequence[Sample],
