@@ -337,3 +337,17 @@ assert "torch" not in sys.modules
 assert "matplotlib.pyplot" not in sys.modules
 """
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("width", [60, 80, 100, 200])
+def test_the_ledger_keeps_its_intervals_whole_in_any_terminal(finished: Path, width: int) -> None:
+    summary = summarise(read_run(finished))
+    console = Console(width=width, record=True, file=io.StringIO())
+    console.print(terminal_summary(summary))
+    text = console.export_text()
+    assert max(map(len, text.splitlines())) <= width
+    assert "…" not in text
+    wide = Console(width=300, record=True, file=io.StringIO())
+    wide.print(terminal_summary(summary))
+    ends = [word for word in wide.export_text().split() if "–" in word and len(word) > 1]
+    assert sorted(ends) == sorted(word for word in text.split() if "–" in word and len(word) > 1)

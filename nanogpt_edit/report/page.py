@@ -14,6 +14,7 @@ from importlib.resources import files
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from nanogpt_edit.errors import visible as escaped
 from nanogpt_edit.report import labels
 from nanogpt_edit.report.examples import split_completion
 from nanogpt_edit.report.ledger import Verdict
@@ -52,7 +53,7 @@ def render_html(view: View) -> str:
     environment = _environment(autoescape=True)
     environment.filters["inline"] = lambda picture: Markup(picture.inline)
     css = files("nanogpt_edit.report").joinpath("templates", "report.css").read_text(encoding="utf-8")
-    return environment.get_template("report.html.j2").render(view=view, css=Markup(css)) + "\n"
+    return escaped(environment.get_template("report.html.j2").render(view=view, css=Markup(css))) + "\n"
 
 
 def render_markdown(view: View) -> str:
@@ -60,7 +61,7 @@ def render_markdown(view: View) -> str:
     environment = _environment(autoescape=False)
     environment.filters["cell"] = cell
     environment.filters["fenced"] = fenced
-    text = environment.get_template("report.md.j2").render(view=view)
+    text = escaped(environment.get_template("report.md.j2").render(view=view))
     return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
 
 

@@ -119,7 +119,7 @@ def _percent_tick(value: float, _: int | None = None) -> str:
 
 
 def _number_tick(value: float, _: int | None = None) -> str:
-    return labels.number(value) if 0 < abs(value) < 1e-3 else f"{value:,.4g}".replace("-", "−")
+    return labels.number(value) if 0 < abs(value) < 1e-3 else f"{value:,.6g}".replace("-", "−")
 
 
 def pass_at_k(run: Run) -> Picture | None:

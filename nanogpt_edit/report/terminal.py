@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from rich.console import Group, RenderableType
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
+from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
@@ -26,6 +31,7 @@ SHORT = {
     ("probes", "non_arithmetic"): "non-math probes",
     ("perplexity", "nats_per_token"): "held-out nats",
     ("perplexity", "perplexity"): "held-out perplexity",
+    ("facts", "edited"): "new answers",
     ("edit", "neighbourhood"): "edits' neighbours",
 }
 
@@ -35,21 +41,41 @@ def terminal_summary(summary: Summary) -> RenderableType:
     parts: list[RenderableType] = []
     if summary.ledger.rows:
         parts += [
-            _ledger(summary),
+            _Ledger(summary),
             Text("▲ better  ▼ worse  ◆ changed  ≈ inconclusive, tested in pairs  · not tested", style="dim"),
         ]
     parts += [_verdict_line(expectation) for expectation in summary.expectations]
     return Group(*parts)
 
 
-def _ledger(summary: Summary) -> Table:
+@dataclass(frozen=True)
+class _Ledger:
+    """The ledger in as many tables below one another as the terminal's width asks for; no cell is ever cut."""
+
+    summary: Summary
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        columns: list[int] = []
+        for place in range(len(self.summary.ledger.columns)):
+            wider = _table(self.summary, [*columns, place])
+            if columns and Measurement.get(console, options.update(max_width=1000), wider).maximum > options.max_width:
+                yield _table(self.summary, columns)
+                columns = []
+            columns.append(place)
+        yield _table(self.summary, columns)
+
+
+def _table(summary: Summary, places: Sequence[int]) -> Table:
+    """The ledger's columns at these places."""
     table = Table(box=None, pad_edge=False, padding=(0, 1, 1, 0))
     table.add_column("", no_wrap=True, style="bold")
-    for column in summary.ledger.columns:
-        table.add_column(Text(SHORT.get(column, labels.column_label(column))), justify="right", vertical="bottom")
+    for place in places:
+        column = summary.ledger.columns[place]
+        header = "\n".join(textwrap.wrap(SHORT.get(column, labels.column_label(column)), 10, break_long_words=False))
+        table.add_column(Text(header), justify="right", vertical="bottom", no_wrap=True)
     for row in summary.ledger.rows:
-        cells = zip(summary.ledger.columns, row.cells, strict=True)
-        table.add_row(labels.stage_label(row.stage), *(_cell(column, cell) for column, cell in cells))
+        cells = (_cell(summary.ledger.columns[place], row.cells[place]) for place in places)
+        table.add_row(labels.stage_label(row.stage), *cells)
     return table
 
 
@@ -62,6 +88,8 @@ def _cell(column: labels.Column, cell: Cell | None) -> Text:
     text.append("\n" + "–".join(end[:5].rstrip(".") for end in ends), style="dim")
     if cell.verdict is not None and cell.delta is not None:
         text.append(f"\n{ARROWS[cell.verdict]} {labels.signed(metric, cell.delta)}", style=STYLES[cell.verdict])
+        if cell.samples:
+            text.append(f"\n{cell.samples} samples", style="dim")
     return text
 
 
