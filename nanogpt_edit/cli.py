@@ -47,6 +47,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "info": ("family, sizes, tokenizer, fingerprint and history of a model", "nanogpt_edit.commands.info:info"),
 }
 
+OWN_HELP = ("cache", "patch")  # verbs with verbs of their own
 RESUMABLE = ("run", "pretrain", "sft", "grpo")
 IN_SEVERAL_PROCESSES = (*RESUMABLE, "evaluate")
 PATIENCE_SECONDS = 3.0
@@ -113,6 +114,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 0
         check_text(arguments)
         check_place()
+        if verb in VERBS and {"-h", "--help"} & set(arguments) and verb not in OWN_HELP:
+            importlib.import_module("nanogpt_edit.commands.arguments").show_help(verb, arguments[1:])
         with together(verb):
             status = find_verb(verb)(arguments[1:])
         sys.stdout.flush()

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 
 from nanogpt_edit import processes
 from nanogpt_edit.errors import UserError
+from nanogpt_edit.settings import Precision as Precision
 
 WEIGHT_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
-Precision = Literal["auto", "float32", "bfloat16"]
 MOST_THREADS = 512  # a number beyond any machine's ends in an abort of the thread library
 
 

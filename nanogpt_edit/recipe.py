@@ -14,14 +14,13 @@ import tyro
 
 from nanogpt_edit.data.problems import ProblemsConfig
 from nanogpt_edit.data.world import WorldConfig
-from nanogpt_edit.devices import Precision
 from nanogpt_edit.edit.config import EditConfig
 from nanogpt_edit.errors import UserError, at_least, did_you_mean
-from nanogpt_edit.evaluate.suite import EvaluateConfig
-from nanogpt_edit.settings import differences, read_settings, to_table, write_settings
-from nanogpt_edit.train.grpo import GRPOConfig
-from nanogpt_edit.train.pretrain import PretrainConfig
-from nanogpt_edit.train.sft import SFTConfig
+from nanogpt_edit.evaluate.config import EvaluateConfig
+from nanogpt_edit.settings import Precision, differences, read_settings, to_table, write_settings
+from nanogpt_edit.train.grpo_config import GRPOConfig
+from nanogpt_edit.train.pretrain_config import PretrainConfig
+from nanogpt_edit.train.sft_config import SFTConfig
 from nanogpt_edit.typed import check_fields
 
 PACKAGED = Path(__file__).parent / "recipes"

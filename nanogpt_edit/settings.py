@@ -10,6 +10,7 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from pathlib import Path
+from typing import Literal
 
 import tomli_w
 
@@ -18,6 +19,7 @@ from nanogpt_edit.files import read_bytes, write_text
 from nanogpt_edit.typed import Place, Typed, default_of, to_dataclass
 
 NONE = "none"
+Precision = Literal["auto", "float32", "bfloat16"]
 
 
 def read_settings(kind: type[Typed], path: Path, *, defaults: Mapping[str, object] | None = None) -> Typed:

@@ -37,7 +37,8 @@ from nanogpt_edit.train import sft as sft_module
 from nanogpt_edit.train.chunked_loss import head_cross_entropy_sum
 from nanogpt_edit.train.grpo import grpo
 from nanogpt_edit.train.loop import SKIPS_ALLOWED, Trainer
-from nanogpt_edit.train.loop_config import LoopConfig, make_optimizers, schedule_at
+from nanogpt_edit.train.loop_config import LoopConfig, schedule_at
+from nanogpt_edit.train.optimizers import make_optimizers
 from nanogpt_edit.train.pretrain import held_out_loss, next_token_loss, random_windows, token_stream
 from nanogpt_edit.train.sft import (
     SFTConfig,

@@ -25,7 +25,7 @@ from nanogpt_edit.model.checkpoint import fingerprint
 from nanogpt_edit.model.gpt import GPT, GPTConfig
 from nanogpt_edit.model.tokenizer import Tokenizer
 from nanogpt_edit.train.grpo import GRPOConfig, grpo
-from nanogpt_edit.train.loop_config import make_optimizers
+from nanogpt_edit.train.optimizers import make_optimizers
 from nanogpt_edit.train.pretrain import PretrainConfig, pretrain, token_stream
 from nanogpt_edit.train.sft import SFTConfig, sft
 

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
-from nanogpt_edit.edit.covariance_files import (
-    CachedCovariance,
-    cached_covariances,
-    clear_covariances,
-    default_cache_dir,
-)
 from nanogpt_edit.errors import UserError, did_you_mean
 from nanogpt_edit.sizes import size_in_words
+
+if TYPE_CHECKING:
+    from nanogpt_edit.edit.covariance_files import CachedCovariance
 
 USAGE = """usage: nanogpt-edit cache [list | clear]
 
@@ -35,6 +33,8 @@ def cache(arguments: list[str]) -> int:
 
 
 def show() -> int:
+    from nanogpt_edit.edit.covariance_files import cached_covariances, default_cache_dir  # here, for it imports torch
+
     place = default_cache_dir()
     found = cached_covariances(place)
     for each in found:
@@ -51,6 +51,8 @@ def describe(cached: CachedCovariance) -> str:
 
 
 def clear() -> int:
+    from nanogpt_edit.edit.covariance_files import clear_covariances, default_cache_dir  # here, for it imports torch
+
     print(f"{size_in_words(clear_covariances(default_cache_dir()))} freed.")
     return 0
 

@@ -2,26 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
 
-import tyro
-
+from nanogpt_edit.commands.arguments import Compare
 from nanogpt_edit.commands.parse import parse
 from nanogpt_edit.commands.show import show_differences
 from nanogpt_edit.errors import UserError
 from nanogpt_edit.evaluate.compare import KEPT_BESIDE, compare_evaluations
-
-
-@dataclass(frozen=True)
-class Compare:
-    """Compare two evaluations of the same problems: paired differences with intervals, and what n could have shown."""
-
-    before: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="BEFORE")]
-    """Records of an evaluation (its .jsonl file or its --out folder), or a stage of a run (runs/tiny/sft)."""
-    after: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="AFTER")]
-    """The same for the other checkpoint."""
 
 
 def compare(arguments: list[str]) -> int:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from nanogpt_edit.commands.arguments import Run, named_recipe
 from nanogpt_edit.commands.parse import parse
-from nanogpt_edit.commands.run import Run, named_recipe
 from nanogpt_edit.devices import choose_device
 from nanogpt_edit.model import checkpoint
 from nanogpt_edit.model.gpt import GPT

@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Literal
 
 import torch
-import tyro
 from torch import Tensor
 
 from nanogpt_edit import processes
+from nanogpt_edit.commands.arguments import Evaluate, Split
 from nanogpt_edit.commands.parse import parse
 from nanogpt_edit.commands.show import show_metrics
 from nanogpt_edit.commands.speaker import load_speaker
-from nanogpt_edit.data.problems import Problem, ProblemsConfig, ProblemSplits, load_splits, with_room
-from nanogpt_edit.data.world import WorldConfig, make_world, sanity_arithmetic
+from nanogpt_edit.data.problems import Problem, ProblemSplits, load_splits, with_room
+from nanogpt_edit.data.world import make_world, sanity_arithmetic
 from nanogpt_edit.devices import autocast, choose_device
 from nanogpt_edit.errors import about
 from nanogpt_edit.evaluate.probes import PROBES
-from nanogpt_edit.evaluate.suite import EvaluateConfig, Evaluation, Skills, evaluate
+from nanogpt_edit.evaluate.suite import Evaluation, Skills, evaluate
 from nanogpt_edit.evaluate.text import held_out_text
 from nanogpt_edit.files import make_folder
 from nanogpt_edit.model.checkpoint import load
@@ -28,32 +27,6 @@ from nanogpt_edit.progress import say
 from nanogpt_edit.recipe import Recipe, load_recipe, recipe_beside, refuse_unread
 from nanogpt_edit.run_checks import check_sizes
 from nanogpt_edit.run_data import RunData
-
-Split = Literal["validation", "test", "train"]
-
-
-@dataclass(frozen=True)
-class Evaluate:
-    """Measure a model on word problems, simple arithmetic and non-math prompts, with 95% intervals over problems.
-
-    A model in the folder of a run is measured as its report measures it, on facts and held-out text too; what is not
-    given here is as in the run's recipe.toml.
-    """
-
-    model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
-    """A model directory, a hub name (gpt2), or a nanoGPT ckpt.pt."""
-    split: Split | None = None
-    """Which problems: decide on validation; touch test once, at the end (None: in a run test, as its report does; else
-    validation)."""
-    out: Path | None = None
-    """Folder for the metrics (.json) and every completion (.jsonl), as `compare` reads them (None: only print)."""
-    seed: int = 0
-    """Cuts the validation problems from the training problems, and draws the embedded world's."""
-    device: str = "auto"
-    """auto (a GPU when there is one), cpu, cuda, cuda:1, …"""
-    problems: ProblemsConfig = ProblemsConfig()
-    world: WorldConfig = WorldConfig()
-    evaluate: EvaluateConfig = EvaluateConfig()
 
 
 def run(arguments: list[str]) -> int:

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Annotated
-
-import tyro
-
+from nanogpt_edit.commands.arguments import Info
 from nanogpt_edit.commands.parse import parse
 from nanogpt_edit.errors import visible
 from nanogpt_edit.model.checkpoint import fingerprint, load
@@ -15,14 +11,6 @@ from nanogpt_edit.model.gpt import GPT, GPTConfig
 from nanogpt_edit.model.tokenizer import REASONING_TEMPLATE
 
 MEBIBYTE = 2**20
-
-
-@dataclass(frozen=True)
-class Info:
-    """Family, sizes, parameters, memory, tokenizer, fingerprint, and what was done to a model."""
-
-    model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
-    """A model directory, a hub name (gpt2), or a nanoGPT ckpt.pt."""
 
 
 def info(arguments: list[str]) -> int:

@@ -2,40 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import Annotated
+from dataclasses import asdict
 
-import tyro
 from rich.console import Console
 
+from nanogpt_edit.commands.arguments import Sample
 from nanogpt_edit.commands.parse import parse
 from nanogpt_edit.commands.speaker import load_speaker
 from nanogpt_edit.data.problems import prompt_ids
-from nanogpt_edit.engine.sampling import Sampling
 from nanogpt_edit.errors import UserError
 from nanogpt_edit.evaluate.transcript import completion_text, count_tokens, transcript_text
 from nanogpt_edit.generation import generate
-
-
-@dataclass(frozen=True)
-class Sample:
-    """Write completions of a prompt.
-
-    In a terminal thinking is dim, the answer bright, and a control character is shown and not obeyed; a pipe gets the
-    text exactly as it is.
-    """
-
-    model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
-    """A model directory, a hub name (gpt2), or a nanoGPT ckpt.pt."""
-    prompt: str
-    """What the model continues; a question is given as it stands, without tags."""
-    n: int = 1
-    """Completions."""
-    transcript: bool = False
-    """Show each completion token by token."""
-    device: str = "auto"
-    """auto (a GPU when there is one), cpu, cuda, cuda:1, …"""
-    sampling: Annotated[Sampling, tyro.conf.arg(name="")] = Sampling()
 
 
 def sample(arguments: list[str]) -> int:

@@ -9,122 +9,35 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Annotated
 
 import tomli_w
 import torch
-import tyro
 from torch import Tensor
 
 from nanogpt_edit import processes
+from nanogpt_edit.commands.arguments import GRPO, SFT, Common, Edit, Pretrain
 from nanogpt_edit.commands.parse import parse
-from nanogpt_edit.data.problems import ProblemsConfig
-from nanogpt_edit.data.world import WorldConfig
-from nanogpt_edit.devices import Precision, choose_device
-from nanogpt_edit.edit.config import EditConfig
+from nanogpt_edit.devices import choose_device
 from nanogpt_edit.edit.covariance_files import default_cache_dir
 from nanogpt_edit.edit.facts import Fact
 from nanogpt_edit.edit.patch import EditPatch
 from nanogpt_edit.edit.patch_files import carried_patches
-from nanogpt_edit.edit.sweep import HEADER, SweepConfig, sweep
+from nanogpt_edit.edit.sweep import HEADER, sweep
 from nanogpt_edit.errors import UserError
 from nanogpt_edit.files import write_text
 from nanogpt_edit.model.checkpoint import load
 from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.model.tokenizer import tokenizer_of
 from nanogpt_edit.progress import say
-from nanogpt_edit.recipe import ModelConfig, Recipe, refuse_unread
+from nanogpt_edit.recipe import Recipe, refuse_unread
 from nanogpt_edit.run_checks import check_problems, check_sizes
 from nanogpt_edit.run_data import for_model, recipe_for_edit, require_world
 from nanogpt_edit.run_folder import MAY_CHANGE, RunFolder
 from nanogpt_edit.run_models import RunModels
 from nanogpt_edit.settings import differences, read_settings, to_table, write_settings
-from nanogpt_edit.train.grpo import GRPOConfig
-from nanogpt_edit.train.pretrain import BaseText, PretrainConfig
-from nanogpt_edit.train.sft import SFTConfig
+from nanogpt_edit.train.pretrain_config import BaseText, PretrainConfig
 
 NOTHING_GIVEN = Recipe()
-Model = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Common:
-    """What every stage is told."""
-
-    out: Path
-    """Folder for the model, its log and its settings, laid out like a run's."""
-    seed: int = 0
-    """Chooses everything random; the same seed gives the same numbers."""
-    device: str = "auto"
-    """auto (a GPU when there is one), cpu, cuda, cuda:1, …"""
-    precision: Precision = "auto"
-    """Of matrix products in training: bfloat16, float32, or auto (bfloat16 on a GPU that has it)."""
-    threads: int | None = None
-    """CPU threads (None: torch's own choice)."""
-    shard: bool = False
-    """Under torchrun, divide the weights over the processes (FSDP2) where one process cannot hold them; else each has
-    all of them (DistributedDataParallel)."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Pretrain(Common):
-    """Train a new model on plain text: the embedded world, the problems, and pretrain.text. It is saved in OUT/base."""
-
-    model: ModelConfig = ModelConfig()
-    world: WorldConfig = WorldConfig()
-    problems: ProblemsConfig = ProblemsConfig()
-    pretrain: PretrainConfig = PretrainConfig()
-
-
-@dataclass(frozen=True, kw_only=True)
-class SFT(Common):
-    """Fine-tune a model on worked solutions; the weights with the lowest validation loss are saved in OUT/sft.
-
-    With sft.replay above 0, sft.replay_source or pretrain.text is mixed in against forgetting, and the embedded world
-    where the model was pretrained on it.
-    """
-
-    model: Model
-    """A model directory, a hub name (gpt2), or a nanoGPT ckpt.pt."""
-    world: WorldConfig = WorldConfig()
-    problems: ProblemsConfig = ProblemsConfig()
-    pretrain: BaseText = BaseText()
-    sft: SFTConfig = SFTConfig(replay=0.0, learning_rate=1e-4)
-
-
-@dataclass(frozen=True, kw_only=True)
-class GRPO(Common):
-    """Improve a model by reinforcement learning on problems with known answers; it is saved in OUT/grpo."""
-
-    model: Model
-    """A model directory, a hub name (gpt2), or a nanoGPT ckpt.pt; it should know the answer format (see sft)."""
-    world: WorldConfig = WorldConfig()
-    problems: ProblemsConfig = ProblemsConfig()
-    grpo: GRPOConfig = GRPOConfig(learning_rate=5e-6)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Edit(Common):
-    """Write facts into a model's weights. The model is saved in OUT/edited, the patch and its scores in OUT/edits.
-
-    For a model in the folder of a run, what is not given here is as in the run's recipe.toml.
-    """
-
-    model: Model
-    """A model directory, a hub name (gpt2), or a nanoGPT ckpt.pt."""
-    facts: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="FACTS")]
-    """A .jsonl or .json file of facts, or facts50, which comes with the package."""
-    world: WorldConfig = WorldConfig()
-    problems: ProblemsConfig = ProblemsConfig()
-    pretrain: BaseText = BaseText()
-    edit: EditConfig = EditConfig()
-    recipe: str | None = None
-    """Take the settings of a recipe, by its name or as a .toml file (also the sweep.toml that --sweep writes); flags go
-    before it. (None: of the run whose folder the model stands in, where it stands in one.)"""
-    sweep: bool = False
-    """Do not edit: choose layers, λ, clamp and KL for this model by trials on the facts, half of which are kept to
-    confirm the choice. The settings are written to OUT/sweep.toml, the [edit] part of a recipe."""
-    grid: SweepConfig = SweepConfig()
 
 
 @dataclass

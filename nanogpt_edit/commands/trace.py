@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
-
-import tyro
 
 from nanogpt_edit import api
+from nanogpt_edit.commands.arguments import Trace
 from nanogpt_edit.commands.parse import parse
 from nanogpt_edit.commands.speaker import load_speaker
 from nanogpt_edit.common.stats import Interval, change_of_share
@@ -18,41 +15,11 @@ from nanogpt_edit.edit.facts import Fact
 from nanogpt_edit.edit.measure import measure_facts
 from nanogpt_edit.edit.sweep import Trial, read_trials
 from nanogpt_edit.edit.trace_average import effect_at, token_groups, trace_record
-from nanogpt_edit.edit.tracing import Site, TraceConfig, Traced, trace_facts
+from nanogpt_edit.edit.tracing import Site, Traced, trace_facts
 from nanogpt_edit.errors import UserError
 from nanogpt_edit.files import make_folder, write_json
 from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.progress import say
-
-
-@dataclass(frozen=True)
-class Trace:
-    """Causal tracing: corrupt the subject, restore one token's state at one layer, see how much of the answer returns.
-
-    Of one prompt the table shows points of probability; the subject's tokens are marked with *. Of --facts it shows the
-    average over the facts that the model recalls, by kind of token, with 95% intervals.
-    """
-
-    model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
-    """A model directory, a hub name (gpt2), or a nanoGPT ckpt.pt."""
-    prompt: str | None = None
-    """Text that ends right before the answer."""
-    subject: str | None = None
-    """What the prompt is about; it occurs in the prompt."""
-    target: str | None = None
-    """The answer to follow (None: what the model itself says next)."""
-    facts: str | None = None
-    """Instead of a prompt: a .jsonl or .json file of facts, or facts50, which comes with the package."""
-    out: Path | None = None
-    """For a prompt a .svg or .png file, the heat map of `site`; for facts a folder for the numbers and all heat maps
-    (None: only print)."""
-    site: Site = "resid_post"
-    """Which site a prompt's heat map shows."""
-    sweep: Path | None = None
-    """For facts: the sweep.jsonl of `edit --sweep` on this model; edit success per layer is drawn over the trace."""
-    device: str = "auto"
-    """auto (a GPU when there is one), cpu, cuda, cuda:1, …"""
-    trace: TraceConfig = TraceConfig()
 
 
 def trace(arguments: list[str]) -> int:

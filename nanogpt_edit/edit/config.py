@@ -90,3 +90,19 @@ class EditConfig:
     def edited_layers(self) -> tuple[int, ...]:
         """The layers that change: rome and ft use the last of `layers`."""
         return self.layers if self.method in ("memit", "alphaedit") else self.layers[-1:]
+
+
+@dataclass(frozen=True)
+class SweepConfig:
+    """What a sweep tries."""
+
+    single_layers: int = 12
+    """Most layers tried alone; of more, as many are taken at even distances."""
+    spans: tuple[int, ...] = (2, 3, 5)
+    """Widths of the groups of layers tried: of each width all that hold the best single layer (not for rome and ft)."""
+    strengths: tuple[float, ...] = (1 / 30, 1 / 10, 1 / 3, 3.0, 10.0, 30.0)
+    """Factors on the starting λ (memit's covariance_weight, alphaedit's ridge, ft's norm_constraint)."""
+    clamps: tuple[float, ...] = (0.75, 1.5, 3.0, 6.0)
+    """Bounds on ‖δ‖ in multiples of ‖h‖."""
+    kl_coefs: tuple[float, ...] = (0.0, 0.0625, 0.25, 1.0)
+    """Weights of the KL at "{subject} is a"."""

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from nanogpt_edit.edit.config import EditConfig
+from nanogpt_edit.edit.config import SweepConfig as SweepConfig
 from nanogpt_edit.edit.editor import edit_model
 from nanogpt_edit.edit.facts import Fact
 from nanogpt_edit.edit.measure import FactState, measure_facts
@@ -38,22 +39,6 @@ STRENGTH = {  # the setting that protects ordinary text, by method
     "alphaedit": "ridge",
     "ft": "norm_constraint",
 }
-
-
-@dataclass(frozen=True)
-class SweepConfig:
-    """What a sweep tries."""
-
-    single_layers: int = 12
-    """Most layers tried alone; of more, as many are taken at even distances."""
-    spans: tuple[int, ...] = (2, 3, 5)
-    """Widths of the groups of layers tried: of each width all that hold the best single layer (not for rome and ft)."""
-    strengths: tuple[float, ...] = (1 / 30, 1 / 10, 1 / 3, 3.0, 10.0, 30.0)
-    """Factors on the starting λ (memit's covariance_weight, alphaedit's ridge, ft's norm_constraint)."""
-    clamps: tuple[float, ...] = (0.75, 1.5, 3.0, 6.0)
-    """Bounds on ‖δ‖ in multiples of ‖h‖."""
-    kl_coefs: tuple[float, ...] = (0.0, 0.0625, 0.25, 1.0)
-    """Weights of the KL at "{subject} is a"."""
 
 
 @dataclass(frozen=True)

@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from nanogpt_edit.engine.sampling import check_temperature
+from nanogpt_edit.engine.sampling_config import check_temperature
 from nanogpt_edit.errors import UserError, at_least
 from nanogpt_edit.train.loop_config import Keep, LoopConfig
-from nanogpt_edit.train.losses import Advantage
+
+Advantage = Literal["zscore", "mean"]
 
 
 @dataclass(frozen=True)

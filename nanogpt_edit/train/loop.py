@@ -28,7 +28,8 @@ from nanogpt_edit.model.compiled import compiled_blocks
 from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.progress import progress, say
 from nanogpt_edit.train import states
-from nanogpt_edit.train.loop_config import Keep, LoopConfig, make_optimizers, schedule_at
+from nanogpt_edit.train.loop_config import Keep, LoopConfig, schedule_at
+from nanogpt_edit.train.optimizers import make_optimizers
 from nanogpt_edit.train.parallel import Parallel, whole_tensor
 from nanogpt_edit.typed import Place, to_value
 

@@ -1,4 +1,4 @@
-"""What every training stage is told, and what follows from it: the learning rate of a step and the optimizers."""
+"""What every training stage is told, and the learning rate of a step that follows from it."""
 
 from __future__ import annotations
 
@@ -6,11 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
-
 from nanogpt_edit.errors import UserError, at_least
-from nanogpt_edit.model.gpt import GPT
-from nanogpt_edit.train.muon import Muon
 from nanogpt_edit.typed import check_fields
 
 Keep = Literal["best", "last", "both"]
@@ -81,23 +77,3 @@ def schedule_at(step: int, config: LoopConfig) -> float:
     done = max(0.0, step - begin) / max(1.0, last - begin)
     left = (1 + math.cos(math.pi * done)) / 2 if config.schedule == "cosine" else 1 - done
     return config.final_learning_rate + (1 - config.final_learning_rate) * left
-
-
-def make_optimizers(model: GPT, config: LoopConfig) -> list[torch.optim.Optimizer]:
-    """AdamW, decaying matrices only; with Muon for the matrices of the blocks where the config says so."""
-    inner = dict(model.blocks.named_parameters()) if config.optimizer == "muon" else {}
-    orthogonal = [weight for weight in inner.values() if weight.dim() == 2]
-    taken = {id(weight) for weight in orthogonal}
-    others = [weight for weight in model.parameters() if id(weight) not in taken]
-    adamw = torch.optim.AdamW(
-        [
-            {"params": [w for w in others if w.dim() >= 2], "weight_decay": config.weight_decay},
-            {"params": [w for w in others if w.dim() < 2], "weight_decay": 0.0},
-        ],
-        lr=config.learning_rate,
-        betas=(0.9, config.beta2),
-        fused=True,
-    )
-    if not orthogonal:
-        return [adamw]
-    return [adamw, Muon(orthogonal, lr=config.muon_learning_rate, weight_decay=config.weight_decay)]

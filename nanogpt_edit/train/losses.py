@@ -9,13 +9,13 @@ Shapes: N target tokens (flat), V vocabulary, P problems, G completions per prob
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-Advantage = Literal["zscore", "mean"]
+from nanogpt_edit.train.grpo_config import Advantage as Advantage
+
 SIGNAL = 1e-6  # rewards of a group that differ by less carry no signal
 
 

@@ -1,0 +1,50 @@
+"""The settings of an evaluation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from nanogpt_edit.engine.sampling_config import check_temperature
+from nanogpt_edit.errors import at_least
+from nanogpt_edit.typed import check_fields
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """How a checkpoint is measured."""
+
+    problems: int = 400
+    """Test problems (all there are, if fewer)."""
+    samples: int = 16
+    """Completions of each."""
+    edited_samples: int = 4
+    """Completions of each for the edited model, where only the change is of interest."""
+    arithmetic_samples: int = 8
+    """Completions of each of the simple arithmetic problems."""
+    temperature: float = 0.7
+    """Divides the logits before sampling."""
+    top_k: int | None = 50
+    """Only the k most probable tokens can be drawn."""
+    max_new_tokens: int | None = None
+    """A completion is cut after this many tokens (None: in a run a quarter more than 99 of 100 worked solutions have,
+    alone as many as block_size leaves)."""
+    max_slots: int = 512
+    """Completions written at once; speed and memory only, the text is the same."""
+    text: str | None = None
+    """Held-out text for the perplexity: a file, a folder, or a hub data set, of which its test split is read (None:
+    in a run the validation problems' questions, alone not measured)."""
+    perplexity_tokens: int = 16_384
+    """Held-out text read for the perplexity."""
+    seed: int = 0
+    """Chooses the samples, and the resamples of lengths."""
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        counts = ("problems", "samples", "edited_samples", "arithmetic_samples", "max_slots", "perplexity_tokens")
+        at_least(1, self, *counts, "max_new_tokens", "top_k")
+        at_least(0, self, "seed")
+        check_temperature(self.temperature)
+
+    def for_stage(self, stage: str) -> EvaluateConfig:
+        """The same for one checkpoint of a run: of the edited model, fewer completions tell enough."""
+        return replace(self, samples=self.edited_samples) if stage == "edited" else self
