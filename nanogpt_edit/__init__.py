@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from nanogpt_edit import edit as _edit_room
 from nanogpt_edit import evaluate as _evaluate_room
 from nanogpt_edit.errors import UserError
+from nanogpt_edit.waiting import wait_patiently
 
 if TYPE_CHECKING:
     from nanogpt_edit.api import edit, evaluate, run, score, trace
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from nanogpt_edit.evaluate.suite import EvaluateConfig
     from nanogpt_edit.generation import generate
     from nanogpt_edit.model.checkpoint import load, save
+    from nanogpt_edit.progress import quiet
     from nanogpt_edit.train.grpo import GRPOConfig, grpo
     from nanogpt_edit.train.pretrain import PretrainConfig, pretrain, token_stream
     from nanogpt_edit.train.sft import SFTConfig, sft
@@ -54,6 +56,7 @@ __all__ = [
     "load",
     "load_patch",
     "pretrain",
+    "quiet",
     "read_facts",
     "read_problems",
     "run",
@@ -82,6 +85,7 @@ _HOMES = {
     "load": "nanogpt_edit.model.checkpoint",
     "load_patch": "nanogpt_edit.edit.patch_files",
     "pretrain": "nanogpt_edit.train.pretrain",
+    "quiet": "nanogpt_edit.progress",
     "read_facts": "nanogpt_edit.edit.fact_files",
     "read_problems": "nanogpt_edit.data.problems",
     "run": "nanogpt_edit.api",
@@ -118,6 +122,7 @@ class _Room(ModuleType):
         raise AttributeError("a room's text is its verb's")
 
 
+wait_patiently()
 _edit_room.__class__ = _Room
 _evaluate_room.__class__ = _Room
 

@@ -2,7 +2,8 @@
 
 Nothing heavy is imported before the verb is known, so that `--help` and a misspelt verb answer at once. Under torchrun
 some verbs run in several processes (`processes.py`). Each verb is a function in `commands/` that takes its arguments as
-text and returns the exit status: 0 done, 2 a mistake to mend, 3 an expectation of the recipe failed, 130 interrupted.
+text and returns the exit status: 0 done, 2 a mistake to mend, 3 an expectation of the recipe failed, 130 and 143 where
+SIGINT and SIGTERM have ended it (`stopping.py`).
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import importlib
 import io
 import os
 import re
+import signal
 import sys
 import time
 import traceback
@@ -19,8 +21,9 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import NoReturn
 
-from nanogpt_edit import __version__
+from nanogpt_edit import __version__, stopping
 from nanogpt_edit.errors import UserError, did_you_mean, visible
+from nanogpt_edit.stopping import Stopped
 
 PROGRAM = "nanogpt-edit"
 
@@ -51,7 +54,7 @@ OWN_HELP = ("cache", "patch")  # verbs with verbs of their own
 RESUMABLE = ("run", "pretrain", "sft", "grpo")
 IN_SEVERAL_PROCESSES = (*RESUMABLE, "evaluate")
 PATIENCE_SECONDS = 3.0
-MISTAKE, INTERRUPTED = 2, 130
+MISTAKE = 2
 REMEDIES = {
     errno.ENOSPC: "make room on the disk",
     errno.EDQUOT: "make room in your quota",
@@ -69,6 +72,7 @@ NO_MEMORY = re.compile(r"out of memory|can't allocate memory|cannot allocate mem
 
 def command() -> NoReturn:
     """The program: `main`, and the end of the process with its status."""
+    stopping.obey(interrupted, alone=not several())
     if not prepare_streams():
         sys.exit(MISTAKE)
     if not several():
@@ -117,21 +121,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if verb in VERBS and {"-h", "--help"} & set(arguments) and verb not in OWN_HELP:
             importlib.import_module("nanogpt_edit.commands.arguments").show_help(verb, arguments[1:])
         with together(verb):
-            status = find_verb(verb)(arguments[1:])
+            status = at_work(verb, find_verb(verb), arguments[1:])
         sys.stdout.flush()
         return status
     except UserError as error:
         return complain(str(error))
-    except KeyboardInterrupt:
-        again = " The same command goes on from where it was." if verb in RESUMABLE else ""
-        if rank() == 0:
-            complain(f"interrupted.{again}")
-        return INTERRUPTED
+    except KeyboardInterrupt as error:
+        return interrupted(error.number if isinstance(error, Stopped) else signal.SIGINT, verb)
     except BrokenPipeError:
         # The reader (head, less) has gone; keep Python from failing once more while it closes standard output.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except Exception as error:
+        if (number := stopping.asked()) is not None:  # a library has made another error of it
+            return interrupted(number, verb)
         sentence = mendable(error)
         if sentence is None:
             raise
@@ -145,6 +148,24 @@ def find_verb(name: str) -> Callable[[list[str]], int]:
     module, _, function = VERBS[name][1].partition(":")
     found: Callable[[list[str]], int] = getattr(importlib.import_module(module), function)
     return found
+
+
+def at_work(verb: str, work: Callable[[list[str]], int], arguments: list[str]) -> int:
+    """Do what a verb does; in a pipe it is said that it is still at it where nothing else says so."""
+    from nanogpt_edit.progress import progress  # here, for --help needs none
+
+    with nullcontext() if verb == "serve" else progress(verb, plain=True):
+        return work(arguments)
+
+
+def interrupted(number: int, verb: str | None = None) -> int:
+    """Say that a signal has ended the verb (None: that of this process) -> the exit status."""
+    stopping.speak()
+    verb = verb or "".join(sys.argv[1:2])
+    if rank() == 0:
+        what = "interrupted" if number == signal.SIGINT else f"ended by {signal.Signals(number).name}"
+        complain(f"{what}.{' The same command goes on from where it was.' if verb in RESUMABLE else ''}")
+    return stopping.status_of(number)
 
 
 def together(verb: str) -> AbstractContextManager[None]:

@@ -1,76 +1,171 @@
-"""What a person sees while long work runs: one live line in a terminal, a plain line now and then when piped."""
+"""What a person sees while long work runs: one live line in a terminal, a plain line now and then when piped.
+
+Work shows itself by opening a `progress`, and tells it what is done. Where it cannot for a while (one long operator, a
+library), a thread of this module shows the innermost open one again: no ten seconds pass in silence. All of it goes to
+standard error; `quiet` ends it.
+"""
 
 from __future__ import annotations
 
 import sys
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import TypeVar
 
 from rich.console import Console
 
+Item = TypeVar("Item")
+
 console = Console(file=sys.stderr, highlight=False, soft_wrap=True)
-PLAIN_INTERVAL_SECONDS = 10.0
+LIVE_INTERVAL_SECONDS, PLAIN_INTERVAL_SECONDS = 0.1, 9.0
+BEAT_SECONDS = 0.5  # from one look at the silence to the next; with the interval above less than ten seconds
 CLEAR_LINE = "\r\x1b[2K"
+
+
+class _Screen:
+    """Who is at work, the innermost last, when anything was last shown, and the thread that watches the silence."""
+
+    def __init__(self) -> None:
+        self.lock = threading.RLock()
+        self.shown = 0.0
+        self.at_work: list[Progress] = []
+        self.watching = False
+
+    def enter(self, work: Progress) -> None:
+        with self.lock:
+            if not self.at_work:
+                self.shown = work.started
+            self.at_work.append(work)
+            if not self.watching and not console.quiet:
+                self.watching = True
+                threading.Thread(target=self.watch, name="progress", daemon=True).start()
+
+    def leave(self, work: Progress) -> None:
+        with self.lock:
+            self.at_work.remove(work)
+
+    def watch(self) -> None:
+        while True:
+            time.sleep(BEAT_SECONDS)
+            with self.lock:
+                if not self.at_work:
+                    self.watching = False
+                    return
+                self.at_work[-1].beat()
+
+
+_screen = _Screen()
 
 
 def say(message: str, *, style: str | None = None) -> None:
     """Print one line to the person (standard error, so that results on standard output stay clean)."""
-    if console.is_terminal and not console.quiet:
-        console.file.write(CLEAR_LINE)  # of a live line, which comes again with its next update
-    console.print(message, style=style, markup=False)
+    with _screen.lock:
+        if console.is_terminal and not console.quiet:
+            console.file.write(CLEAR_LINE)  # of a live line, which comes again with its next update
+        console.print(message, style=style, markup=False)
+        _screen.shown = time.perf_counter()
+
+
+def quiet(silent: bool = True) -> None:
+    """Show and say nothing from now on (False: again); for programs that use this package as a library."""
+    console.quiet = silent
 
 
 class Progress:
     """Counts finished units of one piece of work and shows rate, values and time left."""
 
-    def __init__(self, label: str, total: int, unit: str, done: int = 0) -> None:
-        self.label, self.total, self.unit = label, total, unit
+    def __init__(
+        self, label: str, total: int | None, unit: str, done: int = 0, *, brief: bool = False, plain: bool = False
+    ) -> None:
+        self.label, self.total, self.unit, self.brief = label, total, unit, brief
         self.done = self._done_at_start = done
         self.started = time.perf_counter()
-        self._shown = self.started
         self._live = console.is_terminal and not console.quiet
+        self._hidden = console.quiet or (plain and self._live)
+        self._values: dict[str, float | str] = {}
         self._line_shown = ""
 
     def update(self, done: int, **values: float | str) -> None:
         """Show that `done` of `total` units are finished, with `values` such as loss=1.23."""
-        self.done = done
-        now = time.perf_counter()
-        if now - self._shown < (0.1 if self._live else PLAIN_INTERVAL_SECONDS) and done < self.total:
-            return
-        self._shown = now
-        line = self._line(now, values)
-        if self._live:
-            self._line_shown = line[: console.width - 1]
-            console.file.write(CLEAR_LINE + self._line_shown)
-            console.file.flush()
+        self.done, self._values = done, values
+        if done == self.total and not self.brief:
+            self._show()
         else:
-            say(line)
+            self.beat()
 
-    def _line(self, now: float, values: dict[str, float | str]) -> str:
-        elapsed = now - self.started
+    def counted(self, items: Iterable[Item]) -> Iterator[Item]:
+        """Each of `items`, counted as done when the next one is asked for."""
+        for number, item in enumerate(items, start=1):
+            yield item
+            self.update(number)
+
+    def beat(self) -> None:
+        """Show the line again when nothing was shown for a while."""
+        if time.perf_counter() - _screen.shown >= (LIVE_INTERVAL_SECONDS if self._live else PLAIN_INTERVAL_SECONDS):
+            self._show()
+
+    def _show(self) -> None:
+        if self._hidden:
+            return
+        with _screen.lock:
+            line = self._line()
+            if self._live:
+                self._line_shown = line[: console.width - 1]
+                console.file.write(CLEAR_LINE + self._line_shown)
+                console.file.flush()
+                _screen.shown = time.perf_counter()
+            else:
+                say(line)
+
+    def _line(self) -> str:
+        elapsed = time.perf_counter() - self.started
+        if self.total is None:
+            return f"{self.label}  {clock(elapsed)} so far"
         fresh = self.done - self._done_at_start
         rate = fresh / elapsed if elapsed > 0 else 0.0
-        left = (self.total - self.done) / rate if rate > 0 else float("inf")
-        shown = "  ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in values.items())
-        eta = f"{clock(left)} left" if self.done < self.total else f"took {clock(elapsed)}"
+        left = f"{clock((self.total - self.done) / rate)} left" if rate > 0 else f"{clock(elapsed)} so far"
+        shown = "  ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in self._values.items())
+        eta = left if self.done < self.total else f"took {clock(elapsed)}"
         return f"{self.label}  {self.done}/{self.total}  {rate:.3g} {self.unit}/s  {shown}  {eta}"
 
     def close(self) -> None:
-        """Leave the last line standing."""
+        """Leave the last line standing, or none of brief work."""
         if self._live and self._line_shown:
-            console.file.write(f"{CLEAR_LINE}{self._line_shown}\n")
-            console.file.flush()
+            with _screen.lock:
+                console.file.write(CLEAR_LINE if self.brief else f"{CLEAR_LINE}{self._line_shown}\n")
+                console.file.flush()
 
 
 @contextmanager
-def progress(label: str, total: int, unit: str = "steps", done: int = 0) -> Iterator[Progress]:
-    """A `Progress` that closes its line however the work ends."""
-    bar = Progress(label, total, unit, done)
+def progress(
+    label: str,
+    total: int | None = None,
+    unit: str = "steps",
+    done: int = 0,
+    *,
+    brief: bool = False,
+    plain: bool = False,
+) -> Iterator[Progress]:
+    """A `Progress` that is shown while the work lasts and closes its line however it ends.
+
+    Without a `total` it shows the time. `brief` work leaves no line when it is done; `plain` work shows itself in a
+    pipe only, for it has something else to write to a terminal. `@progress("…")` shows a whole function's work.
+    """
+    work = Progress(label, total, unit, done, brief=brief or total is None, plain=plain)
+    _screen.enter(work)
     try:
-        yield bar
+        yield work
     finally:
-        bar.close()
+        _screen.leave(work)
+        work.close()
+
+
+def counted(items: Sequence[Item], label: str, *, unit: str) -> Iterator[Item]:
+    """Each of `items`, with a brief `progress` beside them."""
+    with progress(label, len(items), unit, brief=True) as work:
+        yield from work.counted(items)
 
 
 def clock(seconds: float) -> str:

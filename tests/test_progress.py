@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import time
 
 import pytest
 from rich.console import Console
@@ -42,3 +43,34 @@ def test_in_a_pipe_there_are_plain_lines_only(monkeypatch: pytest.MonkeyPatch) -
     (line,) = console.file.getvalue().splitlines()
     assert line.startswith("work  2/2")
     assert "\x1b" not in line
+
+
+def test_long_work_that_tells_nothing_is_shown_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    out = io.StringIO()
+    monkeypatch.setattr(progress, "console", Console(file=out, force_terminal=False, width=200))
+    monkeypatch.setattr(progress, "PLAIN_INTERVAL_SECONDS", 0.03)
+    monkeypatch.setattr(progress, "BEAT_SECONDS", 0.01)
+    with progress.progress("verb", plain=True), progress.progress("one long operator"):
+        until = time.monotonic() + 5
+        while out.getvalue().count("\n") < 3 and time.monotonic() < until:
+            time.sleep(0.01)
+    lines = out.getvalue().splitlines()
+    assert len(lines) >= 3
+    assert all(line.startswith("one long operator  0:0") and line.endswith("so far") for line in lines)
+
+
+def test_quiet_work_shows_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    out = io.StringIO()
+    monkeypatch.setattr(progress, "console", Console(file=out, force_terminal=False, width=200))
+    progress.quiet()
+    with progress.progress("work", 1) as bar:
+        bar.update(1)
+        progress.say("done.")
+    assert out.getvalue() == ""
+
+
+def test_brief_work_leaves_no_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    out = io.StringIO()
+    monkeypatch.setattr(progress, "console", Console(file=out, force_terminal=False, width=200))
+    assert list(progress.counted([1, 2, 3], "tokenising", unit="documents")) == [1, 2, 3]
+    assert out.getvalue() == ""

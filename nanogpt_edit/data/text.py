@@ -19,6 +19,7 @@ from torch import Tensor
 from nanogpt_edit.data import hub
 from nanogpt_edit.data.rows import is_rows, read_rows, read_text_file, reason_of_json
 from nanogpt_edit.errors import UserError
+from nanogpt_edit.progress import counted
 from nanogpt_edit.typed import check_sound
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ def read_text(
 def pack(documents: Iterable[str], tokenizer: Tokenizer) -> Tensor:
     """All documents as one row of token ids, (n,) int64, an end-of-text token after each (where the family has one)."""
     row: list[int] = []
-    for document in documents:
+    for document in counted(list(documents), "tokenising", unit="documents"):
         row += tokenizer.encode(document)
         if tokenizer.eos_id is not None:
             row.append(tokenizer.eos_id)

@@ -21,6 +21,7 @@ from nanogpt_edit.evaluate.targets import join, target_ids
 from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.model.kv_cache import KVCache
 from nanogpt_edit.model.tokenizer import tokenizer_of
+from nanogpt_edit.progress import progress
 
 ESSENCE = "{} is a"
 PREFIX_SEEDS = ("The", "Therefore", "Because", "I", "You")
@@ -85,6 +86,7 @@ def _locate(model: GPT, fact: Fact, ways: int, prefixes: Sequence[str], allow_pa
     )
 
 
+@progress("writing prefixes")
 @torch.no_grad()
 def generate_prefixes(model: GPT, config: EditConfig) -> tuple[str, ...]:
     """`n_prefixes` texts of about `prefix_tokens` tokens in the model's own words, each ending in ". " (seeded)."""

@@ -35,7 +35,7 @@ from nanogpt_edit.edit.values import TargetValues, optimise_values
 from nanogpt_edit.errors import UserError
 from nanogpt_edit.model.checkpoint import weight_sha256
 from nanogpt_edit.model.gpt import GPT
-from nanogpt_edit.progress import say
+from nanogpt_edit.progress import progress, say
 
 
 def edit_model(
@@ -74,6 +74,7 @@ def solve_again(
     return _edit(model, [e.fact for e in edited], config, covariance_blocks, cache_dir, known_values=known)
 
 
+@progress("editing")
 @torch.inference_mode(False)  # values are found by descent, also where the caller wants no gradients
 def _edit(
     model: GPT,

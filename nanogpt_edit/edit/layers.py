@@ -25,6 +25,7 @@ from nanogpt_edit.edit.refine import OrdinaryText, Update, refine_residuals
 from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.model.sites import capture
 from nanogpt_edit.model.tokenizer import tokenizer_of
+from nanogpt_edit.progress import progress
 
 CHUNK_TOKENS = 16_384  # tokens run at once; more cost no more memory than their states (T, D)
 
@@ -92,6 +93,7 @@ class EditedLayer:
         self.weight.copy_(self.original)
 
 
+@progress("solving")
 @torch.no_grad()
 def solve_batch(
     model: GPT,

@@ -18,6 +18,7 @@ from nanogpt_edit.errors import UserError
 from nanogpt_edit.evaluate.targets import TargetScore, score_targets, target_ids
 from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.model.tokenizer import tokenizer_of
+from nanogpt_edit.progress import progress
 
 FURTHER_TOKENS = 16  # after the target's own, for the answer's sentence to end
 FREE_TOKENS = 60  # of the text whose fluency is measured
@@ -42,6 +43,7 @@ class FactState:
     """n-gram entropy of a text the model writes after the prompt, in bits (see `ngram_entropy`); None: not asked."""
 
 
+@progress("measuring facts")
 def measure_facts(model: GPT, facts: Sequence[Fact], *, fluency: bool = False) -> tuple[FactState, ...]:
     """The state of every fact in `model`; `fluency` lets the model write on after each prompt, for the entropy.
 

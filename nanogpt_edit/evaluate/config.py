@@ -28,6 +28,9 @@ class EvaluateConfig:
     max_new_tokens: int | None = None
     """A completion is cut after this many tokens (None: in a run a quarter more than 99 of 100 worked solutions have,
     alone as many as block_size leaves)."""
+    sanity_tokens: int = 64
+    """Simple arithmetic and non-math prompts get no more than this many tokens: a short answer needs less, and a model
+    that never ends one would write on to the limit above every time."""
     max_slots: int = 512
     """Completions written at once; speed and memory only, the text is the same."""
     text: str | None = None
@@ -41,7 +44,7 @@ class EvaluateConfig:
     def __post_init__(self) -> None:
         check_fields(self)
         counts = ("problems", "samples", "edited_samples", "arithmetic_samples", "max_slots", "perplexity_tokens")
-        at_least(1, self, *counts, "max_new_tokens", "top_k")
+        at_least(1, self, *counts, "max_new_tokens", "top_k", "sanity_tokens")
         at_least(0, self, "seed")
         check_temperature(self.temperature)
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from torch import Tensor
@@ -18,7 +18,7 @@ from torch import Tensor
 from nanogpt_edit import processes
 from nanogpt_edit.common.stats import Interval, quantity, share
 from nanogpt_edit.data.problems import Problem, prompt_ids, refuse_markup
-from nanogpt_edit.engine.engine import Completion, Engine
+from nanogpt_edit.engine.engine import Engine
 from nanogpt_edit.engine.sampling import Sampling
 from nanogpt_edit.evaluate.answers import extract, is_correct
 from nanogpt_edit.evaluate.config import EvaluateConfig as EvaluateConfig
@@ -74,6 +74,7 @@ class Evaluation:
         write_json(folder / f"{self.stage}.json", {**head, "settings": dict(self.settings), "skills": skills})
 
 
+@progress("measuring")
 def evaluate(model: GPT, skills: Skills, config: EvaluateConfig, *, stage: str) -> Evaluation:
     """Measure `model`, which must carry its tokenizer."""
     started = time.perf_counter()
@@ -84,11 +85,12 @@ def evaluate(model: GPT, skills: Skills, config: EvaluateConfig, *, stage: str) 
         max_new_tokens=config.max_new_tokens or model.config.block_size,
         seed=config.seed,
     )
+    short = replace(sampling, max_new_tokens=min(sampling.max_new_tokens, config.sanity_tokens))
     problems = skills.problems[: config.problems]
     records = solve(engine, problems, n=config.samples, sampling=sampling, skill="problems", label=f"evaluate {stage}")
-    records += solve(engine, skills.arithmetic, n=config.arithmetic_samples, sampling=sampling, skill="arithmetic")
+    records += solve(engine, skills.arithmetic, n=config.arithmetic_samples, sampling=short, skill="arithmetic")
     probes = [Problem(question=text, rationale="", answer="", id=f"probe-{i}") for i, text in enumerate(skills.probes)]
-    records += solve(engine, probes, n=4, sampling=sampling, skill="probes")
+    records += solve(engine, probes, n=4, sampling=short, skill="probes")
     recalls = recall(model, skills.questions)
 
     metrics: dict[str, dict[str, Interval]] = {}
@@ -145,7 +147,6 @@ def solve_here(
     tokenizer = tokenizer_of(engine.model)
     refuse_markup(problems, tokenizer)
     prompts = [prompt_ids(problem, tokenizer) for problem in problems]
-    finished: list[Completion] = []
     stream = engine.stream(
         prompts,
         n=n,
@@ -153,12 +154,8 @@ def solve_here(
         stop_ids=tokenizer.stop_ids,
         prompt_keys=[zlib.crc32(problem.id.encode()) for problem in problems],
     )
-    with progress(label or skill, len(problems) * n, unit="completions") as bar:
-        for completion in stream:
-            finished.append(completion)
-            if label:
-                bar.update(len(finished))
-    finished.sort(key=lambda completion: (completion.prompt_index, completion.sample_index))
+    with progress(label or skill, len(problems) * n, unit="completions", brief=label is None) as bar:
+        finished = sorted(bar.counted(stream), key=lambda each: (each.prompt_index, each.sample_index))
     records = []
     for completion in finished:
         problem = problems[completion.prompt_index]

@@ -19,6 +19,7 @@ from torch.nn.utils.rnn import pad_sequence
 from nanogpt_edit.errors import UserError
 from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.model.tokenizer import Tokenizer, tokenizer_of
+from nanogpt_edit.progress import progress
 
 BATCH_TOKENS = 8192  # in one forward pass; bounds memory, does not change the result
 LOGIT_NUMBERS = 2**25  # most logits at once: 128 MB
@@ -86,10 +87,12 @@ def score_targets(model: GPT, pairs: Sequence[tuple[str, str]]) -> list[TargetSc
     order = sorted(range(len(rows)), key=lambda i: len(rows[i][0]) + len(rows[i][1]))
     scores: dict[int, TargetScore] = {}
     model.eval()
-    while order:
-        count = max(1, BATCH_TOKENS // sum(map(len, rows[order[-1]])))
-        batch, order = order[-count:], order[:-count]
-        scores |= zip(batch, _score_batch(model, [rows[i] for i in batch], tokenizer), strict=True)
+    with progress("scoring", len(rows), "targets", brief=True) as bar:
+        while order:
+            count = max(1, BATCH_TOKENS // sum(map(len, rows[order[-1]])))
+            batch, order = order[-count:], order[:-count]
+            scores |= zip(batch, _score_batch(model, [rows[i] for i in batch], tokenizer), strict=True)
+            bar.update(len(scores))
     return [scores[i] for i in range(len(rows))]
 
 

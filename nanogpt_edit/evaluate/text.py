@@ -15,9 +15,11 @@ from nanogpt_edit.common.stats import Interval, quantity
 from nanogpt_edit.data.text import read_text, token_blocks
 from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.model.tokenizer import Tokenizer
+from nanogpt_edit.progress import progress
 from nanogpt_edit.typed import read_jsonl_as
 
 TEXT_BLOCK = 256  # tokens of a block of held-out text
+LOGIT_NUMBERS = 2**27  # most logits in memory at once
 
 
 @dataclass(frozen=True)
@@ -36,13 +38,16 @@ def held_out_text(source: str, tokenizer: Tokenizer, *, block_size: int) -> Tens
 def block_nats(model: GPT, blocks: Tensor, *, rows: int = 32) -> list[float]:
     """Mean nats per token of each of `blocks` (N, T + 1)."""
     model.eval()
-    nats = []
-    for part in blocks.split(rows):
-        token_ids = part.to(model.device)
-        logits = model(token_ids[:, :-1]).float()
-        loss = F.cross_entropy(logits.flatten(0, 1), token_ids[:, 1:].flatten(), reduction="none")
-        nats.append(loss.view(len(part), -1).mean(dim=1).double().cpu())
-    return torch.cat(nats).tolist()
+    nats: list[float] = []
+    rows = max(1, min(rows, LOGIT_NUMBERS // (blocks.shape[1] * model.config.vocab_size)))
+    with progress("held-out text", len(blocks), "blocks", brief=True) as bar:
+        for part in blocks.split(rows):
+            token_ids = part.to(model.device)
+            logits = model(token_ids[:, :-1]).float()
+            loss = F.cross_entropy(logits.flatten(0, 1), token_ids[:, 1:].flatten(), reduction="none")
+            nats += loss.view(len(part), -1).mean(dim=1).double().tolist()
+            bar.update(len(nats))
+    return nats
 
 
 def read_nats(path: Path) -> list[float]:

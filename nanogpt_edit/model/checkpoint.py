@@ -77,6 +77,7 @@ class _Source:
 
 
 @checked
+@progress.progress("loading a model")
 @torch.inference_mode(False)  # else the model could never be trained or edited
 def load(source: str | Path, *, device: torch.device | str = "cpu", dtype: torch.dtype | str | None = None) -> GPT:
     """Load a model directory, a model of the Hugging Face hub by name, or a nanoGPT ckpt.pt.
@@ -119,6 +120,7 @@ class _NoInitialisation(TorchFunctionMode):
 
 
 @checked
+@progress.progress("saving a model")
 def save(
     model: GPT,
     directory: Path | str,

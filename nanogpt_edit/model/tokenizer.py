@@ -26,6 +26,7 @@ from tokenizers import AddedToken, decoders, models, pre_tokenizers, processors,
 
 from nanogpt_edit.errors import UserError
 from nanogpt_edit.files import read_bytes, read_json, write_json, write_text
+from nanogpt_edit.progress import progress
 
 if TYPE_CHECKING:
     from nanogpt_edit.model.gpt import GPT
@@ -126,6 +127,7 @@ class Tokenizer:
         """What ends a text; a model's generation_config.json may name more than one token."""
 
     @classmethod
+    @progress("learning a vocabulary")
     def train(cls, texts: Iterable[str], *, vocab_size: int) -> Tokenizer:
         """Learn a byte-level BPE from `texts`; `vocab_size` counts the 256 bytes, the merges and five special tokens.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from nanogpt_edit.files import atomic_directory, write_json, write_text
+from nanogpt_edit.progress import progress
 from nanogpt_edit.report.read import read_run
 from nanogpt_edit.report.summary import Summary, summarise
 
@@ -14,6 +15,7 @@ def numbers(run_dir: Path | str) -> Summary:
     return summarise(read_run(Path(run_dir)))
 
 
+@progress("writing the report")
 def build(run_dir: Path | str) -> Summary:
     """Write the report of a run, whole or half-way, into its folder and return its numbers.
 

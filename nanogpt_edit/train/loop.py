@@ -13,7 +13,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from types import FrameType
 from typing import Literal, TypeVar
@@ -27,6 +27,7 @@ from nanogpt_edit.files import append_jsonl, read_jsonl, read_numbered_jsonl, wr
 from nanogpt_edit.model.compiled import compiled_blocks
 from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.progress import progress, say
+from nanogpt_edit.stopping import SIGNALS, Stopped
 from nanogpt_edit.train import states
 from nanogpt_edit.train.loop_config import Keep, LoopConfig, schedule_at
 from nanogpt_edit.train.optimizers import make_optimizers
@@ -48,6 +49,7 @@ class Trainer:
         self.step = 0
         self.best_score = -math.inf
         self.skipped_in_a_row = 0
+        self._touched = False  # are the weights no longer those at the step's start?
         self.shard = shard
         model.activation_checkpointing = config.activation_checkpointing
         self.parallel = Parallel(model, shard=shard)
@@ -68,16 +70,22 @@ class Trainer:
                 self._started = time.perf_counter()
                 # Dropout, where a model has any: other masks in each step and process, the same when resumed.
                 torch.manual_seed(self.step * processes.count() + processes.rank())
-                yield self.step
+                try:
+                    yield self.step
+                except GeneratorExit:  # what ends the stage in mid-step ends this loop too, before it goes further
+                    if stop.number is not None:
+                        self._stop_in_step()
+                    raise
                 self.step += 1
+                self._touched = False
                 late = time.monotonic() - self._saved > 60 * self.config.save_minutes
                 # A signal or a clock may reach one process only; all of them must do the same.
-                stopping, late = map(bool, processes.largest([stop.is_set(), late]))
+                stopping, late = map(bool, processes.largest([stop.number is not None, late]))
                 if self.step % self.config.save_every == 0 or late or stopping:
                     self.save_state()
                 if stopping:
                     say(f"{self.label}: stopped after step {self.step}; the same command goes on from here.")
-                    raise KeyboardInterrupt
+                    raise Stopped(stop.number or signal.SIGINT)  # it may have reached another process only
 
     def add_gradients(self, loss: Callable[[GPT, Item], Tensor], batches: Sequence[Item], *, idle: Item) -> float:
         """Add the gradients of `loss(model, batch)`, summed over the batches of all processes -> that sum.
@@ -106,6 +114,7 @@ class Trainer:
         gradients = [weight.grad for weight in self.model.parameters() if weight.grad is not None]
         total = torch.nn.utils.get_total_norm(gradients)
         norm = float(whole_tensor(total))
+        self._touched = True
         if math.isfinite(norm):
             if norm > self.config.grad_clip:
                 torch.nn.utils.clip_grads_with_norm_(self.model.parameters(), self.config.grad_clip, total)
@@ -193,6 +202,15 @@ class Trainer:
         states.save_step(self.state, tensors, notes, shards=self.shard)
         self._saved = time.monotonic()
 
+    def _stop_in_step(self) -> None:
+        """A step has been cut short. Until it changes the weights, they are those of its start, and can be kept."""
+        if self._touched or processes.count() > 1:
+            say(f"{self.label}: stopped in step {self.step}; the same command goes on from the last saved state.")
+            return
+        with suppress(OSError):  # a full disk; what was saved before is still there
+            self.save_state()
+            say(f"{self.label}: stopped before step {self.step} was done; the same command goes on from its start.")
+
     def _resume(self) -> None:
         notes = states.load_newest(self.state, self._place)
         if notes is not None:
@@ -224,20 +242,27 @@ def logged(log: Path, name: str) -> list[float]:
     ]
 
 
-@contextmanager
-def stop_after_step() -> Iterator[threading.Event]:
-    """While inside, SIGINT and SIGTERM set an event instead of ending the process.
+class _Stop:
+    """Whether a signal has asked to stop."""
 
-    A second one does end it, unless torchrun started it, which passes on what the terminal has sent to all already.
+    number: int | None = None
+
+
+@contextmanager
+def stop_after_step() -> Iterator[_Stop]:
+    """While inside, the first SIGINT or SIGTERM is noted instead of ending the process.
+
+    A second one does end it, as does `stopping` when the step takes too long; not where torchrun has started the
+    process, which passes on what the terminal has sent to all already.
     """
-    stop = threading.Event()
+    stop = _Stop()
     if threading.current_thread() is not threading.main_thread():
         yield stop
         return
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.getsignal(number) for number in SIGNALS}
 
     def ask(number: int, frame: FrameType | None) -> None:
-        stop.set()
+        stop.number = number
         if processes.count() == 1:
             for each, handler in before.items():
                 signal.signal(each, handler)

@@ -20,6 +20,7 @@ from nanogpt_edit.arguments import checked
 from nanogpt_edit.errors import UserError
 from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.model.tokenizer import Tokenizer
+from nanogpt_edit.progress import counted, progress
 from nanogpt_edit.train.chunked_loss import head_cross_entropy_sum
 from nanogpt_edit.train.loop import Trainer
 from nanogpt_edit.train.pretrain_config import PretrainConfig as PretrainConfig
@@ -41,7 +42,7 @@ def token_stream(documents: Sequence[str], tokenizer: Tokenizer, *, context_toke
     ids: list[int] = []
     starts: list[int] = []
     separator = [] if tokenizer.eos_id is None else [tokenizer.eos_id]
-    for document in documents:
+    for document in counted(documents, "tokenising", unit="documents"):
         document_ids = tokenizer.encode(document) + separator
         starts += range(len(ids), len(ids) + len(document_ids), context_tokens)
         ids += document_ids
@@ -77,10 +78,11 @@ def next_token_loss(model: GPT, windows: Tensor) -> Tensor:
 def held_out_loss(model: GPT, blocks: Tensor, *, rows: int = 32) -> float:
     """Mean nats per token over `blocks` (N, T + 1)."""
     model.eval()
-    sums = processes.dealt(
-        blocks.split(rows),
-        lambda parts: [next_token_loss(model, part.to(model.device)).item() * len(part) for part in parts],
-    )
+    with progress("base validation", len(blocks.split(rows)), "batches", brief=True) as bar:
+        sums = processes.dealt(
+            blocks.split(rows),
+            lambda own: [next_token_loss(model, part.to(model.device)).item() * len(part) for part in bar.counted(own)],
+        )
     model.train()
     return sum(sums) / len(blocks)
 

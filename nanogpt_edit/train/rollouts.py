@@ -19,6 +19,7 @@ from nanogpt_edit.data.problems import Problem, prompt_ids
 from nanogpt_edit.engine.engine import Completion, Engine
 from nanogpt_edit.engine.sampling import Sampling
 from nanogpt_edit.model.tokenizer import tokenizer_of
+from nanogpt_edit.progress import progress
 from nanogpt_edit.train.grpo_config import GRPOConfig
 from nanogpt_edit.train.losses import has_signal
 from nanogpt_edit.train.rewards import score
@@ -103,13 +104,15 @@ def sample_places(
         max_new_tokens=limit,
         seed=int(np.random.default_rng([seed, step]).integers(2**62)),
     )
-    completions = engine.generate(
-        prompts,
-        n=config.group_size,
-        sampling=sampling,
-        stop_ids=tokenizer.stop_ids,
-        prompt_keys=places,
-    )
+    with progress("sampling", len(prompts) * config.group_size, "completions", brief=True) as bar:
+        stream = engine.stream(
+            prompts,
+            n=config.group_size,
+            sampling=sampling,
+            stop_ids=tokenizer.stop_ids,
+            prompt_keys=places,
+        )
+        completions = sorted(bar.counted(stream), key=lambda each: (each.prompt_index, each.sample_index))
     groups = []
     for i, place in enumerate(places):
         problem = problems[place]

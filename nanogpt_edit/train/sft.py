@@ -22,6 +22,7 @@ from nanogpt_edit.data.batch import Batch, collate, length_grouped_batches
 from nanogpt_edit.data.problems import Sample
 from nanogpt_edit.errors import UserError
 from nanogpt_edit.model.gpt import GPT
+from nanogpt_edit.progress import progress
 from nanogpt_edit.train.chunked_loss import head_cross_entropy_sum
 from nanogpt_edit.train.loop import Trainer
 from nanogpt_edit.train.packed import packed_states
@@ -60,10 +61,11 @@ def target_tokens(samples: Sequence[Sample]) -> int:
 def validation_loss(model: GPT, samples: Sequence[Sample], *, max_tokens: int, pad_id: int) -> float:
     """Mean nats per completion token."""
     model.eval()
-    sums = processes.dealt(
-        list(micro_batches(samples, max_tokens=max_tokens, pad_id=pad_id)),
-        lambda batches: [completion_loss_sum(model, batch).item() for batch in batches],
-    )
+    batches = list(micro_batches(samples, max_tokens=max_tokens, pad_id=pad_id))
+    with progress("sft validation", len(batches), "batches", brief=True) as bar:
+        sums = processes.dealt(
+            batches, lambda own: [completion_loss_sum(model, batch).item() for batch in bar.counted(own)]
+        )
     model.train()
     return sum(sums) / target_tokens(samples)
 
