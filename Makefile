@@ -17,12 +17,13 @@ UNFINISHED := $(VENV)/.unfinished
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test interop bench check format clean
+.PHONY: help demo test slow interop bench check format clean
 
 help:
 	@echo "make demo    install into $(VENV), run the tiny recipe, say where the report is"
 	@echo "make test    install with the test extras, run the test suite"
 	@echo "make interop install lm-evaluation-harness and llama.cpp's converter into $(INTEROP), try saved models with them"
+	@echo "make slow    the tests that take longest, minutes"
 	@echo "make bench   install with the peers, time generation and training beside them on a small model (minutes)"
 	@echo "make check   formatting, lint and types"
 	@echo "make format  rewrite the source in the house format"
@@ -33,8 +34,13 @@ demo: $(INSTALLED)
 	if [ -f $(RUN)/report.html ]; then echo "The report: $(CURDIR)/$(RUN)/report.html (and report.md, summary.json)"; fi; \
 	exit $$status
 
+# One process a core, each with one thread, and a file's tests in one of them: they share what they have made.
+PYTEST := OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n logical --maxprocesses 4 --dist loadfile
 test: $(INSTALLED_DEV)
-	$(VENV)/bin/python -m pytest
+	$(PYTEST)
+
+slow: $(INSTALLED_DEV)
+	$(PYTEST) --slow -m slow
 
 interop: $(INTEROP)/.installed
 	LLAMA_CPP=$$(echo $(LLAMA_CPP)/*/vendor/llama.cpp) $(INTEROP)/bin/python -m pytest -s tests/test_interop.py

@@ -73,17 +73,20 @@ NO_MEMORY = re.compile(r"out of memory|can't allocate memory|cannot allocate mem
 def command() -> NoReturn:
     """The program: `main`, and the end of the process with its status."""
     stopping.obey(interrupted, alone=not several())
-    if not prepare_streams():
-        sys.exit(MISTAKE)
-    if not several():
-        sys.exit(main())
-    status = 1
     try:
-        status = main()
-    except SystemExit as asked:  # for --help
-        status = int(asked.code or 0)
-    except Exception:
-        traceback.print_exc()
+        if not prepare_streams():
+            sys.exit(MISTAKE)
+        if not several():
+            sys.exit(main())
+        status = 1
+        try:
+            status = main()
+        except SystemExit as asked:  # for --help
+            status = int(asked.code or 0)
+        except Exception:
+            traceback.print_exc()
+    finally:
+        stopping.done()
     from nanogpt_edit.processes import leave  # here, for it imports torch
 
     leave(status)

@@ -61,6 +61,13 @@ def speak() -> None:
         _watch.spoken = True
 
 
+def done() -> None:
+    """The work is done: a signal that comes from now on would only spoil the end of the process."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    signal.set_wakeup_fd(-1)
+
+
 class _Watch:
     """The handlers, and the thread that is told of every signal."""
 

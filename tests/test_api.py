@@ -26,6 +26,7 @@ from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.recipe import Recipe
 from nanogpt_edit.run_data import spared_text
 
+QUICK: dict[str, Any] = {"steps": 1, "refine_steps": 0, "n_prefixes": 1, "prefix_tokens": 2}
 QUESTIONS = ["Tom has 3 apples. He buys 14 more.", "A baker bakes 120 loaves."]
 
 
@@ -92,7 +93,7 @@ def test_edit_is_a_verb_and_a_room(speaking_gpt: GPT) -> None:
     before = fingerprint(speaking_gpt)
     facts = [Fact("The capital of France", "France", target_new="Tom", target_true="Paris", paraphrases=("In",))]
     text = ["The capital of France is Paris. Tom has 3 apples."] * 100
-    loose = {"covariance_weight": 0.01, "clamp": 20.0, "weight_decay": 0.0, "kl_coef": 0.0}
+    loose = {"covariance_weight": 0.01, "clamp": 20.0, "weight_decay": 0.0, "kl_coef": 0.0, "refine_steps": 0}
     patch = ne.edit(speaking_gpt, facts, method="memit", text=text, n_prefixes=0, **loose)
     assert fingerprint(speaking_gpt) == before
     old = ne.score(speaking_gpt, patch.facts)
@@ -121,8 +122,7 @@ def test_facts_are_taken_in_every_plain_form(speaking_gpt: GPT, tmp_path: Path, 
     text = ["The capital of France is Paris. Tom has 3 apples."] * 100
     forms: list[Any] = [file, str(file), fact, [fact], record, (each for each in [record])]
     patches = [
-        ne.edit(speaking_gpt, form, text=text, config={"method": method, "steps": 1, "layers": [0, 1]})
-        for form in forms
+        ne.edit(speaking_gpt, form, text=text, config={"method": method, "layers": [0, 1], **QUICK}) for form in forms
     ]
     assert [patch.facts for patch in patches] == [(fact,)] * len(forms)
     assert all(patch.config.layers == (0, 1) for patch in patches)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import importlib
 import resource
+import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,7 +15,7 @@ from typing import Literal
 
 import pytest
 
-from nanogpt_edit import __version__, cli, processes
+from nanogpt_edit import __version__, cli, processes, stopping
 from nanogpt_edit.commands.parse import parse
 from nanogpt_edit.errors import UserError
 
@@ -66,9 +68,22 @@ class Left(BaseException):
     """Instead of the end of the process."""
 
 
+@pytest.fixture
+def signals_again() -> Iterator[None]:
+    """The command takes the signals of its whole process, and lets none come after its end."""
+    before = [(number, signal.getsignal(number)) for number in stopping.SIGNALS]
+    yield
+    for number, handler in before:
+        signal.signal(number, handler)
+
+
 @pytest.mark.parametrize(("outcome", "status"), [(0, 0), (3, 3), (SystemExit(0), 0), (RuntimeError("a bug"), 1)])
 def test_one_of_several_processes_leaves_however_it_ends(
-    outcome: int | BaseException, status: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    outcome: int | BaseException,
+    status: int,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    signals_again: None,
 ) -> None:
     def main() -> int:
         if isinstance(outcome, BaseException):

@@ -163,7 +163,8 @@ def test_edit_leaves_the_model_the_patch_and_the_scores(
 ) -> None:
     fact = {"prompt": "The capital of France is", "subject": "France", "target_new": "Rome", "target_true": "Paris"}
     (tmp_path / "mine.jsonl").write_text(json.dumps(fact) + "\n")
-    settings = ["--edit.steps", "3", "--edit.n-prefixes", "0", "--edit.covariance-tokens", "4096"]
+    settings = ["--edit.steps", "3", "--edit.n-prefixes", "0", "--edit.refine-steps", "0"]
+    settings += ["--edit.covariance-tokens", "4096"]
     out = tmp_path / "out"
     assert cli.main(["edit", base, str(tmp_path / "mine.jsonl"), "--out", str(out), *sums, *settings]) == 0
     patch = load_patch(out / "edits" / "mine.safetensors")

@@ -122,6 +122,7 @@ def test_from_the_sweep_to_the_picture_on_the_command_line(tmp_path: Path, capsy
     save(trained_model(), Path(model))
     write_jsonl(Path(source), [fact_to_record(replace(fact, subject=fact.subject.title())) for fact in facts(4)])
     settings = ["--edit.layers", "1", "--edit.steps", "5", "--edit.n-prefixes", "0", "--edit.covariance-tokens", "4000"]
+    settings += ["--edit.refine-steps", "0"]
     grid = ["--grid.spans", "--grid.strengths", "--grid.clamps", "--grid.kl-coefs", "0.0"]
     small = ["--world.problems", "40", "--pretrain.fact-repeats", "1", "--pretrain.context-tokens", "32"]
     out = tmp_path / "sweep"

@@ -40,6 +40,7 @@ def test_every_part_runs_to_its_end(tmp_path: Path) -> None:
         assert torch.__version__.startswith(line["environment"]["torch"])
 
 
+@pytest.mark.slow
 def test_a_part_that_fails_says_why_and_the_others_run(tmp_path: Path) -> None:
     done, lines = run(tmp_path, "--parts", "train", "environment", "--model", tmp_path / "none")
     assert done.returncode == 1

@@ -43,6 +43,7 @@ class Traced:
         return graph.forward
 
 
+@pytest.mark.slow
 def test_gradients_and_texts_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     """However many kinds of calls there are: torch's own limit would end the test."""
     monkeypatch.setattr(products, "LARGE_MATRIX", 0)

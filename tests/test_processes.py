@@ -203,6 +203,7 @@ def workers(launcher: int) -> Iterator[tuple[int, int]]:
         yield from ((rank, int(pid)) for rank in ranks)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc").exists(), reason="looks for the processes in /proc")
 def test_when_one_dies_the_job_ends_in_one_sentence_and_goes_on_when_called_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -115,6 +115,7 @@ def test_two_steps_of_every_stage(name: str, tmp_path: Path, tokenizer: Tokenize
     assert set(read_json(tmp_path / "run" / "summary.json")["stages"]) == set(stages)
 
 
+@pytest.mark.slow
 def test_bfloat16_products_change_the_numbers_a_little(tmp_path: Path, tokenizer: Tokenizer) -> None:
     recipe = shrunken(load_recipe("gpt2"), tmp_path, tokenizer)
     losses = {}

@@ -654,7 +654,7 @@ def test_both_families_learn_by_grpo(tmp_path: Path) -> None:
     ("fields", "sentence"),
     [
         ({"group_size": 1}, "group_size is 1; a group needs at least 2"),
-        ({"temperature": 0.0}, "temperature is 0.0; reinforcement learning must sample"),
+        ({"temperature": 0.0}, "temperature is 0; reinforcement learning must sample"),
         ({"rewards": {}}, "rewards is empty"),
         ({"rewards": {"accuracy": 0.0}}, "rewards is empty"),
         ({"steps": -1}, "steps is -1"),

@@ -760,7 +760,8 @@ def test_long_problems_are_taken_fewer_at_a_time() -> None:
     assert problems_per_step(samples, SFTConfig(batch_size=32)) == 32
     assert problems_per_step(samples, SFTConfig(batch_size=32, batch_tokens=1250)) == 12
     assert problems_per_step(samples, SFTConfig(batch_size=32, batch_tokens=99_999)) == 32
-    assert problems_per_step(samples, SFTConfig(batch_size=32, batch_tokens=1)) == 1
+    with pytest.raises(UserError, match=r"sft\.batch_tokens is 1, less than the 100 tokens of one problem"):
+        problems_per_step(samples, SFTConfig(batch_size=32, batch_tokens=1))
 
 
 def test_replay_of_a_second_set_of_problems_takes_every_one_in_turn() -> None:
