@@ -8,6 +8,8 @@ from nanogpt_edit.engine.sampling_config import check_temperature
 from nanogpt_edit.errors import at_least
 from nanogpt_edit.typed import check_fields
 
+ALONE_TOKENS = 512  # a base model ends no answer: without a bound each sample would fill the whole block_size
+
 
 @dataclass(frozen=True)
 class EvaluateConfig:
@@ -27,7 +29,7 @@ class EvaluateConfig:
     """Only the k most probable tokens can be drawn."""
     max_new_tokens: int | None = None
     """A completion is cut after this many tokens (None: in a run a quarter more than 99 of 100 worked solutions have,
-    alone as many as block_size leaves)."""
+    alone 512, or what block_size leaves)."""
     sanity_tokens: int = 64
     """Simple arithmetic and non-math prompts get no more than this many tokens: a short answer needs less, and a model
     that never ends one would write on to the limit above every time."""

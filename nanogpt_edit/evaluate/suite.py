@@ -21,6 +21,7 @@ from nanogpt_edit.data.problems import Problem, prompt_ids, refuse_markup
 from nanogpt_edit.engine.engine import Engine
 from nanogpt_edit.engine.sampling import Sampling
 from nanogpt_edit.evaluate.answers import extract, is_correct
+from nanogpt_edit.evaluate.config import ALONE_TOKENS
 from nanogpt_edit.evaluate.config import EvaluateConfig as EvaluateConfig
 from nanogpt_edit.evaluate.facts import Question, Recall, fact_metrics, recall
 from nanogpt_edit.evaluate.metrics import score_problems
@@ -82,7 +83,7 @@ def evaluate(model: GPT, skills: Skills, config: EvaluateConfig, *, stage: str) 
     sampling = Sampling(
         temperature=config.temperature,
         top_k=config.top_k,
-        max_new_tokens=config.max_new_tokens or model.config.block_size,
+        max_new_tokens=config.max_new_tokens or min(ALONE_TOKENS, model.config.block_size),
         seed=config.seed,
     )
     short = replace(sampling, max_new_tokens=min(sampling.max_new_tokens, config.sanity_tokens))
