@@ -195,6 +195,7 @@ def test_another_recipe_in_the_same_folder_is_refused_by_name(finished: Path) ->
         pipeline.run(replace(MICRO, sft=replace(MICRO.sft, steps=7)), finished)
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_and_ends_with_the_same_weights(finished: Path, tmp_path: Path) -> None:
     recipe, out = tmp_path / "micro.toml", tmp_path / "run"
     save_recipe(MICRO, recipe)
