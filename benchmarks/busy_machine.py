@@ -5,7 +5,8 @@ cores are taken, it spins away the time that the others need. How long it spins 
 is loaded, so every setting lives in a process of its own and the processes take turns:
 
 - torch: nothing set, as torch comes;
-- ours: what `nanogpt_edit` sets where nothing is set (`waiting.py`);
+- alone, among others: what `nanogpt_edit` sets where nothing is set, as it finds the machine when it starts
+  (`waiting.py`);
 - and any other that `--settings` names, as NAME=VALUE.
 
 One round is one turn of every setting quiet, then one of every setting with a busy loop beside it; each is timed after
@@ -54,7 +55,8 @@ def compare(chosen: argparse.Namespace) -> None:
     """Every setting in a process of its own, in turns, quiet and busy."""
     environments = {
         "torch": {waiting.LEFT_ALONE: "1"},
-        "ours": {},
+        "alone": {waiting.LEFT_ALONE: "1", **waiting.ALONE},
+        "among others": {waiting.LEFT_ALONE: "1", **waiting.AMONG_OTHERS},
         **{text: {waiting.LEFT_ALONE: "1", **dict([text.split("=", 1)])} for text in chosen.settings},
     }
     workers = {name: Worker(setting) for name, setting in environments.items()}

@@ -188,7 +188,14 @@ def test_what_did_not_work_is_said_with_its_likely_reason() -> None:
     assert '1 of 3 says the same as before ("The capital of Egypt is" → "Cairo")' in told(
         good, good, replace(lost, answer="Cairo")
     )
-    assert told(replace(good, answer="Cairo", exact=False)).startswith("Fell short: 1 of 1 says the same")
+    assert "1 of 1 says the same as before" in told(replace(good, answer="Cairo", exact=False))
+    assert told(good, replace(good, answer="Giza Plateau", exact=False), lost).startswith(
+        "Fell short: only 1 of 3 facts are written freely as exactly the new answer. Likely"
+    )
+    goes_on = replace(good, answer="Giza Plateau", exact=False)
+    assert told(goes_on).endswith(
+        "the text goes on in another way. --sweep chooses settings by trial, --recipe FILE takes them."
+    )
     said_before = state(0.7, 0.1, 1, [], [], "Giza")
     assert shortfall(compare_states([EDITED], [said_before], [good]), config) == ""  # the new answer, all along
 

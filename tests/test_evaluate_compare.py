@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -43,6 +44,20 @@ def test_shorter_thinking_is_a_change_and_no_merit(capsys: pytest.CaptureFixture
     assert (found.delta, found.verdict) == (-2, "changed")
     show_differences({"thinking_tokens": found, "the_other_way": replace(found, delta=2.0)})
     assert [line.split()[-1] for line in capsys.readouterr().out.splitlines()[1:]] == ["less", "more"]
+
+
+@pytest.mark.parametrize("columns", [60, 80])
+def test_a_narrow_terminal_takes_more_lines_and_cuts_nothing(
+    columns: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, value in {"COLUMNS": str(columns), "FORCE_COLOR": "1", "NO_COLOR": "1", "TERM": "xterm"}.items():
+        monkeypatch.setenv(name, value)
+    found = paired_difference([0.125, 0.25, 0.5], [0.5, 0.75, 0.875])
+    show_differences({"perplexity_nats_per_token": found})
+    printed = re.sub("\x1b\\[[0-9;]*m", "", capsys.readouterr().out)
+    assert max(map(len, printed.splitlines())) <= columns
+    assert "…" not in printed
+    assert columns < 80 or f"{found.low:+.4g}" in printed
 
 
 @pytest.mark.parametrize("rises", [True, False])

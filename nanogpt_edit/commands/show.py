@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from rich.console import Console, RenderableType
+from rich.console import Console, JustifyMethod, RenderableType
 from rich.table import Table
 
 from nanogpt_edit.common.stats import Difference, Interval
@@ -47,7 +47,8 @@ def number(value: float) -> str:
 def _table(*columns: str) -> Table:
     table = Table(box=None, pad_edge=False)
     for column in columns:
-        table.add_column(column, justify="left" if column in ("skill", "metric", "verdict") else "right", no_wrap=True)
+        side: JustifyMethod = "left" if column in ("skill", "metric", "verdict") else "right"
+        table.add_column(column, justify=side, overflow="fold")  # in a narrow terminal on more lines, never cut
     return table
 
 

@@ -9,6 +9,7 @@ from nanogpt_edit.edit.scores import VALUE_FOUND, EditScores, FactScore
 from nanogpt_edit.errors import visible
 
 FEW = 0.5  # a share of successes below it is no edit that worked
+GOES_ON = "Likely reason: the first token is the new answer's, but the text goes on in another way."
 
 
 def describe(scores: EditScores) -> str:
@@ -30,14 +31,17 @@ def shortfall(scores: EditScores, config: EditConfig) -> str:
     failed = [record for record in scores.records if not record.success]
     same = [each for each in scores.records if each.new_answer == each.old_answer and not each.exact]
     n, told = len(scores.records), []
+    exact = sum(record.exact for record in scores.records)
     if scores.success.value < FEW:
         told.append(f"only {n - len(failed)} of {n} facts have their new answer at rank 1")
+    elif exact < FEW * n:
+        told.append(f"only {exact} of {n} facts are written freely as exactly the new answer")
     if same:
         example = f'("{visible(same[0].prompt)}" → "{visible(same[0].new_answer)}")'
         told.append(f"{len(same)} of {n} {'says' if len(same) == 1 else 'say'} the same as before {example}")
     if not told:
         return ""
-    reason = _likely_reason(failed or same, config)
+    reason = _likely_reason(failed or same, config) if failed or same else GOES_ON
     return f"Fell short: {' and '.join(told)}. {reason} --sweep chooses settings by trial, --recipe FILE takes them."
 
 

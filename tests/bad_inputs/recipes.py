@@ -18,6 +18,7 @@ ROWS = (
     Bad("run r.toml --out x", says="r.toml: a folder, where a file was expected", files={"r.toml": Path.mkdir}),
     Bad(f"run {'r' * 300}.toml --out x", says="name too long"),
     Bad("run model/config.json/r.toml --out x", says="not a directory"),
+    recipe("[expect]\n'edit.succes' = '>= 0.5'\n", says="edit.succes"),
     recipe("", says="r.toml: there is nothing in it"),
     recipe("# only a comment\n", says="r.toml: there is nothing in it"),
     recipe("", says="r.toml: there is nothing in it", verb="doctor"),
