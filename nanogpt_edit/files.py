@@ -17,7 +17,7 @@ import re
 import shutil
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NoReturn
 
@@ -76,6 +76,21 @@ def make_folder(path: Path) -> None:
     except (OSError, ValueError) as error:
         reason = reason_of(error)
         raise UserError(f"{path}: no folder can be made there ({reason}); choose another place.") from None
+
+
+@contextmanager
+def folder_to_fill(path: Path | None) -> Iterator[None]:
+    """The folder is there inside (see `make_folder`); one made for a mistake, in which nothing came to be, goes again."""
+    made = path is not None and not path.exists()
+    if path is not None:
+        make_folder(path)
+    try:
+        yield
+    except (UserError, OSError):
+        if made and path is not None:
+            with suppress(OSError):  # something has come to be
+                path.rmdir()
+        raise
 
 
 def check_writable(path: Path) -> None:

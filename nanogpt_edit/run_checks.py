@@ -42,7 +42,7 @@ def check_sizes(recipe: Recipe) -> None:
     world, text, sft, grpo, evaluate = recipe.world, recipe.pretrain, recipe.sft, recipe.grpo, recipe.evaluate
     room = grpo.max_new_tokens or 1
     for what, needed, numbers in (
-        ("the new model with its optimizer", new_model_bytes(recipe.model), "the numbers under model."),
+        ("the new model with its optimizer", new_model_bytes(recipe.model), "the numbers under model"),
         ("the world's problems", PROBLEM_BYTES * (world.problems + world.validation + world.test), "world.problems"),
         ("the text of the facts", SENTENCE_BYTES * text.fact_repeats, "pretrain.fact_repeats"),
         (

@@ -82,6 +82,7 @@ def test_importing_the_package_loads_nothing_heavy() -> None:
 def test_every_public_name_is_there_and_can_be_called(name: str) -> None:
     assert callable(getattr(ne, name))
     assert name in dir(ne)
+    assert not {"Any", "importlib", "_find"} & set(dir(ne))
 
 
 def test_an_unknown_name_is_an_attribute_error() -> None:

@@ -20,7 +20,7 @@ from nanogpt_edit.errors import about
 from nanogpt_edit.evaluate.probes import PROBES
 from nanogpt_edit.evaluate.suite import Evaluation, Skills, evaluate
 from nanogpt_edit.evaluate.text import held_out_text
-from nanogpt_edit.files import make_folder
+from nanogpt_edit.files import folder_to_fill
 from nanogpt_edit.model.checkpoint import load
 from nanogpt_edit.model.tokenizer import Tokenizer
 from nanogpt_edit.progress import say
@@ -45,13 +45,12 @@ def run(arguments: list[str]) -> int:
         chosen = replace(chosen, split=chosen.split or "validation")
         say(f"Measured on {chosen.split} problems, arithmetic and probes.")
     check_sizes(Recipe(world=chosen.world, evaluate=chosen.evaluate))
-    if chosen.out is not None:
-        make_folder(chosen.out)
-    found = measure_alone(chosen) if path is None else measure_in_run(chosen, recipe)
-    show_metrics(found.metrics)
-    if chosen.out is not None and processes.is_first():
-        found.save(chosen.out)
-        say(f"Records: {chosen.out / found.stage}.jsonl")
+    with folder_to_fill(chosen.out):
+        found = measure_alone(chosen) if path is None else measure_in_run(chosen, recipe)
+        show_metrics(found.metrics)
+        if chosen.out is not None and processes.is_first():
+            found.save(chosen.out)
+            say(f"Records: {chosen.out / found.stage}.jsonl")
     return 0
 
 

@@ -27,7 +27,7 @@ FILES: dict[str, tuple[str | bytes, str]] = {
     "deep.json": ("[" * 100_000, "deep.json: not valid JSON (nested too deeply)"),
     "two.json": (json.dumps({"train": [{"a": 1}], "test": [{"a": 1}]}), "two.json: several lists of records"),
 }
-VERBS = ("evaluate model --problems.path {}", "doctor tiny --out x --problems.path {}")
+VERBS = ("evaluate model --out x --problems.path {}", "doctor tiny --out x --problems.path {}")
 TEXTS: dict[str, tuple[str | bytes, str]] = {
     "t.txt": (b"caf\xe9", "t.txt:1: not UTF-8 text"),
     "t.jsonl": ('{"body": "a"}\n', 't.jsonl: 1 rows have no text in field "text"'),
