@@ -80,7 +80,7 @@ def make_folder(path: Path) -> None:
 
 @contextmanager
 def folder_to_fill(path: Path | None) -> Iterator[None]:
-    """The folder is there inside (see `make_folder`); one made for a mistake, in which nothing came to be, goes again."""
+    """The folder is there inside (see `make_folder`); one made for a mistake, in which nothing came to be, goes."""
     made = path is not None and not path.exists()
     if path is not None:
         make_folder(path)

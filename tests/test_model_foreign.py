@@ -374,7 +374,10 @@ def test_a_long_folder_is_not_listed_whole(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["runs--mine", "runs/..", "a..b", "model-", "model.", "-model", "runs/tiny/grpo", "é"])
-def test_what_the_hub_allows_for_no_name_is_never_asked_for(name: str) -> None:
+def test_what_the_hub_allows_for_no_name_is_never_asked_for(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # where no run is
     assert not hub.is_name(name)
     with pytest.raises(UserError, match="no such model directory or file|not a model directory"):
         checkpoint.load(name)

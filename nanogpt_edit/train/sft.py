@@ -104,8 +104,6 @@ def sft(
     trainer = Trainer(model, config, label="sft", state=state, log=log, shard=shard)
     batch_size = problems_per_step(samples, config)
     for step in trainer.steps():
-        if step and trainer.is_time_to_evaluate():
-            trainer.save_state()  # a stop during the validation then costs this one step
         rows = [samples[row] for row in rows_of_step(len(samples), rows=batch_size, seed=seed, step=step)]
         problem_targets = target_tokens(rows)
         if replay is not None and config.replay_rows:
