@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 import tiny_stages
 import torch
+from micro import MICRO
 from safetensors.torch import save_file
-from test_pipeline import MICRO
 from tiny_stages import PROBLEMS, run_stage, tiny_model
 
 from nanogpt_edit import pipeline, processes

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_pipeline import MICRO
+from micro import MICRO
 
 from nanogpt_edit.cli import main
 from nanogpt_edit.pipeline import Pipeline

@@ -17,7 +17,7 @@ import pytest
 import tiny_stages
 import torch
 from conftest import tiny_config
-from test_engine_engine import STOPS, assert_same, bold, prompts_of, simple
+from engine_twin import STOPS, assert_same, bold, prompts_of, simple
 from tiny_stages import STAGES, run_stage
 
 from nanogpt_edit.devices import Precision, autocast

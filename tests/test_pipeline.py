@@ -13,52 +13,21 @@ from pathlib import Path
 
 import pytest
 import torch
+from micro import MICRO
 
 import nanogpt_edit as ne
 from nanogpt_edit import cli, pipeline, progress
-from nanogpt_edit.data.world import WorldConfig
 from nanogpt_edit.edit.config import EditConfig
 from nanogpt_edit.edit.patch_files import load_patch
 from nanogpt_edit.errors import UserError
-from nanogpt_edit.evaluate.suite import EvaluateConfig
 from nanogpt_edit.files import read_json, write_json, write_jsonl
 from nanogpt_edit.model import checkpoint
 from nanogpt_edit.model.tokenizer import REASONING_TEMPLATE
-from nanogpt_edit.recipe import ModelConfig, Recipe, load_recipe, save_recipe
+from nanogpt_edit.recipe import ModelConfig, load_recipe, save_recipe
 from nanogpt_edit.run_folder import RunFolder
-from nanogpt_edit.train.grpo import GRPOConfig
-from nanogpt_edit.train.pretrain import PretrainConfig, TokenStream
-from nanogpt_edit.train.sft import SFTConfig
+from nanogpt_edit.train.pretrain import TokenStream
 
-MICRO = Recipe(
-    name="micro",
-    device="cpu",
-    model=ModelConfig(vocab_size=320, block_size=160, n_layer=2, n_head=2, n_embd=16),
-    world=WorldConfig(problems=60, validation=10, test=10, largest_addend=10),
-    pretrain=PretrainConfig(steps=6, batch_size=4, context_tokens=32, fact_repeats=1, save_every=2, evaluate_every=5),
-    sft=SFTConfig(steps=6, batch_size=4, replay_tokens=32, save_every=2, evaluate_every=3, optimizer="muon"),
-    grpo=GRPOConfig(
-        steps=4,
-        problems_per_step=3,
-        group_size=2,
-        max_new_tokens=8,
-        rewards={"tests.test_pipeline:length": 1.0},
-        evaluate_problems=3,
-        evaluate_samples=1,
-        evaluate_every=2,
-        save_every=1,
-    ),
-    evaluate=EvaluateConfig(
-        problems=4, samples=2, edited_samples=2, arithmetic_samples=1, max_new_tokens=8, perplexity_tokens=512
-    ),
-    edit=EditConfig(steps=2, n_prefixes=1, prefix_tokens=2, covariance_tokens=2000, refine_steps=2),
-)
 STAGES = ("base", "sft", "grpo", "edited")
-
-
-def length(problem: object, completion_text: str) -> float:
-    """A reward that an untrained model earns differently from sample to sample."""
-    return len(completion_text) / 100
 
 
 @pytest.fixture(scope="module")

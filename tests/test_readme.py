@@ -21,7 +21,7 @@ from pathlib import Path
 from urllib.request import urlopen
 
 import pytest
-from test_pipeline import MICRO
+from micro import MICRO
 
 import nanogpt_edit
 from nanogpt_edit import cli, recipe

@@ -72,7 +72,7 @@ def shrunken(recipe: Recipe, folder: Path, tokenizer: Tokenizer) -> Recipe:
             problems_per_step=2,
             group_size=2,
             max_new_tokens=6,
-            rewards=recipe.grpo.rewards | {"tests.test_pipeline:length": 1.0},
+            rewards=recipe.grpo.rewards | {"micro:length": 1.0},
             evaluate_problems=2,
             evaluate_samples=1,
         ),
