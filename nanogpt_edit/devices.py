@@ -35,7 +35,9 @@ def choose_dtype(dtype: torch.dtype | str) -> torch.dtype:
     found = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
     if found not in WEIGHT_DTYPES:
         names = ", ".join(str(each).removeprefix("torch.") for each in WEIGHT_DTYPES)
-        raise UserError(f"dtype {str(dtype).removeprefix('torch.')} is none that weights can have; use {names}.")
+        raise UserError(
+            f"{str(dtype).removeprefix('torch.')} is none that weights can have; use {names}.", field="dtype"
+        )
     return found
 
 
@@ -65,4 +67,4 @@ def choose_device(name: str = "auto", *, threads: int | None = None) -> torch.de
 def check_threads(threads: int) -> None:
     """Raise UserError for a number of threads that no machine has."""
     if not 1 <= threads <= MOST_THREADS:
-        raise UserError(f"threads is {threads}; it must be from 1 to {MOST_THREADS}.")
+        raise UserError(f"is {threads}; it must be from 1 to {MOST_THREADS}.", field="threads")

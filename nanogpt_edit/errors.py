@@ -15,8 +15,20 @@ UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e
 class UserError(Exception):
     """A mistake a person can mend. The message is a whole sentence: what was found, where, and what to do.
 
-    The command line prints it as one line and exits with status 2; nothing half-written is left behind.
+    The command line prints it as one line and exits with status 2; nothing half-written is left behind. Where it is
+    about a `field`, the sentence begins with its name; before both stands the `place`, "config.json:".
     """
+
+    def __init__(self, said: str, *, field: str = "", place: str = "") -> None:
+        super().__init__(said)
+        self.said, self.field, self.place = said, field, place
+
+    def __str__(self) -> str:
+        return " ".join(part for part in (self.place, self.field, self.said) if part)
+
+    def at(self, place: str) -> UserError:
+        """The same mistake, with `place` before what it says of its place."""
+        return UserError(self.said, field=self.field, place=f"{place} {self.place}".rstrip())
 
 
 @contextmanager
@@ -25,7 +37,7 @@ def about(what: str) -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        raise UserError(f"{what}: {error}") from None
+        raise error.at(f"{what}:") from None
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
@@ -39,7 +51,8 @@ def at_least(bound: int, settings: object, *names: str) -> None:
     for name in names:
         value = getattr(settings, name)
         if value is not None and not value >= bound:
-            raise UserError(f"{name} is {value}; it {f'must be at least {bound}' if bound else 'cannot be negative'}.")
+            wanted = f"must be at least {bound}" if bound else "cannot be negative"
+            raise UserError(f"is {value}; it {wanted}.", field=name)
 
 
 def visible(text: str) -> str:

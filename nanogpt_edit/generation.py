@@ -76,4 +76,6 @@ def generate(
 def check_samples(n: int) -> None:
     """Raise UserError where fewer than one completion of each prompt is asked for."""
     if n < 1:
-        raise UserError(f"n is {n}; it must be at least 1, for it is how many completions of each prompt are made.")
+        raise UserError(
+            f"is {n}; it must be at least 1, for it is how many completions of each prompt are made.", field="n"
+        )

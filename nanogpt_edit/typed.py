@@ -104,7 +104,7 @@ def to_dataclass(kind: type[Typed], table: object, place: Place) -> Typed:
     try:
         return kind(**values)
     except UserError as error:
-        raise UserError(f"{place} {error}") from None
+        raise error.at(str(place)) from None
 
 
 def check_fields(record: object) -> None:
@@ -128,13 +128,14 @@ def check_sound(value: object, name: str) -> None:
     if type(value) is str and value.isascii():
         return  # nearly every value there is, in a fraction of the time
     if isinstance(value, float) and not math.isfinite(value):
-        raise UserError(f"{name} is {value}; it must be a finite number.")
+        raise UserError(f"is {value}; it must be a finite number.", field=name)
     if isinstance(value, int) and value.bit_length() > LARGEST_BITS:
-        raise UserError(f"{name} is a number of {value.bit_length()} bits; it can have {LARGEST_BITS} at most.")
+        raise UserError(f"is a number of {value.bit_length()} bits; it can have {LARGEST_BITS} at most.", field=name)
     if isinstance(value, str) and (half := SURROGATE.search(value)):
         raise UserError(
-            f"{name} has {half[0]!a} at character {half.start() + 1}, half of a surrogate pair and so no Unicode "
-            "text; take it out."
+            f"has {half[0]!a} at character {half.start() + 1}, half of a surrogate pair and so no Unicode text; take "
+            "it out.",
+            field=name,
         )
     if isinstance(value, tuple):
         for i, item in enumerate(value):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import pickle
 import resource
 import signal
 import subprocess
@@ -16,6 +17,7 @@ from typing import Literal
 import pytest
 
 from nanogpt_edit import __version__, cli, processes, stopping
+from nanogpt_edit.commands.arguments import KINDS
 from nanogpt_edit.commands.parse import parse
 from nanogpt_edit.errors import UserError
 
@@ -167,7 +169,7 @@ class Train:
 
     def __post_init__(self) -> None:
         if self.steps < 0:
-            raise UserError(f"steps must not be negative, found {self.steps}.")
+            raise UserError(f"must not be negative, found {self.steps}.", field="steps")
 
 
 @dataclass(frozen=True)
@@ -191,6 +193,13 @@ def test_arguments_fill_the_dataclass() -> None:
         (["--train.steps", "ten"], "error parsing --train.steps: 'ten' is not a whole number."),
         (["--train.mode", "median"], "invalid choice 'median' for argument '--train.mode'."),
         (["--train.steps", "-1"], "train.steps must not be negative, found -1."),
+        (["--train.steps=-1", "--out=y"], "train.steps must not be negative, found -1."),
+        (["--train.steps"], "missing value for argument '--train.steps'"),
+        (["--train.steps", "--train.mode", "mean"], "missing value for argument '--train.steps'"),
+        (["--train.steps", "9" * 5000], "error parsing --train.steps: '9999"),
+        (["stray"], "unrecognized options: stray."),
+        (["--", "--train.steps"], "unrecognized options: --train.steps."),
+        (["--steps", "3"], "unrecognized options: --steps, 3; did you mean --train.steps?"),
     ],
 )
 def test_a_bad_argument_is_one_sentence(arguments: list[str], sentence: str) -> None:
@@ -198,6 +207,29 @@ def test_a_bad_argument_is_one_sentence(arguments: list[str], sentence: str) -> 
         parse(Arguments, ["--out", "x", *arguments], verb="train")
     assert str(caught.value).startswith(sentence)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("verb", "line"),
+    [
+        ("edit", "m f --out x --edit.layers 1 2"),
+        ("edit", "--out x m --edit.layers 1 f"),
+        ("edit", "m f --out=x --threads none --no-shard"),
+        ("sample", "--prompt=--hello -- m"),
+        ("sample", "m --prompt -5 --top_k None"),
+        ("grpo", "m --out x --grpo.rewards accuracy=1 format=0.1"),
+        ("trace", "m --facts f --trace.sites mlp_out attn_out"),
+    ],
+)
+def test_what_can_be_read_is_not_refused(verb: str, line: str) -> None:
+    parse(KINDS[verb], line.split(), verb=verb)
+
+
+def test_a_mistake_says_its_place_then_its_field() -> None:
+    error = UserError("is 3; use 4.", field="steps")
+    assert str(error) == "steps is 3; use 4."
+    assert str(error.at("[sft]").at("a.toml:")) == "a.toml: [sft] steps is 3; use 4."
+    assert pickle.loads(pickle.dumps(error)).field == "steps"
 
 
 def test_a_missing_argument_is_named() -> None:

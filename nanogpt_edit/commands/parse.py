@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
-import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +11,7 @@ from typing import Any, TypeVar, Union, get_args, get_origin
 import tyro
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
+from nanogpt_edit.commands.flags import Flag, given_flags, weight
 from nanogpt_edit.errors import UserError
 from nanogpt_edit.settings import NONE
 from nanogpt_edit.typed import check_fields
@@ -21,30 +19,33 @@ from nanogpt_edit.typed import check_fields
 Arguments = TypeVar("Arguments")
 REGISTRY = ConstructorRegistry()
 OPTIONAL = {int: "INT", float: "FLOAT", str: "STR", Path: "PATH"}
-RULE = re.compile(r"[─\-+╭╮╰╯ ]+")  # a line of a box that holds no text
 
 
 def parse(kind: type[Arguments], arguments: Sequence[str], *, verb: str, default: Arguments | None = None) -> Arguments:
     """Fill a `kind`; what is not given comes from `default`. `--help` prints every field and exits.
 
-    Raises UserError for an unknown, malformed or missing argument.
+    Raises UserError for an unknown, malformed or missing argument. What only tyro refuses it says itself, and exits
+    with 2.
     """
-    complaint = io.StringIO()
     program = f"nanogpt-edit {verb}"
+    given: list[Flag] = []
+    if not {"-h", "--help"} & set(arguments):
+        try:
+            given = given_flags(kind, arguments, default=default)
+        except UserError as error:
+            raise UserError(f"{error} {program} --help explains the arguments.") from None
     try:
-        with contextlib.redirect_stderr(complaint), REGISTRY:
+        with REGISTRY:
             if default is None:
                 chosen = tyro.cli(kind, prog=program, args=list(arguments))
             else:
                 chosen = tyro.cli(kind, prog=program, args=list(arguments), default=default)
         check_fields(chosen)
     except UserError as error:
-        raise UserError(_placed(str(error), arguments)) from None
-    except SystemExit as exit_:
-        if not exit_.code:
-            sys.stdout.flush()
-            raise
-        raise UserError(f"{_sentence(complaint.getvalue())} {program} --help explains the arguments.") from None
+        raise _flagged(error, given) from None
+    except SystemExit:
+        sys.stdout.flush()
+        raise
     return chosen
 
 
@@ -56,18 +57,10 @@ def _weights(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[dict[str, floa
     return PrimitiveConstructorSpec(
         nargs="*",
         metavar="NAME=WEIGHT …",
-        instance_from_str=lambda words: dict(map(_weight, words)),
+        instance_from_str=lambda words: dict(map(weight, words)),
         is_instance=lambda value: isinstance(value, dict),
         str_from_instance=lambda value: [f"{name}={weight:g}" for name, weight in value.items()],
     )
-
-
-def _weight(word: str) -> tuple[str, float]:
-    name, _, weight = word.rpartition("=")
-    try:
-        return name or weight, float(weight)
-    except ValueError:
-        raise ValueError(f'"{word}" is not a name and a weight, as in accuracy=1') from None
 
 
 @REGISTRY.primitive_rule
@@ -86,26 +79,7 @@ def _optional(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
     )
 
 
-def _placed(sentence: str, arguments: Sequence[str]) -> str:
-    """'steps is -5; …' -> 'grpo.steps is -5; …', where only one argument of that name was given."""
-    names = {word.partition("=")[0].removeprefix("--").replace("-", "_") for word in arguments if word[:2] == "--"}
-    meant = [name for name in names if name.rpartition(".")[2] == sentence.partition(" ")[0]]
-    return sentence if len(meant) != 1 else f"{meant[0]}{sentence[len(sentence.partition(' ')[0]) :]}"
-
-
-def _sentence(box: str) -> str:
-    """The message in tyro's box, without the box: its first paragraph, and the argument it thinks was meant."""
-    plain = re.sub(r"\x1b\[[0-9;]*m", "", box)
-    lines = [line.strip("│| \t") for line in plain.splitlines()[1:]]  # the first is the box's title
-    paragraphs = "\n".join("" if RULE.fullmatch(line) else line for line in lines).strip().split("\n\n")
-    sentence = " ".join(paragraphs[0].split()).removesuffix(" (required)").rstrip(".")
-    sentence = re.sub(r"invalid literal for int\(\) with base 10: ('.*')", r"\1 is not a whole number", sentence)
-    sentence = re.sub(r"could not convert string to float: ('.*')", r"\1 is not a number", sentence)
-    sentence = sentence[:1].lower() + sentence[1:]
-    if missing := re.match(r"missing from nanogpt-edit [^:]*: ", sentence):
-        arguments = re.findall(
-            r"(--\S+ (?:\[\S+ \[\S+ \.\.\.\]\]|\S+)|\S+) (.+?)\.?(?: \(required\) |$)", sentence[missing.end() :]
-        )
-        sentence = "missing: " + " and ".join(f"{name} ({meaning})" for name, meaning in arguments)
-    meant = re.search(r"erhaps you meant:\s+(--[\w.-]+)", re.sub("[│|]", "", plain))
-    return f"{sentence}; did you mean {meant[1]}?" if meant else f"{sentence}."
+def _flagged(error: UserError, given: Sequence[Flag]) -> UserError:
+    """A mistake in `steps` as one in `grpo.steps`, where only one flag of that name was given."""
+    meant = {flag.field for flag in given if flag.field.rpartition(".")[2] == error.field}
+    return UserError(error.said, field=meant.pop(), place=error.place) if len(meant) == 1 else error

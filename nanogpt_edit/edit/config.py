@@ -78,10 +78,12 @@ class EditConfig:
     def __post_init__(self) -> None:
         check_fields(self)
         if not self.layers or list(self.layers) != sorted(set(self.layers)):
-            raise UserError(f"layers {list(self.layers)} must be given once each, ascending, and at least one.")
+            raise UserError(
+                f"{list(self.layers)} must be given once each, ascending, and at least one.", field="layers"
+            )
         for name in ("covariance_weight", "ridge", "learning_rate", "clamp", "ft_learning_rate", "norm_constraint"):
             if not getattr(self, name) > 0:
-                raise UserError(f"{name} is {getattr(self, name)}; it must be positive.")
+                raise UserError(f"is {getattr(self, name)}; it must be positive.", field=name)
         at_least(1, self, "rounds", "steps", "batch_size", "covariance_tokens")
         at_least(0, self, "refine_steps", "refine_weight", "refine_kl", "context_weight", "weight_decay", "kl_coef")
         at_least(0, self, "n_prefixes", "prefix_tokens", "covariance_tolerance", "seed")

@@ -32,7 +32,7 @@ class TraceConfig:
     def __post_init__(self) -> None:
         check_fields(self)
         if not self.sites:
-            raise UserError(f"sites is empty; name at least one of {', '.join(SITES)}.")
+            raise UserError(f"is empty; name at least one of {', '.join(SITES)}.", field="sites")
         at_least(1, self, "facts", "draws", "window")
         at_least(0, self, "noise")
 

@@ -29,19 +29,21 @@ class Sampling:
         check_fields(self)
         check_temperature(self.temperature)
         if self.top_k is not None and self.top_k < 1:
-            raise UserError(f"top_k {self.top_k} leaves no token; use at least 1, or none to allow all.")
+            raise UserError(f"{self.top_k} leaves no token; use at least 1, or none to allow all.", field="top_k")
         if not 0 < self.top_p <= 1:
-            raise UserError(f"top_p {self.top_p} is not in (0, 1].")
+            raise UserError(f"{self.top_p} is not in (0, 1].", field="top_p")
         if self.max_new_tokens < 1:
-            raise UserError(f"max_new_tokens {self.max_new_tokens} leaves nothing to generate; use at least 1.")
+            raise UserError(
+                f"{self.max_new_tokens} leaves nothing to generate; use at least 1.", field="max_new_tokens"
+            )
 
 
 def check_temperature(temperature: float) -> None:
     """Raise UserError for a temperature that is negative, or so small that logits divided by it are infinite."""
     if temperature < 0:
-        raise UserError(f"temperature {temperature} is negative; use 0 for greedy decoding.")
+        raise UserError(f"{temperature} is negative; use 0 for greedy decoding.", field="temperature")
     if 0 < temperature < LOWEST_TEMPERATURE:
         raise UserError(
-            f"temperature {temperature} is too low to divide by; use at least {LOWEST_TEMPERATURE}, or 0 for greedy "
-            f"decoding."
+            f"{temperature} is too low to divide by; use at least {LOWEST_TEMPERATURE}, or 0 for greedy decoding.",
+            field="temperature",
         )

@@ -48,9 +48,13 @@ class GPTConfig:
     def __post_init__(self) -> None:
         at_least(1, self, "vocab_size", "block_size", "n_layer", "n_head", "n_embd", "n_kv_head", "head_dim", "mlp_dim")
         if self.head_dim is None and self.n_embd % self.n_head:
-            raise UserError(f"n_embd {self.n_embd} is not a multiple of n_head {self.n_head}; change one of them.")
+            raise UserError(
+                f"{self.n_embd} is not a multiple of n_head {self.n_head}; change one of them.", field="n_embd"
+            )
         if self.n_head % self.kv_heads:
-            raise UserError(f"n_head {self.n_head} is not a multiple of n_kv_head {self.kv_heads}; change one of them.")
+            raise UserError(
+                f"{self.n_head} is not a multiple of n_kv_head {self.kv_heads}; change one of them.", field="n_head"
+            )
         if self.positions == "rope" and self.head_size % 2:
             raise UserError(f"a head of width {self.head_size} cannot be turned by rotary positions; make it even.")
 

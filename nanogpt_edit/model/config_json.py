@@ -37,19 +37,24 @@ def config_from_json(raw: Mapping[str, object], file: Path) -> GPTConfig:
     """
     keys = _Keys(raw, file)
     if raw.get("model_type") is None:
-        raise UserError(f'{file}: the key "model_type" is missing; it says which of {_list(ARCHITECTURES)} this is.')
+        raise UserError(
+            f'the key "model_type" is missing; it says which of {_list(ARCHITECTURES)} this is.', place=f"{file}:"
+        )
     model_type = keys.text("model_type")
     if model_type not in ARCHITECTURES:
-        raise UserError(f'{file}: architecture "{model_type}" is not supported; supported are {_list(ARCHITECTURES)}.')
+        raise UserError(
+            f'architecture "{model_type}" is not supported; supported are {_list(ARCHITECTURES)}.', place=f"{file}:"
+        )
     if keys.nested("quantization_config") is not None:
         raise UserError(
-            f"{file}: the weights are quantised (quantization_config), which is not supported; use the model they were "
-            "made from, in float32, bfloat16 or float16."
+            "the weights are quantised (quantization_config), which is not supported; use the model they were made "
+            "from, in float32, bfloat16 or float16.",
+            place=f"{file}:",
         )
     try:
         return _terse(_gpt2_config(keys) if model_type == "gpt2" else _llama_config(keys, model_type))
     except UserError as error:
-        raise error if str(error).startswith(str(file)) else UserError(f"{file}: {error}") from None
+        raise error if error.place else error.at(f"{file}:") from None
 
 
 def config_to_json(config: GPTConfig) -> dict[str, object]:
@@ -78,7 +83,8 @@ def _gpt2_config(keys: _Keys) -> GPTConfig:
     activation = keys.text("activation_function", "gelu_new")
     if activation not in GPT2_ACTIVATIONS:
         raise UserError(
-            f'{keys.file}: activation "{activation}" is not supported; supported are {_list(GPT2_ACTIVATIONS)}.'
+            f'activation "{activation}" is not supported; supported are {_list(GPT2_ACTIVATIONS)}.',
+            place=f"{keys.file}:",
         )
     return GPTConfig(
         vocab_size=keys.integer("vocab_size"),
@@ -124,7 +130,8 @@ def _llama_config(keys: _Keys, model_type: str) -> GPTConfig:
         keys.expect("attention_bias", bias)
     if keys.flag("mlp_bias", False) != bias:
         raise UserError(
-            f'{keys.file}: "mlp_bias" is {not bias} and "attention_bias" is {bias}; only both or neither is supported.'
+            f'"mlp_bias" is {not bias} and "attention_bias" is {bias}; only both or neither is supported.',
+            place=f"{keys.file}:",
         )
     theta, scaling = _rope(keys)
     return GPTConfig(
@@ -193,7 +200,9 @@ def _rope(keys: _Keys) -> tuple[float, RopeScaling | None]:
     if kind == "default":
         return theta, None
     if kind != "llama3":
-        raise UserError(f'{keys.file}: rotary scaling "{kind}" is not supported; supported are default, llama3.')
+        raise UserError(
+            f'rotary scaling "{kind}" is not supported; supported are default, llama3.', place=f"{keys.file}:"
+        )
     return theta, RopeScaling(
         factor=nested.number("factor"),
         low_freq_factor=nested.number("low_freq_factor"),
@@ -231,7 +240,9 @@ class _Keys:
     def integer(self, key: str, default: int | None = None) -> int:
         value = self._get(key, default)
         if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value < LARGEST_SIZE:
-            raise UserError(f'{self.file}: "{key}" must be a whole number from 1 to {LARGEST_SIZE:,}, found {value!r}.')
+            raise UserError(
+                f'"{key}" must be a whole number from 1 to {LARGEST_SIZE:,}, found {value!r}.', place=f"{self.file}:"
+            )
         return value
 
     def optional_integer(self, key: str) -> int | None:
@@ -240,19 +251,19 @@ class _Keys:
     def number(self, key: str, default: float | None = None) -> float:
         value = self._get(key, default)
         if not isinstance(value, int | float) or isinstance(value, bool) or not abs(value) < LARGEST_NUMBER:
-            raise UserError(f'{self.file}: "{key}" must be a finite number, found {value!r}.')
+            raise UserError(f'"{key}" must be a finite number, found {value!r}.', place=f"{self.file}:")
         return float(value)
 
     def flag(self, key: str, default: bool) -> bool:
         value = self._get(key, default)
         if not isinstance(value, bool):
-            raise UserError(f'{self.file}: "{key}" must be true or false, found {value!r}.')
+            raise UserError(f'"{key}" must be true or false, found {value!r}.', place=f"{self.file}:")
         return value
 
     def text(self, key: str, default: str | None = None) -> str:
         value = self._get(key, default)
         if not isinstance(value, str):
-            raise UserError(f'{self.file}: "{key}" must be a string, found {value!r}.')
+            raise UserError(f'"{key}" must be a string, found {value!r}.', place=f"{self.file}:")
         return value
 
     def nested(self, key: str) -> _Keys | None:
@@ -263,10 +274,12 @@ class _Keys:
         """Refuse a feature the decoder has not."""
         found = self._get(key, value)
         if found != value:
-            raise UserError(f'{self.file}: "{key}": {found!r} is not supported; only {value!r} is.')
+            raise UserError(f'"{key}": {found!r} is not supported; only {value!r} is.', place=f"{self.file}:")
 
     def _get(self, key: str, default: object) -> object:
         found = self.raw.get(key)
         if found is None and default is None:
-            raise UserError(f'{self.file}: the key "{key}" is missing; a {self.raw.get("model_type")} config has it.')
+            raise UserError(
+                f'the key "{key}" is missing; a {self.raw.get("model_type")} config has it.', place=f"{self.file}:"
+            )
         return default if found is None else found

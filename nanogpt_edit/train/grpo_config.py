@@ -72,24 +72,28 @@ class GRPOConfig(LoopConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.group_size < 2:
-            raise UserError(f"group_size is {self.group_size}; a group needs at least 2 completions to compare.")
+            raise UserError(
+                f"is {self.group_size}; a group needs at least 2 completions to compare.", field="group_size"
+            )
         if self.temperature == 0:
-            raise UserError("temperature is 0; reinforcement learning must sample, use e.g. 1.")
+            raise UserError("is 0; reinforcement learning must sample, use e.g. 1.", field="temperature")
         check_temperature(self.temperature)
         if not self.rewards or not any(self.rewards.values()):
-            raise UserError('rewards is empty, nothing would be learned; use e.g. {"accuracy" = 1.0}.')
+            raise UserError('is empty, nothing would be learned; use e.g. {"accuracy" = 1.0}.', field="rewards")
         counts = ("problems_per_step", "updates_per_rollout", "evaluate_problems", "evaluate_samples", "max_new_tokens")
         at_least(1, self, *counts)
         at_least(0, self, "clip_high", "kl_coef", "entropy_coef", "final_entropy_coef", "overlong_penalty")
         at_least(0, self, "max_resample_rounds", "detailed_rollouts")
         if not 0 <= self.clip_low < 1:
-            raise UserError(f"clip_low is {self.clip_low}; it must be in [0, 1).")
+            raise UserError(f"is {self.clip_low}; it must be in [0, 1).", field="clip_low")
         if self.dual_clip is not None and self.dual_clip <= 1 + self.clip_high:
-            raise UserError(f"dual_clip is {self.dual_clip}; it must be above 1 + clip_high.")
+            raise UserError(f"is {self.dual_clip}; it must be above 1 + clip_high.", field="dual_clip")
         if not 0 < self.overlong_share <= 1:
-            raise UserError(f"overlong_share is {self.overlong_share}; it is a share of max_new_tokens, in (0, 1].")
+            raise UserError(
+                f"is {self.overlong_share}; it is a share of max_new_tokens, in (0, 1].", field="overlong_share"
+            )
         if not 0 <= self.stop_below < 1:
-            raise UserError(f"stop_below is {self.stop_below}; it is a share of the completions, in [0, 1).")
+            raise UserError(f"is {self.stop_below}; it is a share of the completions, in [0, 1).", field="stop_below")
 
     def entropy_coef_at(self, step: int) -> float:
         done = step / max(1, self.steps - 1)

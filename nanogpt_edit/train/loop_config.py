@@ -58,12 +58,12 @@ class LoopConfig:
         at_least(0, self, "steps", "warmup_steps", "learning_rate", "muon_learning_rate", "weight_decay")
         for name in ("evaluate_every", "save_every", "save_minutes", "micro_batch_tokens", "grad_clip"):
             if not getattr(self, name) > 0:
-                raise UserError(f"{name} is {getattr(self, name)}; it must be above 0.")
+                raise UserError(f"is {getattr(self, name)}; it must be above 0.", field=name)
         for name in ("decay_share", "final_learning_rate"):
             if not 0 <= getattr(self, name) <= 1:
-                raise UserError(f"{name} is {getattr(self, name)}; it is a share, in [0, 1].")
+                raise UserError(f"is {getattr(self, name)}; it is a share, in [0, 1].", field=name)
         if not 0 <= self.beta2 < 1:
-            raise UserError(f"beta2 is {self.beta2}; it must be in [0, 1).")
+            raise UserError(f"is {self.beta2}; it must be in [0, 1).", field="beta2")
 
 
 def schedule_at(step: int, config: LoopConfig) -> float:

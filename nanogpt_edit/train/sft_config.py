@@ -31,15 +31,16 @@ class SFTConfig(LoopConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 0 <= self.replay < 1:
-            raise UserError(f"replay is {self.replay}; it is a share of the rows, in [0, 1).")
+            raise UserError(f"is {self.replay}; it is a share of the rows, in [0, 1).", field="replay")
         if self.replay_source is not None and self.replay == 0:
             raise UserError(
-                f"replay_source is {self.replay_source}, but replay is 0 and nothing of it would be mixed in; set "
-                f"replay to its share of the rows (0.2, say)."
+                f"is {self.replay_source}, but replay is 0 and nothing of it would be mixed in; set replay to its "
+                "share of the rows (0.2, say).",
+                field="replay_source",
             )
         at_least(1, self, "batch_size", "batch_tokens")
         if self.replay_tokens < 2:
-            raise UserError(f"replay_tokens is {self.replay_tokens}; a row needs at least 2 to predict one.")
+            raise UserError(f"is {self.replay_tokens}; a row needs at least 2 to predict one.", field="replay_tokens")
 
     @property
     def replay_rows(self) -> int:
