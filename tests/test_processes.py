@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -203,33 +204,65 @@ def workers(launcher: int) -> Iterator[tuple[int, int]]:
         yield from ((rank, int(pid)) for rank in ranks)
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(not Path("/proc").exists(), reason="looks for the processes in /proc")
-def test_when_one_dies_the_job_ends_in_one_sentence_and_goes_on_when_called_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    arguments = ["pretrain", "--out", str(tmp_path), "--device", "cpu", "--world.problems", "60"]
-    arguments += ["--model.n-layer", "2", "--model.n-head", "2", "--model.n-embd", "16", "--model.block-size", "64"]
-    arguments += ["--pretrain.steps", "300", "--pretrain.batch-size", "4", "--pretrain.context-tokens", "32"]
-    arguments += ["--pretrain.fact-repeats", "1", "--pretrain.save-every", "2"]
-    command, environment = torchrun("-m", "nanogpt_edit", *arguments)
-    log, deadline = tmp_path / "logs" / "pretrain.jsonl", time.monotonic() + 900
+PRETRAIN = ["pretrain", "--device", "cpu", "--world.problems", "60"]
+PRETRAIN += ["--model.n-layer", "2", "--model.n-head", "2", "--model.n-embd", "16", "--model.block-size", "64"]
+PRETRAIN += ["--pretrain.steps", "300", "--pretrain.batch-size", "4", "--pretrain.context-tokens", "32"]
+PRETRAIN += ["--pretrain.fact-repeats", "1", "--pretrain.save-every", "2"]
+looks_in_proc = pytest.mark.skipif(not Path("/proc").exists(), reason="looks for the processes in /proc")
+
+
+def started(folder: Path) -> subprocess.Popen[str]:
+    """A torchrun that pretrains into the folder and has done some steps."""
+    command, environment = torchrun("-m", "nanogpt_edit", *PRETRAIN, "--out", folder)
+    log, deadline = folder / "logs" / "pretrain.jsonl", time.monotonic() + 900
     job = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
     while not (log.exists() and len(log.read_text().splitlines()) >= 4):
         assert job.poll() is None, job.communicate()[1]
         assert time.monotonic() < deadline
         time.sleep(0.02)
+    return job
+
+
+def finish_alone(folder: Path, monkeypatch: pytest.MonkeyPatch) -> int:
+    """What two processes have begun, one can finish. Returns the step at which it went on."""
+    lines: list[str] = []
+    monkeypatch.setattr(loop, "say", lines.append)
+    assert cli.main([*PRETRAIN, "--out", str(folder)]) == 0
+    assert [line["step"] for line in read_jsonl(folder / "logs" / "pretrain.jsonl")] == list(range(300))
+    assert (folder / "base" / "model.safetensors").is_file()
+    (step,) = (int(number) for number in re.findall(r"base: goes on at step (\d+)", lines[0]))
+    return step
+
+
+@pytest.mark.slow
+@looks_in_proc
+def test_when_one_dies_the_job_ends_in_one_sentence_and_goes_on_when_called_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = started(tmp_path)
     os.kill(dict(workers(job.pid))[1], signal.SIGKILL)
     _, said = job.communicate(timeout=120)
     assert job.returncode != 0
     assert said.count("nanogpt-edit: another process of this run has ended") == 1, said
     assert "nanogpt_edit/" not in said, said  # torchrun adds a traceback of its own; none is of ours
+    finish_alone(tmp_path, monkeypatch)
 
-    # What two processes have begun, one can finish.
-    lines: list[str] = []
-    monkeypatch.setattr(loop, "say", lines.append)
-    assert cli.main(arguments) == 0
-    steps = [line["step"] for line in read_jsonl(log)]
-    assert steps == list(range(300))
-    assert (tmp_path / "base" / "model.safetensors").is_file()
-    assert "base: goes on at step" in lines[0]
+
+@pytest.mark.slow
+@looks_in_proc
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_to_torchrun_ends_all_in_five_seconds_and_the_job_goes_on_when_called_again(
+    number: signal.Signals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = started(tmp_path)
+    pids = [pid for _, pid in workers(job.pid)]
+    assert len(pids) == PROCESSES
+    done_before = len((tmp_path / "logs" / "pretrain.jsonl").read_text().splitlines())
+    job.send_signal(number)
+    asked = time.monotonic()
+    job.communicate(timeout=120)
+    while any(Path(f"/proc/{pid}").exists() for pid in pids):
+        time.sleep(0.02)
+    assert time.monotonic() - asked < 5
+    assert job.returncode != 0
+    assert finish_alone(tmp_path, monkeypatch) >= done_before  # at the end of a step, in which they left together
