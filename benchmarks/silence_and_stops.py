@@ -4,7 +4,7 @@ Each verb runs on a real model with its output in a pipe: first as it is, and th
 again for every phase, with a line every half second so that the phase is seen to begin, and SIGTERM or SIGINT is sent a
 second later. A training stage that was stopped runs again, to see whether it goes on.
 
-    python benchmarks/silence_and_stops.py MODEL WORK --only sft grpo --out silence.jsonl
+    python benchmarks/silence_and_stops.py MODEL WORK --text wiki.txt --only sft grpo --out silence.jsonl
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Work:
     resumes: bool = False
 
 
-def works(facts: Path) -> dict[str, Work]:
+def works(facts: Path, text: Path) -> dict[str, Work]:
     few = ("--problems.path", "example")
     return {
         "evaluate": Work(
@@ -63,7 +63,7 @@ def works(facts: Path) -> dict[str, Work]:
         ),
         "edit": Work(
             "edit",
-            (str(facts),),
+            (str(facts), "--pretrain.text", str(text)),
             ("covariance", "values", "refining", "measuring facts"),
             limit=240.0,
         ),
@@ -200,13 +200,14 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", help="of the verbs only these")
     parser.add_argument("--delay", type=float, default=1.0, help="seconds from a phase's first line to the signal")
     parser.add_argument("--facts", type=int, default=4, help="facts to edit, of the packaged ones")
+    parser.add_argument("--text", type=Path, required=True, help="a file of ordinary text, for the covariance")
     parser.add_argument("--out", type=Path, help="a file for the records")
     chosen = parser.parse_args()
     chosen.work.mkdir(parents=True, exist_ok=True)
     packaged = (PACKAGE / "edit/cases/facts50.jsonl").read_text(encoding="utf-8").splitlines()
     facts = chosen.work / "facts.jsonl"
     facts.write_text("\n".join(packaged[: chosen.facts]) + "\n", encoding="utf-8")
-    for name, work in works(facts).items():
+    for name, work in works(facts, chosen.text).items():
         if chosen.only and name not in chosen.only:
             continue
         for record in measure(name, work, chosen.model, chosen.work, chosen.delay):

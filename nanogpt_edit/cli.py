@@ -123,8 +123,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         check_place()
         if verb in VERBS and {"-h", "--help"} & set(arguments) and verb not in OWN_HELP:
             importlib.import_module("nanogpt_edit.commands.arguments").show_help(verb, arguments[1:])
-        with together(verb):
-            status = at_work(verb, find_verb(verb), arguments[1:])
+        with at_work(verb), together(verb):
+            status = find_verb(verb)(arguments[1:])
         sys.stdout.flush()
         return status
     except UserError as error:
@@ -153,12 +153,13 @@ def find_verb(name: str) -> Callable[[list[str]], int]:
     return found
 
 
-def at_work(verb: str, work: Callable[[list[str]], int], arguments: list[str]) -> int:
-    """Do what a verb does; in a pipe it is said that it is still at it where nothing else says so."""
+def at_work(verb: str) -> AbstractContextManager[object]:
+    """In a pipe it is said that a verb is still at it where nothing else says so: while torch is loaded, too."""
+    if verb not in VERBS or verb == "serve" or rank() > 0:
+        return nullcontext()
     from nanogpt_edit.progress import progress  # here, for --help needs none
 
-    with nullcontext() if verb == "serve" else progress(verb, plain=True):
-        return work(arguments)
+    return progress(verb, plain=True)
 
 
 def interrupted(number: int, verb: str | None = None) -> int:

@@ -19,8 +19,8 @@ from rich.console import Console
 Item = TypeVar("Item")
 
 console = Console(file=sys.stderr, highlight=False, soft_wrap=True)
-LIVE_INTERVAL_SECONDS, PLAIN_INTERVAL_SECONDS = 0.1, 9.0
-BEAT_SECONDS = 0.5  # from one look at the silence to the next; with the interval above less than ten seconds
+LIVE_INTERVAL_SECONDS, PLAIN_INTERVAL_SECONDS = 0.1, 8.0
+BEAT_SECONDS = 0.5  # from one look at the silence to the next; the rest of ten seconds is for a busy machine
 CLEAR_LINE = "\r\x1b[2K"
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import io
 import time
+from collections.abc import Callable
 
 import pytest
 from rich.console import Console
 
-from nanogpt_edit import progress
+from nanogpt_edit import cli, progress
 
 
 def screen(written: str) -> list[str]:
@@ -74,3 +75,23 @@ def test_brief_work_leaves_no_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(progress, "console", Console(file=out, force_terminal=False, width=200))
     assert list(progress.counted([1, 2, 3], "tokenising", unit="documents")) == [1, 2, 3]
     assert out.getvalue() == ""
+
+
+@pytest.mark.parametrize("verb", ["sft", "edit", "trace"])
+def test_a_verb_that_takes_long_to_load_is_shown_all_the_same(verb: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = io.StringIO()
+    monkeypatch.setattr(progress, "console", Console(file=out, force_terminal=False, width=200))
+    monkeypatch.setattr(progress, "PLAIN_INTERVAL_SECONDS", 0.03)
+    monkeypatch.setattr(progress, "BEAT_SECONDS", 0.01)
+
+    def slowly_found(name: str) -> Callable[[list[str]], int]:
+        until = time.monotonic() + 5
+        while out.getvalue().count("\n") < 2 and time.monotonic() < until:
+            time.sleep(0.01)
+        return lambda arguments: 0
+
+    monkeypatch.setattr(cli, "find_verb", slowly_found)
+    assert cli.main([verb, "m"]) == 0
+    lines = out.getvalue().splitlines()
+    assert len(lines) >= 2
+    assert all(line.startswith(f"{verb}  0:0") and line.endswith("so far") for line in lines)
