@@ -25,7 +25,7 @@ import torch
 from machine import finish
 
 from nanogpt_edit.commands.stages import Stage
-from nanogpt_edit.common.stats import quantity
+from nanogpt_edit.common.stats import quantity, student_t
 from nanogpt_edit.devices import choose_device
 from nanogpt_edit.evaluate import suite
 from nanogpt_edit.evaluate.metrics import score_problems
@@ -57,7 +57,6 @@ ROWS: Mapping[str, Mapping[str, object]] = {
     "no_token_level": {**SHORT, "normalise": "sequence"},
     "no_kl": {**SHORT, "kl_coef": 0.0},
 }
-STUDENT_T = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}  # 97.5%, n - 1
 
 
 @dataclass(frozen=True)
@@ -172,7 +171,9 @@ def shares(path: Path) -> dict[str, float]:
 def over_seeds(gains: Sequence[float]) -> tuple[float, float, float]:
     """Mean and 95% interval (Student's t)."""
     mean = float(np.mean(gains))
-    half = STUDENT_T[len(gains)] * float(np.std(gains, ddof=1)) / math.sqrt(len(gains)) if len(gains) > 1 else math.nan
+    half = (
+        student_t(len(gains) - 1) * float(np.std(gains, ddof=1)) / math.sqrt(len(gains)) if len(gains) > 1 else math.nan
+    )
     return mean, mean - half, mean + half
 
 

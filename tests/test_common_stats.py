@@ -300,3 +300,8 @@ def test_the_smallest_detectable_difference_is_detected_four_times_in_five() -> 
         low = differences.mean() - 1.96 * differences.std(ddof=1) / 10
         shown += low > 0
     assert shown / 400 == pytest.approx(0.8, abs=0.05)
+
+
+@pytest.mark.parametrize(("freedom", "quantile"), [(1, 12.7062), (2, 4.3027), (3, 3.1824), (9, 2.2622), (30, 2.0423)])
+def test_students_t_is_as_tables_have_it(freedom: int, quantile: float) -> None:
+    assert stats.student_t(freedom) == pytest.approx(quantile, rel=2e-3)
