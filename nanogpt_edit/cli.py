@@ -42,7 +42,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "trace": ("where in the network a fact is recalled", "nanogpt_edit.commands.trace:trace"),
     "patch": (
         "show, apply, revert, thin out, merge or compare the patches of edits",
-        "nanogpt_edit.commands.patch:patch",
+        "nanogpt_edit.commands.patch_verbs:patch",
     ),
     "cache": ("list or clear the covariances kept from earlier edits", "nanogpt_edit.commands.cache:cache"),
     "ledger": ("what each step of a run gained and cost, as a table", "nanogpt_edit.commands.report:ledger"),

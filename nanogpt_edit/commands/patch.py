@@ -1,118 +1,21 @@
-"""`nanogpt-edit patch show | apply | revert | drop | merge | diff`: what can be done with the patch an edit left."""
+"""What `nanogpt-edit patch show | apply | revert | drop | merge | diff` do with the patch an edit left."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
 
-import tyro
-
-from nanogpt_edit.commands.parse import parse
+from nanogpt_edit.commands.patch_verbs import Apply, Diff, Drop, Merge, Revert, Show
 from nanogpt_edit.edit.covariance_files import default_cache_dir
 from nanogpt_edit.edit.facts import Fact
 from nanogpt_edit.edit.patch import EditPatch
 from nanogpt_edit.edit.patch_algebra import diff_patches, drop_facts, merge_patches, rebase_patch
 from nanogpt_edit.edit.patch_files import carried_patches, load_patch, save_edited, save_patch
-from nanogpt_edit.errors import UserError, did_you_mean, visible
+from nanogpt_edit.errors import UserError, visible
 from nanogpt_edit.model.checkpoint import fingerprint, load
 from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.progress import say
 from nanogpt_edit.run_data import recipe_for_edit, spared_text
-
-PatchFile = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="PATCH")]
-PatchFiles = Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="PATCH…")]
-Model = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
-
-
-@dataclass(frozen=True)
-class Show:
-    """List the facts of a patch, and which weights it changes."""
-
-    patch: PatchFile
-    """The .safetensors file that an edit wrote."""
-
-
-@dataclass(frozen=True)
-class Apply:
-    """Write patches into the model they were made for, and save the edited model, which carries them."""
-
-    model: Model
-    """The model directory as it was before the edit; any other is refused."""
-    patches: PatchFiles
-    """The .safetensors files that edits wrote, in the order in which they were made."""
-    out: Path
-    """Directory of the edited model."""
-    rebase: bool = False
-    """Accept any weights: find the values and solve anew on them."""
-    text: str | None = None
-    """With --rebase: ordinary text for the covariance: a file, a folder, a hub data set (None: the embedded world)."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Revert:
-    """Take patches out of an edited model, bit for bit, and save what it was before."""
-
-    model: Model
-    """The directory of the edited model."""
-    patches: PatchFiles = ()
-    """The .safetensors files, in the order in which they were applied (none: all that the model carries)."""
-    out: Path
-    """Directory of the original model."""
-
-
-@dataclass(frozen=True)
-class Drop:
-    """Leave some facts out of a patch; what stays says the same as before."""
-
-    patch: PatchFile
-    """The .safetensors file that an edit wrote."""
-    fact: tuple[int, ...]
-    """Numbers of the facts, as `patch show` lists them."""
-    out: Path
-    """The new patch file."""
-
-
-@dataclass(frozen=True)
-class Merge:
-    """Solve the facts of two patches of one model jointly. Facts that contradict each other are listed and refused."""
-
-    first: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="PATCH")]
-    """A .safetensors file that an edit wrote; its settings are taken."""
-    second: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="PATCH")]
-    """Another one, of the same model."""
-    model: str
-    """The model directory as it was before either."""
-    out: Path
-    """The new patch file."""
-    text: str | None = None
-    """Ordinary text for the covariance, a file, a folder or a hub data set (None: the embedded world)."""
-
-
-@dataclass(frozen=True)
-class Diff:
-    """Which facts, and how much weight change, two patches share."""
-
-    first: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="PATCH")]
-    """A .safetensors file that an edit wrote."""
-    second: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="PATCH")]
-    """Another one."""
-
-
-def patch(arguments: list[str]) -> int:
-    """The verb `patch`."""
-    name = arguments[0] if arguments else "--help"
-    if name in ("-h", "--help"):
-        print("usage: nanogpt-edit patch VERB [arguments]\n")
-        for verb, (_, kind) in VERBS.items():
-            print(f"  {verb:<8}{kind.__doc__!s}")
-        print("\nnanogpt-edit patch VERB --help explains the arguments.")
-        return 0
-    if name not in VERBS:
-        raise UserError(f'patch has no verb "{name}"{did_you_mean(name, VERBS)} It has: {", ".join(VERBS)}.')
-    work, kind = VERBS[name]
-    return work(parse(kind, arguments[1:], verb=f"patch {name}"))
 
 
 def show(chosen: Show) -> int:
@@ -231,13 +134,3 @@ def diff(chosen: Diff) -> int:
         print(f"layer {layer}: ‖ΔW‖ {first:.3g} and {second:.3g}, {apart:.3g} apart")
     print("made for the same weights" if found.same_base else "made for different weights")
     return 0
-
-
-VERBS: dict[str, tuple[Callable[[Any], int], type[Any]]] = {
-    "show": (show, Show),
-    "apply": (apply, Apply),
-    "revert": (revert, Revert),
-    "drop": (drop, Drop),
-    "merge": (merge, Merge),
-    "diff": (diff, Diff),
-}
