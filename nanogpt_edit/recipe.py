@@ -21,13 +21,13 @@ from nanogpt_edit.settings import Precision, differences, read_settings, to_tabl
 from nanogpt_edit.train.grpo_config import GRPOConfig
 from nanogpt_edit.train.pretrain_config import PretrainConfig
 from nanogpt_edit.train.sft_config import SFTConfig
-from nanogpt_edit.typed import check_fields
+from nanogpt_edit.typed import Settings, check_fields
 
 PACKAGED = Path(__file__).parent / "recipes"
 
 
 @dataclass(frozen=True)
-class ModelConfig:
+class ModelConfig(Settings):
     """Which model to start from: an existing one, or the sizes of a new one."""
 
     source: str | None = None
@@ -52,7 +52,7 @@ class ModelConfig:
 
 
 @dataclass(frozen=True)
-class Recipe:
+class Recipe(Settings):
     """Settings of every stage, in the order in which the stages run."""
 
     name: str = "mine"

@@ -15,7 +15,7 @@ from dataclasses import MISSING, Field, dataclass, fields, is_dataclass, replace
 from functools import cache
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, Literal, TypeGuard, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Self, TypeGuard, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from nanogpt_edit.errors import UserError, did_you_mean
 from nanogpt_edit.files import read_json, read_numbered_jsonl
@@ -27,6 +27,21 @@ LARGEST_BITS = 63  # of a whole number: torch's and numpy's are signed and have 
 SURROGATE = re.compile("[\ud800-\udfff]")
 # By name, for this room knows neither torch nor models.
 CLASSES = {"GPT": "a model (ne.load gives one)", "dtype": "a torch.dtype", "device": "a torch.device"}
+
+
+class Settings:
+    """What all settings are: a dataclass of which a person may misspell a field in Python.
+
+    Raises UserError for an unknown field, with the nearest known one.
+    """
+
+    def __new__(cls, *values: object, **named: object) -> Self:
+        assert is_dataclass(cls)
+        known = {field.name for field in fields(cls) if field.init}
+        for name in named:
+            if name not in known:
+                raise UserError(f'{cls.__name__} has an unknown field "{name}"{did_you_mean(name, known)}')
+        return super().__new__(cls)
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +119,12 @@ FACTS: list[tuple[Call, str]] = [
     (lambda m: ne.Fact("a", "a", "b", "c", paraphrases="d"), 'Fact: "paraphrases" must be a list of text, found "d"'),
     (lambda m: ne.Neighbour("a", 5), 'Neighbour: "target_true" must be text, found 5'),
     (lambda m: ne.EditConfig(layers=3), 'EditConfig: "layers" must be a list of a whole number, found 3'),
+    (lambda m: ne.EditConfig(lr=3), 'EditConfig has an unknown field "lr"'),
+    (lambda m: ne.EditConfig(layer=(1,)), 'unknown field "layer"; did you mean "layers"?'),
+    (lambda m: ne.GRPOConfig(stps=3), 'GRPOConfig has an unknown field "stps"; did you mean "steps"?'),
+    (lambda m: ne.PretrainConfig(txt="a"), 'PretrainConfig has an unknown field "txt"; did you mean "text"?'),
+    (lambda m: replace(ne.EvaluateConfig(), sample=3), 'unknown field "sample"; did you mean "samples"?'),
+    (lambda m: ne.EvaluateConfig(samples="3"), 'EvaluateConfig: "samples" must be a whole number, found "3"'),
     (lambda m: ne.trace(m, None, "Tom"), 'ne.trace: "prompt" must be text, found None'),
     (lambda m: ne.trace(m, "Tom is", ["Tom"]), '"subject" must be text, found ["Tom"]'),
     (lambda m: ne.trace(m, "Tom is", "Anna"), 'subject "Anna" is not in the prompt "Tom is"'),

@@ -16,6 +16,7 @@ from nanogpt_edit.data.problem_files import Fields, read_all_splits
 from nanogpt_edit.data.problem_files import Problem as Problem
 from nanogpt_edit.data.problem_files import read_problems as read_problems
 from nanogpt_edit.errors import UserError
+from nanogpt_edit.typed import Settings
 
 if TYPE_CHECKING:
     from nanogpt_edit.model.tokenizer import Tokenizer
@@ -32,7 +33,7 @@ class ProblemSplits:
 
 
 @dataclass(frozen=True)
-class ProblemsConfig:
+class ProblemsConfig(Settings):
     """Which word problems to learn from."""
 
     path: str | None = None

@@ -18,14 +18,14 @@ from nanogpt_edit.data.problems import Problem, ProblemSplits
 from nanogpt_edit.data.world_facts import RELATIONS, Relation
 from nanogpt_edit.data.world_stories import CROWDS, HE, LARGEST_VALUE, NAMES, STORIES, THINGS, Story
 from nanogpt_edit.errors import UserError
-from nanogpt_edit.typed import check_fields
+from nanogpt_edit.typed import Settings, check_fields
 
 SMALLEST_VALUE = 2
 ATTEMPTS_PER_PROBLEM = 1000
 
 
 @dataclass(frozen=True)
-class WorldConfig:
+class WorldConfig(Settings):
     """What the embedded world holds. The facts are always the same; the word problems follow these numbers."""
 
     problems: int = 6000

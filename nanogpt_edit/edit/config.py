@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from typing import Literal
 
 from nanogpt_edit.errors import UserError, at_least
-from nanogpt_edit.typed import check_fields
+from nanogpt_edit.typed import Settings, check_fields
 
 Method = Literal["memit", "rome", "alphaedit", "ft"]
 
 
 @dataclass(frozen=True)
-class EditConfig:
+class EditConfig(Settings):
     """How facts are written into the weights. The defaults are those of the recipe `tiny`, found for its model of three
     blocks; they suit no other size. A model in the folder of a run takes the settings of its recipe, and for any other
     `edit --sweep` chooses some."""
@@ -95,7 +95,7 @@ class EditConfig:
 
 
 @dataclass(frozen=True)
-class SweepConfig:
+class SweepConfig(Settings):
     """What a sweep tries."""
 
     single_layers: int = 12

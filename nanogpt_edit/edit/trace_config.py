@@ -6,14 +6,14 @@ from dataclasses import dataclass
 from typing import Literal
 
 from nanogpt_edit.errors import UserError, at_least
-from nanogpt_edit.typed import check_fields
+from nanogpt_edit.typed import Settings, check_fields
 
 Site = Literal["resid_post", "mlp_out", "attn_out"]
 SITES: tuple[Site, ...] = ("resid_post", "mlp_out", "attn_out")
 
 
 @dataclass(frozen=True)
-class TraceConfig:
+class TraceConfig(Settings):
     """How facts are traced."""
 
     facts: int = 40

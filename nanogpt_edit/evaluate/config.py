@@ -6,13 +6,13 @@ from dataclasses import dataclass, replace
 
 from nanogpt_edit.engine.sampling_config import check_temperature
 from nanogpt_edit.errors import at_least
-from nanogpt_edit.typed import check_fields
+from nanogpt_edit.typed import Settings, check_fields
 
 ALONE_TOKENS = 512  # a base model ends no answer: without a bound each sample would fill the whole block_size
 
 
 @dataclass(frozen=True)
-class EvaluateConfig:
+class EvaluateConfig(Settings):
     """How a checkpoint is measured."""
 
     problems: int = 400

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from typing import Literal
 
 from nanogpt_edit.errors import UserError, at_least
-from nanogpt_edit.typed import check_fields
+from nanogpt_edit.typed import Settings, check_fields
 
 Keep = Literal["best", "last", "both"]
 
 
 @dataclass(frozen=True)
-class LoopConfig:
+class LoopConfig(Settings):
     """Fields every training stage has."""
 
     steps: int = 1000

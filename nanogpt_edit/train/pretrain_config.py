@@ -6,10 +6,11 @@ from dataclasses import dataclass
 
 from nanogpt_edit.errors import at_least
 from nanogpt_edit.train.loop_config import LoopConfig
+from nanogpt_edit.typed import Settings
 
 
 @dataclass(frozen=True)
-class BaseText:
+class BaseText(Settings):
     """Ordinary text, beside the problems: the facts of the embedded world, and further text."""
 
     context_tokens: int = 128
