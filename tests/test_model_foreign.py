@@ -358,7 +358,7 @@ def test_a_misspelt_folder_is_answered_with_the_nearest(tmp_path: Path, monkeypa
         "runs/tiny/gropo": "did you mean runs/tiny/grpo?",
         "rums/tinny/bse": "did you mean runs/tiny/base?",
         "runs/tiny/edited-twice": "nearest folder that exists is runs/tiny, which holds base, grpo, sft.",
-        "runs/tinny": "no such directory here; did you mean runs/tiny?",
+        "runs/tinny": "runs/tinny: no such directory here; did you mean runs/tiny? If it is a model of the hub: ",
         "elsewhere/entirely/model": "no such model directory or file.",
         str(tmp_path / "runs" / "tiny" / "grpq"): f"did you mean {tmp_path}/runs/tiny/grpo?",
     }.items():

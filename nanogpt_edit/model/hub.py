@@ -126,13 +126,13 @@ def _readable(error: Exception, name: str, file: str) -> UserError:
         )
     if isinstance(error, errors.RepositoryNotFoundError):
         return UserError(
-            f"{name}: no such model on the Hugging Face hub, and no such directory here{nearest(Path(name))}"
+            f"{name}: no such directory here{nearest(Path(name))} Nor is there such a model on the Hugging Face hub."
         )
     if isinstance(error, errors.LocalEntryNotFoundError):
         return UserError(
-            f"{name}: {file} is neither in the local cache nor to be had from the hub (no network, or HF_HUB_OFFLINE "
-            f"is set); connect once, or download the model elsewhere (`hf download {name}`) and pass its directory. "
-            f"There is no such directory here{nearest(Path(name))}"
+            f"{name}: no such directory here{nearest(Path(name))} If it is a model of the hub: {file} is neither in "
+            "the local cache nor to be had from the hub (no network, or HF_HUB_OFFLINE is set); connect once, or "
+            f"download the model elsewhere (`hf download {name}`) and pass its directory."
         )
     if isinstance(error, errors.EntryNotFoundError):
         return UserError(
