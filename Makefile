@@ -34,8 +34,9 @@ demo: $(INSTALLED)
 	if [ -f $(RUN)/report.html ]; then echo "The report: $(CURDIR)/$(RUN)/report.html (and report.md, summary.json)"; fi; \
 	exit $$status
 
-# One process a core, each with one thread, and a file's tests in one of them: they share what they have made.
-PYTEST := OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n logical --maxprocesses 4 --dist loadfile
+# One process a core, each with one thread, and a file's tests in one of them: they share what they have made. The files
+# come in the order of tests/conftest.py, those that take longest first.
+PYTEST := OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 test: $(INSTALLED_DEV)
 	$(PYTEST)
 

@@ -39,7 +39,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--demo", type=Path, help="a finished `make demo`, for the README's lines to run on")
 
 
+# The files that take ten seconds or more: begun first, none of them is alone at the end.
+LONGEST = ("processes", "bad_inputs", "readme", "pipeline", "recipes_run", "train_loop", "edit_values", "device")
+LONGEST += ("cli_stages", "cli_patch", "edit_patch", "report_build", "model_parity", "gpu_script", "model_compiled")
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    places = {f"test_{name}": place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path.stem, len(places)))
     if not config.getoption("--slow"):
         for item in items:
             if item.get_closest_marker("slow"):

@@ -20,11 +20,13 @@ from safetensors.torch import save_file
 from tiny_stages import PROBLEMS, run_stage, tiny_model
 
 from nanogpt_edit import pipeline, processes
+from nanogpt_edit.edit.fact_files import fact_to_record, read_facts
 from nanogpt_edit.errors import UserError
 from nanogpt_edit.evaluate.facts import Question
 from nanogpt_edit.evaluate.suite import EvaluateConfig, Skills, evaluate
-from nanogpt_edit.files import write_json
+from nanogpt_edit.files import write_json, write_jsonl
 from nanogpt_edit.model.gpt import GPT
+from nanogpt_edit.recipe import Recipe
 from nanogpt_edit.train.loop import Trainer
 from nanogpt_edit.train.sft import rows_of_step
 
@@ -148,6 +150,20 @@ def dealing() -> dict[str, object]:
     }
 
 
+def whole_recipe(folder: Path) -> Recipe:
+    """Every stage, of a few steps, and two edits: what they come to is measured above."""
+    facts = folder / f"facts{processes.rank()}.jsonl"
+    write_jsonl(facts, [fact_to_record(fact) for fact in read_facts("facts50", limit=2)])
+    return replace(
+        MICRO,
+        facts=str(facts),
+        pretrain=replace(MICRO.pretrain, steps=2),
+        sft=replace(MICRO.sft, steps=2),
+        grpo=replace(MICRO.grpo, steps=1),
+        edit=replace(MICRO.edit, steps=1, n_prefixes=0, covariance_tokens=500, refine_steps=0),
+    )
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
     sys.modules["processes_job"] = sys.modules["__main__"]  # where the reward is looked for
@@ -156,5 +172,5 @@ if __name__ == "__main__":
         write_json(folder / f"dealing{processes.rank()}.json", dealing())
         work(folder / "replicas")
         work_in_shards(folder / "shards")
-        assert pipeline.run(MICRO, folder / "run") == 0
+        assert pipeline.run(whole_recipe(folder), folder / "run") == 0
     processes.leave(0)

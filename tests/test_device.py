@@ -217,7 +217,7 @@ def test_an_edit_is_undone_to_the_bit(family: str, dtype: torch.dtype, device: t
 @pytest.mark.parametrize("method", ["memit", "rome", "alphaedit", "ft"])
 def test_a_patch_gives_the_same_bits_on_every_device(method: str, device: torch.device) -> None:
     model, facts = edit_world.trained_model().to(device), edit_world.facts(2)
-    config = EditConfig(method=method, layers=(0, 1), steps=10, n_prefixes=1, covariance_tokens=4000)
+    config = EditConfig(method=method, layers=(0, 1), steps=3, n_prefixes=1, covariance_tokens=1000)
     patch = edit_model(model, facts, config, covariance_blocks=edit_world.covariance_blocks())
     elsewhere = edit_world.trained_model()
     patch.apply(model)

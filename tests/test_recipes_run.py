@@ -101,7 +101,10 @@ def shrunken(recipe: Recipe, folder: Path, tokenizer: Tokenizer) -> Recipe:
     )
 
 
-@pytest.mark.parametrize("name", packaged_recipes())
+# The two sizes of GPT-2 take the same roads.
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.slow) if n == "gpt2-medium" else n for n in packaged_recipes()]
+)
 def test_two_steps_of_every_stage(name: str, tmp_path: Path, tokenizer: Tokenizer) -> None:
     recipe = shrunken(load_recipe(name), tmp_path, tokenizer)
     assert pipeline.run(recipe, tmp_path / "run") == 0

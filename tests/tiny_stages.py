@@ -1,6 +1,6 @@
 """The three training stages on a two-layer model, each over in about a second, and the process that kills them.
 
-`python tiny_stages.py FOLDER` runs every stage in child processes that are killed again and again (see `main`).
+`python tiny_stages.py FOLDER KILLS` runs every stage in child processes that are killed so often (see `main`).
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ def steps_of(stage: str) -> int:
     return {"pretrain": PRETRAIN, "sft": SFT, "grpo": GRPO}[stage].steps
 
 
-def main(folder: Path, kills: int = 7) -> None:
+def main(folder: Path, kills: int) -> None:
     """Kill each stage `kills` times with SIGKILL, at instants drawn from the time that it takes, the first included.
 
     A run that is done before its turn is left as it is, and another one begun, so that every kill hits a living
@@ -153,4 +153,4 @@ def wait_for(child: int) -> int:
 
 if __name__ == "__main__":
     sys.modules["tiny_stages"] = sys.modules["__main__"]  # where the reward is looked for
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), int(sys.argv[2]))
