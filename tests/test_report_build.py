@@ -20,7 +20,9 @@ from rich.console import Console
 from nanogpt_edit.common.stats import Interval, change_of_share
 from nanogpt_edit.errors import UserError
 from nanogpt_edit.report import build, terminal_summary
+from nanogpt_edit.report.plots import PANELS, _curve
 from nanogpt_edit.report.read import read_run
+from nanogpt_edit.report.records import Series
 from nanogpt_edit.report.summary import summarise
 
 HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(2)>\"'`|*_$x$ {{ 7 * 7 }} </style></svg>\n# head"
@@ -210,6 +212,40 @@ def test_hostile_model_text_does_nothing(run: Path) -> None:
     assert not re.search(r"^# head", outside_fences, flags=re.M)
     for file in (run / "report_files").iterdir():
         assert "<script" not in file.read_text()
+
+
+CONTROLS = "\x00\x07\x1b\x7f\x85\u2028\u202e\u2066"
+
+
+@pytest.mark.parametrize("text", ["A\x1b[31mred", "\x00</td><blink>", "a\u202eb\u2066c", "x\x85y\u2028| z\x07\x7f"])
+def test_no_control_character_of_a_model_reaches_the_page(evaluated: Path, text: str) -> None:
+    for stage in ("base", "sft", "grpo", "edited"):
+        edit_lines(evaluated / "eval" / f"{stage}.jsonl", text=text, prompt=text, gold=text)
+        edit_lines(evaluated / "eval" / f"{stage}_facts.jsonl", greedy=text, target=text, recalled=stage == "base")
+    build(evaluated)
+    for name in ("report.html", "report.md"):
+        assert not set(CONTROLS) & set((evaluated / name).read_text(encoding="utf-8")), name
+    assert "blink" not in Elements((evaluated / "report.html").read_text()).names
+
+
+def test_every_table_scrolls_inside_its_frame(finished: Path) -> None:
+    """What is wider than a phone is moved sideways there, under a shadow that says so; the page itself never is."""
+    page = (finished / "report.html").read_text()
+    settings = page.count('<table><thead><tr><th colspan="2">')  # two narrow columns that break anywhere
+    assert page.count("<table") - settings == page.count('<div class="scroll"><table') > 5
+    rule = re.search(r"\.scroll \{(.*?)\}", page, re.DOTALL)
+    assert rule
+    assert "overflow-x: auto" in rule[1]
+    assert rule[1].count("no-repeat scroll") == rule[1].count("no-repeat local") == 2  # a shadow, and its cover
+
+
+@pytest.mark.parametrize(("low", "high"), [(6e-6, 2.4e-5), (1e-5, 1.2e-5), (9e-5, 1.3e-4), (1e-7, 4e-4), (0.11, 0.113)])
+def test_an_axis_repeats_no_label(low: float, high: float) -> None:
+    series = Series(list(range(30)), [low + (high - low) * step / 29 for step in range(30)])
+    panel = next(each for each in PANELS if each.name == "grpo-gap")
+    picture = _curve(panel, [(series, "gap", "accent", "sampler_gap")])
+    marks = re.findall(r"<text[^>]*text-anchor: end[^>]*>([^<]+)", picture.svg)
+    assert len(marks) == len(set(marks)) > 1, marks
 
 
 @pytest.mark.parametrize(

@@ -115,7 +115,7 @@ def number(value: float, *, digits: int = 3) -> str:
     if value == 0:
         return "0"
     if abs(value) < 1e-4:
-        return _scientific(value)
+        return scientific(value)
     places = max(0, digits - 1 - math.floor(math.log10(abs(value)) + 1e-12))
     return f"{value:,.{min(places, 6)}f}".replace("-", "−")
 
@@ -176,13 +176,14 @@ def p_value(value: float | None) -> str:
 def probability(value: float) -> str:
     """A model's probability: '0.895'; tiny ones in powers of ten."""
     if value != 0 and abs(value) < 0.001:
-        return _scientific(value)
+        return scientific(value)
     return f"{value:.3f}"
 
 
-def _scientific(value: float) -> str:
-    digit, exponent = f"{value:.0e}".split("e")
-    return f"{digit}·{power(10.0 ** int(exponent))}".replace("-", "−")
+def scientific(value: float, *, digits: int = 1) -> str:
+    """At most so many significant digits: 2e-6 -> '2·10⁻⁶'; of three, 1.2e-5 -> '1.2·10⁻⁵'."""
+    leading, exponent = f"{value:.{digits - 1}e}".split("e")
+    return f"{float(leading):g}·{power(10.0 ** int(exponent))}".replace("-", "−")
 
 
 def effect(value: float) -> str:

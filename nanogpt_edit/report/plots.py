@@ -72,6 +72,9 @@ def learning_curves(run: Run) -> list[Picture]:
 
 
 def _curve(panel: Panel, lines: Sequence[tuple[Series, str, str, str]]) -> Picture:
+    every = [value for series, *_ in lines for value in series.values]
+    left = 60.0 if max(map(abs, every)) < 1e-3 else 46  # pixels: room for 1.2·10⁻⁵
+
     def paint(axes: Axes) -> None:
         for series, _, role, column in lines:
             steps, values = numpy.asarray(series.steps), numpy.asarray(series.values)
@@ -85,7 +88,6 @@ def _curve(panel: Panel, lines: Sequence[tuple[Series, str, str, str]]) -> Pictu
         axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
         axes.yaxis.set_major_locator(MaxNLocator(4))
         axes.yaxis.set_major_formatter(FuncFormatter(_percent_tick if panel.share else _number_tick))
-        every = [value for series, *_ in lines for value in series.values]
         middle = sum(every) / len(every)
         if max(every) - min(every) <= 1e-6 * abs(middle):  # a flat line stands in the middle, not in rounding noise
             axes.set_ylim(middle - (abs(middle) or 1) / 2, middle + (abs(middle) or 1) / 2)
@@ -94,7 +96,8 @@ def _curve(panel: Panel, lines: Sequence[tuple[Series, str, str, str]]) -> Pictu
     legend = tuple(
         (role, f"{label} {shown(_start(series))} → {shown(_end(series))}") for series, label, role, _ in lines
     )
-    return draw(panel.name, paint, title=panel.title, caption=panel.note, legend=legend)
+    margins = (left, 8, 10, 24)
+    return draw(panel.name, paint, title=panel.title, caption=panel.note, legend=legend, margins=margins)
 
 
 def rolling_mean(values: numpy.ndarray, *, window: int) -> numpy.ndarray:
@@ -119,7 +122,9 @@ def _percent_tick(value: float, _: int | None = None) -> str:
 
 
 def _number_tick(value: float, _: int | None = None) -> str:
-    return labels.number(value) if 0 < abs(value) < 1e-3 else f"{value:,.6g}".replace("-", "−")
+    if 0 < abs(value) < 1e-4:
+        return labels.scientific(value, digits=3)
+    return f"{value:,.6g}".replace("-", "−")
 
 
 def pass_at_k(run: Run) -> Picture | None:
