@@ -29,7 +29,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
 
-from nanogpt_edit import waiting
+from nanogpt_edit.common import waiting
 
 WORK = "--work"
 
@@ -129,12 +129,12 @@ def work(chosen: argparse.Namespace) -> None:
     """`--steps` SFT steps for every line on standard input, and their seconds as a line of standard output."""
     import torch
 
-    from nanogpt_edit.model.checkpoint import load
-    from nanogpt_edit.recipe import load_recipe
-    from nanogpt_edit.run_folder import RunFolder
-    from nanogpt_edit.run_models import RunModels
-    from nanogpt_edit.train.loop import Trainer
-    from nanogpt_edit.train.sft import rows_of_step, train_on
+    from nanogpt_edit.checkpoint.checkpoint import load
+    from nanogpt_edit.pipeline.folder import RunFolder
+    from nanogpt_edit.pipeline.models import RunModels
+    from nanogpt_edit.pipeline.recipe import load_recipe
+    from nanogpt_edit.training.sft import rows_of_step, train_on
+    from nanogpt_edit.training.trainer import Trainer
 
     torch.set_num_threads(chosen.threads)
     recipe = load_recipe("tiny")

@@ -19,16 +19,16 @@ from pathlib import Path
 import torch
 from machine import finish
 
+from nanogpt_edit.common.files import read_json, write_json
 from nanogpt_edit.common.stats import quantity, share
-from nanogpt_edit.edit.config import EditConfig
-from nanogpt_edit.edit.editor import edit_model
-from nanogpt_edit.edit.scores import score_patch
-from nanogpt_edit.evaluate.facts import fact_metrics, recall
-from nanogpt_edit.files import read_json, write_json
+from nanogpt_edit.editing.config import EditConfig
+from nanogpt_edit.editing.editor import edit_model
+from nanogpt_edit.editing.scores import score_patch
+from nanogpt_edit.evaluation.facts import fact_metrics, recall
 from nanogpt_edit.model.gpt import GPT
-from nanogpt_edit.pipeline import STAGES, Pipeline
-from nanogpt_edit.recipe import load_recipe
-from nanogpt_edit.run_folder import RunFolder
+from nanogpt_edit.pipeline.folder import RunFolder
+from nanogpt_edit.pipeline.pipeline import STAGES, Pipeline
+from nanogpt_edit.pipeline.recipe import load_recipe
 
 FACTS = 50
 GOALS = {"success": 1.0, "paraphrase": 0.9, "neighbourhood_drop": 0.03}

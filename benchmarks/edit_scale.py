@@ -25,17 +25,17 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from nanogpt_edit.api import save_picture
+from nanogpt_edit.checkpoint import checkpoint
+from nanogpt_edit.common.files import append_jsonl, read_jsonl
+from nanogpt_edit.data.facts import Fact
 from nanogpt_edit.data.text import token_blocks
-from nanogpt_edit.edit.config import EditConfig
-from nanogpt_edit.edit.editor import edit_model
-from nanogpt_edit.edit.facts import Fact
-from nanogpt_edit.edit.measure import measure_facts
-from nanogpt_edit.files import append_jsonl, read_jsonl
-from nanogpt_edit.model import checkpoint
+from nanogpt_edit.editing.config import EditConfig
+from nanogpt_edit.editing.editor import edit_model
+from nanogpt_edit.editing.measure import measure_facts
 from nanogpt_edit.model.gpt import GPT, GPTConfig
 from nanogpt_edit.model.tokenizer import Tokenizer, tokenizer_of
 from nanogpt_edit.report.canvas import Picture, colour, draw
-from nanogpt_edit.train.pretrain import PretrainConfig, pretrain, token_stream
+from nanogpt_edit.training.pretrain import PretrainConfig, pretrain, token_stream
 
 FACTS, EDITED = 1200, 1000
 PHRASINGS = ("{} is famous for its", "People visit {} for the", "The pride of {} is the")

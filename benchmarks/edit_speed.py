@@ -22,19 +22,19 @@ import torch
 from machine import finish, matrix_peak, timed
 from torch import Tensor
 
+from nanogpt_edit.data.fact_files import read_facts
+from nanogpt_edit.data.facts import Fact, locate_subject
 from nanogpt_edit.data.text import token_blocks
-from nanogpt_edit.data.world import WorldConfig, make_world
-from nanogpt_edit.edit.config import EditConfig
-from nanogpt_edit.edit.contexts import LocatedFact, generate_prefixes, locate_facts
-from nanogpt_edit.edit.covariance import collect
-from nanogpt_edit.edit.covariance_files import covariances
-from nanogpt_edit.edit.editor import edit_model
-from nanogpt_edit.edit.fact_files import read_facts
-from nanogpt_edit.edit.facts import Fact, locate_subject
-from nanogpt_edit.edit.tracing import TraceConfig, Tracer, trace_facts
-from nanogpt_edit.edit.values import optimise_values
+from nanogpt_edit.data.world.world import WorldConfig, make_world
+from nanogpt_edit.editing.config import EditConfig
+from nanogpt_edit.editing.contexts import LocatedFact, generate_prefixes, locate_facts
+from nanogpt_edit.editing.covariance import collect
+from nanogpt_edit.editing.covariance_cache import covariances
+from nanogpt_edit.editing.editor import edit_model
+from nanogpt_edit.editing.values import optimise_values
 from nanogpt_edit.model.gpt import GPT, GPTConfig
 from nanogpt_edit.model.tokenizer import Tokenizer, tokenizer_of
+from nanogpt_edit.tracing.tracing import TraceConfig, Tracer, trace_facts
 
 GOALS = {"values": 12.0, "covariance": 4.0, "tracing": 5.0}
 CONFIG = EditConfig(

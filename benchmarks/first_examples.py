@@ -13,8 +13,8 @@ from collections import defaultdict
 from pathlib import Path
 
 import nanogpt_edit as ne
-from nanogpt_edit.evaluate.answers import extract, normalise
-from nanogpt_edit.evaluate.records import read_records
+from nanogpt_edit.evaluation.answers import extract, normalise
+from nanogpt_edit.evaluation.records import read_records
 
 PROMPTS = {
     "Leo has 10 toys. Dan has twice as many. How many toys does Dan have?": "20",

@@ -25,9 +25,10 @@ from nanogpt_edit.data.batch import Batch
 from nanogpt_edit.data.problems import to_samples
 from nanogpt_edit.engine import engine
 from nanogpt_edit.engine.sampling import Sampling
-from nanogpt_edit.model import gpt, products
+from nanogpt_edit.model import gpt
+from nanogpt_edit.model import linear as products
 from nanogpt_edit.model.gpt import GPT
-from nanogpt_edit.train import chunked_loss, sft
+from nanogpt_edit.training import chunked_loss, sft
 
 Work = Callable[[], object]
 NEVER = 2**40  # steps, numbers: more than there are

@@ -18,10 +18,10 @@ from pathlib import Path
 import torch
 from turns import Options
 
+from nanogpt_edit.checkpoint.checkpoint import load, save
+from nanogpt_edit.common.device import autocast
 from nanogpt_edit.data.problems import Problem, read_problems
-from nanogpt_edit.data.world import World, WorldConfig, make_world
-from nanogpt_edit.devices import autocast
-from nanogpt_edit.model.checkpoint import load, save
+from nanogpt_edit.data.world.world import World, WorldConfig, make_world
 from nanogpt_edit.model.gpt import GPT, GPTConfig
 from nanogpt_edit.model.tokenizer import Tokenizer
 

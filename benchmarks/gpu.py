@@ -37,9 +37,9 @@ from gpt2 import SIZES, problems_and_tokenizer, write
 from gpu_setting import Found, Setting
 from machine import timed
 
-from nanogpt_edit.errors import UserError
-from nanogpt_edit.files import append_jsonl, read_json, write_json
-from nanogpt_edit.run_folder import environment, version
+from nanogpt_edit.common.errors import UserError
+from nanogpt_edit.common.files import append_jsonl, read_json, write_json
+from nanogpt_edit.pipeline.folder import environment, version
 
 PARTS: Mapping[str, Callable[[Setting], Found]] = {
     "environment": gpu_parts.environment,

@@ -11,15 +11,15 @@ from gpu_setting import Found, Setting
 from machine import device_memory, timed
 from torch import Tensor
 
-from nanogpt_edit.edit.config import EditConfig
-from nanogpt_edit.edit.contexts import LocatedFact, generate_prefixes, locate_facts
-from nanogpt_edit.edit.covariance import Covariance, collect
-from nanogpt_edit.edit.editor import edit_model
-from nanogpt_edit.edit.layers import EditedLayer, Terrain, solve_batch
-from nanogpt_edit.edit.tracing import TraceConfig, trace_facts
-from nanogpt_edit.edit.values import optimise_values
-from nanogpt_edit.model import checkpoint
+from nanogpt_edit.checkpoint import checkpoint
+from nanogpt_edit.editing.config import EditConfig
+from nanogpt_edit.editing.contexts import LocatedFact, generate_prefixes, locate_facts
+from nanogpt_edit.editing.covariance import Covariance, collect
+from nanogpt_edit.editing.editor import edit_model
+from nanogpt_edit.editing.memit import EditedLayer, Terrain, solve_batch
+from nanogpt_edit.editing.values import optimise_values
 from nanogpt_edit.model.gpt import GPT
+from nanogpt_edit.tracing.tracing import TraceConfig, trace_facts
 
 Result = TypeVar("Result")
 

@@ -29,19 +29,19 @@ from machine import copy_bandwidth, matrix_peak, timed
 from torch.autograd import DeviceType
 from turns import Job, Options, Side, Step, Turn, alone, take_turns
 
+from nanogpt_edit.checkpoint import checkpoint
 from nanogpt_edit.data.problems import to_samples, with_room
 from nanogpt_edit.engine.engine import Engine
 from nanogpt_edit.engine.sampling import Sampling
-from nanogpt_edit.model import checkpoint
 from nanogpt_edit.model.config import GPTConfig
 from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.model.kv_cache import KVCache
 from nanogpt_edit.model.tokenizer import tokenizer_of
-from nanogpt_edit.train.grpo_config import GRPOConfig
-from nanogpt_edit.train.loop import Trainer
-from nanogpt_edit.train.policy_update import update
-from nanogpt_edit.train.rollouts import sample_groups
-from nanogpt_edit.train.sft import train_on
+from nanogpt_edit.training.grpo_config import GRPOConfig
+from nanogpt_edit.training.rollouts import sample_groups
+from nanogpt_edit.training.sft import train_on
+from nanogpt_edit.training.trainer import Trainer
+from nanogpt_edit.training.update import update
 
 ROOT = Path(__file__).resolve().parents[1]
 DATASHEET_BF16 = {"H100 80GB HBM3": 989e12, "H200": 989e12, "H100 PCIe": 756e12, "A100": 312e12}  # dense FLOP/s

@@ -12,10 +12,10 @@ from turns import Options
 
 from nanogpt_edit.data.problems import Problem
 from nanogpt_edit.data.text import token_blocks
-from nanogpt_edit.edit.config import EditConfig
+from nanogpt_edit.editing.config import EditConfig
 from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.model.tokenizer import tokenizer_of
-from nanogpt_edit.recipe import Recipe, load_recipe
+from nanogpt_edit.pipeline.recipe import Recipe, load_recipe
 
 Found = dict[str, object]
 BLOCK_TOKENS = 256  # of the text whose keys an edit spares

@@ -23,20 +23,20 @@ from edit_speed import fifty_facts
 from gpu_setting import Found, Setting
 from machine import device_memory, timed
 
+from nanogpt_edit.checkpoint import checkpoint
+from nanogpt_edit.common.device import autocast
+from nanogpt_edit.common.files import read_jsonl
 from nanogpt_edit.data.problems import to_samples, with_room
-from nanogpt_edit.devices import autocast
-from nanogpt_edit.edit.editor import edit_model
-from nanogpt_edit.edit.scores import score_patch
+from nanogpt_edit.editing.editor import edit_model
+from nanogpt_edit.editing.scores import score_patch
 from nanogpt_edit.engine.engine import Engine
 from nanogpt_edit.engine.sampling import Sampling
-from nanogpt_edit.evaluate.suite import solve
-from nanogpt_edit.files import read_jsonl
-from nanogpt_edit.model import checkpoint
+from nanogpt_edit.evaluation.suite import solve
 from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.model.tokenizer import tokenizer_of
-from nanogpt_edit.train import grpo as grpo_stage
-from nanogpt_edit.train import sft as sft_stage
-from nanogpt_edit.train.loop_config import LoopConfig
+from nanogpt_edit.training import grpo as grpo_stage
+from nanogpt_edit.training import sft as sft_stage
+from nanogpt_edit.training.config import LoopConfig
 
 VALIDATION_PROBLEMS = 200
 EARLIER_SECONDS = {"sft": 35 * 60, "grpo": 2 * 3600, "evaluation": 50 * 60, "edit": 112.6}  # on a Quadro RTX 8000

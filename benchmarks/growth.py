@@ -21,7 +21,7 @@ from machine import finish, matrix_peak
 from nanogpt_edit.engine.engine import Engine
 from nanogpt_edit.engine.sampling import Sampling
 from nanogpt_edit.model.gpt import GPT, GPTConfig
-from nanogpt_edit.train.pretrain import next_token_loss
+from nanogpt_edit.training.pretrain import next_token_loss
 
 VOCABULARY, PROMPT, SHORT, LONG = 50_304, 64, 16, 48
 MODELS = {

@@ -24,17 +24,17 @@ import numpy as np
 import torch
 from machine import finish
 
+from nanogpt_edit.checkpoint import checkpoint
 from nanogpt_edit.commands.stages import Stage
+from nanogpt_edit.common.device import choose_device
+from nanogpt_edit.common.files import read_json
 from nanogpt_edit.common.stats import quantity, student_t
-from nanogpt_edit.devices import choose_device
-from nanogpt_edit.evaluate import suite
-from nanogpt_edit.evaluate.metrics import score_problems
-from nanogpt_edit.evaluate.records import read_records
-from nanogpt_edit.files import read_json
-from nanogpt_edit.model import checkpoint
-from nanogpt_edit.pipeline import Pipeline
-from nanogpt_edit.recipe import Recipe, load_recipe
-from nanogpt_edit.run_folder import RunFolder
+from nanogpt_edit.evaluation import suite
+from nanogpt_edit.evaluation.metrics import score_problems
+from nanogpt_edit.evaluation.records import read_records
+from nanogpt_edit.pipeline.folder import RunFolder
+from nanogpt_edit.pipeline.pipeline import Pipeline
+from nanogpt_edit.pipeline.recipe import Recipe, load_recipe
 
 GOAL_POINTS, GOAL_SECONDS = 5.0, 150.0
 # On top of the recipe's [grpo]; the weights that are best on validation are kept.

@@ -26,11 +26,11 @@ from turns import Job, Options, Step, Turn, summary, take_turns
 from nanogpt_edit.data.problems import Problem, prompt_ids
 from nanogpt_edit.engine.engine import Engine
 from nanogpt_edit.model.gpt import GPT
-from nanogpt_edit.run_folder import version
-from nanogpt_edit.train.grpo_config import GRPOConfig
-from nanogpt_edit.train.loop import Trainer
-from nanogpt_edit.train.policy_update import update
-from nanogpt_edit.train.rollouts import sample_groups
+from nanogpt_edit.pipeline.folder import version
+from nanogpt_edit.training.grpo_config import GRPOConfig
+from nanogpt_edit.training.rollouts import sample_groups
+from nanogpt_edit.training.trainer import Trainer
+from nanogpt_edit.training.update import update
 
 GOAL = 3.0
 KL_COEF = 0.04

@@ -19,7 +19,7 @@ from pathlib import Path
 from machine import finish
 
 GOAL = 2.0  # peak over weights
-OURS = "from nanogpt_edit.model.checkpoint import load as read"
+OURS = "from nanogpt_edit.checkpoint.checkpoint import load as read"
 THEIRS = "from transformers import AutoModelForCausalLM; read = AutoModelForCausalLM.from_pretrained"
 MEASURE = """
 import sys, threading, time, torch

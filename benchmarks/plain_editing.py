@@ -14,8 +14,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from nanogpt_edit.edit.config import EditConfig
-from nanogpt_edit.edit.contexts import LocatedFact, pad_rows
+from nanogpt_edit.editing.config import EditConfig
+from nanogpt_edit.editing.contexts import LocatedFact, pad_rows
 from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.model.sites import SiteKey, capture, patch
 

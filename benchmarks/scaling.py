@@ -29,13 +29,13 @@ import numpy as np
 import torch
 from machine import finish
 
-from nanogpt_edit import processes
+from nanogpt_edit.common import distributed
+from nanogpt_edit.common.files import write_json
 from nanogpt_edit.data.problems import Sample
-from nanogpt_edit.files import write_json
 from nanogpt_edit.model.gpt import GPT, GPTConfig
-from nanogpt_edit.train.loop import Trainer
-from nanogpt_edit.train.loop_config import LoopConfig
-from nanogpt_edit.train.sft import micro_batches, share_of_loss, target_tokens
+from nanogpt_edit.training.config import LoopConfig
+from nanogpt_edit.training.sft import micro_batches, share_of_loss, target_tokens
+from nanogpt_edit.training.trainer import Trainer
 
 FLOAT = 4  # bytes
 
@@ -143,7 +143,7 @@ def measure_here(config: GPTConfig, folder: Path, *, shard: bool) -> dict[str, f
     seconds, loss = [], 0.0
     for _ in trainer.steps():
         started = time.perf_counter()
-        batches = list(micro_batches(processes.share(rows), max_tokens=ROWS * TOKENS, pad_id=0))
+        batches = list(micro_batches(distributed.shard(rows), max_tokens=ROWS * TOKENS, pad_id=0))
         share = partial(share_of_loss, targets=target_tokens(rows))
         loss = trainer.add_gradients(share, batches, idle=batches[0])
         trainer.apply_gradients()
@@ -155,10 +155,10 @@ def measure_all(out: Path) -> None:
     """Every model with the processes there are; the first process writes `out`."""
     found: dict[str, dict[str, float]] = {}
     for name, config in MEASURED.items():
-        for shard in (False, True) if processes.count() > 1 else (False,):
+        for shard in (False, True) if distributed.world_size() > 1 else (False,):
             with temporary_folder() as folder:
                 found[f"{name}, shards" if shard else name] = measure_here(config, folder, shard=shard)
-    if processes.is_first():
+    if distributed.is_first():
         write_json(out, found)
 
 
@@ -196,9 +196,9 @@ def main() -> None:
     chosen = parser.parse_args()
     if chosen.worker is not None:
         if "WORLD_SIZE" in os.environ:
-            with processes.joined():
+            with distributed.joined():
                 measure_all(chosen.worker)
-            processes.leave(0)
+            distributed.leave(0)
         else:
             measure_all(chosen.worker)
         return

@@ -29,11 +29,11 @@ from machine import finish, matrix_peak
 from peers import BETA2, CLIP, LEARNING_RATE, common, peer_model, run
 from turns import Job, Options, Turn, summary, take_turns
 
+from nanogpt_edit.checkpoint.checkpoint import load
 from nanogpt_edit.data.problems import Sample, to_samples
-from nanogpt_edit.model.checkpoint import load
-from nanogpt_edit.run_folder import version
-from nanogpt_edit.train.loop import Trainer
-from nanogpt_edit.train.sft import SFTConfig, target_tokens, train_on
+from nanogpt_edit.pipeline.folder import version
+from nanogpt_edit.training.sft import SFTConfig, target_tokens, train_on
+from nanogpt_edit.training.trainer import Trainer
 
 GOALS = {"trl": 3.0, "trainer": 1.9, "stream": 1.0}
 

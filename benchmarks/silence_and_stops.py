@@ -204,7 +204,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="a file for the records")
     chosen = parser.parse_args()
     chosen.work.mkdir(parents=True, exist_ok=True)
-    packaged = (PACKAGE / "edit/cases/facts50.jsonl").read_text(encoding="utf-8").splitlines()
+    packaged = (PACKAGE / "data/world/facts50.jsonl").read_text(encoding="utf-8").splitlines()
     facts = chosen.work / "facts.jsonl"
     facts.write_text("\n".join(packaged[: chosen.facts]) + "\n", encoding="utf-8")
     for name, work in works(facts, chosen.text).items():

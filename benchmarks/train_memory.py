@@ -25,7 +25,7 @@ from machine import finish
 from torch import Tensor
 
 from nanogpt_edit.model.gpt import GPT
-from nanogpt_edit.train.pretrain import next_token_loss
+from nanogpt_edit.training.pretrain import next_token_loss
 
 GOAL = 1.5
 WAYS = ("chunked", "checkpointed", "plain")

@@ -18,24 +18,24 @@ from typing import TYPE_CHECKING, Any
 
 from nanogpt_edit import edit as _edit_room
 from nanogpt_edit import evaluate as _evaluate_room
-from nanogpt_edit.errors import UserError
-from nanogpt_edit.waiting import wait_patiently
+from nanogpt_edit.common.errors import UserError
+from nanogpt_edit.common.waiting import wait_patiently
 
 if TYPE_CHECKING:
     from nanogpt_edit.api import edit, evaluate, run, score, trace
+    from nanogpt_edit.checkpoint.checkpoint import load, save
+    from nanogpt_edit.common.terminal import quiet
+    from nanogpt_edit.data.fact_files import read_facts
+    from nanogpt_edit.data.facts import Fact, Neighbour
     from nanogpt_edit.data.problems import Problem, read_problems, to_samples
-    from nanogpt_edit.edit.config import EditConfig
-    from nanogpt_edit.edit.fact_files import read_facts
-    from nanogpt_edit.edit.facts import Fact, Neighbour
-    from nanogpt_edit.edit.patch_files import load_patch
-    from nanogpt_edit.edit.tracing import TraceConfig
-    from nanogpt_edit.evaluate.suite import EvaluateConfig
-    from nanogpt_edit.generation import generate
-    from nanogpt_edit.model.checkpoint import load, save
-    from nanogpt_edit.progress import quiet
-    from nanogpt_edit.train.grpo import GRPOConfig, grpo
-    from nanogpt_edit.train.pretrain import PretrainConfig, pretrain, token_stream
-    from nanogpt_edit.train.sft import SFTConfig, sft
+    from nanogpt_edit.editing.config import EditConfig
+    from nanogpt_edit.editing.patch_files import load_patch
+    from nanogpt_edit.engine.generate import generate
+    from nanogpt_edit.evaluation.suite import EvaluateConfig
+    from nanogpt_edit.tracing.tracing import TraceConfig
+    from nanogpt_edit.training.grpo import GRPOConfig, grpo
+    from nanogpt_edit.training.pretrain import PretrainConfig, pretrain, token_stream
+    from nanogpt_edit.training.sft import SFTConfig, sft
 
 __version__ = "0.1.0"
 __all__ = [
@@ -69,37 +69,37 @@ __all__ = [
 ]
 
 _HOMES = {
-    "EditConfig": "nanogpt_edit.edit.config",
-    "EvaluateConfig": "nanogpt_edit.evaluate.suite",
-    "Fact": "nanogpt_edit.edit.facts",
-    "GRPOConfig": "nanogpt_edit.train.grpo",
-    "Neighbour": "nanogpt_edit.edit.facts",
-    "PretrainConfig": "nanogpt_edit.train.pretrain",
+    "EditConfig": "nanogpt_edit.editing.config",
+    "EvaluateConfig": "nanogpt_edit.evaluation.suite",
+    "Fact": "nanogpt_edit.data.facts",
+    "GRPOConfig": "nanogpt_edit.training.grpo",
+    "Neighbour": "nanogpt_edit.data.facts",
+    "PretrainConfig": "nanogpt_edit.training.pretrain",
     "Problem": "nanogpt_edit.data.problems",
-    "SFTConfig": "nanogpt_edit.train.sft",
-    "TraceConfig": "nanogpt_edit.edit.tracing",
+    "SFTConfig": "nanogpt_edit.training.sft",
+    "TraceConfig": "nanogpt_edit.tracing.tracing",
     "edit": "nanogpt_edit.api",
     "evaluate": "nanogpt_edit.api",
-    "generate": "nanogpt_edit.generation",
-    "grpo": "nanogpt_edit.train.grpo",
-    "load": "nanogpt_edit.model.checkpoint",
-    "load_patch": "nanogpt_edit.edit.patch_files",
-    "pretrain": "nanogpt_edit.train.pretrain",
-    "quiet": "nanogpt_edit.progress",
-    "read_facts": "nanogpt_edit.edit.fact_files",
+    "generate": "nanogpt_edit.engine.generate",
+    "grpo": "nanogpt_edit.training.grpo",
+    "load": "nanogpt_edit.checkpoint.checkpoint",
+    "load_patch": "nanogpt_edit.editing.patch_files",
+    "pretrain": "nanogpt_edit.training.pretrain",
+    "quiet": "nanogpt_edit.common.terminal",
+    "read_facts": "nanogpt_edit.data.fact_files",
     "read_problems": "nanogpt_edit.data.problems",
     "run": "nanogpt_edit.api",
-    "save": "nanogpt_edit.model.checkpoint",
+    "save": "nanogpt_edit.checkpoint.checkpoint",
     "score": "nanogpt_edit.api",
-    "sft": "nanogpt_edit.train.sft",
+    "sft": "nanogpt_edit.training.sft",
     "to_samples": "nanogpt_edit.data.problems",
-    "token_stream": "nanogpt_edit.train.pretrain",
+    "token_stream": "nanogpt_edit.training.pretrain",
     "trace": "nanogpt_edit.api",
 }
 
 
 class _Room(ModuleType):
-    # Two rooms are also verbs: `ne.edit(model, facts)` is a call, `nanogpt_edit.edit.facts` a file of the room.
+    # Two rooms are also verbs: `ne.edit(model, facts)` is a call, `nanogpt_edit.data.facts` a file of the room.
     # What is asked about such a room is answered for the verb: `help(ne.edit)` begins with how it is called.
 
     def __call__(self, *arguments: object, **named: object) -> object:

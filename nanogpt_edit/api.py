@@ -8,25 +8,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nanogpt_edit.arguments import checked
+from nanogpt_edit.common.arguments import checked
+from nanogpt_edit.common.errors import UserError, did_you_mean
+from nanogpt_edit.common.files import atomic_file, check_writable, write_text
 from nanogpt_edit.common.stats import Interval, share
+from nanogpt_edit.data.fact_files import read_facts
+from nanogpt_edit.data.facts import Fact
 from nanogpt_edit.data.problems import Problem, read_problems
-from nanogpt_edit.edit import tracing
-from nanogpt_edit.edit.config import EditConfig
-from nanogpt_edit.edit.editor import edit_model
-from nanogpt_edit.edit.fact_files import read_facts
-from nanogpt_edit.edit.facts import Fact
-from nanogpt_edit.edit.measure import FactState, measure_facts
-from nanogpt_edit.edit.patch import EditPatch
-from nanogpt_edit.edit.tracing import Site, TraceConfig, Traced
-from nanogpt_edit.errors import UserError, did_you_mean
-from nanogpt_edit.evaluate import suite
-from nanogpt_edit.evaluate.suite import EvaluateConfig, Evaluation
-from nanogpt_edit.files import atomic_file, check_writable, write_text
-from nanogpt_edit.generation import check_samples
+from nanogpt_edit.editing.config import EditConfig
+from nanogpt_edit.editing.editor import edit_model
+from nanogpt_edit.editing.measure import FactState, measure_facts
+from nanogpt_edit.editing.patch import EditPatch
+from nanogpt_edit.engine.generate import check_samples
+from nanogpt_edit.evaluation import suite
+from nanogpt_edit.evaluation.suite import EvaluateConfig, Evaluation
 from nanogpt_edit.model.gpt import GPT
-from nanogpt_edit.recipe import Recipe, load_recipe
-from nanogpt_edit.run_data import recipe_for_edit, spared_text
+from nanogpt_edit.pipeline.inputs import recipe_for_edit, spared_text
+from nanogpt_edit.pipeline.recipe import Recipe, load_recipe
+from nanogpt_edit.tracing import tracing
+from nanogpt_edit.tracing.tracing import Site, TraceConfig, Traced
 
 if TYPE_CHECKING:
     from nanogpt_edit.report.canvas import Picture
@@ -233,6 +233,6 @@ def run(recipe: str | Path | Recipe, *, out: str | Path) -> int:
 
     Returns 0, or 3 when an expectation of the recipe failed.
     """
-    from nanogpt_edit import pipeline  # here, for it brings every room with it
+    from nanogpt_edit.pipeline import pipeline  # here, for it brings every room with it
 
     return pipeline.run(recipe if isinstance(recipe, Recipe) else load_recipe(recipe), Path(out))

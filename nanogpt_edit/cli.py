@@ -21,9 +21,10 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import NoReturn
 
-from nanogpt_edit import __version__, stopping
-from nanogpt_edit.errors import UserError, did_you_mean, visible
-from nanogpt_edit.stopping import Stopped
+from nanogpt_edit import __version__
+from nanogpt_edit.common import stopping
+from nanogpt_edit.common.errors import UserError, did_you_mean, visible
+from nanogpt_edit.common.stopping import Stopped
 
 PROGRAM = "nanogpt-edit"
 
@@ -87,7 +88,7 @@ def command() -> NoReturn:
             traceback.print_exc()
     finally:
         stopping.done()
-    from nanogpt_edit.processes import leave  # here, for it imports torch
+    from nanogpt_edit.common.distributed import leave  # here, for it imports torch
 
     leave(status)
 
@@ -157,7 +158,7 @@ def at_work(verb: str) -> AbstractContextManager[object]:
     """In a pipe it is said that a verb is still at it where nothing else says so: while torch is loaded, too."""
     if verb not in VERBS or verb == "serve" or rank() > 0:
         return nullcontext()
-    from nanogpt_edit.progress import progress  # here, for --help needs none
+    from nanogpt_edit.common.terminal import progress  # here, for --help needs none
 
     return progress(verb, plain=True)
 
@@ -181,7 +182,7 @@ def together(verb: str) -> AbstractContextManager[None]:
             f"{verb} runs in one process and torchrun started {os.environ['WORLD_SIZE']}; start it without torchrun. "
             f"For several: {', '.join(IN_SEVERAL_PROCESSES)}."
         )
-    from nanogpt_edit.processes import joined  # here, for it imports torch
+    from nanogpt_edit.common.distributed import joined  # here, for it imports torch
 
     return joined()
 

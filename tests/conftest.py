@@ -40,13 +40,16 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 # The files that take ten seconds or more: begun first, none of them is alone at the end.
-LONGEST = ("processes", "bad_inputs", "readme", "pipeline", "recipes_run", "train_loop", "edit_values", "device")
-LONGEST += ("cli_stages", "cli_patch", "edit_patch", "report_build", "model_parity", "gpu_script", "model_compiled")
+LONGEST = ("common/test_distributed", "test_bad_inputs", "test_readme", "pipeline/test_pipeline")
+LONGEST += ("pipeline/test_recipes_run", "training/test_trainer", "editing/test_values", "test_device")
+LONGEST += ("commands/test_stages", "commands/test_patch", "editing/test_patch", "report/test_build")
+LONGEST += ("model/test_parity", "test_gpu_script", "model/test_compiled")
+HERE = Path(__file__).parent
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    places = {f"test_{name}": place for place, name in enumerate(LONGEST)}
-    items.sort(key=lambda item: places.get(item.path.stem, len(places)))
+    places = {HERE / f"{name}.py": place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path, len(places)))
     if not config.getoption("--slow"):
         for item in items:
             if item.get_closest_marker("slow"):

@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from conftest import tiny_config
 from torch import Tensor
 
-from nanogpt_edit.edit.config import EditConfig
-from nanogpt_edit.edit.facts import Fact, Neighbour
+from nanogpt_edit.data.facts import Fact, Neighbour
+from nanogpt_edit.editing.config import EditConfig
 from nanogpt_edit.model.gpt import GPT, GPTConfig
 from nanogpt_edit.model.tokenizer import Tokenizer
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from nanogpt_edit.data.world import WorldConfig
-from nanogpt_edit.edit.config import EditConfig
-from nanogpt_edit.evaluate.suite import EvaluateConfig
-from nanogpt_edit.recipe import ModelConfig, Recipe
-from nanogpt_edit.train.grpo import GRPOConfig
-from nanogpt_edit.train.pretrain import PretrainConfig
-from nanogpt_edit.train.sft import SFTConfig
+from nanogpt_edit.data.world.world import WorldConfig
+from nanogpt_edit.editing.config import EditConfig
+from nanogpt_edit.evaluation.suite import EvaluateConfig
+from nanogpt_edit.pipeline.recipe import ModelConfig, Recipe
+from nanogpt_edit.training.grpo import GRPOConfig
+from nanogpt_edit.training.pretrain import PretrainConfig
+from nanogpt_edit.training.sft import SFTConfig
 
 MICRO = Recipe(
     name="micro",

@@ -19,16 +19,17 @@ from micro import MICRO
 from safetensors.torch import save_file
 from tiny_stages import PROBLEMS, run_stage, tiny_model
 
-from nanogpt_edit import pipeline, processes
-from nanogpt_edit.edit.fact_files import fact_to_record, read_facts
-from nanogpt_edit.errors import UserError
-from nanogpt_edit.evaluate.facts import Question
-from nanogpt_edit.evaluate.suite import EvaluateConfig, Skills, evaluate
-from nanogpt_edit.files import write_json, write_jsonl
+from nanogpt_edit.common import distributed
+from nanogpt_edit.common.errors import UserError
+from nanogpt_edit.common.files import write_json, write_jsonl
+from nanogpt_edit.data.fact_files import fact_to_record, read_facts
+from nanogpt_edit.evaluation.facts import Question
+from nanogpt_edit.evaluation.suite import EvaluateConfig, Skills, evaluate
 from nanogpt_edit.model.gpt import GPT
-from nanogpt_edit.recipe import Recipe
-from nanogpt_edit.train.loop import Trainer
-from nanogpt_edit.train.sft import rows_of_step
+from nanogpt_edit.pipeline import pipeline
+from nanogpt_edit.pipeline.recipe import Recipe
+from nanogpt_edit.training.sft import rows_of_step
+from nanogpt_edit.training.trainer import Trainer
 
 SKILLS = Skills(
     problems=PROBLEMS[:7],
@@ -54,12 +55,12 @@ def work(folder: Path) -> None:
         try:
             run_stage("grpo", folder / "fails")
         except UserError as error:
-            if processes.is_first():
+            if distributed.is_first():
                 write_json(folder / "fails.json", {"sentence": str(error)})
     model = tiny_model().to(tiny_stages.DEVICE)
     config = EvaluateConfig(samples=3, arithmetic_samples=2, max_new_tokens=8, perplexity_tokens=64)
     found = evaluate(model, SKILLS, config, stage="model")
-    if processes.is_first():
+    if distributed.is_first():
         found.save(folder / "eval")
 
 
@@ -70,9 +71,9 @@ def work_in_shards(folder: Path) -> None:
             accident.setattr(Trainer, "log", stop_at_8(Trainer.log))
             with pytest.raises(Stopped):
                 run_stage("sft", folder / "sft", shard=True)
-        if processes.is_first():
+        if distributed.is_first():
             damage(next((folder / "sft" / "state" / "step_00000006").glob("*.safetensors")))
-        processes.wait_for_all()
+        distributed.barrier()
         for stage in tiny_stages.STAGES:
             keep(folder / stage, stage, shard=True)
 
@@ -81,7 +82,7 @@ def work_in_shards(folder: Path) -> None:
 def shorter_stages() -> Iterator[pytest.MonkeyPatch]:
     """In small micro-batches: several passes per process, not always as many in one as in the other; several processes
     compute GRPO's activations again in the backward pass, one keeps them."""
-    again = processes.count() > 1
+    again = distributed.world_size() > 1
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tiny_stages, "PRETRAIN", replace(tiny_stages.PRETRAIN, steps=6))
         patch.setattr(tiny_stages, "SFT", replace(tiny_stages.SFT, steps=12, micro_batch_tokens=60))
@@ -133,7 +134,7 @@ def keep(folder: Path, stage: str, *, shard: bool = False) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Trainer, "apply_gradients", look)
         model: GPT = run_stage(stage, folder, shard=shard)
-    if processes.is_first():
+    if distributed.is_first():
         save_file({name: weight.detach().cpu() for name, weight in model.named_parameters()}, folder / "weights")
         save_file(gradients, folder / "gradients")
 
@@ -142,17 +143,17 @@ def dealing() -> dict[str, object]:
     """How things are dealt out and collected, for a look at each of the processes."""
     items = list(range(5))
     return {
-        "rank": processes.rank(),
-        "share": list(processes.share(items)),
-        "squares": processes.dealt(items, lambda own: [(processes.rank(), item**2) for item in own]),
-        "total": processes.total([1.0, 10.0 * processes.rank()]),
-        "largest": processes.largest([float(processes.rank()), -float(processes.rank())]),
+        "rank": distributed.rank(),
+        "share": list(distributed.shard(items)),
+        "squares": distributed.map_over_ranks(items, lambda own: [(distributed.rank(), item**2) for item in own]),
+        "total": distributed.all_reduce_sum([1.0, 10.0 * distributed.rank()]),
+        "largest": distributed.all_reduce_max([float(distributed.rank()), -float(distributed.rank())]),
     }
 
 
 def whole_recipe(folder: Path) -> Recipe:
     """Every stage, of a few steps, and two edits: what they come to is measured above."""
-    facts = folder / f"facts{processes.rank()}.jsonl"
+    facts = folder / f"facts{distributed.rank()}.jsonl"
     write_jsonl(facts, [fact_to_record(fact) for fact in read_facts("facts50", limit=2)])
     return replace(
         MICRO,
@@ -168,9 +169,9 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     sys.modules["processes_job"] = sys.modules["__main__"]  # where the reward is looked for
     folder, tiny_stages.DEVICE = Path(sys.argv[1]), sys.argv[2]
-    with processes.joined():
-        write_json(folder / f"dealing{processes.rank()}.json", dealing())
+    with distributed.joined():
+        write_json(folder / f"dealing{distributed.rank()}.json", dealing())
         work(folder / "replicas")
         work_in_shards(folder / "shards")
         assert pipeline.run(whole_recipe(folder), folder / "run") == 0
-    processes.leave(0)
+    distributed.leave(0)

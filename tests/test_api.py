@@ -14,17 +14,17 @@ import torch
 
 import nanogpt_edit as ne
 from nanogpt_edit import api
+from nanogpt_edit.checkpoint.checkpoint import fingerprint
+from nanogpt_edit.common.errors import UserError
+from nanogpt_edit.common.files import write_jsonl
+from nanogpt_edit.data.fact_files import fact_to_record
+from nanogpt_edit.data.facts import Fact
 from nanogpt_edit.data.problems import Problem
-from nanogpt_edit.edit.fact_files import fact_to_record
-from nanogpt_edit.edit.facts import Fact
-from nanogpt_edit.errors import UserError
-from nanogpt_edit.evaluate.suite import EvaluateConfig
-from nanogpt_edit.files import write_jsonl
-from nanogpt_edit.generation import Generation, generate
-from nanogpt_edit.model.checkpoint import fingerprint
+from nanogpt_edit.engine.generate import Generation, generate
+from nanogpt_edit.evaluation.suite import EvaluateConfig
 from nanogpt_edit.model.gpt import GPT
-from nanogpt_edit.recipe import Recipe
-from nanogpt_edit.run_data import spared_text
+from nanogpt_edit.pipeline.inputs import spared_text
+from nanogpt_edit.pipeline.recipe import Recipe
 
 QUICK: dict[str, Any] = {"steps": 1, "refine_steps": 0, "n_prefixes": 1, "prefix_tokens": 2}
 QUESTIONS = ["Tom has 3 apples. He buys 14 more.", "A baker bakes 120 loaves."]

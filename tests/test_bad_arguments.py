@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import nanogpt_edit as ne
-from nanogpt_edit.model.checkpoint import fingerprint
+from nanogpt_edit.checkpoint.checkpoint import fingerprint
 from nanogpt_edit.model.gpt import GPT
 
 PROMPT = "Tom has 3 apples."

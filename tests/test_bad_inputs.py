@@ -19,7 +19,7 @@ from bad_inputs import Bad, all_rows
 from conftest import TEXTS, tiny_config
 
 from nanogpt_edit import cli
-from nanogpt_edit.model import checkpoint
+from nanogpt_edit.checkpoint import checkpoint
 from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.model.tokenizer import Tokenizer
 

@@ -20,21 +20,21 @@ from conftest import tiny_config
 from engine_twin import STOPS, assert_same, bold, prompts_of, simple
 from tiny_stages import STAGES, run_stage
 
-from nanogpt_edit.devices import Precision, autocast
-from nanogpt_edit.edit.config import EditConfig
-from nanogpt_edit.edit.editor import edit_model
-from nanogpt_edit.edit.patch import edited_weight
-from nanogpt_edit.edit.scores import score_patch
-from nanogpt_edit.edit.tracing import TraceConfig, trace_facts
+from nanogpt_edit.checkpoint import checkpoint
+from nanogpt_edit.checkpoint.checkpoint import fingerprint
+from nanogpt_edit.common.device import Precision, autocast
+from nanogpt_edit.common.files import read_jsonl
+from nanogpt_edit.editing.config import EditConfig
+from nanogpt_edit.editing.editor import edit_model
+from nanogpt_edit.editing.patch import edited_weight
+from nanogpt_edit.editing.scores import score_patch
 from nanogpt_edit.engine.engine import Engine
 from nanogpt_edit.engine.sampling import Sampling, draw_tokens
-from nanogpt_edit.files import read_jsonl
-from nanogpt_edit.model import checkpoint
-from nanogpt_edit.model.checkpoint import fingerprint
 from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.model.kv_cache import KVCache
 from nanogpt_edit.model.tokenizer import Tokenizer
-from nanogpt_edit.train.loop import Trainer
+from nanogpt_edit.tracing.tracing import TraceConfig, trace_facts
+from nanogpt_edit.training.trainer import Trainer
 
 pytestmark = pytest.mark.device
 

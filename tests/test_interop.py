@@ -18,9 +18,9 @@ from conftest import shared_data, tiny_config
 from writer import ANSWER, writer
 
 from nanogpt_edit.api import evaluate
+from nanogpt_edit.checkpoint import checkpoint
 from nanogpt_edit.data.problems import Problem
-from nanogpt_edit.evaluate.suite import EvaluateConfig
-from nanogpt_edit.model import checkpoint
+from nanogpt_edit.evaluation.suite import EvaluateConfig
 from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.model.tokenizer import REASONING_TEMPLATE, REASONING_TOKENS, Tokenizer
 

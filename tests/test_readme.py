@@ -24,10 +24,11 @@ import pytest
 from micro import MICRO
 
 import nanogpt_edit
-from nanogpt_edit import cli, recipe
-from nanogpt_edit.edit.fact_files import fact_to_record, read_facts
-from nanogpt_edit.files import write_jsonl
-from nanogpt_edit.recipe import ModelConfig, Recipe, save_recipe
+from nanogpt_edit import cli
+from nanogpt_edit.common.files import write_jsonl
+from nanogpt_edit.data.fact_files import fact_to_record, read_facts
+from nanogpt_edit.pipeline import recipe
+from nanogpt_edit.pipeline.recipe import ModelConfig, Recipe, save_recipe
 
 ROOT = Path(nanogpt_edit.__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

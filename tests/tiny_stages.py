@@ -18,16 +18,16 @@ from pathlib import Path
 import torch
 from conftest import TEXTS
 
+from nanogpt_edit.checkpoint.checkpoint import fingerprint
+from nanogpt_edit.common.files import write_json
 from nanogpt_edit.data.problems import Problem, to_sample
 from nanogpt_edit.data.text import token_blocks
-from nanogpt_edit.files import write_json
-from nanogpt_edit.model.checkpoint import fingerprint
 from nanogpt_edit.model.gpt import GPT, GPTConfig
 from nanogpt_edit.model.tokenizer import Tokenizer
-from nanogpt_edit.train.grpo import GRPOConfig, grpo
-from nanogpt_edit.train.optimizers import make_optimizers
-from nanogpt_edit.train.pretrain import PretrainConfig, pretrain, token_stream
-from nanogpt_edit.train.sft import SFTConfig, sft
+from nanogpt_edit.training.grpo import GRPOConfig, grpo
+from nanogpt_edit.training.optimizers import make_optimizers
+from nanogpt_edit.training.pretrain import PretrainConfig, pretrain, token_stream
+from nanogpt_edit.training.sft import SFTConfig, sft
 
 PROBLEMS = tuple(
     Problem(question=f"{a} + {b}?", rationale=f"{a} + {b} = {a + b}", answer=str(a + b), id=f"{a}+{b}")

@@ -9,18 +9,18 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from nanogpt_edit.commands.parse import parse
+from nanogpt_edit.common.errors import UserError
+from nanogpt_edit.common.settings import Precision
 from nanogpt_edit.data.problems import ProblemsConfig
-from nanogpt_edit.data.world import WorldConfig
-from nanogpt_edit.edit.config import EditConfig, SweepConfig
-from nanogpt_edit.edit.trace_config import Site, TraceConfig
+from nanogpt_edit.data.world.world import WorldConfig
+from nanogpt_edit.editing.config import EditConfig, SweepConfig
 from nanogpt_edit.engine.sampling_config import Sampling
-from nanogpt_edit.errors import UserError
-from nanogpt_edit.evaluate.config import EvaluateConfig
-from nanogpt_edit.recipe import ModelConfig, Recipe, load_recipe, packaged_recipes
-from nanogpt_edit.settings import Precision
-from nanogpt_edit.train.grpo_config import GRPOConfig
-from nanogpt_edit.train.pretrain_config import BaseText, PretrainConfig
-from nanogpt_edit.train.sft_config import SFTConfig
+from nanogpt_edit.evaluation.config import EvaluateConfig
+from nanogpt_edit.pipeline.recipe import ModelConfig, Recipe, load_recipe, packaged_recipes
+from nanogpt_edit.tracing.config import Site, TraceConfig
+from nanogpt_edit.training.grpo_config import GRPOConfig
+from nanogpt_edit.training.pretrain_config import BaseText, PretrainConfig
+from nanogpt_edit.training.sft_config import SFTConfig
 
 Model = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
 Split = Literal["validation", "test", "train"]

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from nanogpt_edit.errors import UserError, did_you_mean
-from nanogpt_edit.sizes import size_in_words
+from nanogpt_edit.common.errors import UserError, did_you_mean
+from nanogpt_edit.common.sizes import size_in_words
 
 if TYPE_CHECKING:
-    from nanogpt_edit.edit.covariance_files import CachedCovariance
+    from nanogpt_edit.editing.covariance_cache import CachedCovariance
 
 USAGE = """usage: nanogpt-edit cache [list | clear]
 
@@ -33,7 +33,10 @@ def cache(arguments: list[str]) -> int:
 
 
 def show() -> int:
-    from nanogpt_edit.edit.covariance_files import cached_covariances, default_cache_dir  # here, for it imports torch
+    from nanogpt_edit.editing.covariance_cache import (  # here, for it imports torch
+        cached_covariances,
+        default_cache_dir,
+    )
 
     place = default_cache_dir()
     found = cached_covariances(place)
@@ -51,7 +54,7 @@ def describe(cached: CachedCovariance) -> str:
 
 
 def clear() -> int:
-    from nanogpt_edit.edit.covariance_files import clear_covariances, default_cache_dir  # here, for it imports torch
+    from nanogpt_edit.editing.covariance_cache import clear_covariances, default_cache_dir  # here, for it imports torch
 
     print(f"{size_in_words(clear_covariances(default_cache_dir()))} freed.")
     return 0

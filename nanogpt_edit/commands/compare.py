@@ -7,8 +7,8 @@ from pathlib import Path
 from nanogpt_edit.commands.arguments import Compare
 from nanogpt_edit.commands.parse import parse
 from nanogpt_edit.commands.show import show_differences
-from nanogpt_edit.errors import UserError
-from nanogpt_edit.evaluate.compare import KEPT_BESIDE, compare_evaluations
+from nanogpt_edit.common.errors import UserError
+from nanogpt_edit.evaluation.compare import KEPT_BESIDE, compare_evaluations
 
 
 def compare(arguments: list[str]) -> int:

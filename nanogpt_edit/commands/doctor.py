@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from nanogpt_edit.checkpoint import checkpoint
 from nanogpt_edit.commands.arguments import Run, named_recipe
 from nanogpt_edit.commands.parse import parse
-from nanogpt_edit.devices import choose_device
-from nanogpt_edit.model import checkpoint
+from nanogpt_edit.common.device import choose_device
+from nanogpt_edit.doctor.findings import Finding
 from nanogpt_edit.model.gpt import GPT
-from nanogpt_edit.pipeline import Pipeline
-from nanogpt_edit.recipe import refuse_unread
-from nanogpt_edit.run_checks import check_data, check_model, check_sizes
-from nanogpt_edit.run_folder import RunFolder
-from nanogpt_edit.train.findings import Finding
+from nanogpt_edit.pipeline.checks import check_data, check_model, check_sizes
+from nanogpt_edit.pipeline.folder import RunFolder
+from nanogpt_edit.pipeline.pipeline import Pipeline
+from nanogpt_edit.pipeline.recipe import refuse_unread
 
 UNTRAINED = "an untrained model"
 MARKS = {"ok": "ok  ", "warn": "WARN", "fail": "FAIL"}

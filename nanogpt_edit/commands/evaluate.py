@@ -8,25 +8,25 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from nanogpt_edit import processes
+from nanogpt_edit.checkpoint.checkpoint import load
 from nanogpt_edit.commands.arguments import Evaluate, Split
 from nanogpt_edit.commands.parse import parse
 from nanogpt_edit.commands.show import show_metrics
 from nanogpt_edit.commands.speaker import load_speaker
+from nanogpt_edit.common import distributed
+from nanogpt_edit.common.device import autocast, choose_device
+from nanogpt_edit.common.errors import about
+from nanogpt_edit.common.files import folder_to_fill
+from nanogpt_edit.common.terminal import say
 from nanogpt_edit.data.problems import Problem, ProblemSplits, load_splits, with_room
-from nanogpt_edit.data.world import make_world, sanity_arithmetic
-from nanogpt_edit.devices import autocast, choose_device
-from nanogpt_edit.errors import about
-from nanogpt_edit.evaluate.probes import PROBES
-from nanogpt_edit.evaluate.suite import Evaluation, Skills, evaluate
-from nanogpt_edit.evaluate.text import held_out_text
-from nanogpt_edit.files import folder_to_fill
-from nanogpt_edit.model.checkpoint import load
+from nanogpt_edit.data.world.world import make_world, sanity_arithmetic
+from nanogpt_edit.evaluation.perplexity import held_out_text
+from nanogpt_edit.evaluation.probes import PROBES
+from nanogpt_edit.evaluation.suite import Evaluation, Skills, evaluate
 from nanogpt_edit.model.tokenizer import Tokenizer
-from nanogpt_edit.progress import say
-from nanogpt_edit.recipe import Recipe, load_recipe, recipe_beside, refuse_unread
-from nanogpt_edit.run_checks import check_sizes
-from nanogpt_edit.run_data import RunData
+from nanogpt_edit.pipeline.checks import check_sizes
+from nanogpt_edit.pipeline.inputs import RunData
+from nanogpt_edit.pipeline.recipe import Recipe, load_recipe, recipe_beside, refuse_unread
 
 
 def run(arguments: list[str]) -> int:
@@ -48,7 +48,7 @@ def run(arguments: list[str]) -> int:
     with folder_to_fill(chosen.out):
         found = measure_alone(chosen) if path is None else measure_in_run(chosen, recipe)
         show_metrics(found.metrics)
-        if chosen.out is not None and processes.is_first():
+        if chosen.out is not None and distributed.is_first():
             found.save(chosen.out)
             say(f"Records: {chosen.out / found.stage}.jsonl")
     return 0

@@ -10,9 +10,9 @@ from typing import Annotated, Literal, Union, get_args, get_origin, get_type_hin
 
 import tyro
 
-from nanogpt_edit.errors import UserError
-from nanogpt_edit.settings import NONE
-from nanogpt_edit.typed import default_of
+from nanogpt_edit.common.errors import UserError
+from nanogpt_edit.common.records import default_of
+from nanogpt_edit.common.settings import NONE
 
 MOST_SHOWN = 60  # characters of a word
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from nanogpt_edit.checkpoint.checkpoint import fingerprint, load
 from nanogpt_edit.commands.arguments import Info
 from nanogpt_edit.commands.parse import parse
-from nanogpt_edit.errors import visible
-from nanogpt_edit.model.checkpoint import fingerprint, load
+from nanogpt_edit.common.errors import visible
 from nanogpt_edit.model.fit import tokenizer_doubts
 from nanogpt_edit.model.gpt import GPT, GPTConfig
 from nanogpt_edit.model.tokenizer import REASONING_TEMPLATE

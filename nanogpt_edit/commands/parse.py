@@ -12,9 +12,9 @@ import tyro
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
 from nanogpt_edit.commands.flags import Flag, given_flags, weight
-from nanogpt_edit.errors import UserError
-from nanogpt_edit.settings import NONE
-from nanogpt_edit.typed import check_fields
+from nanogpt_edit.common.errors import UserError
+from nanogpt_edit.common.records import check_fields
+from nanogpt_edit.common.settings import NONE
 
 Arguments = TypeVar("Arguments")
 REGISTRY = ConstructorRegistry()

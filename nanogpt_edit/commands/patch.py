@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from nanogpt_edit.checkpoint.checkpoint import fingerprint, load
 from nanogpt_edit.commands.patch_verbs import Apply, Diff, Drop, Merge, Revert, Show
-from nanogpt_edit.edit.covariance_files import default_cache_dir
-from nanogpt_edit.edit.facts import Fact
-from nanogpt_edit.edit.patch import EditPatch
-from nanogpt_edit.edit.patch_algebra import diff_patches, drop_facts, merge_patches, rebase_patch
-from nanogpt_edit.edit.patch_files import carried_patches, load_patch, save_edited, save_patch
-from nanogpt_edit.errors import UserError, visible
-from nanogpt_edit.model.checkpoint import fingerprint, load
+from nanogpt_edit.common.errors import UserError, visible
+from nanogpt_edit.common.terminal import say
+from nanogpt_edit.data.facts import Fact
+from nanogpt_edit.editing.covariance_cache import default_cache_dir
+from nanogpt_edit.editing.patch import EditPatch
+from nanogpt_edit.editing.patch_files import carried_patches, load_patch, save_edited, save_patch
+from nanogpt_edit.editing.patches import diff_patches, drop_facts, merge_patches, rebase_patch
 from nanogpt_edit.model.gpt import GPT
-from nanogpt_edit.progress import say
-from nanogpt_edit.run_data import recipe_for_edit, spared_text
+from nanogpt_edit.pipeline.inputs import recipe_for_edit, spared_text
 
 
 def show(chosen: Show) -> int:

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import tyro
 
 from nanogpt_edit.commands.parse import parse
-from nanogpt_edit.errors import UserError, did_you_mean
+from nanogpt_edit.common.errors import UserError, did_you_mean
 
 PatchFile = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="PATCH")]
 PatchFiles = Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="PATCH…")]

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from nanogpt_edit import pipeline
 from nanogpt_edit.commands.arguments import Run, named_recipe
 from nanogpt_edit.commands.parse import parse
-from nanogpt_edit.progress import say
-from nanogpt_edit.recipe import refuse_unread
+from nanogpt_edit.common.terminal import say
+from nanogpt_edit.pipeline import pipeline
+from nanogpt_edit.pipeline.recipe import refuse_unread
 
 
 def run(arguments: list[str]) -> int:

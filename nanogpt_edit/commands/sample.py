@@ -9,10 +9,10 @@ from rich.console import Console
 from nanogpt_edit.commands.arguments import Sample
 from nanogpt_edit.commands.parse import parse
 from nanogpt_edit.commands.speaker import load_speaker
+from nanogpt_edit.common.errors import UserError
 from nanogpt_edit.data.problems import prompt_ids
-from nanogpt_edit.errors import UserError
-from nanogpt_edit.evaluate.transcript import completion_text, count_tokens, transcript_text
-from nanogpt_edit.generation import generate
+from nanogpt_edit.engine.generate import generate
+from nanogpt_edit.evaluation.transcript import completion_text, count_tokens, transcript_text
 
 
 def sample(arguments: list[str]) -> int:

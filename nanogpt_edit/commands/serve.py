@@ -5,8 +5,8 @@ from __future__ import annotations
 from nanogpt_edit.commands.arguments import Serve
 from nanogpt_edit.commands.parse import parse
 from nanogpt_edit.commands.speaker import load_speaker
-from nanogpt_edit.progress import say
-from nanogpt_edit.serve.server import make_server
+from nanogpt_edit.common.terminal import say
+from nanogpt_edit.serving.server import make_server
 
 
 def serve(arguments: list[str]) -> int:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from nanogpt_edit.devices import choose_device
-from nanogpt_edit.errors import UserError
-from nanogpt_edit.model.checkpoint import load
+from nanogpt_edit.checkpoint.checkpoint import load
+from nanogpt_edit.common.device import choose_device
+from nanogpt_edit.common.errors import UserError
 from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.model.tokenizer import Tokenizer
 

@@ -14,28 +14,28 @@ import tomli_w
 import torch
 from torch import Tensor
 
-from nanogpt_edit import processes
+from nanogpt_edit.checkpoint.checkpoint import load
 from nanogpt_edit.commands.arguments import GRPO, SFT, Common, Edit, Pretrain
 from nanogpt_edit.commands.parse import parse
-from nanogpt_edit.devices import choose_device
-from nanogpt_edit.edit.covariance_files import default_cache_dir
-from nanogpt_edit.edit.facts import Fact
-from nanogpt_edit.edit.patch import EditPatch
-from nanogpt_edit.edit.patch_files import carried_patches
-from nanogpt_edit.edit.sweep import HEADER, sweep
-from nanogpt_edit.errors import UserError
-from nanogpt_edit.files import write_text
-from nanogpt_edit.model.checkpoint import load
+from nanogpt_edit.common import distributed
+from nanogpt_edit.common.device import choose_device
+from nanogpt_edit.common.errors import UserError
+from nanogpt_edit.common.files import write_text
+from nanogpt_edit.common.settings import differences, read_settings, to_table, write_settings
+from nanogpt_edit.common.terminal import say
+from nanogpt_edit.data.facts import Fact
+from nanogpt_edit.editing.covariance_cache import default_cache_dir
+from nanogpt_edit.editing.patch import EditPatch
+from nanogpt_edit.editing.patch_files import carried_patches
+from nanogpt_edit.editing.sweep import HEADER, sweep
 from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.model.tokenizer import tokenizer_of
-from nanogpt_edit.progress import say
-from nanogpt_edit.recipe import Recipe, refuse_unread
-from nanogpt_edit.run_checks import check_problems, check_sizes
-from nanogpt_edit.run_data import for_model, recipe_for_edit, require_world
-from nanogpt_edit.run_folder import MAY_CHANGE, RunFolder
-from nanogpt_edit.run_models import RunModels
-from nanogpt_edit.settings import differences, read_settings, to_table, write_settings
-from nanogpt_edit.train.pretrain_config import BaseText, PretrainConfig
+from nanogpt_edit.pipeline.checks import check_problems, check_sizes
+from nanogpt_edit.pipeline.folder import MAY_CHANGE, RunFolder
+from nanogpt_edit.pipeline.inputs import for_model, recipe_for_edit, require_world
+from nanogpt_edit.pipeline.models import RunModels
+from nanogpt_edit.pipeline.recipe import Recipe, refuse_unread
+from nanogpt_edit.training.pretrain_config import BaseText, PretrainConfig
 
 NOTHING_GIVEN = Recipe()
 
@@ -191,7 +191,7 @@ def keep_settings(chosen: Common, path: Path, *, begun: bool) -> None:
 
     Raises UserError naming what differs.
     """
-    if not processes.is_first():
+    if not distributed.is_first():
         return
     if path.exists() and begun:
         changed = [name for name in differences(read_settings(type(chosen), path), chosen) if name not in MAY_CHANGE]

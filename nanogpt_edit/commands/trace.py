@@ -9,17 +9,17 @@ from nanogpt_edit import api
 from nanogpt_edit.commands.arguments import Trace
 from nanogpt_edit.commands.parse import parse
 from nanogpt_edit.commands.speaker import load_speaker
+from nanogpt_edit.common.errors import UserError
+from nanogpt_edit.common.files import make_folder, write_json
 from nanogpt_edit.common.stats import Interval, change_of_share
-from nanogpt_edit.edit.fact_files import read_facts
-from nanogpt_edit.edit.facts import Fact
-from nanogpt_edit.edit.measure import measure_facts
-from nanogpt_edit.edit.sweep import Trial, read_trials
-from nanogpt_edit.edit.trace_average import effect_at, token_groups, trace_record
-from nanogpt_edit.edit.tracing import Site, Traced, trace_facts
-from nanogpt_edit.errors import UserError
-from nanogpt_edit.files import make_folder, write_json
+from nanogpt_edit.common.terminal import say
+from nanogpt_edit.data.fact_files import read_facts
+from nanogpt_edit.data.facts import Fact
+from nanogpt_edit.editing.measure import measure_facts
+from nanogpt_edit.editing.sweep import Trial, read_trials
 from nanogpt_edit.model.gpt import GPT
-from nanogpt_edit.progress import say
+from nanogpt_edit.tracing.average import effect_at, token_groups, trace_record
+from nanogpt_edit.tracing.tracing import Site, Traced, trace_facts
 
 
 def trace(arguments: list[str]) -> int:

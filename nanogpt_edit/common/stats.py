@@ -29,7 +29,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from nanogpt_edit.errors import UserError
+from nanogpt_edit.common.errors import UserError
 
 Verdict = Literal["better", "worse", "changed", "inconclusive"]
 GoodSide = Literal["more", "less", "neither"]

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from nanogpt_edit.common.errors import UserError
 from nanogpt_edit.data.problems import Sample
-from nanogpt_edit.errors import UserError
 
 CHUNK_BATCHES = 50
 

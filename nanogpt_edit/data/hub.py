@@ -7,9 +7,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from itertools import islice
 
+from nanogpt_edit.checkpoint.hub import answers
+from nanogpt_edit.common.errors import UserError
 from nanogpt_edit.data.rows import ROW_SUFFIXES
-from nanogpt_edit.errors import UserError
-from nanogpt_edit.model.hub import answers
 
 Row = Mapping[str, object]
 

@@ -12,12 +12,12 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from nanogpt_edit.arguments import checked
+from nanogpt_edit.common.arguments import checked
+from nanogpt_edit.common.errors import UserError
+from nanogpt_edit.common.records import check_fields
 from nanogpt_edit.data import hub
 from nanogpt_edit.data.numerals import THOUSANDS, numbers
 from nanogpt_edit.data.rows import ROW_SUFFIXES, read_rows, reason_of_json
-from nanogpt_edit.errors import UserError
-from nanogpt_edit.typed import check_fields
 
 CALCULATOR_MARK = re.compile(r"<<[^<>]*>>")
 COMMA_BETWEEN_DIGITS = re.compile(r"(?<=\d)[,，٬](?=\d)")

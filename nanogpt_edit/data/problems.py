@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from hashlib import sha256
 from typing import TYPE_CHECKING
 
+from nanogpt_edit.common.errors import UserError
+from nanogpt_edit.common.records import Settings
 from nanogpt_edit.data.problem_files import Fields, read_all_splits
 from nanogpt_edit.data.problem_files import Problem as Problem
 from nanogpt_edit.data.problem_files import read_problems as read_problems
-from nanogpt_edit.errors import UserError
-from nanogpt_edit.typed import Settings
 
 if TYPE_CHECKING:
     from nanogpt_edit.model.tokenizer import Tokenizer

@@ -13,8 +13,8 @@ from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
-from nanogpt_edit.errors import UserError
-from nanogpt_edit.files import parse_json, read_bytes
+from nanogpt_edit.common.errors import UserError
+from nanogpt_edit.common.files import parse_json, read_bytes
 
 ROW_SUFFIXES = (".jsonl", ".json", ".jsonl.gz", ".json.gz", ".parquet")
 MOST_UNPACKED = 256 << 20  # bytes of a gzip file, which may unpack to a thousand times its size

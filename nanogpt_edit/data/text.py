@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from nanogpt_edit.common.errors import UserError
+from nanogpt_edit.common.records import check_sound
+from nanogpt_edit.common.terminal import counted
 from nanogpt_edit.data import hub
 from nanogpt_edit.data.rows import is_rows, read_rows, read_text_file, reason_of_json
-from nanogpt_edit.errors import UserError
-from nanogpt_edit.progress import counted
-from nanogpt_edit.typed import check_sound
 
 if TYPE_CHECKING:
     from nanogpt_edit.model.tokenizer import Tokenizer

@@ -17,13 +17,13 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from nanogpt_edit.devices import product_dtype
+from nanogpt_edit.common.device import product_dtype
+from nanogpt_edit.common.errors import UserError
 from nanogpt_edit.engine.decode_cache import DecodeCache
+from nanogpt_edit.engine.packed_weights import PackedWeights
 from nanogpt_edit.engine.sampling import Sampling, draw_tokens, stream_keys, uniforms_at
-from nanogpt_edit.errors import UserError
 from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.model.kv_cache import KVCache
-from nanogpt_edit.model.packed_weights import PackedWeights
 
 SLACK_COLUMNS = 64  # decode steps between two moves of the cache contents to the front
 PREFILL_TOKENS = 16_384  # prompt tokens run through the model at once

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from nanogpt_edit.errors import UserError
-from nanogpt_edit.typed import Settings, check_fields
+from nanogpt_edit.common.errors import UserError
+from nanogpt_edit.common.records import Settings, check_fields
 
 LOWEST_TEMPERATURE = 1e-6  # logits divided by it are still far from float32's limits
 

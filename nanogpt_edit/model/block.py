@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nanogpt_edit.model.config import Activation, GPTConfig
+from nanogpt_edit.model.linear import Linear
 from nanogpt_edit.model.positions import rotate
-from nanogpt_edit.model.products import Linear
 
 if TYPE_CHECKING:
     from nanogpt_edit.model.kv_cache import KVCache

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from nanogpt_edit.errors import UserError, at_least
+from nanogpt_edit.common.errors import UserError, at_least
 from nanogpt_edit.model.positions import RopeScaling
 
 Activation = Literal["gelu_tanh", "gelu", "relu", "swiglu"]

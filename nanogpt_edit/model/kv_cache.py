@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from nanogpt_edit.errors import UserError
+from nanogpt_edit.common.errors import UserError
 from nanogpt_edit.model.block import attention
 from nanogpt_edit.model.config import GPTConfig
 

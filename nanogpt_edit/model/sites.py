@@ -12,7 +12,7 @@ from contextlib import ExitStack, contextmanager
 
 from torch import Tensor, nn
 
-from nanogpt_edit.errors import UserError
+from nanogpt_edit.common.errors import UserError
 from nanogpt_edit.model.gpt import GPT
 
 SITES = ("resid_pre", "attn_out", "mlp_key", "mlp_out", "resid_post")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from nanogpt_edit import sizes
+from nanogpt_edit.common import sizes
 from nanogpt_edit.model.config import GPTConfig
 
 BLOCK_OBJECTS = 30_000  # bytes of Python's objects for one block, whatever its width

@@ -24,9 +24,9 @@ from typing import TYPE_CHECKING
 import tokenizers
 from tokenizers import AddedToken, decoders, models, pre_tokenizers, processors, trainers
 
-from nanogpt_edit.errors import UserError
-from nanogpt_edit.files import read_bytes, read_json, write_json, write_text
-from nanogpt_edit.progress import progress
+from nanogpt_edit.common.errors import UserError
+from nanogpt_edit.common.files import read_bytes, read_json, write_json, write_text
+from nanogpt_edit.common.terminal import progress
 
 if TYPE_CHECKING:
     from nanogpt_edit.model.gpt import GPT

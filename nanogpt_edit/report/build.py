@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from nanogpt_edit.files import atomic_directory, write_json, write_text
-from nanogpt_edit.progress import progress
+from nanogpt_edit.common.files import atomic_directory, write_json, write_text
+from nanogpt_edit.common.terminal import progress
 from nanogpt_edit.report.read import read_run
 from nanogpt_edit.report.summary import Summary, summarise
 

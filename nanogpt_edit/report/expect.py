@@ -24,8 +24,8 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from nanogpt_edit.common.errors import UserError
 from nanogpt_edit.common.stats import Z_TWO_SIDED
-from nanogpt_edit.errors import UserError
 from nanogpt_edit.report.fields import is_number
 from nanogpt_edit.report.records import STAGES, is_share
 

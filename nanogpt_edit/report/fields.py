@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TypeGuard
 
+from nanogpt_edit.common.errors import UserError
+from nanogpt_edit.common.files import read_json, read_numbered_jsonl
 from nanogpt_edit.common.stats import Interval
-from nanogpt_edit.errors import UserError
-from nanogpt_edit.files import read_json, read_numbered_jsonl
 
 
 class Fields:

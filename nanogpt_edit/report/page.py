@@ -14,7 +14,7 @@ from importlib.resources import files
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from nanogpt_edit.errors import visible as escaped
+from nanogpt_edit.common.errors import visible as escaped
 from nanogpt_edit.report import labels
 from nanogpt_edit.report.examples import split_completion
 from nanogpt_edit.report.ledger import Verdict

@@ -13,9 +13,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import get_args
 
+from nanogpt_edit.common.errors import UserError
+from nanogpt_edit.common.files import read_json
 from nanogpt_edit.common.stats import Difference, Interval, Verdict
-from nanogpt_edit.errors import UserError
-from nanogpt_edit.files import read_json
 from nanogpt_edit.report.fields import Fields, is_number, read_interval, read_lines, read_object
 from nanogpt_edit.report.read_edits import read_edit, read_trace
 from nanogpt_edit.report.read_rollouts import read_rollouts

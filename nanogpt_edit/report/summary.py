@@ -13,8 +13,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 
+from nanogpt_edit.common.errors import UserError
 from nanogpt_edit.common.stats import Interval, change_of_share
-from nanogpt_edit.errors import UserError
 from nanogpt_edit.report.expect import Expectation, judge
 from nanogpt_edit.report.ledger import Ledger, make_ledger
 from nanogpt_edit.report.records import Run

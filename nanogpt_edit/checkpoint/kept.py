@@ -1,0 +1,111 @@
+"""What came with a model beside its weights, its sizes and its vocabulary, and is kept when the model is saved again.
+
+Three things: the entries of config.json and generation_config.json that are not ours to set, and the texts in its
+directory (model card, licence, further chat templates). Other formats of the weights and second copies of the
+vocabulary, which lack the reasoning tokens, are not kept.
+
+The model card, README.md, is kept too, and what was done to the weights is said at its end, anew each time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatch
+from pathlib import Path
+
+from nanogpt_edit.common.errors import UserError
+from nanogpt_edit.common.files import read_json, write_text
+from nanogpt_edit.model.tokenizer import REASONING_TEMPLATE, Tokenizer
+
+CARD = "README.md"
+OWN_PART = "<!-- nanogpt_edit: what follows is written anew whenever the model is saved -->"
+TEXTS = ("*.md", "LICEN[CS]E*", "NOTICE*", "COPYING*", "*USE_POLICY*", "*.jinja")
+TEMPLATES = "additional_chat_templates"
+LARGEST_TEXT = 2**20  # bytes
+
+# Entries of config.json that describe sizes and number formats in other words than those that are written.
+REPLACED = ("dtype", "torch_dtype", "rope_parameters", "rope_theta", "rope_scaling", "auto_map", "n_ctx")
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What came with a model. `Kept()` is what comes with a new one: nothing."""
+
+    config: Mapping[str, object] = field(default_factory=dict)
+    """Entries of config.json; those that describe the architecture are replaced when it is written."""
+    generation: Mapping[str, object] = field(default_factory=dict)
+    """Entries of generation_config.json."""
+    texts: Mapping[str, bytes] = field(default_factory=dict)
+    """Text files by their path in the directory."""
+    vocabulary_sha256: str | None = None
+    """`Tokenizer.vocabulary_sha256` when the model was saved; None for models from elsewhere."""
+
+    @classmethod
+    def read(cls, directory: Path, config: Mapping[str, object]) -> Kept:
+        """What `directory` holds; `config` is its config.json. Raises UserError for a damaged file."""
+        generation, lineage = _entries(directory / "generation_config.json"), _entries(directory / "lineage.json")
+        found = sorted(path for path in directory.iterdir() if is_kept(path.name))
+        found += sorted((directory / TEMPLATES).glob("*.jinja"))
+        return cls(
+            config={name: value for name, value in config.items() if name not in REPLACED},
+            generation=generation,
+            vocabulary_sha256=str(lineage["vocabulary"]) if "vocabulary" in lineage else None,
+            texts={
+                str(path.relative_to(directory)): path.read_bytes()
+                for path in found
+                if path.is_file() and path.stat().st_size <= LARGEST_TEXT
+            },
+        )
+
+    def write(self, directory: Path) -> None:
+        """Put the texts back, all but those that `directory` already has."""
+        for name, text in self.texts.items():
+            if not (directory / name).exists():
+                (directory / name).parent.mkdir(exist_ok=True)
+                (directory / name).write_bytes(text)
+
+    def end_ids(self, file: Path) -> frozenset[int]:
+        """The ids that end a text, as generation_config.json or else config.json says.
+
+        Raises UserError, naming `file`, for what is no id.
+        """
+        named = self.generation.get("eos_token_id", self.config.get("eos_token_id"))
+        listed = named if isinstance(named, list) else [] if named is None else [named]
+        for token_id in listed:
+            if not isinstance(token_id, int) or isinstance(token_id, bool) or token_id < 0:
+                raise UserError(f'{file}: "eos_token_id" must be a token id or a list of them, found {token_id!r}.')
+        return frozenset(listed)
+
+
+def _entries(file: Path) -> dict[str, object]:
+    return read_json(file) if file.is_file() else {}
+
+
+def is_kept(name: str) -> bool:
+    """Whether a file of this name in a model's directory is a text that is kept."""
+    return name == TEMPLATES or any(fnmatch(name.upper(), pattern.upper()) for pattern in TEXTS)
+
+
+def write_card(directory: Path, lineage: Sequence[str], tokenizer: Tokenizer | None) -> None:
+    """Say at the end of the model card what was done to the weights and how a question is put to the model."""
+    card = directory / CARD
+    theirs = card.read_text(encoding="utf-8", errors="replace").partition(OWN_PART)[0] if card.is_file() else ""
+    notes = [note.replace("<", "\\<") for note in lineage]  # else Markdown takes the reasoning tokens for HTML
+    steps = "\n".join(f"{number}. {note}" for number, note in enumerate(notes, start=1)) or "Nothing is recorded."
+    own = f"## What was done to these weights\n\n{steps}\n\n## How a question is put\n\n{_format(tokenizer)}\n"
+    write_text(card, f"{theirs.rstrip()}\n\n{OWN_PART}\n{own}".lstrip())
+
+
+def _format(tokenizer: Tokenizer | None) -> str:
+    if tokenizer is None:
+        return "No vocabulary came with the weights."
+    if tokenizer.chat_template == REASONING_TEMPLATE:
+        return (
+            "As the bare question. The model then writes `<think>` steps `</think><answer>` answer `</answer>` and "
+            "stops. The chat template says this format, which is the one it was trained on: the last question, then "
+            "`<think>`; it leaves out a system's words and earlier turns."
+        )
+    if tokenizer.chat_template is None:
+        return "As plain text; there is no chat template, and none was trained."
+    return "By the chat template that came with the model; training here did not teach it another format."

@@ -1,0 +1,133 @@
+"""SIGINT and SIGTERM are obeyed within five seconds, whatever the program is doing.
+
+Python looks at signals in the main thread, between two of its instructions; one long operator, or a library that throws
+an exception away, would keep it waiting. So a thread is told of them at once (`signal.set_wakeup_fd`), and ends the
+process itself when the main thread has not done so in time. That loses nothing: a run goes on after any kill. A second
+signal ends the process at once.
+
+A training stage first tries to end its step (`training/trainer.py`); when that takes longer than `STEP_SECONDS` the
+thread has the handler called that was there before, which raises `Stopped` in the middle of it.
+"""
+
+from __future__ import annotations
+
+import _thread
+import os
+import select
+import signal
+import threading
+import time
+from collections.abc import Callable
+from types import FrameType
+
+STEP_SECONDS = 1.0  # for a training step to end by itself
+DEADLINE_SECONDS = 4.0  # for everything; giving back gigabytes of memory takes the system a moment more
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class Stopped(KeyboardInterrupt):
+    """SIGINT or SIGTERM has asked this process to end."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(signal.Signals(number).name)
+        self.number = number
+
+
+def status_of(number: int) -> int:
+    """The exit status of a process that a signal has ended: 130 for SIGINT, 143 for SIGTERM."""
+    return 128 + number
+
+
+def obey(last_words: Callable[[int], object], *, alone: bool = True) -> None:
+    """Obey signals from now to the end of this process. To be called once, in the main thread.
+
+    `last_words(signal)` speaks for a main thread that does not come to it. One of several processes (not `alone`) gets
+    what a terminal sends twice, the second time from torchrun, and leaves a training step together with the others: it
+    is not hurried.
+    """
+    global _watch
+    _watch = _Watch(last_words, alone=alone)
+
+
+def asked() -> int | None:
+    """The signal that has asked this process to end, if one has."""
+    return None if _watch is None else _watch.number
+
+
+def speak() -> None:
+    """The person is being told: no last words are needed."""
+    if _watch is not None:
+        _watch.spoken = True
+
+
+def done() -> None:
+    """The work is done: a signal that comes from now on would only spoil the end of the process."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    signal.set_wakeup_fd(-1)
+
+
+class _Watch:
+    """The handlers, and the thread that is told of every signal."""
+
+    def __init__(self, last_words: Callable[[int], object], *, alone: bool) -> None:
+        self.last_words, self.alone = last_words, alone
+        self.number: int | None = None  # of the signal that has come
+        self.raised = self.spoken = False
+        self.nudges = 0  # signals of our own that are still in the pipe
+        self.pipe, write = os.pipe()
+        os.set_blocking(write, False)
+        for number in SIGNALS:
+            signal.signal(number, self.stop)
+        signal.set_wakeup_fd(write, warn_on_full_buffer=False)
+        threading.Thread(target=self.watch, name="signals", daemon=True).start()
+
+    def stop(self, number: int, frame: FrameType | None) -> None:
+        """The handler, in the main thread."""
+        self.number = self.number or number
+        self.raised = True
+        raise Stopped(self.number)
+
+    def watch(self) -> None:
+        """The thread: from the first signal on, the process has so many seconds, or until the second."""
+        while self.number is None:
+            self.number = self.next_signal(None)
+        if not self.another_within(STEP_SECONDS):
+            self.nudge()
+            self.another_within(DEADLINE_SECONDS - STEP_SECONDS)
+        self.end()
+
+    def another_within(self, seconds: float) -> bool:
+        """Wait so long for one more signal; of several processes each waits to the end."""
+        until = time.monotonic() + seconds
+        while (left := until - time.monotonic()) > 0:
+            if self.next_signal(left) is not None and self.alone:
+                return True
+        return False
+
+    def next_signal(self, seconds: float | None) -> int | None:
+        """The next signal that somebody has sent within so many seconds (None: however long it takes)."""
+        if not select.select([self.pipe], [], [], seconds)[0]:
+            return None
+        (number,) = os.read(self.pipe, 1)
+        if number in SIGNALS and self.nudges:
+            self.nudges -= 1
+            return None
+        return number if number in SIGNALS else None
+
+    def nudge(self) -> None:
+        """Have the handler called that stands now, unless it has been."""
+        if self.alone and not self.raised and self.number is not None:
+            self.nudges += 1  # it comes through the pipe as a signal does
+            _thread.interrupt_main(signal.Signals(self.number))
+
+    def end(self) -> None:
+        """End the process, whatever its main thread is doing."""
+        number = self.number or signal.SIGINT
+        if not self.spoken:
+            self.last_words(number)
+        os._exit(status_of(number))
+
+
+_watch: _Watch | None = None

@@ -1,0 +1,63 @@
+"""The memory a training step needs, estimated, beside what the machine has free."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from nanogpt_edit.doctor.findings import Finding
+from nanogpt_edit.model.gpt import GPT
+from nanogpt_edit.model.kv_cache import KVCache
+from nanogpt_edit.training.chunked_loss import CHUNK_NUMBERS, KEPT_NUMBERS
+from nanogpt_edit.training.config import LoopConfig
+from nanogpt_edit.training.grpo_config import GRPOConfig
+
+GIBIBYTE = 2**30
+
+
+def check_memory(needed: int, available: int | None) -> Finding:
+    """Does the estimate fit in what the machine has free?"""
+    found = f"about {needed / GIBIBYTE:.2g} GiB needed"
+    if available is None:
+        return Finding("memory", "ok", f"{found}; how much is free is not known here")
+    found += f", {available / GIBIBYTE:.2g} GiB free"
+    if needed <= available:
+        return Finding("memory", "ok", found)
+    return Finding("memory", "warn", found, "lower micro_batch_tokens, or the rows of a step")
+
+
+def training_bytes(model: GPT, config: LoopConfig) -> int:
+    """Roughly what one step holds at its peak: weights, gradients, moments, activations, logits; GRPO's cache.
+
+    Kept per token and block are the two norms' inputs and outputs, queries, keys, values, what attention gives, and the
+    two sides of the MLP's nonlinearity; attention itself keeps no scores. With activation checkpointing it is what goes
+    into each block, and one block's share of the rest. Of the logits a chunk is held three times: as log-probabilities,
+    as probabilities, and as their gradient; GRPO keeps those of a micro-batch, up to KEPT_NUMBERS. The weights' packed
+    copies live while rollouts are sampled, when there are neither gradients nor activations.
+    """
+    shape, size = model.config, next(model.parameters()).element_size()
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    copies = 4 + (isinstance(config, GRPOConfig) and config.kl_coef > 0)  # weights, gradients, two moments; reference
+    tokens, per_block = config.micro_batch_tokens, 9 * shape.n_embd + 3 * shape.mlp_size
+    per_token = shape.n_layer * (shape.n_embd if config.activation_checkpointing else per_block)
+    per_token += per_block if config.activation_checkpointing else 0
+    logits = tokens * shape.vocab_size
+    total = (parameters * copies + tokens * per_token) * size + 3 * 4 * min(logits, CHUNK_NUMBERS)
+    if isinstance(config, GRPOConfig):
+        total += 4 * min(logits, KEPT_NUMBERS)
+        rows = config.problems_per_step * config.group_size
+        total += rows * KVCache.row_bytes(shape, capacity=config.max_new_tokens or shape.block_size, dtype=model.dtype)
+    return total
+
+
+def available_bytes(device: torch.device) -> int | None:
+    """Memory that is free on the device; None where it cannot be told."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return None
+    found = [line.split()[1] for line in lines if line.startswith("MemAvailable:")]
+    return int(found[0]) * 1024 if found else None

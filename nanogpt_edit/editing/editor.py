@@ -1,0 +1,258 @@
+"""Facts in, EditPatch out: values (`values.py`), then weights layer by layer (`layers.py`), batch after batch.
+
+The changes are made on the model itself and undone in `finally`: when `edit_model` returns or fails, the weights are
+bitwise what they were. A model in half precision is edited in float32 (small steps would be lost in bfloat16's eight
+bits); its patch is made for the weights as they are.
+
+With `batch_size`, the facts are edited in sequence, batch after batch, each on the weights the ones before left behind.
+ROME is the sequence of single facts on one layer.
+
+Shapes: N facts, D model width, F MLP width.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+import nanogpt_edit
+from nanogpt_edit.checkpoint.checkpoint import weight_sha256
+from nanogpt_edit.common.errors import UserError
+from nanogpt_edit.common.terminal import progress, say
+from nanogpt_edit.data.fact_files import check_changes
+from nanogpt_edit.data.facts import Fact
+from nanogpt_edit.editing.config import EditConfig
+from nanogpt_edit.editing.contexts import LocatedFact, generate_prefixes, locate_facts
+from nanogpt_edit.editing.covariance import Covariance
+from nanogpt_edit.editing.covariance_cache import covariances
+from nanogpt_edit.editing.finetune import finetuned_delta
+from nanogpt_edit.editing.memit import EditedLayer, Terrain, refine_batch, solve_batch
+from nanogpt_edit.editing.patch import EditedFact, EditPatch, LayerUpdate, on_grid
+from nanogpt_edit.editing.refine import OrdinaryText
+from nanogpt_edit.editing.values import TargetValues, optimise_values
+from nanogpt_edit.model.gpt import GPT
+
+
+def edit_model(
+    model: GPT,
+    facts: Sequence[Fact],
+    config: EditConfig | None = None,
+    *,
+    covariance_blocks: Tensor | None = None,
+    cache_dir: Path | None = None,
+) -> EditPatch:
+    """The patch that makes `model` say every fact's `target_new`; the model itself is left as it is.
+
+    `covariance_blocks` (N, T) are token ids of ordinary text (needed by all methods but ft); covariances are kept in
+    `cache_dir`. Raises UserError for a layer the model does not have, a subject that is not in its prompt, or two facts
+    that ask different answers of one prompt.
+    """
+    return _edit(model, facts, config or EditConfig(), covariance_blocks, cache_dir, known_values=None)
+
+
+def solve_again(
+    model: GPT,
+    edited: Sequence[EditedFact],
+    values: Tensor,
+    config: EditConfig,
+    *,
+    covariance_blocks: Tensor | None = None,
+    cache_dir: Path | None = None,
+) -> EditPatch:
+    """As `edit_model`, with values v* (N, D) known from earlier patches: only keys and weights are computed anew."""
+    known = TargetValues(
+        values=values,
+        probabilities=tuple(e.probability for e in edited),
+        shifts=tuple(e.shift for e in edited),
+        steps=tuple(e.steps for e in edited),
+    )
+    return _edit(model, [e.fact for e in edited], config, covariance_blocks, cache_dir, known_values=known)
+
+
+@progress("editing")
+@torch.inference_mode(False)  # values are found by descent, also where the caller wants no gradients
+def _edit(
+    model: GPT,
+    facts: Sequence[Fact],
+    config: EditConfig,
+    covariance_blocks: Tensor | None,
+    cache_dir: Path | None,
+    known_values: TargetValues | None,
+) -> EditPatch:
+    started = time.perf_counter()
+    _check(model, facts, config)
+    was_training, dtype = model.training, model.dtype
+    model.eval().to(torch.promote_types(dtype, torch.float32))  # exact, there and back
+    layers = {layer: EditedLayer(model, layer) for layer in config.edited_layers}
+    found: dict[int, Covariance] = {}
+    try:
+        located = locate_facts(
+            model, facts, generate_prefixes(model, config), allow_partial=config.allow_partial_subject
+        )
+        if config.method == "ft":
+            values = _finetune(model, located, config, layers)
+        else:
+            if covariance_blocks is None:
+                raise UserError(f"{config.method} needs covariance_blocks, the token ids of ordinary text.")
+            _note_unreachable(model, located, config)
+            found = covariances(
+                model,
+                covariance_blocks,
+                layers=config.edited_layers,
+                max_tokens=config.covariance_tokens,
+                tolerance=config.covariance_tolerance,
+                cache_dir=cache_dir,
+            )
+            for number, layer in layers.items():
+                layer.terrain = Terrain.of(found[number], config, model.device)
+            refines = config.refine_steps > 0 and config.refine_kl > 0
+            text = OrdinaryText.of(model, covariance_blocks, config) if refines else None
+            values = _edit_in_batches(model, located, config, layers, known_values, text)
+    finally:
+        for layer in layers.values():
+            layer.restore()
+        model.to(dtype).train(was_training)
+    return _patch(model, located, values, config, layers, found, started)
+
+
+def _edit_in_batches(
+    model: GPT,
+    located: Sequence[LocatedFact],
+    config: EditConfig,
+    layers: Mapping[int, EditedLayer],
+    known_values: TargetValues | None,
+    text: OrdinaryText | None,
+) -> list[TargetValues]:
+    """All batches in turn; their changes stay in the model."""
+    parts: list[TargetValues] = []
+    size = 1 if config.method == "rome" else (config.batch_size or len(located))
+    for first in range(0, len(located), size):
+        batch = located[first : first + size]
+        for round_ in range(config.rounds):
+            if known_values is not None:
+                found_values = _slice(known_values, first, first + size)
+            else:
+                found_values = optimise_values(model, batch, config)
+            solve_batch(model, batch, found_values.values, config, layers, again=round_ > 0)
+        if config.refine_steps and config.method in ("memit", "alphaedit"):
+            refine_batch(model, batch, config, layers, text)
+        parts.append(found_values)
+    return parts
+
+
+def check_edit(model: GPT, facts: Sequence[Fact], config: EditConfig) -> None:
+    """Raise UserError, without editing, for layers `model` does not have and facts it cannot be told."""
+    _check(model, facts, config)
+    locate_facts(model, facts, (), allow_partial=config.allow_partial_subject)
+
+
+def _check(model: GPT, facts: Sequence[Fact], config: EditConfig) -> None:
+    if not facts:
+        raise UserError("there are no facts to edit; the list is empty.")
+    if config.layers[0] < 0 or config.layers[-1] >= model.config.n_layer:
+        raise UserError(
+            f"layers {list(config.layers)} are not all in the model, which has layers 0 to {model.config.n_layer - 1}."
+        )
+    check_changes({f"fact {number}": fact for number, fact in enumerate(facts)})
+    asked: dict[str, str] = {}
+    for fact in facts:
+        for prompt in (fact.prompt, *fact.rewordings):
+            before = asked.setdefault(prompt.strip(), fact.target_new.strip())
+            if before != fact.target_new.strip():
+                raise UserError(
+                    f'two facts ask different answers of "{prompt}": "{before}" and "{fact.target_new}"; drop one.'
+                )
+
+
+def _finetune(
+    model: GPT, located: Sequence[LocatedFact], config: EditConfig, layers: Mapping[int, EditedLayer]
+) -> list[TargetValues]:
+    delta, probabilities, steps = finetuned_delta(model, located, config)
+    n, (layer,) = len(located), layers.values()
+    layer.add(torch.eye(len(delta), dtype=torch.float64), delta.double().cpu(), torch.zeros(delta.shape[1], n))
+    values = TargetValues(
+        values=torch.zeros(n, model.config.n_embd),
+        probabilities=probabilities,
+        shifts=(0.0,) * n,
+        steps=(steps,) * n,
+    )
+    return [values]
+
+
+def _note_unreachable(model: GPT, located: Sequence[LocatedFact], config: EditConfig) -> None:
+    """What the last block writes no later token reads: say so where the subject does not end the prompt."""
+    early = [fact for fact in located if fact.contexts[0].subject_last + 1 < len(fact.contexts[0].token_ids)]
+    if config.layers[-1] == model.config.n_layer - 1 and early:
+        say(
+            f"Layer {config.layers[-1]} is the model's last: a value put there at the subject's last token reaches no "
+            f'later one, so {len(early)} of {len(located)} facts cannot be edited (as "{early[0].fact.prompt}"). '
+            "Choose layers that end lower."
+        )
+
+
+def _patch(
+    model: GPT,
+    located: Sequence[LocatedFact],
+    parts_of_values: Sequence[TargetValues],
+    config: EditConfig,
+    edited_layers: Mapping[int, EditedLayer],
+    found: dict[int, Covariance],
+    started: float,
+) -> EditPatch:
+    values = _joined(parts_of_values)
+    made = (values.values, *(each for layer in edited_layers.values() for each in (*layer.left, *layer.right)))
+    if not all(bool(each.isfinite().all()) for each in made):
+        raise UserError(
+            "the edit came to NaN or infinite numbers: the model's weights hold some (nanogpt-edit info tells), or "
+            "learning_rate or clamp is far too large."
+        )
+    layers: dict[int, LayerUpdate] = {}
+    for layer, parts in edited_layers.items():
+        left, right = on_grid(torch.cat(parts.left, dim=1).cpu(), torch.cat(parts.right, dim=0).cpu())
+        layers[layer] = LayerUpdate(
+            left=left.contiguous(),
+            right=right.contiguous(),
+            keys=torch.cat(parts.keys, dim=1).float().cpu().contiguous(),
+            expected_sha256=weight_sha256(parts.weight),
+            covariance_sha256=found[layer].sha256() if layer in found else "",
+        )
+    edited = tuple(
+        EditedFact(fact.fact, fact.lookup, probability, shift, steps)
+        for fact, probability, shift, steps in zip(
+            located, values.probabilities, values.shifts, values.steps, strict=True
+        )
+    )
+    patch = EditPatch(
+        layers=layers,
+        values=values.values.float().contiguous(),
+        edited=edited,
+        config=config,
+        batches=tuple(len(part.steps) for part in parts_of_values),
+        seconds=time.perf_counter() - started,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        versions={"nanogpt_edit": nanogpt_edit.__version__, "torch": str(torch.__version__)},
+    )
+    return patch.bound_to(model)
+
+
+def _slice(values: TargetValues, first: int, end: int) -> TargetValues:
+    return TargetValues(
+        values=values.values[first:end],
+        probabilities=values.probabilities[first:end],
+        shifts=values.shifts[first:end],
+        steps=values.steps[first:end],
+    )
+
+
+def _joined(parts: Sequence[TargetValues]) -> TargetValues:
+    return TargetValues(
+        values=torch.cat([part.values for part in parts]),
+        probabilities=tuple(p for part in parts for p in part.probabilities),
+        shifts=tuple(s for part in parts for s in part.shifts),
+        steps=tuple(s for part in parts for s in part.steps),
+    )

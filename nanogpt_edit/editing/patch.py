@@ -1,0 +1,274 @@
+"""EditPatch: an edit as a thing of its own, that can be applied, undone, saved and refused.
+
+Per edited layer ΔW = left · right. Both factors are stored in float32 on a fixed-point grid coarse enough that every
+sum in their float64 product is exact (see `on_grid`): the edited weight is then the same, bit for bit, on every
+machine, whatever order a matrix product adds in. W + ΔW − ΔW is still not always W, because the sum was rounded to the
+weight's precision; the few entries that differ are stored with the patch (`undo`), so that a saved edited model gives
+back the original exactly.
+
+A patch knows the SHA-256 of each weight it expects and refuses any other.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor, nn
+
+from nanogpt_edit.checkpoint.checkpoint import fingerprint, weight_sha256
+from nanogpt_edit.common.errors import UserError
+from nanogpt_edit.data.facts import Fact, Lookup
+from nanogpt_edit.editing.config import EditConfig
+from nanogpt_edit.model.gpt import GPT
+
+DOUBLE_BITS, SINGLE_BITS = 53, 24  # significant bits of float64 and float32
+
+
+@dataclass(frozen=True)
+class Undo:
+    """What subtracting ΔW from an edited weight does not bring back by itself."""
+
+    edited_sha256: str
+    """Of the edited weight."""
+    index: Tensor
+    """(m,) int32, flat positions of the entries that come out wrong."""
+    original: Tensor
+    """(m,) their original values, in the weight's dtype."""
+
+
+@dataclass(frozen=True)
+class LayerUpdate:
+    """One layer's ΔW = left · right, and the keys it was solved for. N facts, D model width, F MLP width."""
+
+    left: Tensor
+    """(D, N) float32 on the CPU, on a fixed-point grid: the residuals."""
+    right: Tensor
+    """(N, F) the same."""
+    keys: Tensor
+    """(F, N) float32."""
+    expected_sha256: str
+    """Of the weight before the edit."""
+    covariance_sha256: str = ""
+    undo: Undo | None = None
+
+    def delta(self, device: torch.device | str = "cpu") -> Tensor:
+        """ΔW (D, F) in float64, exact."""
+        return self.left.to(device, torch.float64) @ self.right.to(device, torch.float64)
+
+    def norm(self) -> float:
+        """‖ΔW‖."""
+        return product_norm(self.left, self.right)
+
+
+@dataclass(frozen=True)
+class EditedFact:
+    """A fact in a patch, and how its value was found."""
+
+    fact: Fact
+    lookup: Lookup
+    """How the subject was found in the prompt."""
+    probability: float
+    """Of the target's tokens (geometric mean over tokens and contexts) that the value optimisation reached."""
+    shift: float
+    """‖δ‖ / ‖h‖ of the value."""
+    steps: int
+
+
+@dataclass(frozen=True)
+class EditPatch:
+    """An edit of some facts. `with patch.applied(model): …`, or `patch.apply(model)` and `patch.revert(model)`."""
+
+    layers: Mapping[int, LayerUpdate]
+    values: Tensor
+    """v*, (N, D) float32."""
+    edited: tuple[EditedFact, ...]
+    config: EditConfig
+    batches: tuple[int, ...]
+    """Facts per solved batch, in order; they sum to N."""
+    seconds: float = 0.0
+    created: str = ""
+    """UTC, ISO 8601."""
+    versions: Mapping[str, str] = field(default_factory=dict)
+    scores: tuple[Mapping[str, object], ...] = ()
+    """One record per fact, as `scores.py` writes them; empty until scored."""
+    base_fingerprint: str = ""
+    """Of all weights of the model it was bound to; empty where that was done by version 0.1.0."""
+
+    @property
+    def facts(self) -> tuple[Fact, ...]:
+        return tuple(edited.fact for edited in self.edited)
+
+    @contextmanager
+    def applied(self, model: GPT) -> Iterator[GPT]:
+        """The edited model inside `with`; bitwise the original afterwards, also after an exception."""
+        self.check(model)
+        originals = {layer: edited_weight(model, layer).detach().clone() for layer in self.layers}
+        try:
+            self._add(model)
+            yield model
+        finally:
+            with torch.no_grad():
+                for layer, original in originals.items():
+                    edited_weight(model, layer).copy_(original)
+
+    def apply(self, model: GPT) -> EditPatch:
+        """Edit `model` for good; returns this patch with what `revert` needs. All layers change, or none."""
+        bound = self.bound_to(model)
+        with torch.no_grad():
+            for layer, update in bound.layers.items():
+                weight = edited_weight(model, layer)
+                weight.copy_(add_delta(weight, update))
+        model.lineage = (*model.lineage, self.describe())
+        return bound
+
+    def revert(self, model: GPT) -> None:
+        """Give an edited model its original weights back, bit for bit.
+
+        Raises UserError when the model is not the one this patch made, or the patch was never bound to its original.
+        """
+        originals: dict[int, Tensor] = {}
+        for layer, update in self.layers.items():
+            weight = edited_weight(model, layer)
+            self._check_shape(layer, weight)
+            if update.undo is None:
+                raise UserError("this patch was never applied to its model and cannot be undone; apply it first.")
+            if weight_sha256(weight) != update.undo.edited_sha256:
+                raise UserError(
+                    f"layer {layer}'s weights are not the ones this patch left behind; nothing was reverted. "
+                    "Revert later patches first, newest first."
+                )
+            originals[layer] = subtract_delta(weight, update)
+            if weight_sha256(originals[layer]) != update.expected_sha256:
+                raise UserError(
+                    f"layer {layer} would not come back exactly; the patch is damaged. Nothing was changed."
+                )
+        with torch.no_grad():
+            for layer, original in originals.items():
+                edited_weight(model, layer).copy_(original)
+
+    def bound_to(self, model: GPT) -> EditPatch:
+        """The same patch with its `undo` and `base_fingerprint` computed from the original model."""
+        self.check(model)
+        layers = {
+            layer: replace(update, undo=_undo(edited_weight(model, layer), update))
+            for layer, update in self.layers.items()
+        }
+        return replace(self, layers=layers, base_fingerprint=fingerprint(model))
+
+    def made_of(self) -> dict[int, tuple[str, str]]:
+        """Per layer the hashes of the weight before and after (empty: never bound): equal for one and the same edit."""
+        return {
+            layer: (update.expected_sha256, "" if update.undo is None else update.undo.edited_sha256)
+            for layer, update in self.layers.items()
+        }
+
+    def check(self, model: GPT) -> None:
+        """Raise UserError unless `model`'s weights are exactly the ones this patch was made for."""
+        for layer in self.layers:
+            if layer >= model.config.n_layer:
+                raise UserError(
+                    f"the patch edits layer {layer}, the model has only {model.config.n_layer}: another model's patch."
+                )
+            self._check_shape(layer, edited_weight(model, layer))
+        for layer, update in self.layers.items():
+            digest = weight_sha256(edited_weight(model, layer))
+            if digest == update.expected_sha256:
+                continue
+            if update.undo is not None and digest == update.undo.edited_sha256:
+                raise UserError("the patch is already applied to this model; there is nothing to do.")
+            raise UserError(
+                f"the patch was made for other weights: layer {layer} has SHA-256 {digest[:12]}…, expected "
+                f"{update.expected_sha256[:12]}…. Use the model it was made on, or `patch apply --rebase`."
+            )
+
+    def describe(self) -> str:
+        """One line for lineages and listings."""
+        layers = ", ".join(str(layer) for layer in self.layers)
+        count = len(self.edited)
+        return f"{self.config.method} edit of {count} fact{'s' if count != 1 else ''}, layers {layers}"
+
+    def _check_shape(self, layer: int, weight: Tensor) -> None:
+        update = self.layers[layer]
+        shape = (update.left.shape[0], update.right.shape[1])
+        if tuple(weight.shape) != shape:
+            raise UserError(
+                f"the patch changes a {shape[0]} × {shape[1]} matrix in layer {layer}, the model's is "
+                f"{weight.shape[0]} × {weight.shape[1]}: another model's patch."
+            )
+
+    def _add(self, model: GPT) -> None:
+        with torch.no_grad():
+            for layer, update in self.layers.items():
+                weight = edited_weight(model, layer)
+                weight.copy_(add_delta(weight, update))
+
+
+def edited_weight(model: GPT, layer: int) -> nn.Parameter:
+    """The matrix an edit changes: the MLP's second, (D, F)."""
+    weight = model.get_parameter(f"blocks.{layer}.mlp.down.weight")
+    return weight
+
+
+def add_delta(weight: Tensor, update: LayerUpdate) -> Tensor:
+    """W + ΔW: added in float64, rounded once to the weight's dtype."""
+    device = _double_device(weight)
+    return (weight.detach().to(device, torch.float64) + update.delta(device)).to(weight.dtype).to(weight.device)
+
+
+def subtract_delta(weight: Tensor, update: LayerUpdate) -> Tensor:
+    """W from W + ΔW, with `undo`'s corrections."""
+    device = _double_device(weight)
+    original = (weight.detach().to(device, torch.float64) - update.delta(device)).to(weight.dtype)
+    if update.undo is not None:
+        original.view(-1)[update.undo.index.to(device, torch.long)] = update.undo.original.to(device)
+    return original.to(weight.device)
+
+
+def on_grid(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
+    """`left` (D, N) and `right` (N, F), float64, rounded to float32 numbers whose float64 product is exact.
+
+    Each factor becomes integers of b bits times a power of two. A product has 2b bits, a sum of N of them at most
+    2b + log2 N: exact while that is no more than float64's 53. For 50 facts b = 23, a relative error near 1e-7.
+    """
+    bits = min(SINGLE_BITS, (DOUBLE_BITS - math.ceil(math.log2(max(left.shape[1], 1)))) // 2)
+    return _round_to_bits(left, bits), _round_to_bits(right, bits)
+
+
+def product_norm(left: Tensor, right: Tensor) -> float:
+    """‖left · right‖ for (D, N) and (N, F), without the product: tr(LᵀL · RRᵀ) where N is the smaller size."""
+    left, right = left.double(), right.double()
+    if left.shape[1] > min(left.shape[0], right.shape[1]):
+        return float((left @ right).norm())
+    return float(((left.T @ left) * (right @ right.T)).sum().clamp_min(0).sqrt())
+
+
+def _round_to_bits(matrix: Tensor, bits: int) -> Tensor:
+    largest = float(matrix.abs().max()) if matrix.numel() else 0.0
+    if largest == 0.0:
+        return matrix.float()
+    step = 2.0 ** (math.frexp(largest)[1] - bits)
+    return ((matrix / step).round() * step).float()
+
+
+def _undo(weight: Tensor, update: LayerUpdate) -> Undo:
+    edited = add_delta(weight, update)
+    back = subtract_delta(edited, replace(update, undo=None)).cpu()
+    original = weight.detach().cpu()
+    wrong = _bits(back).ne(_bits(original)).view(-1).nonzero().squeeze(1)
+    return Undo(
+        edited_sha256=weight_sha256(edited), index=wrong.to(torch.int32), original=original.reshape(-1)[wrong].clone()
+    )
+
+
+def _bits(tensor: Tensor) -> Tensor:
+    """The tensor's bit patterns as integers, so that −0 and 0 differ."""
+    return tensor.contiguous().view({2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.dtype.itemsize])
+
+
+def _double_device(weight: Tensor) -> torch.device:
+    """Where float64 arithmetic is done: Apple's GPUs have none."""
+    return torch.device("cpu") if weight.device.type == "mps" else weight.device

@@ -1,0 +1,244 @@
+"""A patch as one safetensors file: tensors per layer, everything else as JSON in the header, and a hash over both.
+
+A file that is cut short, changed by a bit, or not a patch at all is refused whole, and so is one whose hash is right
+and whose contents no edit could have written: patches come from other people. An edited model's directory carries its
+patches, numbered in the order in which they were applied.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from functools import partial
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
+
+from nanogpt_edit.checkpoint.checkpoint import save
+from nanogpt_edit.checkpoint.tensors import DTYPES, read_whole
+from nanogpt_edit.common.arguments import checked
+from nanogpt_edit.common.errors import UserError, visible
+from nanogpt_edit.common.files import atomic_file, parse_json
+from nanogpt_edit.common.records import Place, to_dataclass
+from nanogpt_edit.data.fact_files import fact_from_record, fact_to_record
+from nanogpt_edit.data.facts import Lookup
+from nanogpt_edit.editing.config import EditConfig
+from nanogpt_edit.editing.patch import EditedFact, EditPatch, LayerUpdate, Undo
+from nanogpt_edit.model.gpt import GPT
+
+FORMAT = "nanogpt_edit patch 1"
+CARRIED = "patches"  # folder of a model directory
+
+
+def save_patch(patch: EditPatch, path: Path) -> None:
+    """Write `patch`, atomically."""
+    tensors: dict[str, Tensor] = {"values": patch.values}
+    layers: dict[str, dict[str, str]] = {}
+    for layer, update in patch.layers.items():
+        tensors |= {f"{layer}.left": update.left, f"{layer}.right": update.right, f"{layer}.keys": update.keys}
+        layers[str(layer)] = {
+            "expected_sha256": update.expected_sha256,
+            "covariance_sha256": update.covariance_sha256,
+        }
+        if update.undo is not None:
+            tensors |= {f"{layer}.undo_index": update.undo.index, f"{layer}.undo_original": update.undo.original}
+            layers[str(layer)]["edited_sha256"] = update.undo.edited_sha256
+    tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    record = json.dumps(
+        {
+            "layers": layers,
+            "edited": [
+                {**fact_to_record(e.fact), "lookup": e.lookup, "probability": e.probability, "shift": e.shift}
+                | {"steps": e.steps}
+                for e in patch.edited
+            ],
+            "config": asdict(patch.config),
+            "batches": list(patch.batches),
+            "seconds": patch.seconds,
+            "created": patch.created,
+            "versions": dict(patch.versions),
+            "scores": [dict(score) for score in patch.scores],
+            "base_fingerprint": patch.base_fingerprint,
+        },
+        ensure_ascii=False,
+    )
+    metadata = {"format": FORMAT, "patch": record, "sha256": _digest(tensors, record)}
+    with atomic_file(path) as temporary:
+        save_file(tensors, temporary, metadata=metadata)
+
+
+@checked
+def load_patch(path: str | Path) -> EditPatch:
+    """Read a patch back. Raises UserError for a missing, damaged, truncated, foreign or forged file."""
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{path}: no such file.")
+    try:
+        tensors, metadata = read_whole(path)
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path}: not a whole safetensors file ({error}). Copy or make it again.") from None
+    if metadata.get("format") != FORMAT:
+        found = visible(metadata.get("format", "none")[:60])
+        what = (
+            "a patch of another version"
+            if found.startswith("nanogpt_edit")
+            else "not a patch but another safetensors file"
+        )
+        raise UserError(f'{path}: {what} (format "{found}"); name one that an edit of this version wrote.')
+    record = metadata.get("patch", "")
+    if metadata.get("sha256") != _digest(tensors, record):
+        raise UserError(f"{path}: damaged, its contents do not match their hash. Copy or make it again.")
+    try:
+        return _patch(record, tensors)
+    except UserError as error:
+        raise UserError(f"{path}: no patch that an edit wrote: {error} Make it again.") from None
+
+
+def save_edited(model: GPT, directory: Path, patches: Sequence[tuple[str, EditPatch]]) -> None:
+    """Write a model with the patches that made it, each with a name, oldest first (see `carried_patches`)."""
+    save(
+        model,
+        directory,
+        attachments={
+            f"{CARRIED}/{number:03}-{name}.safetensors": partial(save_patch, patch)
+            for number, (name, patch) in enumerate(patches, start=1)
+        },
+    )
+
+
+def carried_patches(directory: Path | str) -> list[tuple[str, EditPatch]]:
+    """The patches in a model's directory with their names, oldest first; none for a model that was not edited."""
+    found = (Path(directory) / CARRIED).glob("*.safetensors")
+    numbered = sorted((path.stem.partition("-") for path in found), key=lambda parts: (len(parts[0]), parts))
+    return [
+        (name, load_patch(Path(directory) / CARRIED / f"{number}-{name}.safetensors")) for number, _, name in numbered
+    ]
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """What the header says of one layer."""
+
+    expected_sha256: str
+    covariance_sha256: str = ""
+    edited_sha256: str | None = None
+
+
+@dataclass(frozen=True)
+class _How:
+    """What the header says of one fact, beside the fact itself."""
+
+    lookup: Lookup
+    probability: float
+    shift: float
+    steps: int
+
+
+@dataclass(frozen=True)
+class _Record:
+    """The header's JSON."""
+
+    layers: dict[str, _Layer]
+    edited: tuple[dict[str, object], ...]
+    config: EditConfig
+    batches: tuple[int, ...]
+    seconds: float
+    created: str
+    versions: dict[str, str]
+    scores: tuple[dict[str, object], ...] = ()
+    base_fingerprint: str = ""
+
+
+def _patch(text: str, tensors: Mapping[str, Tensor]) -> EditPatch:
+    """Raises UserError for whatever `save_patch` would not have written."""
+    try:
+        record = to_dataclass(_Record, parse_json(text), Place("its header", none="none"))
+    except ValueError as error:
+        raise UserError(f"its header is not valid JSON ({error}).") from None
+    n = len(record.edited)
+    if not n or sum(record.batches) != n or min(record.batches) < 1 or len(record.scores) not in (0, n):
+        raise UserError(f"its batches and scores do not fit its {n} facts.")
+    if not record.layers:
+        raise UserError("it changes no layer.")
+    return EditPatch(
+        layers={_number(name): _layer(name, said, tensors, n) for name, said in record.layers.items()},
+        values=_matrix(tensors, "values", rows=n),
+        edited=tuple(_edited(item, f"its fact {i}") for i, item in enumerate(record.edited)),
+        config=record.config,
+        batches=record.batches,
+        seconds=record.seconds,
+        created=record.created,
+        versions=record.versions,
+        scores=record.scores,
+        base_fingerprint=record.base_fingerprint,
+    )
+
+
+def _number(name: str) -> int:
+    if len(name) > 6 or not name.isdecimal() or name != str(int(name)):
+        raise UserError(f'"{visible(name[:40])}" is not the number of a layer.')
+    return int(name)
+
+
+def _layer(name: str, said: _Layer, tensors: Mapping[str, Tensor], n: int) -> LayerUpdate:
+    left = _matrix(tensors, f"{name}.left")
+    right = _matrix(tensors, f"{name}.right", rows=left.shape[1])
+    undo = None
+    if said.edited_sha256 is not None:
+        undo = _undo(name, said.edited_sha256, tensors, entries=left.shape[0] * right.shape[1])
+    return LayerUpdate(
+        left=left,
+        right=right,
+        keys=_matrix(tensors, f"{name}.keys", rows=right.shape[1], columns=n),
+        expected_sha256=said.expected_sha256,
+        covariance_sha256=said.covariance_sha256,
+        undo=undo,
+    )
+
+
+def _undo(name: str, edited_sha256: str, tensors: Mapping[str, Tensor], entries: int) -> Undo:
+    index, original = (_tensor(tensors, f"{name}.undo_{part}") for part in ("index", "original"))
+    fits = index.dtype == torch.int32 and index.dim() == 1 and index.shape == original.shape
+    if not fits or original.dtype not in DTYPES.values():
+        raise UserError(f'its "{name}.undo_index" and "{name}.undo_original" do not fit each other.')
+    if index.numel() and not (index.min() >= 0 and index.max() < entries):
+        raise UserError(f'its "{name}.undo_index" points outside the weight of {entries:,} numbers.')
+    return Undo(edited_sha256, index, original)
+
+
+def _matrix(tensors: Mapping[str, Tensor], name: str, *, rows: int | None = None, columns: int | None = None) -> Tensor:
+    found = _tensor(tensors, name)
+    if found.dim() != 2 or found.dtype != torch.float32 or not found.numel():
+        raise UserError(f'its "{name}" is no float32 matrix.')
+    if (rows or found.shape[0], columns or found.shape[1]) != tuple(found.shape):
+        raise UserError(f'its "{name}" of {found.shape[0]} × {found.shape[1]} does not fit the rest.')
+    if not bool(found.isfinite().all()):
+        raise UserError(f'its "{name}" holds NaN or infinite numbers.')
+    return found
+
+
+def _tensor(tensors: Mapping[str, Tensor], name: str) -> Tensor:
+    if name not in tensors:
+        raise UserError(f'it has no "{name}".')
+    return tensors[name]
+
+
+def _edited(item: Mapping[str, object], where: str) -> EditedFact:
+    names = {field.name for field in fields(_How)}
+    how = to_dataclass(_How, {name: value for name, value in item.items() if name in names}, Place(where))
+    fact = fact_from_record({name: value for name, value in item.items() if name not in names}, where=where)
+    return EditedFact(fact, how.lookup, how.probability, how.shift, how.steps)
+
+
+def _digest(tensors: Mapping[str, Tensor], record: str) -> str:
+    digest = hashlib.sha256(record.encode())
+    for name in sorted(tensors):
+        tensor = tensors[name].contiguous()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.view(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

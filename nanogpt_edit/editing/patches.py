@@ -1,0 +1,194 @@
+"""Patches as things to work with: drop a fact, merge two, see what differs, move to other weights.
+
+What can be done from the patch alone is done from it. Dropping facts solves every layer again without their keys, with
+the remaining keys and residuals as they were found: exact for the first edited layer; in the later ones the others'
+residuals still hold the little that the dropped facts had moved them. `rebase` and `merge` need the model: they take
+new keys and residuals on its weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from nanogpt_edit.common.errors import UserError
+from nanogpt_edit.data.facts import Fact
+from nanogpt_edit.editing import solve
+from nanogpt_edit.editing.config import EditConfig
+from nanogpt_edit.editing.editor import edit_model, solve_again
+from nanogpt_edit.editing.patch import EditPatch, LayerUpdate, on_grid, product_norm
+from nanogpt_edit.model.gpt import GPT
+
+
+@dataclass(frozen=True)
+class Conflict:
+    """Two facts of different patches that cannot both hold: the same subject and relation (or prompt), other answers.
+
+    Example: Conflict(fact_a, fact_b), in which Egypt's capital is Alexandria and Giza.
+    """
+
+    first: Fact
+    second: Fact
+
+    def describe(self) -> str:
+        return f'"{self.first.prompt}": "{self.first.target_new}" against "{self.second.target_new}"'
+
+
+@dataclass(frozen=True)
+class PatchDifference:
+    """What `diff` finds."""
+
+    only_first: tuple[Fact, ...]
+    only_second: tuple[Fact, ...]
+    both: tuple[Fact, ...]
+    conflicts: tuple[Conflict, ...]
+    same_base: bool
+    """Both expect the same original weights."""
+    weight_change: dict[int, tuple[float, float, float]]
+    """Per layer in either: ‖ΔW‖ of the first, of the second, and of their difference."""
+
+
+def drop_facts(patch: EditPatch, indices: Sequence[int]) -> EditPatch:
+    """`patch` without the facts at `indices`; to be bound to its model again before it can be reverted.
+
+    Raises UserError for an index that is not there, for the last fact, or for a fine-tuned patch.
+    """
+    dropped = sorted(set(indices))
+    n = len(patch.edited)
+    missing = [i for i in dropped if not 0 <= i < n]
+    if missing:
+        raise UserError(f"the patch has facts 0 to {n - 1}; there is no fact {missing[0]}.")
+    if len(dropped) == n:
+        raise UserError("dropping every fact leaves no patch; revert it instead.")
+    if patch.config.method == "ft":
+        raise UserError("a fine-tuned patch holds all its facts in one matrix; edit again without the fact.")
+    kept = [i for i in range(n) if i not in set(dropped)]
+    firsts = [sum(patch.batches[:b]) for b in range(len(patch.batches))]
+    spans = [range(first, first + size) for first, size in zip(firsts, patch.batches, strict=True)]
+    sizes = (sum(i in span for i in kept) for span in spans)
+    return replace(
+        patch,
+        layers={layer: _without(update, spans, dropped, kept) for layer, update in patch.layers.items()},
+        values=patch.values[kept],
+        edited=tuple(patch.edited[i] for i in kept),
+        batches=tuple(size for size in sizes if size),
+        scores=tuple(patch.scores[i] for i in kept) if patch.scores else (),
+    )
+
+
+def _without(update: LayerUpdate, spans: Sequence[range], dropped: Sequence[int], kept: list[int]) -> LayerUpdate:
+    """Every batch of facts was solved by itself, so each is solved again by itself."""
+    right, keys = update.right.double(), update.keys.double()
+    parts: list[Tensor] = []
+    for span in spans:
+        own = [i - span.start for i in dropped if i in span]
+        part = right[span.start : span.stop]
+        parts.append(solve.drop_keys(part, keys[:, span.start : span.stop], own) if own else part)
+    left, new_right = on_grid(update.left[:, kept].double(), torch.cat(parts))
+    return replace(update, left=left, right=new_right, keys=update.keys[:, kept].contiguous(), undo=None)
+
+
+def find_conflicts(first: EditPatch, second: EditPatch) -> tuple[Conflict, ...]:
+    """Pairs of facts, one from each patch, that ask different answers of the same subject and relation or prompt."""
+    return tuple(
+        Conflict(a, b)
+        for a in first.facts
+        for b in second.facts
+        if _about_the_same(a, b) and a.target_new.strip().casefold() != b.target_new.strip().casefold()
+    )
+
+
+def _about_the_same(a: Fact, b: Fact) -> bool:
+    if a.prompt.strip().casefold() == b.prompt.strip().casefold():
+        return True
+    same_subject = a.subject.strip().casefold() == b.subject.strip().casefold()
+    return same_subject and a.relation != "" and a.relation == b.relation
+
+
+def merge_patches(
+    model: GPT,
+    first: EditPatch,
+    second: EditPatch,
+    *,
+    covariance_blocks: Tensor | None,
+    cache_dir: Path | None = None,
+) -> EditPatch:
+    """One patch with the facts of both, solved jointly on the weights both were made for, with `first`'s settings.
+
+    Values are kept, so both must have been found at the same layer. Raises UserError for conflicts, naming them, and
+    for patches of different weights.
+    """
+    conflicts = find_conflicts(first, second)
+    if conflicts:
+        listed = "; ".join(conflict.describe() for conflict in conflicts)
+        raise UserError(f"the patches contradict each other: {listed}. Drop one side's facts first.")
+    if "ft" in (first.config.method, second.config.method):
+        raise UserError("a fine-tuned patch has no values to merge; edit again with all facts.")
+    if first.config.layers[-1] != second.config.layers[-1]:
+        raise UserError(
+            f"the values of the patches belong to layers {first.config.layers[-1]} and {second.config.layers[-1]}; "
+            "only patches with the same last layer can be merged."
+        )
+    first.check(model)
+    second.check(model)
+    known = {_identity(edited.fact) for edited in first.edited}
+    fresh = [i for i, edited in enumerate(second.edited) if _identity(edited.fact) not in known]
+    return solve_again(
+        model,
+        (*first.edited, *(second.edited[i] for i in fresh)),
+        torch.cat((first.values, second.values[fresh])),
+        first.config,
+        covariance_blocks=covariance_blocks,
+        cache_dir=cache_dir,
+    )
+
+
+def rebase_patch(
+    model: GPT,
+    patch: EditPatch,
+    *,
+    covariance_blocks: Tensor | None,
+    cache_dir: Path | None = None,
+    config: EditConfig | None = None,
+) -> EditPatch:
+    """The same facts edited anew on other weights: values, keys and solution are all recomputed."""
+    return edit_model(
+        model, patch.facts, config or patch.config, covariance_blocks=covariance_blocks, cache_dir=cache_dir
+    )
+
+
+def diff_patches(first: EditPatch, second: EditPatch) -> PatchDifference:
+    """Which facts, and how much weight change, two patches share."""
+    in_first = {_identity(fact) for fact in first.facts}
+    in_second = {_identity(fact) for fact in second.facts}
+    shared = sorted(set(first.layers) & set(second.layers))
+    change: dict[int, tuple[float, float, float]] = {}
+    for layer in sorted(set(first.layers) | set(second.layers)):
+        change[layer] = _weight_change(layer, first.layers.get(layer), second.layers.get(layer))
+    return PatchDifference(
+        only_first=tuple(fact for fact in first.facts if _identity(fact) not in in_second),
+        only_second=tuple(fact for fact in second.facts if _identity(fact) not in in_first),
+        both=tuple(fact for fact in first.facts if _identity(fact) in in_second),
+        conflicts=find_conflicts(first, second),
+        same_base=all(first.layers[i].expected_sha256 == second.layers[i].expected_sha256 for i in shared),
+        weight_change=change,
+    )
+
+
+def _identity(fact: Fact) -> tuple[str, str, str]:
+    return (fact.prompt.strip(), fact.subject.strip().casefold(), fact.target_new.strip())
+
+
+def _weight_change(layer: int, a: LayerUpdate | None, b: LayerUpdate | None) -> tuple[float, float, float]:
+    """‖ΔW‖ of both, and of their difference [L_a, −L_b] · [R_a; R_b]."""
+    if a is None or b is None:
+        norms = tuple(0.0 if each is None else each.norm() for each in (a, b))
+        return norms[0], norms[1], max(norms)
+    if (a.left.shape[0], a.right.shape[1]) != (b.left.shape[0], b.right.shape[1]):
+        raise UserError(f"layer {layer} has another size in each patch; they belong to different models.")
+    apart = product_norm(torch.cat((a.left, -b.left), dim=1), torch.cat((a.right, b.right)))
+    return a.norm(), b.norm(), apart

@@ -1,0 +1,189 @@
+"""The residuals of an edit, improved through the weights they are written into.
+
+MEMIT finds every fact's value as if it were added at one token only, and then writes all of them as one ΔW per layer.
+In a small model, whose keys resemble each other, that ΔW also fires at other tokens and for other facts: the values are
+not what comes out, and the text around them is disturbed. Here ΔW = R Q keeps its right factors Q (the keys it answers
+to) while the residuals R of all facts and layers are descended together, on whole texts, with what they do to ordinary
+text as a price:
+
+    Σ_facts max(0, NLL(target | contexts) + log stop_probability)
+        + refine_weight · Σ_layers E‖ΔW k‖² + refine_kl · KL(before ‖ after the edit, on ordinary text)
+
+The middle term is exact and costs nothing: E‖ΔW k‖² = tr(R (Q C Qᵀ) Rᵀ) with C = E[k kᵀ] of the text. It counts every
+change alike; the KL, on a few rows of text per step, only those that the model's predictions feel.
+
+Shapes: N facts, M target tokens of all their texts, T tokens of a row of ordinary text, D model width, F MLP width,
+V vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from nanogpt_edit.common.terminal import progress
+from nanogpt_edit.editing.clean_runs import clean_runs, texts_of, token_weight
+from nanogpt_edit.editing.config import EditConfig
+from nanogpt_edit.editing.contexts import LocatedFact, in_chunks
+from nanogpt_edit.editing.head_slopes import nll_and_slope
+from nanogpt_edit.editing.suffixes import Suffixes
+from nanogpt_edit.model.gpt import GPT
+from nanogpt_edit.model.sites import SiteKey, patch
+
+CHUNK_TOKENS = 16_384  # tokens in one forward pass; bounds memory, does not change the result
+POOL_ROWS, KL_ROWS = 1024, 32  # rows of ordinary text kept, and looked at in a step
+POOL_NUMBERS = 2**26  # most log-probabilities kept of them
+
+
+@dataclass(frozen=True)
+class Update:
+    """One layer's ΔW = left · right, which the model's weights already hold, and C of its ordinary keys; float64."""
+
+    left: Tensor
+    """(D, N)."""
+    right: Tensor
+    """(N, F)."""
+    keys: Tensor
+    """(F, N)."""
+    covariance: Tensor
+    """(F, F)."""
+
+
+@dataclass(frozen=True)
+class OrdinaryText:
+    """Rows of text and what the model makes of them before the edit."""
+
+    states: Tensor
+    """(M, T, D) entering the first edited layer."""
+    logprobs: Tensor
+    """(M, T, V)."""
+
+    @classmethod
+    @torch.no_grad()
+    def of(cls, model: GPT, blocks: Tensor, config: EditConfig) -> OrdinaryText:
+        """Some rows of `blocks` (N, T) of token ids, seeded; fewer of them where the vocabulary is large."""
+        room = max(1, min(POOL_ROWS, POOL_NUMBERS // (blocks.shape[1] * model.config.vocab_size)))
+        chosen = torch.randperm(len(blocks), generator=torch.Generator().manual_seed(config.seed))[:room]
+        states = model.run_blocks(model.embed_tokens(blocks[chosen].to(model.device)), stop=config.layers[0])
+        top = model.run_blocks(states, start=config.layers[0])
+        return cls(states, model.logits(model.final(top)).float().log_softmax(-1))
+
+    def kl(self, model: GPT, rows: Tensor, first: int) -> Tensor:
+        """KL(before ‖ now) in nats per token, over `rows`."""
+        now = model.logits(model.final(model.run_blocks(self.states[rows], start=first))).float().log_softmax(-1)
+        before = self.logprobs[rows]
+        return (before.exp() * (before - now)).sum(-1).mean()
+
+
+def refine_residuals(
+    model: GPT,
+    facts: Sequence[LocatedFact],
+    updates: Mapping[int, Update],
+    config: EditConfig,
+    text: OrdinaryText | None = None,
+) -> dict[int, Tensor]:
+    """The better left factors (D, N), float64, by layer; `text` is needed for the KL. The weights are not touched."""
+    layers = {layer: _Layer.of(update, model) for layer, update in updates.items()}
+    asked = [_Asked.of(model, chunk, first=min(updates)) for chunk in in_chunks(facts, CHUNK_TOKENS)]
+    shifts = {layer: torch.zeros_like(each.start, requires_grad=True) for layer, each in layers.items()}
+    optimizer = torch.optim.Adam(shifts.values(), lr=config.learning_rate)
+    enough = -math.log(config.stop_probability)
+    dice = torch.Generator().manual_seed(config.seed)
+    with progress("refining", config.refine_steps) as bar, torch.enable_grad():
+        for step in range(config.refine_steps):
+            for group in optimizer.param_groups:
+                group["lr"] = config.learning_rate * (1 - step / config.refine_steps)
+            optimizer.zero_grad()
+            price = sum((each.price(shifts[layer]) for layer, each in layers.items()), torch.zeros(()))
+            (config.refine_weight * price).backward()
+            missing = 0.0
+            for part in asked:
+                with _written(model, layers, shifts):
+                    nll, states, slope = part.nll(model)
+                wanting = (nll > enough)[part.texts.fact]
+                states.backward((slope * wanting[:, None]).to(states.dtype), inputs=list(shifts.values()))
+                missing += float((nll - enough).clamp_min(0).sum())
+            if text is not None:
+                chosen = torch.randint(len(text.states), (KL_ROWS,), generator=dice)
+                with _written(model, layers, shifts):
+                    felt = config.refine_kl * text.kl(model, chosen, min(updates))
+                felt.backward(inputs=list(shifts.values()))
+            optimizer.step()
+            bar.update(step + 1, missing=missing / len(facts), disturbance=float(price.detach()))
+    return {layer: layers[layer].left(shift.detach()) for layer, shift in shifts.items()}
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """A layer's factors, scaled so that a fact's own key answers with 1: R is then in the units of the stream."""
+
+    start: Tensor  # (D, N) R as it is in the weights
+    right: Tensor  # (N, F) Q
+    gram: Tensor  # (N, N) Q C Qᵀ
+    scale: Tensor  # (N,) what a fact's own key answers with, unscaled
+
+    @classmethod
+    def of(cls, update: Update, model: GPT) -> _Layer:
+        scale = (update.right @ update.keys).diagonal()
+        scale = torch.where(scale.abs() > 1e-6, scale, torch.ones_like(scale))
+        right = update.right / scale[:, None]
+        gram = right @ update.covariance.to(right) @ right.T
+        start, right, gram = (matrix.to(model.device, torch.float32) for matrix in (update.left * scale, right, gram))
+        return cls(start, right, gram, scale)
+
+    def price(self, shift: Tensor) -> Tensor:
+        """E‖ΔW k‖² over ordinary text."""
+        residuals = self.start + shift
+        return (residuals @ self.gram * residuals).sum().cpu()
+
+    def left(self, shift: Tensor) -> Tensor:
+        return (self.start + shift).to(self.scale) / self.scale
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """Some facts' whole texts, run up to the first edited layer."""
+
+    texts: Suffixes
+    weight: Tensor  # (M,) of each token read
+
+    @classmethod
+    def of(cls, model: GPT, facts: Sequence[LocatedFact], *, first: int) -> _Asked:
+        whole = texts_of(facts, from_subject=False)
+        texts = Suffixes.of(model, whole, clean_runs(model, whole, last_layer=first - 1))
+        return cls(texts, token_weight(facts).to(model.device)[texts.fact])
+
+    def nll(self, model: GPT) -> tuple[Tensor, Tensor, Tensor]:
+        """(N,) nats per target token, averaged over contexts; the states (M, D) they come from, and the slopes."""
+        states = self.texts.states(model)
+        each, slope = nll_and_slope(states.detach(), model.head_weight, self.texts.wanted)
+        nll = each.new_zeros(int(self.texts.fact.max()) + 1).index_add(0, self.texts.fact, self.weight * each)
+        return nll, states, self.weight[:, None] * slope
+
+
+def _written(model: GPT, layers: Mapping[int, _Layer], shifts: Mapping[int, Tensor]) -> AbstractContextManager[None]:
+    """Inside: every edited layer's MLP also adds shift · Q k; in two products, or by their own where N is large."""
+    changes: dict[SiteKey, Callable[[Tensor], Tensor]] = {}
+    for layer, each in layers.items():
+        seen: list[Tensor] = []
+        factors = [each.right, shifts[layer]]  # (N, F), (D, N)
+        if each.right.numel() + shifts[layer].numel() > len(shifts[layer]) * each.right.shape[1]:
+            factors = [shifts[layer] @ each.right]  # (D, F)
+
+        def look(key: Tensor, seen: list[Tensor] = seen) -> Tensor:
+            seen[:] = [key]
+            return key
+
+        def add(out: Tensor, seen: list[Tensor] = seen, factors: list[Tensor] = factors) -> Tensor:
+            added = seen[0]
+            for factor in factors:
+                added = added @ factor.to(out.dtype).T
+            return out + added
+
+        changes |= {("mlp_key", layer): look, ("mlp_out", layer): add}
+    return patch(model, changes)

@@ -1,0 +1,269 @@
+"""What an edit did, fact by fact, before and after.
+
+Success is the reference's rule: the first token of `target_new` is the model's first choice after the prompt. Beside it
+stands what the model writes freely: `exact` where that is the new answer and nothing more. The rest is CounterFact's
+(Meng et al. 2022, section 3.4): efficacy is p(target_new) > p(target_true), paraphrase the same on other phrasings,
+neighbourhood p(true) > p(target_new) on prompts about other subjects, and S their harmonic mean after the edit. Where
+two targets are compared, p is the geometric mean over a target's tokens (the authors compare the mean NLL per token),
+so that a long answer is not beaten for its length; `p_target` in the records is the plain product. A model that knows
+nothing has an efficacy and a paraphrase of about a half: what they were before the edit stands beside them.
+
+What the edit cost elsewhere: the n-gram entropy of what the model writes on (low when it begins to repeat itself), and
+the perplexity of held-out text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from torch import Tensor
+
+from nanogpt_edit.common.files import write_json, write_jsonl
+from nanogpt_edit.common.stats import Interval, harmonic_mean, quantity, share
+from nanogpt_edit.editing.measure import FactState, measure_facts
+from nanogpt_edit.editing.patch import EditedFact, EditPatch
+from nanogpt_edit.evaluation.perplexity import block_nats, perplexity
+from nanogpt_edit.evaluation.targets import TargetScore
+from nanogpt_edit.model.gpt import GPT
+
+VALUE_FOUND = 0.5  # probability of the target's tokens from which a value counts as found
+
+
+@dataclass(frozen=True)
+class FactScore:
+    """One fact before and after the edit: a line of edits/<name>.jsonl."""
+
+    id: str
+    relation: str
+    prompt: str
+    subject: str
+    target_true: str
+    target_new: str
+    old_answer: str
+    """Greedy text before the edit."""
+    new_answer: str
+    """Greedy text after it."""
+    p_first_before: float
+    p_first_after: float
+    rank_before: int
+    rank_after: int
+    p_target_before: float
+    p_target_after: float
+    success: bool
+    """The target's first token has rank 1."""
+    efficacy: bool
+    """p(new) > p(true)."""
+    efficacy_before: bool
+    exact: bool
+    """Written freely, the answer is the target, with its natural end and nothing added."""
+    contains: bool
+    """The greedy text contains the whole target."""
+    token_accuracy: float
+    paraphrase_before: float | None
+    """Share of paraphrases with p(new) > p(true); None without paraphrases."""
+    paraphrase_success: float | None
+    """The same after it."""
+    paraphrase_rank1_before: float | None
+    """Share of paraphrases where the target's first token has rank 1."""
+    paraphrase_rank1: float | None
+    """The same after it."""
+    neighbourhood_before: float | None
+    """Share of neighbours with p(true) > p(new)."""
+    neighbourhood_after: float | None
+    neighbourhood_rank1_before: float | None
+    """Share of neighbours whose true answer's first token has rank 1."""
+    neighbourhood_rank1_after: float | None
+    entropy_before: float | None
+    """n-gram entropy of what the model writes on after the prompt, in bits."""
+    entropy_after: float | None
+    subject_lookup: str
+    value_probability: float
+    """Of the target's tokens (geometric mean), as far as the value optimisation came."""
+    reason: str
+    """For a failure: where it was lost. Empty for a success."""
+
+
+@dataclass(frozen=True)
+class EditScores:
+    """All facts of an edit, and the means with their 95% intervals over facts."""
+
+    records: tuple[FactScore, ...]
+    success: Interval
+    exact: Interval
+    contains: Interval
+    token_accuracy: Interval
+    efficacy_before: Interval
+    efficacy: Interval
+    paraphrase_rank1_before: Interval | None
+    paraphrase_rank1: Interval | None
+    paraphrase_before: Interval | None
+    paraphrase: Interval | None
+    neighbourhood_before: Interval | None
+    neighbourhood_after: Interval | None
+    neighbourhood_rank1_before: Interval | None
+    neighbourhood_rank1_after: Interval | None
+    score: Interval | None
+    """S, the harmonic mean of efficacy, paraphrase and neighbourhood after the edit."""
+    p_target_before: Interval
+    p_target_after: Interval
+    entropy_before: Interval | None
+    entropy_after: Interval | None
+    perplexity_before: Interval | None = None
+    """Of held-out text; None where none was given."""
+    perplexity_after: Interval | None = None
+
+    def failures(self) -> dict[str, list[FactScore]]:
+        """The facts that did not reach rank 1, by relation, the relation with most of them first."""
+        groups: dict[str, list[FactScore]] = {}
+        for record in self.records:
+            if not record.success:
+                groups.setdefault(record.relation or "no relation", []).append(record)
+        return dict(sorted(groups.items(), key=lambda group: -len(group[1])))
+
+    def kept_in(self, patch: EditPatch) -> EditPatch:
+        """The patch with these records, one per fact."""
+        return replace(patch, scores=tuple(asdict(record) for record in self.records))
+
+    def summary(self, patch: EditPatch) -> dict[str, object]:
+        """The contents of edits/<name>.json: the intervals, and how the patch was made."""
+        means = {name: value for name, value in asdict(self).items() if name != "records"}
+        return {
+            "n": len(self.records),
+            "method": patch.config.method,
+            "layers": list(patch.layers),
+            "seconds": patch.seconds,
+            **means,
+            "failures": {
+                relation: [{"id": each.id, "prompt": each.prompt, "reason": each.reason} for each in group]
+                for relation, group in self.failures().items()
+            },
+            "settings": asdict(patch.config),
+        }
+
+    def save(self, folder: Path, name: str, *, patch: EditPatch) -> None:
+        """Write <name>.jsonl, one record per fact, and then <name>.json into `folder`."""
+        write_jsonl(folder / f"{name}.jsonl", [asdict(record) for record in self.records])
+        write_json(folder / f"{name}.json", self.summary(patch))
+
+
+def score_patch(model: GPT, patch: EditPatch, *, text: Tensor | None = None) -> EditScores:
+    """Measure the patch's facts on `model` before and with the patch; the model is left as it was.
+
+    `text` (N, T + 1) are token ids of held-out text, for the perplexity.
+    """
+    before, perplexity_before = measure_facts(model, patch.facts, fluency=True), _perplexity(model, text)
+    with patch.applied(model):
+        after, perplexity_after = measure_facts(model, patch.facts, fluency=True), _perplexity(model, text)
+    scores = compare_states(patch.edited, before, after)
+    return replace(scores, perplexity_before=perplexity_before, perplexity_after=perplexity_after)
+
+
+def _perplexity(model: GPT, text: Tensor | None) -> Interval | None:
+    return None if text is None else perplexity(block_nats(model, text))["perplexity"]
+
+
+def compare_states(edited: Sequence[EditedFact], before: Sequence[FactState], after: Sequence[FactState]) -> EditScores:
+    """The scores of an edit from its facts' states before and after it (see `measure_facts`)."""
+    records = tuple(_record(*triple) for triple in zip(edited, before, after, strict=True))
+    efficacy, paraphrase, neighbourhood = (
+        [float(r.efficacy) for r in records],
+        [r.paraphrase_success for r in records],
+        [r.neighbourhood_after for r in records],
+    )
+    return EditScores(
+        records=records,
+        success=share([float(r.success) for r in records]),
+        exact=share([float(r.exact) for r in records]),
+        contains=share([float(r.contains) for r in records]),
+        token_accuracy=share([r.token_accuracy for r in records]),
+        efficacy_before=share([float(r.efficacy_before) for r in records]),
+        efficacy=share(efficacy),
+        paraphrase_rank1_before=_mean([r.paraphrase_rank1_before for r in records]),
+        paraphrase_rank1=_mean([r.paraphrase_rank1 for r in records]),
+        paraphrase_before=_mean([r.paraphrase_before for r in records]),
+        paraphrase=_mean(paraphrase),
+        neighbourhood_before=_mean([r.neighbourhood_before for r in records]),
+        neighbourhood_after=_mean(neighbourhood),
+        neighbourhood_rank1_before=_mean([r.neighbourhood_rank1_before for r in records]),
+        neighbourhood_rank1_after=_mean([r.neighbourhood_rank1_after for r in records]),
+        score=harmonic_mean([efficacy, paraphrase, neighbourhood]),
+        p_target_before=share([r.p_target_before for r in records]),
+        p_target_after=share([r.p_target_after for r in records]),
+        entropy_before=_mean_entropy([r.entropy_before for r in records]),
+        entropy_after=_mean_entropy([r.entropy_after for r in records]),
+    )
+
+
+def _mean(values: Sequence[float | None]) -> Interval | None:
+    present = [value for value in values if value is not None]
+    return share(present) if present else None
+
+
+def _mean_entropy(bits: Sequence[float | None]) -> Interval | None:
+    present = [value for value in bits if value is not None]
+    return quantity(present) if present else None
+
+
+def _record(edited: EditedFact, before: FactState, after: FactState) -> FactScore:
+    fact = edited.fact
+    success = after.new.rank == 1
+    return FactScore(
+        id=fact.id,
+        relation=fact.relation,
+        prompt=fact.prompt,
+        subject=fact.subject,
+        target_true=fact.target_true,
+        target_new=fact.target_new,
+        old_answer=before.answer,
+        new_answer=after.answer,
+        p_first_before=before.new.p_first,
+        p_first_after=after.new.p_first,
+        rank_before=before.new.rank,
+        rank_after=after.new.rank,
+        p_target_before=before.new.p_target,
+        p_target_after=after.new.p_target,
+        success=success,
+        efficacy=after.new.p_token > after.true.p_token,
+        efficacy_before=before.new.p_token > before.true.p_token,
+        exact=after.exact,
+        contains=fact.target_new.casefold() in after.answer.casefold(),
+        token_accuracy=after.new.token_accuracy,
+        paraphrase_before=_share(before.paraphrases, _preferred),
+        paraphrase_success=_share(after.paraphrases, _preferred),
+        paraphrase_rank1_before=_share(before.paraphrases, _first),
+        paraphrase_rank1=_share(after.paraphrases, _first),
+        neighbourhood_before=_share(before.neighbourhood, _preferred),
+        neighbourhood_after=_share(after.neighbourhood, _preferred),
+        neighbourhood_rank1_before=_share(before.neighbourhood, _first),
+        neighbourhood_rank1_after=_share(after.neighbourhood, _first),
+        entropy_before=before.entropy,
+        entropy_after=after.entropy,
+        subject_lookup=edited.lookup,
+        value_probability=edited.probability,
+        reason="" if success else _reason(edited, before, after),
+    )
+
+
+def _preferred(wanted: TargetScore, other: TargetScore) -> bool:
+    return wanted.p_token > other.p_token
+
+
+def _first(wanted: TargetScore, other: TargetScore) -> bool:
+    return wanted.rank == 1
+
+
+def _share(
+    pairs: Sequence[tuple[TargetScore, TargetScore]], holds: Callable[[TargetScore, TargetScore], bool]
+) -> float | None:
+    return sum(holds(*pair) for pair in pairs) / len(pairs) if pairs else None
+
+
+def _reason(edited: EditedFact, before: FactState, after: FactState) -> str:
+    """Whether no value was found that says the target, or the weights could not hold the value."""
+    reached = f"rank {before.new.rank} to {after.new.rank}, p {before.new.p_first:.3g} to {after.new.p_first:.3g}"
+    if edited.probability < VALUE_FOUND:
+        found = f"the optimisation reached p {edited.probability:.2g} with ‖δ‖ {edited.shift:.2g}‖h‖"
+        return f"no value found: {found}; {reached}"
+    return f"value found (p {edited.probability:.2g}), but the weights did not take it up; {reached}"

@@ -1,0 +1,183 @@
+"""The target values v*: what the residual stream must hold at a subject's last token for the model to say the target.
+
+MEMIT's optimisation (Meng et al. 2023, section 4.2), for all facts in one batch. δ is added to `resid_post` of the last
+edited layer at the subject's last token and minimises
+
+    NLL(target | contexts) + kl_coef · KL("{subject} is a") + weight_decay · ‖δ‖ / ‖h‖²,   ‖δ‖ ≤ clamp · ‖h‖
+
+Differences from the authors' code: only what δ can reach is computed in a step (`suffixes`), logits are taken at target
+positions only and their slopes without a graph (`head_slopes`); each fact stops on its own; the best δ seen is kept,
+not the last.
+
+Shapes: N facts, C contexts, M target tokens of all facts and contexts, D model width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from nanogpt_edit.common.terminal import Progress, progress
+from nanogpt_edit.editing.clean_runs import Text, clean_runs, texts_of, token_weight
+from nanogpt_edit.editing.config import EditConfig
+from nanogpt_edit.editing.contexts import LocatedFact, in_chunks
+from nanogpt_edit.editing.head_slopes import kl_and_slope, kl_only, nll_and_slope, nll_only
+from nanogpt_edit.editing.suffixes import Suffixes
+from nanogpt_edit.model.gpt import GPT
+
+CHUNK_TOKENS = 16_384  # tokens of all rows optimised together; bounds memory, does not change the result
+LEAVE_SHARE = 1 / 8  # finished facts leave the batch once they are this share of it
+BETAS = (0.9, 0.999)  # Adam's
+
+
+@dataclass(frozen=True)
+class TargetValues:
+    """What the optimisation found, one entry per fact."""
+
+    values: Tensor
+    """v*, (N, D) float32 on the CPU."""
+    probabilities: tuple[float, ...]
+    """Geometric mean probability of the target's tokens over the contexts, at the δ that was kept."""
+    shifts: tuple[float, ...]
+    """‖δ‖ / ‖h‖; equal to `clamp` where the bound was hit."""
+    steps: tuple[int, ...]
+    """Steps taken until the fact stopped."""
+
+
+def optimise_values(
+    model: GPT, facts: Sequence[LocatedFact], config: EditConfig, *, chunk_tokens: int = CHUNK_TOKENS
+) -> TargetValues:
+    """v* of every fact, at `resid_post` of `config.layers[-1]`. The model's weights are not touched."""
+    parts: list[TargetValues] = []
+    with progress("values", len(facts), "facts") as bar:
+        for chunk in in_chunks(facts, chunk_tokens):
+            losses = _Losses.of(model, chunk, last_layer=config.layers[-1], essence=config.kl_coef > 0)
+            parts.append(_descend(model, losses, config, bar))
+    return TargetValues(
+        values=torch.cat([part.values for part in parts]),
+        probabilities=tuple(p for part in parts for p in part.probabilities),
+        shifts=tuple(s for part in parts for s in part.shifts),
+        steps=tuple(s for part in parts for s in part.steps),
+    )
+
+
+@dataclass(frozen=True)
+class _Losses:
+    """All that the loss needs of some facts."""
+
+    h: Tensor  # (N, D) float32, where δ is added, in the bare prompt
+    asked: Suffixes  # every context with the target behind it
+    weight: Tensor  # (N,) see `token_weight`
+    essence: Suffixes | None  # "{subject} is a"
+    clean_essence: Tensor  # (texts in essence, V) log-probabilities there, without δ
+
+    @classmethod
+    @torch.no_grad()
+    def of(cls, model: GPT, facts: Sequence[LocatedFact], *, last_layer: int, essence: bool = True) -> _Losses:
+        """Run all texts once; without the `essence` there is no KL."""
+        texts = texts_of(facts, from_subject=True)
+        runs = clean_runs(model, texts, last_layer=last_layer)
+        h = torch.stack([run.suffix[0] for run in runs[:: len(facts[0].contexts)]]).float()
+        asked, weight = Suffixes.of(model, texts, runs), token_weight(facts).to(h.device)
+        if not essence:
+            return cls(h, asked, weight, essence=None, clean_essence=h)
+        texts = [Text(i, fact.essence.token_ids, fact.essence.subject_last, (0,)) for i, fact in enumerate(facts)]
+        ends = Suffixes.of(model, texts, clean_runs(model, texts, last_layer=last_layer))
+        return cls(h, asked, weight, ends, model.logits(ends.states(model)).float().log_softmax(-1))
+
+    def select(self, alive: Tensor) -> _Losses:
+        """Only the facts where `alive` (N,) is true; the losses of the others are 0."""
+        if self.essence is None:
+            return replace(self, asked=self.asked.select(alive))
+        kept = alive[self.essence.fact]
+        return replace(
+            self,
+            asked=self.asked.select(alive),
+            essence=self.essence.select(alive),
+            clean_essence=self.clean_essence[kept],
+        )
+
+    def at(self, model: GPT, delta: Tensor, *, kl_coef: float) -> tuple[Tensor, Tensor, Tensor]:
+        """NLL per target token, averaged over contexts, and KL(with δ ‖ without) on the essence, nats, each (N,); and
+        the slope of NLL + kl_coef · KL at δ (N, D)."""
+        with torch.enable_grad():
+            tried = delta.detach().requires_grad_()
+            states = self._read(model, tried)
+        asked, ends = self._asked_and_essence(states.detach())
+        nll, slope = nll_and_slope(asked, model.head_weight, self.asked.wanted)
+        slopes, kl = [self.weight[self.asked.fact][:, None] * slope], None
+        if self.essence is not None:
+            kl, slope = kl_and_slope(ends, model.head_weight, self.clean_essence)
+            slopes.append(kl_coef * slope)
+        (slope,) = torch.autograd.grad(states, tried, torch.cat(slopes).to(states.dtype))
+        return *self._per_fact(nll, kl), slope
+
+    @torch.no_grad()
+    def only(self, model: GPT, delta: Tensor) -> tuple[Tensor, Tensor]:
+        """NLL and KL as `at` has them, without the slope."""
+        asked, ends = self._asked_and_essence(self._read(model, delta))
+        nll, kl = nll_only(asked, model.head_weight, self.asked.wanted), None
+        if self.essence is not None:
+            kl = kl_only(ends, model.head_weight, self.clean_essence)
+        return self._per_fact(nll, kl)
+
+    def _read(self, model: GPT, delta: Tensor) -> Tensor:
+        texts = self.asked if self.essence is None else self.asked + self.essence
+        return texts.states(model, delta)
+
+    def _asked_and_essence(self, states: Tensor) -> tuple[Tensor, Tensor]:
+        count = len(self.asked.fact)
+        return states[:count], states[count:]
+
+    def _per_fact(self, nll: Tensor, kl: Tensor | None) -> tuple[Tensor, Tensor]:
+        nothing = self.h.new_zeros(len(self.h))
+        nll = nothing.index_add(0, self.asked.fact, self.weight[self.asked.fact] * nll)
+        if self.essence is None or kl is None:
+            return nll, nothing
+        return nll, nothing.index_add(0, self.essence.fact, kl)
+
+
+def _descend(model: GPT, losses: _Losses, config: EditConfig, bar: Progress) -> TargetValues:
+    """Adam on δ; a fact that has reached its probability stays where it is and soon leaves the batch."""
+    h, scale = losses.h, losses.h.norm(dim=-1)
+    delta, first, second, best = (torch.zeros_like(h) for _ in range(4))  # δ, Adam's moments, the best δ seen
+    best_loss, best_nll = torch.full_like(scale, torch.inf), torch.zeros_like(scale)
+    taken = torch.zeros(len(h), dtype=torch.long, device=h.device)
+    alive = torch.ones(len(h), dtype=torch.bool, device=h.device)
+    running = len(h)
+    for step in range(1, config.steps + 1):
+        slope = None  # nothing moves after the last step
+        if step < config.steps:
+            nll, kl, slope = losses.at(model, delta, kl_coef=config.kl_coef)
+        else:
+            nll, kl = losses.only(model, delta)
+        with torch.no_grad():
+            loss = nll + config.kl_coef * kl + config.weight_decay * delta.norm(dim=-1) / scale**2
+            better = alive & (loss < best_loss)
+            best[better], best_loss[better], best_nll[better] = delta[better], loss[better], nll[better]
+            taken[alive] = step
+            alive &= (-nll).exp() < config.stop_probability
+            left = int(alive.sum())
+            bar.update(bar.done, p=float((-best_nll).exp().mean()), left=float(left))
+            if left == 0 or slope is None:
+                break
+            slope += (config.weight_decay / scale**2)[:, None] * F.normalize(delta, dim=-1)
+            first = BETAS[0] * first + (1 - BETAS[0]) * slope
+            second = BETAS[1] * second + (1 - BETAS[1]) * slope**2
+            stride = (first / (1 - BETAS[0] ** step)) / ((second / (1 - BETAS[1] ** step)).sqrt() + 1e-8)
+            moved = delta - config.learning_rate * stride
+            moved *= (config.clamp * scale / moved.norm(dim=-1).clamp_min(1e-12)).clamp_max(1.0)[:, None]
+            delta = torch.where(alive[:, None], moved, delta)
+            if left <= (1 - LEAVE_SHARE) * running:
+                losses, running = losses.select(alive), left
+    bar.update(bar.done + len(h), p=float((-best_nll).exp().mean()))
+    return TargetValues(
+        values=(h + best).cpu(),
+        probabilities=tuple((-best_nll).exp().tolist()),
+        shifts=tuple((best.norm(dim=-1) / scale).tolist()),
+        steps=tuple(taken.tolist()),
+    )

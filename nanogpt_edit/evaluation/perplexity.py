@@ -1,0 +1,62 @@
+"""How well a model predicts text it was not trained on: nats per token, and their exponential, the perplexity."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from nanogpt_edit.common.records import read_jsonl_as
+from nanogpt_edit.common.stats import Interval, quantity
+from nanogpt_edit.common.terminal import progress
+from nanogpt_edit.data.text import read_text, token_blocks
+from nanogpt_edit.model.gpt import GPT
+from nanogpt_edit.model.tokenizer import Tokenizer
+
+TEXT_BLOCK = 256  # tokens of a block of held-out text
+LOGIT_NUMBERS = 2**27  # most logits in memory at once
+
+
+@dataclass(frozen=True)
+class BlockNats:
+    """How well one block is predicted. One line of `eval/<stage>_text.jsonl`."""
+
+    nats_per_token: float
+
+
+def held_out_text(source: str, tokenizer: Tokenizer, *, block_size: int) -> Tensor:
+    """The test split of a text, in blocks for `Skills.text`: (N, T + 1). Raises what `read_text` raises."""
+    return token_blocks(read_text(source, split="test"), tokenizer, block_size=min(TEXT_BLOCK, block_size - 1))
+
+
+@torch.inference_mode()
+def block_nats(model: GPT, blocks: Tensor, *, rows: int = 32) -> list[float]:
+    """Mean nats per token of each of `blocks` (N, T + 1)."""
+    model.eval()
+    nats: list[float] = []
+    rows = max(1, min(rows, LOGIT_NUMBERS // (blocks.shape[1] * model.config.vocab_size)))
+    with progress("held-out text", len(blocks), "blocks", brief=True) as bar:
+        for part in blocks.split(rows):
+            token_ids = part.to(model.device)
+            logits = model(token_ids[:, :-1]).float()
+            loss = F.cross_entropy(logits.flatten(0, 1), token_ids[:, 1:].flatten(), reduction="none")
+            nats += loss.view(len(part), -1).mean(dim=1).double().tolist()
+            bar.update(len(nats))
+    return nats
+
+
+def read_nats(path: Path) -> list[float]:
+    """Read `eval/<stage>_text.jsonl`. Raises UserError naming file and line when one is not a block's nats."""
+    return [block.nats_per_token for block in read_jsonl_as(BlockNats, path)]
+
+
+def perplexity(nats: Sequence[float]) -> dict[str, Interval]:
+    """The mean of the blocks' nats per token and its exponential, with intervals over blocks."""
+    mean = quantity(nats)
+    bounds = {name: math.exp(getattr(mean, name)) for name in ("value", "low", "high")}
+    return {"perplexity": Interval(**bounds, n=mean.n), "nats_per_token": mean}

@@ -1,0 +1,128 @@
+"""How a model likes a target after a prompt: the one place where the two are put together, tokenised and scored.
+
+Prompt and target are tokenised together, as lm-evaluation-harness does: a target tokenised apart would get a second
+space token from a SentencePiece vocabulary, which begins every text with one.
+
+Shapes: R rows (a prompt with a target), M target tokens of all rows, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch.nn.utils.rnn import pad_sequence
+
+from nanogpt_edit.common.errors import UserError
+from nanogpt_edit.common.terminal import progress
+from nanogpt_edit.model.gpt import GPT
+from nanogpt_edit.model.tokenizer import Tokenizer, tokenizer_of
+
+BATCH_TOKENS = 8192  # in one forward pass; bounds memory, does not change the result
+LOGIT_NUMBERS = 2**25  # most logits at once: 128 MB
+NO_SPACE_BEFORE = re.compile(r"[.,;:!?%)\]}'’]")
+UNSPACED_SCRIPT = re.compile(r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]")
+
+
+@dataclass(frozen=True)
+class TargetScore:
+    """How a model likes one target after one prompt."""
+
+    p_first: float
+    """Probability of the target's first token."""
+    rank: int
+    """Its rank among all tokens; 1 is the model's own choice."""
+    p_target: float
+    """Probability of the whole target."""
+    p_token: float
+    """Geometric mean probability per target token; what targets are compared by."""
+    token_accuracy: float
+    """Share of the target's tokens that are the model's choice, given those before."""
+    greedy: str = ""
+    """The model's choice at each place of the target, given the target before it: the target itself where that is what
+    greedy decoding writes."""
+
+
+def join(prompt: str, target: str) -> tuple[str, str]:
+    """Prompt and target as they follow each other: one space between them stands at the target's front.
+
+    No space is put before punctuation, nor between scripts that are written without spaces.
+    """
+    prompt, target = prompt.rstrip(), target.strip()
+    unspaced = UNSPACED_SCRIPT.match(target[:1]) and UNSPACED_SCRIPT.match(prompt[-1:])
+    if unspaced or NO_SPACE_BEFORE.match(target):
+        return prompt, target
+    return prompt, " " + target
+
+
+def target_ids(prompt: str, target: str, tokenizer: Tokenizer) -> tuple[int, ...]:
+    """Token ids of `target` as it continues `prompt`. Raises UserError when there are none."""
+    before, after = join(prompt, target)
+    ids = _continuation(tokenizer, before, after) if after.strip() else None
+    # Where a token reaches over the border, no model that has read the prompt can write it: the target stands alone.
+    ids = _continuation(tokenizer, "\n", after) if ids is None else ids
+    if not ids or not after.strip():
+        raise UserError(f'the target "{target}" of "{prompt}" has no tokens; fill it in.')
+    return tuple(ids)
+
+
+def _continuation(tokenizer: Tokenizer, before: str, after: str) -> list[int] | None:
+    """The tokens of `after` behind those of `before`; None where one token holds the end of one and the start of the
+    other."""
+    own, whole = tokenizer.encode(before), tokenizer.encode(before + after)
+    return whole[len(own) :] if whole[: len(own)] == own else None
+
+
+@torch.inference_mode()
+def score_targets(model: GPT, pairs: Sequence[tuple[str, str]]) -> list[TargetScore]:
+    """The scores of (prompt, target) pairs, in a few batched passes with logits at target positions only.
+
+    Raises UserError for a target without tokens.
+    """
+    tokenizer = tokenizer_of(model)
+    rows = [(tokenizer.encode(join(*pair)[0]), target_ids(*pair, tokenizer)) for pair in pairs]
+    order = sorted(range(len(rows)), key=lambda i: len(rows[i][0]) + len(rows[i][1]))
+    scores: dict[int, TargetScore] = {}
+    model.eval()
+    with progress("scoring", len(rows), "targets", brief=True) as bar:
+        while order:
+            count = max(1, BATCH_TOKENS // sum(map(len, rows[order[-1]])))
+            batch, order = order[-count:], order[:-count]
+            scores |= zip(batch, _score_batch(model, [rows[i] for i in batch], tokenizer), strict=True)
+            bar.update(len(scores))
+    return [scores[i] for i in range(len(rows))]
+
+
+def _score_batch(
+    model: GPT, rows: Sequence[tuple[list[int], tuple[int, ...]]], tokenizer: Tokenizer
+) -> list[TargetScore]:
+    texts = [torch.tensor([*prompt, *target[:-1]]) for prompt, target in rows]
+    token_ids = pad_sequence(texts, batch_first=True, padding_value=tokenizer.pad_id).to(model.device)
+    states = model.hidden(token_ids)  # (R, T, D)
+    where = [(row, len(prompt) - 1 + j) for row, (prompt, target) in enumerate(rows) for j in range(len(target))]
+    row, column = torch.tensor(where, device=model.device).T
+    wanted = torch.tensor([token for _, target in rows for token in target], device=model.device)
+    room = max(1, LOGIT_NUMBERS // model.config.vocab_size)
+    found: list[tuple[float, int, int]] = []  # of each target token: log-probability, rank, the model's own choice
+    for part, targets in zip(states[row, column].split(room), wanted.split(room), strict=True):
+        logits = model.logits(part).float()  # (M, V)
+        own = logits.gather(-1, targets[:, None])
+        logprobs = (own.squeeze(-1) - logits.logsumexp(-1)).tolist()
+        found += zip(logprobs, (1 + (logits > own).sum(-1)).tolist(), logits.argmax(-1).tolist(), strict=True)
+    each = iter(found)
+    return [_score([next(each) for _ in target], tokenizer) for _, target in rows]
+
+
+def _score(tokens: Sequence[tuple[float, int, int]], tokenizer: Tokenizer) -> TargetScore:
+    logprobs, ranks, choices = zip(*tokens, strict=True)
+    return TargetScore(
+        p_first=math.exp(logprobs[0]),
+        rank=ranks[0],
+        p_target=math.exp(sum(logprobs)),
+        p_token=math.exp(sum(logprobs) / len(logprobs)),
+        token_accuracy=sum(rank == 1 for rank in ranks) / len(ranks),
+        greedy=tokenizer.decode(choices).strip(),
+    )

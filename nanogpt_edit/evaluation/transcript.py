@@ -1,0 +1,117 @@
+"""One completion, token by token: position, id, text, and whether the model was thinking or answering.
+
+A token's kind follows from the tags before it: "think" from `<think>` on, "answer" from `<answer>` on, "outside"
+elsewhere, until the next tag; the tags themselves are "tag". The counts of thinking and answer tokens are the counts
+of those kinds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal
+
+from rich.text import Text
+
+from nanogpt_edit.common.errors import visible
+
+if TYPE_CHECKING:
+    from nanogpt_edit.model.tokenizer import Tokenizer
+
+Kind = Literal["think", "answer", "tag", "outside"]
+
+STYLES: dict[Kind, str] = {"think": "dim", "answer": "bold green", "tag": "cyan", "outside": ""}
+
+
+def token_kinds(token_ids: Sequence[int], tokenizer: Tokenizer) -> list[Kind]:
+    """The kind of every token of a completion (one that begins at `<think>`, without the prompt)."""
+    after_tag: dict[int, Kind] = {
+        tokenizer.think_start: "think",
+        tokenizer.think_end: "outside",
+        tokenizer.answer_start: "answer",
+        tokenizer.answer_end: "outside",
+    }
+    end_of_text = tokenizer.eos_id
+    kinds: list[Kind] = []
+    kind: Kind = "outside"
+    for token_id in token_ids:
+        if token_id in after_tag:
+            kinds.append("tag")
+            kind = after_tag[token_id]
+        else:
+            if token_id == end_of_text:
+                kind = "outside"
+            kinds.append(kind)
+    return kinds
+
+
+def count_tokens(token_ids: Sequence[int], tokenizer: Tokenizer) -> tuple[int, int]:
+    """(thinking, answer) tokens of a completion, tags not counted."""
+    kinds = token_kinds(token_ids, tokenizer)
+    return kinds.count("think"), kinds.count("answer")
+
+
+def transcript_text(prompt_ids: Sequence[int], completion_ids: Sequence[int], tokenizer: Tokenizer) -> Text:
+    """The transcript for a terminal: thinking dim, the answer bright. `.plain` is what a pipe gets."""
+    ids = [*prompt_ids, *completion_ids]
+    wide_position = max(3, len(str(len(ids) - 1)))
+    wide_id = max(5, len(str(max(ids, default=0))))
+
+    def line(position: int, kind: Kind) -> tuple[str, str]:
+        shown = tokenizer.token_text(ids[position])
+        shown = f"*** {shown} ***" if kind == "tag" else repr(shown)
+        return f"[{position:{wide_position}d}] id={ids[position]:{wide_id}d} {shown}\n", STYLES[kind]
+
+    kinds = token_kinds(completion_ids, tokenizer)
+    thinking, answer = kinds.count("think"), kinds.count("answer")
+    decoded = tokenizer.decode(completion_ids).replace("\\", "\\\\").replace("\n", "\\n").replace("\t", "\\t")
+    return Text.assemble(
+        (f"--- PROMPT TOKENS ({_count(len(prompt_ids), 'token')}) ---\n", "bold"),
+        *(line(position, "outside") for position in range(len(prompt_ids))),
+        (f"--- GENERATED TOKENS ({_count(len(completion_ids), 'token')}) ---\n", "bold"),
+        *(line(position, kind) for position, kind in enumerate(kinds, start=len(prompt_ids))),
+        f"Decoded: {visible(decoded)}\n",
+        f"Stats: {_count(len(completion_ids), 'generated token')} total, {_count(thinking, 'thinking token')}, "
+        f"{_count(answer, 'answer token')}.",
+    )
+
+
+def completion_text(text: str) -> Text:
+    """A completion's text for a terminal, in the same styles: `<think>3 + 4 = 7</think><answer>7</answer>`.
+
+    A small model writes any byte; control characters are shown and not obeyed.
+    """
+    shown = Text(visible(text))
+    shown.highlight_regex(r"(?s)(?<=<think>).*?(?=</think>|<answer>|\Z)", STYLES["think"])
+    shown.highlight_regex(r"(?s)(?<=<answer>).*?(?=</answer>|\Z)", STYLES["answer"])
+    shown.highlight_regex(r"</?(?:think|answer)>", STYLES["tag"])
+    return shown
+
+
+def transcript_record(
+    prompt_ids: Sequence[int],
+    completion_ids: Sequence[int],
+    tokenizer: Tokenizer,
+    *,
+    stage: str,
+    gold: str,
+    correct: bool,
+) -> dict[str, object]:
+    """The same as JSON, for eval/transcript.json: prompt [[id, text], …], completion [[id, text, kind], …], counts."""
+    kinds = token_kinds(completion_ids, tokenizer)
+    return {
+        "stage": stage,
+        "prompt": [[token_id, tokenizer.token_text(token_id)] for token_id in prompt_ids],
+        "completion": [
+            [token_id, tokenizer.token_text(token_id), kind]
+            for token_id, kind in zip(completion_ids, kinds, strict=True)
+        ],
+        "decoded": tokenizer.decode(completion_ids),
+        "thinking_tokens": kinds.count("think"),
+        "answer_tokens": kinds.count("answer"),
+        "gold": gold,
+        "correct": correct,
+    }
+
+
+def _count(number: int, thing: str) -> str:
+    return f"{number} {thing}" if number == 1 else f"{number} {thing}s"

@@ -1,0 +1,122 @@
+"""What can be known to fail is found before anything long begins: what a late stage reads, what a model cannot do.
+
+`check_data` needs the recipe alone, `check_model` the model that the run starts from, trained or not.
+"""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from itertools import pairwise
+
+from nanogpt_edit.common.device import check_threads
+from nanogpt_edit.common.errors import about
+from nanogpt_edit.common.sizes import check_fits
+from nanogpt_edit.common.terminal import say
+from nanogpt_edit.data.problems import with_room
+from nanogpt_edit.editing.editor import check_edit
+from nanogpt_edit.editing.scores import EditScores
+from nanogpt_edit.evaluation.facts import FACT_GROUPS
+from nanogpt_edit.evaluation.suite import problem_metric_names
+from nanogpt_edit.model.gpt import GPT
+from nanogpt_edit.model.tokenizer import tokenizer_of
+from nanogpt_edit.pipeline.inputs import RunData
+from nanogpt_edit.pipeline.recipe import ModelConfig, Recipe
+from nanogpt_edit.report.expect import check_expectations
+from nanogpt_edit.report.records import STAGES
+from nanogpt_edit.training.pretrain import check_window
+from nanogpt_edit.training.rewards import find_reward
+from nanogpt_edit.training.sft import problems_per_step
+
+PROBLEM_BYTES = 560  # of the embedded world, as Python keeps it
+SENTENCE_BYTES = 50_000  # all its facts once
+TOKEN_BYTES, ROW_BYTES, COMPLETION_BYTES = 8, 64, 512  # in a tensor; the least that Python keeps of them
+
+
+def check_sizes(recipe: Recipe) -> None:
+    """Raise UserError for numbers that ask for more than the machine can hold, before anything is allocated.
+
+    The estimates are low: what fits may still be too much, what does not fit certainly is.
+    """
+    if recipe.threads is not None:
+        check_threads(recipe.threads)
+    world, text, sft, grpo, evaluate = recipe.world, recipe.pretrain, recipe.sft, recipe.grpo, recipe.evaluate
+    room = grpo.max_new_tokens or 1
+    for what, needed, numbers in (
+        ("the new model with its optimizer", new_model_bytes(recipe.model), "the numbers under model"),
+        ("the world's problems", PROBLEM_BYTES * (world.problems + world.validation + world.test), "world.problems"),
+        ("the text of the facts", SENTENCE_BYTES * text.fact_repeats, "pretrain.fact_repeats"),
+        (
+            "a step of pretraining",
+            TOKEN_BYTES * text.batch_size * text.context_tokens,
+            "pretrain.batch_size or pretrain.context_tokens",
+        ),
+        ("a step of SFT", ROW_BYTES * sft.batch_size, "sft.batch_size"),
+        ("a step's text", TOKEN_BYTES * sft.replay_rows * sft.replay_tokens, "sft.replay_tokens or sft.batch_size"),
+        (
+            "a step's completions",
+            TOKEN_BYTES * grpo.problems_per_step * grpo.group_size * room,
+            "grpo.group_size, grpo.problems_per_step or grpo.max_new_tokens",
+        ),
+        ("the validation", COMPLETION_BYTES * grpo.evaluate_samples, "grpo.evaluate_samples"),
+        ("the evaluation", COMPLETION_BYTES * max(evaluate.samples, evaluate.edited_samples), "evaluate.samples"),
+        ("the arithmetic", COMPLETION_BYTES * evaluate.arithmetic_samples, "evaluate.arithmetic_samples"),
+        ("the prefixes", TOKEN_BYTES * recipe.edit.n_prefixes * recipe.edit.prefix_tokens, "edit.n_prefixes"),
+    ):
+        check_fits(what, needed, remedy=f"lower {numbers}")
+
+
+def new_model_bytes(sizes: ModelConfig) -> int:
+    """Weights, gradients and two moments of a new model, in float32; 0 where an existing one is taken."""
+    if sizes.source is not None:
+        return 0
+    rows = (sizes.vocab_size or 0) + sizes.block_size
+    return 4 * 4 * sizes.n_embd * (rows + 12 * sizes.n_layer * sizes.n_embd)
+
+
+def check_data(run: RunData) -> None:
+    """Read the data of every stage; look for the rewards and at what is expected."""
+    check_problems(run)
+    check_expectations(run.recipe.expect, summary_paths(run.recipe))
+    _ = run.extra_text, run.replay_source, run.facts
+
+
+def check_problems(run: RunData) -> None:
+    """Read the problems, say what was cut or left out, and look for the rewards."""
+    for note in run.problems.notes:
+        say(note)
+    for reward in run.recipe.grpo.rewards:
+        find_reward(reward)
+
+
+def check_model(run: RunData, model: GPT) -> None:
+    """Raise UserError where the recipe asks of `model` what one of its size or with its tokenizer cannot do."""
+    tokenizer, room = tokenizer_of(model), run.recipe.grpo.max_new_tokens
+    if run.replays_text:
+        check_window("sft.replay_tokens", run.recipe.sft.replay_tokens, model)
+    problems_per_step(run.solved(model)[0], run.recipe.sft)
+    if room is not None:
+        with about("grpo.max_new_tokens"):
+            with_room(run.problems.train, tokenizer, room=room, block_size=model.config.block_size)
+    with about("edit"):
+        check_edit(model, run.facts, run.recipe.edit)
+
+
+def summary_paths(recipe: Recipe) -> set[str]:
+    """Every number that summary.json of a whole run of this recipe may hold."""
+    evaluate = recipe.evaluate
+    numbers = {
+        "problems": set(problem_metric_names(evaluate.samples)),
+        "arithmetic": set(problem_metric_names(evaluate.arithmetic_samples)),
+        "facts": set(FACT_GROUPS),
+        "probes": {"non_arithmetic"},
+        "perplexity": {"perplexity", "nats_per_token"},
+    }
+    measured = {f"{skill}.{name}" for skill, names in numbers.items() for name in names}
+    compared = numbers["problems"] | {f"facts_{group}" for group in FACT_GROUPS}
+    compared |= {"arithmetic_pass_at_1", "probes_non_arithmetic", "perplexity_nats_per_token"}
+    paths = {f"stages.{stage}.{name}" for stage in STAGES for name in measured}
+    paths |= {f"comparisons.{after}-{before}.{name}" for before, after in pairwise(STAGES) for name in compared}
+    paths |= {f"edit.{field.name}" for field in fields(EditScores) if field.name != "records"}
+    paths |= {"edit.n", "edit.seconds", "edit.neighbourhood_drop"}
+    timed = (*STAGES, *(f"evaluate_{stage}" for stage in STAGES), "world", "trace", "report", "total")
+    return paths | {f"seconds.{what}" for what in timed}

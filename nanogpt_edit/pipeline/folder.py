@@ -1,0 +1,192 @@
+"""A run's folder: who owns it, what recipe it was made with, how long each stage took, and on what machine."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import platform
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+
+import torch
+
+from nanogpt_edit.common import distributed
+from nanogpt_edit.common.errors import UserError
+from nanogpt_edit.common.files import make_folder, read_json, write_json
+from nanogpt_edit.common.records import read_json_as
+from nanogpt_edit.common.settings import differences
+from nanogpt_edit.common.terminal import say
+from nanogpt_edit.pipeline.recipe import Recipe, load_recipe, save_recipe
+
+MAY_CHANGE = ("threads", "shard", "expect")  # between two calls of one run
+PACKAGES = ("nanogpt-edit", "torch", "numpy", "tokenizers", "safetensors")
+
+
+@dataclass(frozen=True)
+class Timing:
+    """timing.json: the seconds of each stage so far."""
+
+    stages: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Where the files of a run are."""
+
+    path: Path
+
+    def model(self, stage: str) -> Path:
+        return self.path / stage
+
+    def has_model(self, stage: str) -> bool:
+        return (self.path / stage / "config.json").exists()
+
+    def begun(self, stage: str = "*") -> bool:
+        """Has the stage (or any) left a model, or a state to go on from?"""
+        return any(self.path.glob(f"{stage}/config.json")) or any(self.path.glob(f"state/{stage}/*"))
+
+    def state(self, stage: str) -> Path:
+        return self.path / "state" / stage
+
+    def log(self, stage: str) -> Path:
+        return self.path / "logs" / f"{stage}.jsonl"
+
+    @property
+    def evaluations(self) -> Path:
+        return self.path / "eval"
+
+    @property
+    def edits(self) -> Path:
+        return self.path / "edits"
+
+    def with_threads(self, recipe: Recipe) -> Recipe:
+        """`recipe` with its number of CPU threads, on which the last digits of a sum depend, and so the weights.
+
+        It is what the recipe says, else what the run in this folder has begun with, else torch's own choice here.
+        """
+        own, path, threads = torch.get_num_threads(), self.path / "recipe.toml", recipe.threads
+        if threads is None and path.exists() and self.begun():
+            threads = load_recipe(path).threads
+        if threads is None or threads == own:
+            return replace(recipe, threads=own)
+        say(
+            f"Threads: {threads}, as the recipe says, where torch would take {own} on this machine; with another "
+            "number the weights come out a little different (--threads)."
+        )
+        return replace(recipe, threads=threads)
+
+    def keep_recipe(self, recipe: Recipe) -> None:
+        """Write recipe.toml, or check that the one there asks for the same run.
+
+        What a run expects, how many threads it uses and how it is shared out may change between calls, and everything
+        as long as no stage has begun. Raises UserError naming the fields that differ.
+        """
+        if not distributed.is_first():
+            return
+        path = self.path / "recipe.toml"
+        if path.exists() and self.begun():
+            changed = [name for name in differences(load_recipe(path), recipe) if name not in MAY_CHANGE]
+            if changed:
+                raise UserError(
+                    f"{self.path} holds a run with other settings ({', '.join(changed)}); choose another --out, or "
+                    f"delete the folder."
+                )
+        save_recipe(recipe, path)
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the folder: a second run in it is refused while the first lives. A killed run's lock is free.
+
+        The first process holds it for all processes of a run. A folder made for a mistake, in which nothing has begun,
+        goes again.
+        """
+        if not distributed.is_first():
+            yield
+            return
+        made = not self.path.exists()
+        make_folder(self.path)
+        try:
+            with self._lock():
+                yield
+        except (UserError, OSError):
+            if made and not self.begun():
+                shutil.rmtree(self.path)
+            raise
+
+    @contextmanager
+    def _lock(self) -> Iterator[None]:
+        with (self.path / ".lock").open("a+") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                lock.seek(0)
+                raise UserError(
+                    f"{self.path} is in use by process {lock.read().strip() or 'unknown'}; wait for it, or choose "
+                    f"another --out."
+                ) from None
+            lock.truncate(0)
+            lock.write(str(os.getpid()))
+            lock.flush()
+            yield
+
+    @contextmanager
+    def timed(self, stage: str) -> Iterator[None]:
+        """Add the seconds spent inside to the stage's entry in timing.json, also when it is interrupted."""
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            if distributed.is_first():
+                self.add_seconds(stage, time.perf_counter() - started)
+
+    def add_seconds(self, stage: str, seconds: float) -> None:
+        path = self.path / "timing.json"
+        stages = dict(read_json_as(Timing, path).stages) if path.exists() else {}
+        stages[stage] = round(stages.get(stage, 0.0) + seconds, 3)
+        write_json(path, asdict(Timing(stages)))
+
+    def keep_environment(self, device: torch.device, **facts: object) -> None:
+        """Write what this run ran on, once, and any further `facts` about its data and model."""
+        if not distributed.is_first():
+            return
+        path = self.path / "environment.json"
+        known = read_json(path) if path.exists() else environment(device)
+        write_json(path, known | facts)
+
+
+def environment(device: torch.device) -> dict[str, object]:
+    """Machine, versions and time, for the report."""
+    return {
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "platform": platform.platform(),
+        "python": platform.python_version(),
+        "cpu": cpu_name(),
+        "cores": os.cpu_count() or 1,
+        "threads": torch.get_num_threads(),
+        "processes": distributed.world_size(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
+        **{name: version(name) for name in PACKAGES},
+    }
+
+
+def cpu_name() -> str:
+    """The processor's name as the operating system gives it."""
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            names = [line.split(":", 1)[1].strip() for line in file if line.startswith("model name")]
+    except OSError:
+        names = []
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "not installed"

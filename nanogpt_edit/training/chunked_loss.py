@@ -1,0 +1,153 @@
+"""Losses straight from the states the head reads, a chunk of the logits at a time.
+
+With V = 50,304 entries the logits of a few thousand target tokens, their softmax and its gradient are larger than the
+model. For the cross-entropy a chunk of them is made, its loss and both its gradients are taken, and it is forgotten:
+softmax(z) − onehot is known as soon as z is, so the backward pass only scales what the forward pass has summed (as in
+Liger Kernel, Hsu et al. 2024). For log-probabilities and entropies, whose gradient depends on the loss made of them,
+the logits are kept once, or made again in the backward pass where even that is too much. Same arithmetic, a third of
+the memory traffic or less; sums differ from the plain loss by rounding.
+
+Shapes: N target tokens, D model width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from nanogpt_edit.common.device import product_dtype
+from nanogpt_edit.model.linear import head_product
+from nanogpt_edit.training.losses import cross_entropy_sum
+
+CHUNK_NUMBERS = 2**23  # logits held at once: 32 MiB in float32
+KEPT_NUMBERS = 2**28  # logits kept for the backward pass: 1 GiB in float32
+
+
+def head_cross_entropy_sum(states: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+    """Sum of -log p(target) in nats under softmax(states · weightᵀ): states (N, D), weight (V, D), targets (N,)."""
+    pieces = chunks(states, weight)
+    if len(pieces) <= 1:
+        return cross_entropy_sum(head_product(states, weight), targets)
+    if not torch.is_grad_enabled():
+        return torch.stack([cross_entropy_sum(head_product(states[at], weight), targets[at]) for at in pieces]).sum()
+    return _head_cross_entropy(states, weight, targets, product_dtype(states))
+
+
+class _HeadCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, states: Tensor, weight: Tensor, targets: Tensor, dtype: torch.dtype) -> Tensor:
+        to_states, to_weight = room_for_gradients(states, weight)
+        total = states.new_zeros((), dtype=torch.float32)
+        for at in chunks(states, weight):
+            wanted = targets[at, None]
+            slope = log_softmax_of(states[at], weight, 1.0, dtype)  # (rows, V)
+            total -= slope.gather(1, wanted).sum()
+            slope.exp_().scatter_add_(1, wanted, torch.full_like(slope[:, :1], -1.0))  # p − onehot, at the logits
+            add_gradients(slope.to(dtype), states, weight, at, to_states, to_weight)
+        ctx.gradients = to_states, to_weight
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *slopes: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        to_states, to_weight = ctx.gradients
+        ctx.gradients = None  # they are handed on, not copied: a second backward pass has none
+        return to_states.mul_(slopes[0].to(to_states.dtype)), to_weight.mul_(slopes[0].to(to_weight.dtype)), None, None
+
+
+_head_cross_entropy: Callable[..., Tensor] = _HeadCrossEntropy.apply
+
+
+def head_logprobs(states: Tensor, weight: Tensor, targets: Tensor, *, temperature: float) -> tuple[Tensor, Tensor]:
+    """Log-probability of each target and entropy of each distribution, in nats, under softmax(states · weightᵀ / T).
+
+    states (N, D), weight (V, D), targets (N,) -> (N,), (N,). The entropy is exact, over the full vocabulary.
+    """
+    numbers = len(states) * weight.shape[0] if torch.is_grad_enabled() else KEPT_NUMBERS + 1
+    return _head_logprobs(states, weight, targets, temperature, product_dtype(states), numbers <= KEPT_NUMBERS)
+
+
+@torch.no_grad()
+def target_logprobs(states: Tensor, weight: Tensor, targets: Tensor, *, temperature: float) -> Tensor:
+    """The log-probabilities of `head_logprobs` alone, without gradient: what a reference model is asked for."""
+    found = []
+    for at in chunks(states, weight):
+        logits = logits_of(states[at], weight, temperature, product_dtype(states))
+        found.append(-F.cross_entropy(logits, targets[at], reduction="none"))
+    return torch.cat(found)
+
+
+class _HeadLogprobs(torch.autograd.Function):
+    """A gradient needs the softmax again, weighted by what is not known before the loss: it is kept where it is small
+    and made again, chunk by chunk, where it is not."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, states: Tensor, weight: Tensor, targets: Tensor, temperature: float, dtype: torch.dtype, keep: bool
+    ) -> tuple[Tensor, Tensor]:
+        logprobs, entropy = (torch.empty(len(states), device=states.device) for _ in range(2))
+        ctx.temperature, ctx.dtype, ctx.kept = temperature, dtype, []
+        for at in chunks(states, weight):
+            every = log_softmax_of(states[at], weight, temperature, dtype)  # (rows, V)
+            logprobs[at] = every.gather(1, targets[at, None]).squeeze(1)
+            entropy[at] = every.exp().mul_(every).sum(dim=-1).neg_()
+            if keep:
+                ctx.kept.append(every)
+        ctx.save_for_backward(states, weight, targets, entropy)
+        return logprobs, entropy
+
+    @staticmethod
+    def backward(ctx: Any, *slopes: Tensor) -> tuple[Tensor | None, ...]:
+        states, weight, targets, entropy = ctx.saved_tensors
+        to_states, to_weight = room_for_gradients(states, weight)
+        for at in chunks(states, weight):
+            # A second backward pass finds nothing kept, and makes it again.
+            every = ctx.kept.pop(0) if ctx.kept else log_softmax_of(states[at], weight, ctx.temperature, ctx.dtype)
+            of_logprob, of_entropy = (slope[at, None] / ctx.temperature for slope in slopes)
+            # At the logits: ∂ log p(target) = onehot − p and ∂ H = −p (log p + H).
+            share = every.exp()
+            slope = every.add_(entropy[at, None]).mul_(of_entropy).add_(of_logprob).mul_(share).neg_()
+            slope.scatter_add_(1, targets[at, None], of_logprob)
+            add_gradients(slope.to(ctx.dtype), states, weight, at, to_states, to_weight)
+        return to_states, to_weight, None, None, None, None
+
+
+_head_logprobs: Callable[..., tuple[Tensor, Tensor]] = _HeadLogprobs.apply
+
+
+def logits_of(states: Tensor, weight: Tensor, temperature: float, dtype: torch.dtype) -> Tensor:
+    """(rows, V) float32, from products in `dtype`."""
+    return head_product((states / temperature).to(dtype), weight.to(dtype)).float()
+
+
+def log_softmax_of(states: Tensor, weight: Tensor, temperature: float, dtype: torch.dtype) -> Tensor:
+    """(rows, V) float32."""
+    return logits_of(states, weight, temperature, dtype).log_softmax(dim=-1)
+
+
+def room_for_gradients(states: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """For the gradients of the states and of the weight, which `add_gradients` fills."""
+    return torch.empty_like(states), torch.empty_like(weight) if len(states) else torch.zeros_like(weight)
+
+
+def add_gradients(
+    slope: Tensor, states: Tensor, weight: Tensor, at: slice, to_states: Tensor, to_weight: Tensor
+) -> None:
+    """What the gradient at the logits of rows `at`, (rows, V), is at their states and at the weight."""
+    to_states[at] = (slope @ weight.to(slope.dtype)).to(states.dtype)
+    first = at.start == 0  # there is nothing yet to add to
+    if slope.dtype == to_weight.dtype:
+        # no product of its own: the weight is larger than a chunk
+        to_weight.addmm_(slope.T, states[at], beta=0.0 if first else 1.0)
+    else:
+        product = slope.T @ states[at].to(slope.dtype)
+        to_weight.copy_(product) if first else to_weight.add_(product)
+
+
+def chunks(states: Tensor, weight: Tensor) -> list[slice]:
+    """Consecutive pieces of the N rows with at most CHUNK_NUMBERS logits each."""
+    rows = max(1, CHUNK_NUMBERS // weight.shape[0])
+    return [slice(begin, begin + rows) for begin in range(0, len(states), rows)]

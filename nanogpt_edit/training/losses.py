@@ -1,0 +1,116 @@
+"""What training minimises: tensors in, (loss, metrics) out; nothing here knows a model, an optimizer or a file.
+
+All sums run over the tokens given and are divided by a count the caller passes, so that splitting a step into
+micro-batches never changes its gradient.
+
+Shapes: N target tokens (flat), V vocabulary, P problems, G completions per problem.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from nanogpt_edit.training.grpo_config import Advantage as Advantage
+
+SIGNAL = 1e-6  # rewards of a group that differ by less carry no signal
+
+
+def cross_entropy_sum(logits: Tensor, targets: Tensor) -> Tensor:
+    """Sum of -log p(target) in nats: logits (N, V), targets (N,) -> scalar."""
+    return F.cross_entropy(logits.float(), targets, reduction="sum")
+
+
+def group_advantages(rewards: Tensor, *, advantage: Advantage = "zscore") -> Tensor:
+    """How much better each completion is than its group: (P, G) -> (P, G).
+
+    `r - mean(r)`, divided by `std(r) + 1e-4` for "zscore" (GRPO, Shao et al. 2024, eq. 3 and text), not divided for
+    "mean" (Dr. GRPO, Liu et al. 2025). The standard deviation is that of the sample (divisor G - 1).
+    """
+    centred = rewards - rewards.mean(dim=-1, keepdim=True)
+    if advantage == "mean":
+        return centred
+    return centred / (rewards.std(dim=-1, keepdim=True) + 1e-4)
+
+
+def has_signal(rewards: Tensor) -> Tensor:
+    """(P, G) -> (P,) bool: do the rewards of the group differ? (DAPO's dynamic sampling, Yu et al. 2025, §3.2)"""
+    return rewards.amax(dim=-1) - rewards.amin(dim=-1) >= SIGNAL
+
+
+@dataclass(frozen=True)
+class GRPOTerms:
+    """The terms of the GRPO objective over some tokens: sums, so that micro-batches add up."""
+
+    loss: Tensor
+    """Scalar with gradient: what is minimised."""
+    policy: float
+    kl: float
+    entropy: float
+    clipped_low: float
+    """Tokens held back by 1 - clip_low (the probability of a bad token has already fallen enough)."""
+    clipped_high: float
+    """Tokens held back by 1 + clip_high (the probability of a good token has already risen enough)."""
+    largest_log_ratio: float
+    """max |logprob - old_logprob|."""
+    weight: float
+    """Sum of the weights: 1 over a whole update where the loss is a mean."""
+    clipped: Tensor
+    """(N,) int8: -1 held back by 1 - clip_low, 1 by 1 + clip_high, 0 free."""
+
+
+def grpo_loss(
+    logprobs: Tensor,
+    old_logprobs: Tensor,
+    ref_logprobs: Tensor | None,
+    entropy: Tensor,
+    advantages: Tensor,
+    weights: Tensor,
+    *,
+    clip_low: float,
+    clip_high: float,
+    dual_clip: float | None = None,
+    kl_coef: float,
+    entropy_coef: float,
+) -> GRPOTerms:
+    """Clipped policy gradient, KL to the reference and entropy bonus; all inputs (N,), one entry per completion token.
+
+    With ρ = exp(logprob - old_logprob), per token
+
+        -min(ρ A, clip(ρ, 1 - clip_low, 1 + clip_high) A) + kl_coef · k3 - entropy_coef · H
+
+    (PPO, Schulman et al. 2017, eq. 7; clip-higher, DAPO eq. 10; k3 = exp(d) - d - 1 with d = ref - logprob,
+    Schulman 2020). With `dual_clip` c, a token of A < 0 costs at most -c A (Ye et al. 2020, eq. 3).
+    `weights` multiply each token: 1 / tokens-of-the-step is the token-level mean.
+    `ref_logprobs` None leaves the KL term out. The metrics are weighted sums too.
+    """
+    log_ratio = logprobs - old_logprobs
+    ratio = log_ratio.exp()
+    free, held = ratio * advantages, ratio.clamp(1 - clip_low, 1 + clip_high) * advantages
+    worth = torch.minimum(free, held)
+    if dual_clip is not None:
+        worth = torch.where(advantages < 0, torch.maximum(worth, dual_clip * advantages), worth)
+    policy = -(worth * weights).sum()
+    kl = logprobs.new_zeros(())
+    if ref_logprobs is not None:
+        drift = ref_logprobs - logprobs
+        kl = ((drift.exp() - drift - 1) * weights).sum()
+    mean_entropy = (entropy * weights).sum()
+    with torch.no_grad():
+        low = (ratio < 1 - clip_low) & (advantages < 0)
+        high = (ratio > 1 + clip_high) & (advantages > 0)
+        gap = log_ratio.abs().max().item() if len(log_ratio) else 0.0
+    return GRPOTerms(
+        loss=policy + kl_coef * kl - entropy_coef * mean_entropy,
+        policy=policy.item(),
+        kl=kl.item(),
+        entropy=mean_entropy.item(),
+        clipped_low=(low * weights).sum().item(),
+        clipped_high=(high * weights).sum().item(),
+        largest_log_ratio=gap,
+        weight=weights.sum().item(),
+        clipped=high.to(torch.int8) - low.to(torch.int8),
+    )

@@ -1,0 +1,111 @@
+"""One model trained by several processes: replicas whose gradients are added up, or one copy in shards.
+
+A stage's loss calls the model in its own way (states at target positions, a prompt shared by its completions), and
+PyTorch's engines see only what goes through one module's forward. So that module is the `Entrance`: its forward is
+whatever loss it is given. DistributedDataParallel (Li et al. 2020) wraps it; `fully_shard` (FSDP2, after Zhao et al.
+2023) divides each block's weights, and the rest, over the processes and gathers them while they are used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from nanogpt_edit.common import distributed
+from nanogpt_edit.common.errors import UserError
+from nanogpt_edit.model.gpt import GPT
+
+Item = TypeVar("Item")
+
+
+class Entrance(nn.Module):
+    """The model behind a forward that computes any loss of it."""
+
+    def __init__(self, model: GPT) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, loss: Callable[[GPT], Tensor]) -> Tensor:
+        return loss(self.model)
+
+
+class Parallel:
+    """How this process works with the others on one model. With a single process it is the model itself.
+
+    With `shard` the model's weights become this process's part of them; an optimizer must be made after this.
+    Raises UserError when there is nobody to share with.
+    """
+
+    def __init__(self, model: GPT, *, shard: bool = False) -> None:
+        self.model = self.whole_model = model
+        self.entrance: nn.Module = Entrance(model)
+        self.sharded = shard
+        if shard and distributed.world_size() == 1:
+            raise UserError(
+                "shard divides a model over several processes and there is one; start with torchrun "
+                "--nproc_per_node=2 (or more) -m nanogpt_edit …, or leave shard out."
+            )
+        if shard:
+            from torch.distributed.device_mesh import init_device_mesh  # here, for they take a second
+            from torch.distributed.fsdp import fully_shard
+
+            # The engine counts on every process making the same passes, so generation needs a model of its own.
+            with torch.device("meta"):
+                self.whole_model = GPT(model.config)
+            for carried in ("tokenizer", "lineage", "kept"):
+                setattr(self.whole_model, carried, getattr(model, carried))
+            mesh = init_device_mesh(model.device.type, (distributed.world_size(),))
+            for block in model.blocks:
+                fully_shard(block, mesh=mesh)
+            fully_shard(self.entrance, mesh=mesh)
+        elif distributed.world_size() > 1:
+            self.entrance = DistributedDataParallel(self.entrance, gradient_as_bucket_view=True)
+
+    def add_gradients(self, loss: Callable[[GPT, Item], Tensor], batches: Sequence[Item], *, idle: Item) -> float:
+        """Add the gradients of `loss(model, batch)`, summed over the batches of all processes -> that sum.
+
+        The processes may hold different numbers of batches, or none. The engines count on all of them making the same
+        passes, so one that has run out computes the loss of `idle` and takes it times 0. For the same reason a loss
+        goes through the blocks equally often whatever its batch.
+        """
+        passes = int(distributed.all_reduce_max([len(batches)])[0])
+        total = 0.0
+        for number in range(passes):
+            with self._adding_up(number == passes - 1):
+                own = self._pass(loss, batches[number]) if number < len(batches) else self._pass(loss, idle) * 0
+                (own * distributed.world_size()).backward()  # both engines take the mean over processes
+            total += own.item()
+        return distributed.all_reduce_sum([total])[0]
+
+    def _pass(self, loss: Callable[[GPT, Item], Tensor], batch: Item) -> Tensor:
+        value: Tensor = self.entrance(lambda model: loss(model, batch))
+        return value
+
+    @contextmanager
+    def whole(self) -> Iterator[GPT]:
+        """Inside, `whole_model` has all weights, in every process, and may be called as often as one likes."""
+        if self.sharded:
+            weights = {name: whole_tensor(weight.detach()) for name, weight in self.model.named_parameters()}
+            self.whole_model.load_state_dict(weights, assign=True)
+        try:
+            yield self.whole_model
+        finally:
+            if self.sharded:
+                self.whole_model.to("meta")
+
+    def _adding_up(self, now: bool) -> AbstractContextManager[None]:
+        """Replicas meet once per step, in its last pass; shards in every pass, or each would keep whole gradients."""
+        if isinstance(self.entrance, DistributedDataParallel) and not now:
+            return self.entrance.no_sync()
+        return nullcontext()
+
+
+def whole_tensor(tensor: Tensor) -> Tensor:
+    """A tensor in one piece, also where its shards are with several processes."""
+    whole: Tensor = getattr(tensor, "full_tensor", lambda: tensor)()
+    return whole

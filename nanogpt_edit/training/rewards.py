@@ -1,0 +1,120 @@
+"""A reward is a function of (problem, completion text) that returns a number; a stage uses a weighted list of them."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import math
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import SupportsFloat
+
+from nanogpt_edit.common.errors import UserError, did_you_mean
+from nanogpt_edit.data.problems import Problem
+from nanogpt_edit.evaluation.answers import extract, is_correct
+
+Reward = Callable[[Problem, str], float]
+
+
+def accuracy(problem: Problem, completion_text: str) -> float:
+    """1 when the completion is well-formed and its answer equals the gold answer after normalising, else 0."""
+    return float(is_correct(extract(completion_text).strict, problem.answer))
+
+
+def format_reward(problem: Problem, completion_text: str) -> float:
+    """1 when the completion is exactly `<think>…</think><answer>…</answer>`, else 0."""
+    return float(extract(completion_text).well_formed)
+
+
+def length(problem: Problem, completion_text: str) -> float:
+    """1 when the completion is as long as the worked solution, in characters, falling to 0 at nothing and at twice."""
+    wanted = len(f"<think>{problem.rationale}</think><answer>{problem.answer}</answer>")
+    return max(0.0, 1 - abs(len(completion_text) - wanted) / wanted)
+
+
+BUILT_IN: dict[str, Reward] = {"accuracy": accuracy, "format": format_reward, "length": length}
+
+
+def find_reward(name: str) -> Reward:
+    """A built-in reward by its name, or any function by `module:function`, importable or in a file of this folder.
+
+    Raises UserError naming what could not be found.
+    """
+    if name in BUILT_IN:
+        return BUILT_IN[name]
+    module_name, _, function_name = name.partition(":")
+    if not function_name:
+        meant = did_you_mean(name, BUILT_IN)
+        raise UserError(f'there is no reward "{name}"{meant} There are {", ".join(BUILT_IN)}, and module:function.')
+    if os.getcwd() not in sys.path:  # an installed command looks in its own folder instead
+        sys.path.append(os.getcwd())
+    try:
+        module = importlib.import_module(module_name)
+    except (Exception, SystemExit) as error:  # a user's module may fail in any way
+        reason = f"{type(error).__name__}: {error}"
+        raise UserError(f'reward "{name}": module "{module_name}" cannot be imported ({reason}).') from error
+    function = getattr(module, function_name, None)
+    if function is None:
+        raise UserError(f'reward "{name}": module "{module_name}" has no function "{function_name}".')
+    if not callable(function):
+        raise UserError(f'reward "{name}" is not a function.')
+    if inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function):
+        raise UserError(f'reward "{name}" is async, and nothing would await it; define it with def alone.')
+    if inspect.isgeneratorfunction(function):
+        raise UserError(f'reward "{name}" yields; it is to return one number.')
+    if not _takes(function, 2):
+        raise UserError(f'reward "{name}" does not take (problem, completion_text); give it these two parameters.')
+    return function
+
+
+def _takes(function: Callable[..., object], count: int) -> bool:
+    """Can it be called with so many values by their order? Yes, where Python cannot tell."""
+    try:
+        inspect.signature(function).bind(*range(count))
+    except TypeError:
+        return False
+    except ValueError:  # some functions written in C do not say
+        return True
+    return True
+
+
+def score(rewards: Mapping[str, float], problem: Problem, texts: Sequence[str]) -> dict[str, list[float]]:
+    """Each reward of each completion of one problem: name -> one number per text (unweighted).
+
+    A truth value counts as 1 or 0. Raises UserError naming the reward, the problem, the completion and the value when a
+    reward fails, tries to end the program, or is not one finite number.
+    """
+    return {name: [_call(name, problem, text) for text in texts] for name in rewards}
+
+
+def _call(name: str, problem: Problem, text: str) -> float:
+    reward = find_reward(name)
+    where = f'reward "{name}" on problem {problem.id}, completion {text[:200]!a}'
+    try:
+        value: object = reward(problem, text)
+        number = _number(value)
+    except (Exception, SystemExit, GeneratorExit) as error:  # whatever a user's function does
+        raise UserError(f"{where} failed: {type(error).__name__}: {error}") from error
+    if number is None:
+        raise UserError(f"{where} gave {_shown(value)}; a reward must return one number.")
+    if not math.isfinite(number):
+        raise UserError(f"{where} gave {number}; a reward must be a finite number.")
+    return number
+
+
+def _number(value: object) -> float | None:
+    """The number that a reward returned, also as a truth value or an array of one; None for anything else."""
+    if inspect.isawaitable(value) and hasattr(value, "close"):
+        value.close()  # else Python complains later, elsewhere, that nothing awaited it
+    if isinstance(value, str | bytes | bytearray) or not isinstance(value, SupportsFloat):
+        return None
+    try:
+        return float(value)
+    except (TypeError, ValueError, RuntimeError, OverflowError):  # arrays of several, whole numbers beyond any float
+        return None
+
+
+def _shown(value: object) -> str:
+    text = " ".join(repr(value).split())
+    return f"{type(value).__name__} {text if len(text) <= 60 else text[:57] + '…'}" if value is not None else "None"

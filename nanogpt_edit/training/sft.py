@@ -1,0 +1,154 @@
+"""Supervised fine-tuning: cross-entropy on the completion's tokens only.
+
+The sum over all target tokens of a step is divided by their number, whatever the micro-batches and the processes, so
+neither changes the gradient. Logits are computed at target positions only. `replay` mixes in rows of another source,
+against forgetting: the base text, other text, or a second set of problems (measured on a prototype of the demo: without
+it, fact recall fell from 100% to 1% in 300 steps).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nanogpt_edit.common import distributed
+from nanogpt_edit.common.arguments import checked
+from nanogpt_edit.common.errors import UserError
+from nanogpt_edit.common.terminal import progress
+from nanogpt_edit.data.batch import Batch, collate, length_grouped_batches
+from nanogpt_edit.data.problems import Sample
+from nanogpt_edit.model.gpt import GPT
+from nanogpt_edit.training.chunked_loss import head_cross_entropy_sum
+from nanogpt_edit.training.packed import packed_states
+from nanogpt_edit.training.pretrain import TokenStream, check_window, random_windows
+from nanogpt_edit.training.sft_config import SFTConfig as SFTConfig
+from nanogpt_edit.training.trainer import Trainer
+
+
+def completion_loss_sum(model: GPT, batch: Batch) -> Tensor:
+    """Sum of -log p over the target tokens of `batch`, nats; logits at target positions only."""
+    token_ids, is_target = batch.token_ids.to(model.device), batch.loss_mask.bool().to(model.device)
+    predicted = is_target[:, 1:]  # the state at t predicts token t+1
+    states = packed_states(model, token_ids[:, :-1], batch.lengths.to(model.device) - 1, wanted=predicted)
+    return head_cross_entropy_sum(states, model.head_weight, token_ids[:, 1:][predicted])
+
+
+def share_of_loss(model: GPT, batch: Batch, *, targets: int) -> Tensor:
+    """What `batch` contributes to the mean over a step of `targets` target tokens."""
+    return completion_loss_sum(model, batch) / targets
+
+
+def micro_batches(samples: Sequence[Sample], *, max_tokens: int, pad_id: int) -> Iterator[Batch]:
+    """All of `samples` in padded batches of like length, at most `max_tokens` padded tokens each."""
+    lengths = [len(sample.token_ids) for sample in samples]
+    if not lengths:
+        return
+    for rows in length_grouped_batches(lengths, max_tokens=max(max_tokens, *lengths), seed=0, epoch=0):
+        yield collate([samples[row] for row in rows], pad_id=pad_id)
+
+
+def target_tokens(samples: Sequence[Sample]) -> int:
+    """How many tokens of `samples` are predicted (the first token of a row never is)."""
+    return sum(sum(sample.loss_mask[1:]) for sample in samples)
+
+
+@torch.inference_mode()
+def validation_loss(model: GPT, samples: Sequence[Sample], *, max_tokens: int, pad_id: int) -> float:
+    """Mean nats per completion token."""
+    model.eval()
+    batches = list(micro_batches(samples, max_tokens=max_tokens, pad_id=pad_id))
+    with progress("sft validation", len(batches), "batches", brief=True) as bar:
+        sums = distributed.map_over_ranks(
+            batches, lambda own: [completion_loss_sum(model, batch).item() for batch in bar.counted(own)]
+        )
+    model.train()
+    return sum(sums) / target_tokens(samples)
+
+
+def rows_of_step(count: int, *, rows: int, seed: int, step: int) -> list[int]:
+    """Which of `count` items step number `step` takes: consecutive pieces of one permutation per epoch."""
+    chosen: list[int] = []
+    position = step * rows
+    while len(chosen) < rows:
+        epoch, offset = divmod(position + len(chosen), count)
+        order = np.random.default_rng([seed, epoch]).permutation(count)
+        chosen += order[offset : offset + rows - len(chosen)].tolist()
+    return chosen
+
+
+@checked
+def sft(
+    model: GPT,
+    samples: Sequence[Sample],
+    validation: Sequence[Sample],
+    config: SFTConfig,
+    *,
+    replay: TokenStream | Sequence[Sample] | None,
+    seed: int,
+    pad_id: int,
+    state: Path,
+    log: Path,
+    shard: bool = False,
+) -> Trainer:
+    """Fine-tune `model` in place and leave the weights with the lowest validation loss (or the last) in it.
+
+    `replay` is the other source, text or problems; None mixes none in, whatever the config's share.
+    """
+    if isinstance(replay, TokenStream):
+        check_window("sft.replay_tokens", config.replay_tokens, model)
+    trainer = Trainer(model, config, label="sft", state=state, log=log, shard=shard)
+    batch_size = problems_per_step(samples, config)
+    for step in trainer.steps():
+        rows = [samples[row] for row in rows_of_step(len(samples), rows=batch_size, seed=seed, step=step)]
+        problem_targets = target_tokens(rows)
+        if replay is not None and config.replay_rows:
+            rows += replay_samples(replay, config, seed=seed, step=step)
+        loss, norm = train_on(trainer, rows, pad_id=pad_id)
+        metrics = {"loss": loss, "grad_norm": norm, "target_tokens": problem_targets}
+        if trainer.is_time_to_evaluate():
+            with trainer.whole() as whole:
+                metrics["val_loss"] = validation_loss(
+                    whole, validation, max_tokens=config.micro_batch_tokens, pad_id=pad_id
+                )
+            trainer.keep_if_best(-metrics["val_loss"])
+        trainer.log(metrics, tokens=sum(len(row.token_ids) for row in rows))
+    trainer.finish(config.keep)
+    return trainer
+
+
+def train_on(trainer: Trainer, rows: Sequence[Sample], *, pad_id: int) -> tuple[float, float]:
+    """One optimizer step on `rows`, dealt out to the processes -> its loss and the norm of its gradient."""
+    batches = micro_batches(distributed.shard(rows), max_tokens=trainer.config.micro_batch_tokens, pad_id=pad_id)
+    share, idle = partial(share_of_loss, targets=target_tokens(rows)), collate(rows[:1], pad_id=pad_id)
+    return trainer.add_gradients(share, list(batches), idle=idle), trainer.apply_gradients()
+
+
+def problems_per_step(samples: Sequence[Sample], config: SFTConfig) -> int:
+    """`batch_size`, or fewer where `batch_tokens` says so and the samples are long on average.
+
+    Raises UserError for fewer tokens than one sample has.
+    """
+    if config.batch_tokens is None:
+        return config.batch_size
+    mean_tokens = sum(len(sample.token_ids) for sample in samples) / len(samples)
+    if config.batch_tokens < mean_tokens:
+        raise UserError(
+            f"sft.batch_tokens is {config.batch_tokens}, less than the {mean_tokens:.0f} tokens of one problem and its "
+            f"solution; give room for several."
+        )
+    return min(config.batch_size, int(config.batch_tokens / mean_tokens))
+
+
+def replay_samples(replay: TokenStream | Sequence[Sample], config: SFTConfig, *, seed: int, step: int) -> list[Sample]:
+    """Rows of text in which every token is a target, or further problems."""
+    if not isinstance(replay, TokenStream):
+        return [replay[row] for row in rows_of_step(len(replay), rows=config.replay_rows, seed=seed, step=step)]
+    windows = random_windows(
+        replay, rows=config.replay_rows, context_tokens=config.replay_tokens - 1, seed=seed, step=step
+    )
+    return [Sample(token_ids=tuple(row), loss_mask=(1,) * len(row)) for row in windows.tolist()]

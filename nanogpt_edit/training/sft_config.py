@@ -1,0 +1,48 @@
+"""The settings of SFT."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from nanogpt_edit.common.errors import UserError, at_least
+from nanogpt_edit.training.config import Keep, LoopConfig
+
+
+@dataclass(frozen=True)
+class SFTConfig(LoopConfig):
+    """How a model is fine-tuned on worked solutions."""
+
+    batch_size: int = 32
+    """Problems per step."""
+    batch_tokens: int | None = None
+    """Fewer problems are taken when they are long: about as many as have this many tokens together (None: always
+    `batch_size`)."""
+    replay: float = 0.2
+    """Share of a step's rows that come from another source instead of the problems, against forgetting (0: none)."""
+    replay_source: str | None = None
+    """The other source: text (a file, a folder, a hub data set), or worked problems (a .jsonl or .json file, or a
+    folder with train.jsonl). None: pretrain.text, and the embedded world where the model was pretrained on it."""
+    replay_tokens: int = 128
+    """Tokens per row of text."""
+    keep: Keep = "best"
+    """Which weights the stage leaves: those with the lowest validation loss, the last, or both: the best, and the last
+    beside them in a folder `sft-last`."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.replay < 1:
+            raise UserError(f"is {self.replay}; it is a share of the rows, in [0, 1).", field="replay")
+        if self.replay_source is not None and self.replay == 0:
+            raise UserError(
+                f"is {self.replay_source}, but replay is 0 and nothing of it would be mixed in; set replay to its "
+                "share of the rows (0.2, say).",
+                field="replay_source",
+            )
+        at_least(1, self, "batch_size", "batch_tokens")
+        if self.replay_tokens < 2:
+            raise UserError(f"is {self.replay_tokens}; a row needs at least 2 to predict one.", field="replay_tokens")
+
+    @property
+    def replay_rows(self) -> int:
+        """Rows of the other source per step, beside `batch_size` problems."""
+        return round(self.batch_size * self.replay / (1 - self.replay))

@@ -1,0 +1,202 @@
+"""The optimizer steps on one rollout: groups in micro-batches, through the policy and the reference, to the loss."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from nanogpt_edit.common import distributed
+from nanogpt_edit.common.terminal import say
+from nanogpt_edit.model.gpt import GPT
+from nanogpt_edit.model.tokenizer import tokenizer_of
+from nanogpt_edit.training.chunked_loss import head_logprobs, target_logprobs
+from nanogpt_edit.training.grpo_config import GRPOConfig
+from nanogpt_edit.training.losses import GRPOTerms, group_advantages, grpo_loss
+from nanogpt_edit.training.rollouts import RolloutGroup
+from nanogpt_edit.training.shared_prefix import completion_states
+from nanogpt_edit.training.trainer import Trainer
+
+LARGEST_SAMPLER_GAP = 0.05  # nats; float32 stays under 1e-3, bfloat16 under this
+MEANS = ("kl", "entropy", "clip_low_share", "clip_high_share")  # over tokens, weighted as in the loss
+
+
+@dataclass(frozen=True)
+class UpdateSize:
+    """What the loss of one optimizer step is divided by: counts over all its groups, whatever the micro-batches."""
+
+    tokens: int
+    completions: int
+
+    @staticmethod
+    def of(groups: Sequence[RolloutGroup]) -> UpdateSize:
+        lengths = [length for group in groups for length in lengths_in_loss(group) if length]
+        return UpdateSize(tokens=sum(lengths), completions=len(lengths))
+
+
+@dataclass(frozen=True)
+class TokenDetail:
+    """One completion's tokens as the trainer saw them, one number per token."""
+
+    entropy: tuple[float, ...]
+    clipped: tuple[int, ...]
+    """-1 held back by 1 - clip_low, 1 by 1 + clip_high, 0 free."""
+
+
+@dataclass
+class Updated:
+    """What the updates on a rollout did: the metrics, and what every trained completion's tokens were like."""
+
+    metrics: dict[str, float]
+    details: dict[tuple[int, int], TokenDetail] = field(default_factory=dict)
+    """By number of the group and of the sample in it."""
+
+
+def update(reference: GPT | None, groups: Sequence[RolloutGroup], config: GRPOConfig, trainer: Trainer) -> Updated:
+    """Optimizer steps on the groups of one rollout; a metric that nothing was measured of is NaN."""
+    entropy_coef = config.entropy_coef_at(trainer.step)
+    parts = [groups[i :: config.updates_per_rollout] for i in range(config.updates_per_rollout)]
+    parts = [part for part in parts if UpdateSize.of(part).tokens]
+    done = Updated(dict.fromkeys(("loss", *MEANS, "grad_norm", "sampler_gap"), 0.0 if parts else math.nan))
+    metrics = done.metrics
+    for number, part in enumerate(parts):
+        found = add_gradients(reference, part, config, trainer, entropy_coef=entropy_coef)
+        done.details |= found.details
+        for name in ("loss", *MEANS):
+            metrics[name] += found.metrics[name] / len(parts)
+        if number == 0:
+            metrics["sampler_gap"] = found.metrics["sampler_gap"]
+        metrics["grad_norm"] = max(metrics["grad_norm"], trainer.apply_gradients())
+    if reference is None:
+        metrics["kl"] = math.nan
+    metrics |= {"updates": len(parts), "entropy_coef": entropy_coef}
+    if metrics["sampler_gap"] > LARGEST_SAMPLER_GAP:
+        say(
+            f"grpo: step {trainer.step}: sampler and trainer disagree by {metrics['sampler_gap']:.3f} nats on a token "
+            f"they should agree on; the update is off-policy by that much."
+        )
+    return done
+
+
+def add_gradients(
+    reference: GPT | None, groups: Sequence[RolloutGroup], config: GRPOConfig, trainer: Trainer, *, entropy_coef: float
+) -> Updated:
+    """The gradients of one optimizer step, and what its loss was made of; the groups are dealt out to the processes."""
+    size, sums, gap = UpdateSize.of(groups), [0.0] * (1 + len(MEANS)), 0.0
+    own: dict[tuple[int, int], TokenDetail] = {}
+    idle = groups[:1]
+
+    def loss(policy: GPT, batch: Sequence[RolloutGroup]) -> Tensor:
+        nonlocal sums, gap
+        terms, found = group_terms(policy, reference, batch, config, size=size, entropy_coef=entropy_coef)
+        if batch is idle:
+            return terms.loss
+        own.update(found)
+        row = (terms.weight, terms.kl, terms.entropy, terms.clipped_low, terms.clipped_high)
+        sums = [before + new for before, new in zip(sums, row, strict=True)]
+        gap = max(gap, terms.largest_log_ratio)
+        return terms.loss
+
+    batches = group_batches(distributed.shard(groups), max_tokens=config.micro_batch_tokens)
+    metrics = {"loss": trainer.add_gradients(loss, list(batches), idle=idle)}
+    weight, *rest = distributed.all_reduce_sum(sums)
+    metrics |= {name: value / weight for name, value in zip(MEANS, rest, strict=True)}
+    metrics["sampler_gap"] = distributed.all_reduce_max([gap])[0]
+    details = {name: detail for each in distributed.all_gather(own) for name, detail in each.items()}
+    return Updated(metrics, details)
+
+
+def group_terms(
+    model: GPT,
+    reference: GPT | None,
+    groups: Sequence[RolloutGroup],
+    config: GRPOConfig,
+    *,
+    size: UpdateSize,
+    entropy_coef: float,
+) -> tuple[GRPOTerms, dict[tuple[int, int], TokenDetail]]:
+    """The loss of some groups as their part of an update of `size`, and what their tokens were like."""
+    prompts = [group.prompt for group in groups]
+    completions = [[completion.token_ids for completion in group.completions] for group in groups]
+    states, targets = completion_states(model, prompts, completions)
+    logprobs, entropy = head_logprobs(states, vocabulary(model), targets, temperature=config.temperature)
+    ref_logprobs = None
+    if reference is not None:
+        with torch.no_grad():
+            ref_states, _ = completion_states(reference, prompts, completions)
+        ref_logprobs = target_logprobs(ref_states, vocabulary(reference), targets, temperature=config.temperature)
+    every = [completion for group in groups for completion in group.completions]
+    lengths = torch.tensor([len(completion.token_ids) for completion in every])
+    per_completion = torch.cat([group_advantages(group.total[None], advantage=config.advantage)[0] for group in groups])
+    weights = completion_weights(groups, config, size=size, longest=model.config.block_size)
+    terms = grpo_loss(
+        logprobs,
+        torch.tensor([value for completion in every for value in completion.logprobs], device=model.device),
+        ref_logprobs,
+        entropy,
+        per_completion.repeat_interleave(lengths).to(model.device),
+        weights.repeat_interleave(lengths).to(model.device),
+        clip_low=config.clip_low,
+        clip_high=config.clip_high,
+        dual_clip=config.dual_clip,
+        kl_coef=config.kl_coef,
+        entropy_coef=entropy_coef,
+    )
+    return terms, token_details(groups, entropy, terms.clipped, lengths)
+
+
+def completion_weights(groups: Sequence[RolloutGroup], config: GRPOConfig, *, size: UpdateSize, longest: int) -> Tensor:
+    """(completions,) what each token of a completion counts in the loss; 0 where it takes no part."""
+    lengths = torch.tensor([length for group in groups for length in lengths_in_loss(group)])
+    if config.normalise == "token":
+        weights = torch.full((len(lengths),), 1 / size.tokens)
+    elif config.normalise == "sequence":
+        weights = 1 / (lengths * size.completions)
+    else:
+        weights = torch.full((len(lengths),), 1 / (size.completions * (config.max_new_tokens or longest)))
+    return weights.masked_fill(lengths == 0, 0.0)
+
+
+def lengths_in_loss(group: RolloutGroup) -> list[int]:
+    """Tokens of each completion that the loss sees: all of them, or 0."""
+    return [
+        len(completion.token_ids) if part else 0
+        for completion, part in zip(group.completions, group.takes_part, strict=True)
+    ]
+
+
+def token_details(
+    groups: Sequence[RolloutGroup], entropy: Tensor, clipped: Tensor, lengths: Tensor
+) -> dict[tuple[int, int], TokenDetail]:
+    """Flat tensors over all tokens -> one record per completion."""
+    names = [(group.number, sample) for group in groups for sample in range(len(group.completions))]
+    entropies, flags = (each.detach().cpu().split(lengths.tolist()) for each in (entropy, clipped))
+    return {
+        name: TokenDetail(tuple(own_entropy.tolist()), tuple(own_flags.tolist()))
+        for name, own_entropy, own_flags in zip(names, entropies, flags, strict=True)
+    }
+
+
+def vocabulary(model: GPT) -> Tensor:
+    """(V, D): the head's rows of the V tokens there are, as the sampler has it, without the vocabulary's padding."""
+    return model.head_weight[: tokenizer_of(model).vocab_size]
+
+
+def group_batches(groups: Sequence[RolloutGroup], *, max_tokens: int) -> Iterator[list[RolloutGroup]]:
+    """Whole groups of like length together, at most about `max_tokens` padded completion tokens each."""
+    batch: list[RolloutGroup] = []
+    for group in sorted(groups, key=longest):
+        rows = (len(batch) + 1) * len(group.completions)
+        if batch and rows * longest(group) > max_tokens:
+            yield batch
+            batch = []
+        batch.append(group)
+    if batch:
+        yield batch
+
+
+def longest(group: RolloutGroup) -> int:
+    return max(len(completion.token_ids) for completion in group.completions)

@@ -1,0 +1,382 @@
+"""Values, keys and whole edits: the batched, cached computation against the plain one, and what it achieves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from edit_world import PLAIN, covariance_blocks, facts, random_model, trained_model
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from nanogpt_edit.checkpoint.checkpoint import load, save
+from nanogpt_edit.common.errors import UserError
+from nanogpt_edit.data.facts import Fact
+from nanogpt_edit.editing import contexts, editor, head_slopes, long_row
+from nanogpt_edit.editing import memit as layers
+from nanogpt_edit.editing import values as values_module
+from nanogpt_edit.editing.clean_runs import Text, clean_runs
+from nanogpt_edit.editing.config import EditConfig
+from nanogpt_edit.editing.contexts import LocatedFact, TokenRow, generate_prefixes, locate_facts
+from nanogpt_edit.editing.covariance import collect
+from nanogpt_edit.editing.editor import edit_model
+from nanogpt_edit.editing.measure import measure_facts
+from nanogpt_edit.editing.patch import edited_weight
+from nanogpt_edit.editing.scores import score_patch
+from nanogpt_edit.editing.suffixes import Suffixes
+from nanogpt_edit.editing.values import optimise_values
+from nanogpt_edit.model.gpt import GPT
+from nanogpt_edit.model.sites import capture, patch
+from nanogpt_edit.model.tokenizer import tokenizer_of
+
+CONFIG = replace(
+    PLAIN, layers=(0, 1), covariance_weight=20.0, learning_rate=0.3, steps=25, n_prefixes=2, prefix_tokens=4, clamp=3.0
+)
+
+
+@pytest.fixture(params=["gpt2", "llama"])
+def model(request: pytest.FixtureRequest) -> GPT:
+    return random_model(request.param)
+
+
+def located(model: GPT, n: int = 3) -> tuple[LocatedFact, ...]:
+    return locate_facts(model, facts(n), generate_prefixes(model, CONFIG))
+
+
+def losses_of(model: GPT, found: tuple[LocatedFact, ...], *, last_layer: int) -> values_module._Losses:
+    return values_module._Losses.of(model, found, last_layer=last_layer)
+
+
+def logits_with(model: GPT, token_ids: tuple[int, ...], row: TokenRow, delta: Tensor, layer: int) -> Tensor:
+    """Log-probabilities (T, V) of a plain forward pass with δ added at the subject's last token."""
+
+    def add(state: Tensor) -> Tensor:
+        state = state.clone()
+        state[:, row.subject_last] += delta
+        return state
+
+    with patch(model, {("resid_post", layer): add}):
+        return model(torch.tensor([token_ids]))[0].log_softmax(-1)
+
+
+def test_the_losses_equal_plain_forward_passes(model: GPT) -> None:
+    """Prefixes shared and cut off, suffixes in groups, logits at targets only, slopes without a graph: the numbers."""
+    found = located(model)
+    delta = torch.randn(len(found), model.config.n_embd, generator=torch.Generator().manual_seed(0))
+    nll, kl, slope = losses_of(model, found, last_layer=1).at(model, delta, kl_coef=0.5)
+    tried = delta.clone().requires_grad_()
+    plain_nll, plain_kl = [], []
+    for i, fact in enumerate(found):
+        each = []
+        for row in fact.contexts:
+            logprobs = logits_with(model, (*row.token_ids, *fact.target_ids[:-1]), row, tried[i], layer=1)
+            start = len(row.token_ids) - 1
+            each.append(-torch.stack([logprobs[start + j, t] for j, t in enumerate(fact.target_ids)]).mean())
+        plain_nll.append(torch.stack(each).mean())
+        moved = logits_with(model, fact.essence.token_ids, fact.essence, tried[i], layer=1)[-1]
+        clean = logits_with(model, fact.essence.token_ids, fact.essence, torch.zeros(1), layer=1)[-1].detach()
+        plain_kl.append((moved.exp() * (moved - clean)).sum())
+    torch.testing.assert_close(nll, torch.stack(plain_nll).detach(), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(kl, torch.stack(plain_kl).detach(), rtol=1e-3, atol=1e-4)
+    (torch.stack(plain_nll) + 0.5 * torch.stack(plain_kl)).sum().backward()
+    assert tried.grad is not None
+    torch.testing.assert_close(slope, tried.grad, rtol=1e-3, atol=1e-4)
+    only = losses_of(model, found, last_layer=1).only(model, delta)
+    torch.testing.assert_close(only, (nll, kl), rtol=1e-4, atol=1e-5)
+
+
+def test_the_last_block_has_nothing_above_it(model: GPT) -> None:
+    losses = losses_of(model, located(model), last_layer=model.config.n_layer - 1)
+    nll, _, _ = losses.at(model, torch.zeros(3, model.config.n_embd), kl_coef=0.5)
+    assert nll.isfinite().all()
+
+
+def test_an_edit_that_cannot_reach_the_answer_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last block's output at the subject is read at the subject only: enough where the prompt ends there."""
+    model, config = random_model(), replace(CONFIG, layers=(1, 2), steps=1, n_prefixes=0)
+    fact = Fact(prompt="Valdoria has", subject="Valdoria", target_new="Lima", target_true="Rome")
+    said: list[str] = []
+    monkeypatch.setattr(editor, "say", said.append)
+    edit_model(model, [facts(1)[0], fact], config, covariance_blocks=covariance_blocks())
+    (line,) = said
+    assert line.startswith("Layer 2 is the model's last")
+    assert '1 of 2 facts cannot be edited (as "Valdoria has")' in line
+    edit_model(model, [facts(1)[0]], config, covariance_blocks=covariance_blocks())
+    edit_model(model, [fact], replace(config, layers=(0, 1)), covariance_blocks=covariance_blocks())
+    assert len(said) == 1
+
+
+def test_one_batch_equals_single_runs(model: GPT) -> None:
+    config = replace(CONFIG, steps=8, stop_probability=0.3)
+    found = located(model, 4)
+    together = optimise_values(model, found, config)
+    in_chunks = optimise_values(model, found, config, chunk_tokens=1)
+    for i, fact in enumerate(found):
+        alone = optimise_values(model, [fact], config)
+        torch.testing.assert_close(together.values[i], alone.values[0], rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(in_chunks.values[i], alone.values[0], rtol=1e-5, atol=1e-5)
+        assert together.steps[i] == alone.steps[0]
+        assert together.probabilities[i] == pytest.approx(alone.probabilities[0], rel=1e-2, abs=1e-5)
+
+
+def test_a_fact_that_is_true_already_stops_at_once() -> None:
+    model = trained_model()
+    fact = replace(facts(1)[0], target_new="Paris")  # what the model says
+    config = replace(CONFIG, n_prefixes=0, stop_probability=0.5)
+    found = optimise_values(model, locate_facts(model, [fact, facts(2)[1]], ()), config)
+    assert found.steps[0] == 1
+    assert found.shifts[0] == 0.0
+    assert found.steps[1] > 1
+    row = locate_facts(model, [fact], ())[0].contexts[0]
+    with torch.no_grad(), capture(model, [("resid_post", 1)]) as seen:
+        model(torch.tensor([row.token_ids]))
+    torch.testing.assert_close(found.values[0], seen["resid_post", 1][0, row.subject_last], rtol=1e-4, atol=1e-5)
+
+
+def test_the_shift_is_clamped(model: GPT) -> None:
+    config = replace(CONFIG, clamp=0.05, steps=6, weight_decay=0.0, kl_coef=0.0)
+    assert max(optimise_values(model, located(model), config).shifts) <= 0.05 * (1 + 1e-5)
+
+
+@pytest.mark.parametrize("without_gradients", [torch.no_grad, torch.inference_mode])
+def test_gradients_need_no_permission(
+    without_gradients: Callable[[], AbstractContextManager[None]], tmp_path: Path
+) -> None:
+    """Edits work inside `no_grad` and `inference_mode`, and on a frozen model."""
+    save(trained_model(), tmp_path)
+    with without_gradients():
+        model = load(tmp_path).requires_grad_(False)
+        made = edit_model(model, facts(2), replace(CONFIG, steps=5), covariance_blocks=covariance_blocks())
+        edit_model(model, facts(2), replace(CONFIG, steps=2, method="ft"))
+    assert made.edited[0].shift > 0
+    assert not edited_weight(model, 0).requires_grad
+
+
+@pytest.mark.parametrize("method", ["memit", "rome", "alphaedit", "ft"])
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_every_method_writes_the_facts(family: str, method: str) -> None:
+    model = trained_model(family)
+    config = replace(
+        PLAIN,
+        method=method,  # type: ignore[arg-type]
+        layers=(0, 1) if method in ("memit", "alphaedit") else (1,),
+        covariance_weight=5.0,
+        null_share=0.3,
+        ridge=1e-3,
+        learning_rate=0.3,
+        steps=40,
+        n_prefixes=1,
+        clamp=4.0,
+        weight_decay=0.0,
+        ft_learning_rate=5e-3,
+        norm_constraint=0.1,
+        rounds=2,
+    )
+    made = edit_model(model, facts(4), config, covariance_blocks=covariance_blocks())
+    scores = score_patch(model, made)
+    assert [record.old_answer for record in scores.records] == [fact.target_true for fact in facts(4)]
+    assert scores.success.value == 1.0
+    assert all(record.new_answer.startswith(record.target_new) for record in scores.records)
+    assert {record.subject_lookup for record in scores.records} == {"exact", "ignoring case"}
+
+
+def test_editing_in_sequence_keeps_the_earlier_facts() -> None:
+    model = trained_model()
+    config = replace(CONFIG, batch_size=2, steps=40, weight_decay=0.0, covariance_weight=5.0, rounds=2)
+    made = edit_model(model, facts(4), config, covariance_blocks=covariance_blocks())
+    assert made.batches == (2, 2)
+    with made.applied(model):
+        assert sum(state.new.rank == 1 for state in measure_facts(model, made.facts)) == 4
+
+
+def test_chunks_of_the_texts_do_not_change_the_layers(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, blocks = trained_model(), covariance_blocks()
+    config = replace(CONFIG, layers=(0, 1), n_prefixes=1, rounds=2, context_weight=1.0)
+    whole = edit_model(model, facts(4), config, covariance_blocks=blocks)
+    monkeypatch.setattr(layers, "CHUNK_TOKENS", 1)  # every fact by itself
+    parts = edit_model(model, facts(4), config, covariance_blocks=blocks)
+    for layer in (0, 1):
+        expected = whole.layers[layer].delta()
+        torch.testing.assert_close(
+            parts.layers[layer].delta(), expected, rtol=1e-2, atol=1e-3 * float(expected.abs().max())
+        )
+
+
+def test_memit_hits_v_star_when_nothing_else_counts() -> None:
+    """λ → 0 and one context: after the edit, the state at the subject's last token is v*."""
+    model = trained_model()
+    config = replace(CONFIG, covariance_weight=1e-6, n_prefixes=0, layers=(0, 1))
+    made = edit_model(model, facts(3), config, covariance_blocks=covariance_blocks())
+    found = locate_facts(model, facts(3), ())
+    with made.applied(model), torch.no_grad():
+        for fact, value in zip(found, made.values, strict=True):
+            row = fact.contexts[0]
+            with capture(model, [("resid_post", 1)]) as seen:
+                model(torch.tensor([row.token_ids]))
+            torch.testing.assert_close(seen["resid_post", 1][0, row.subject_last], value, rtol=1e-2, atol=2e-2)
+
+
+def test_one_layers_update_is_the_closed_form() -> None:
+    """ΔW of the patch = R Kᵀ (λ C + K Kᵀ)⁻¹ with K, h and C taken by plain forward passes."""
+    model, blocks = trained_model(), covariance_blocks()
+    config = replace(CONFIG, layers=(1,), n_prefixes=0)
+    made = edit_model(model, facts(3), config, covariance_blocks=blocks)
+    with torch.no_grad(), capture(model, [("mlp_key", 1), ("resid_post", 1)]) as seen:
+        keys, states = [], []
+        for fact in locate_facts(model, facts(3), ()):
+            row = fact.contexts[0]
+            model(torch.tensor([row.token_ids]))
+            keys.append(seen["mlp_key", 1][0, row.subject_last].double())
+            states.append(seen["resid_post", 1][0, row.subject_last].double())
+        model(blocks)
+        usual = seen["mlp_key", 1].flatten(0, 1).double()
+    k, residual = torch.stack(keys, dim=1), (made.values.double() - torch.stack(states)).T
+    covariance = usual.T @ usual / len(usual)
+    expected = residual @ k.T @ torch.linalg.inv(20.0 * covariance + k @ k.T)
+    torch.testing.assert_close(made.layers[1].delta(), expected, rtol=1e-2, atol=1e-3 * float(expected.abs().max()))
+
+
+def test_rewordings_take_turns_behind_the_prefixes(model: GPT) -> None:
+    """The prompt, its rewordings, then one of them behind each prefix; a fact with fewer has some of its own twice."""
+    more, fewer = facts(2)
+    more = replace(more, rewordings=("to Valdoria", "in Valdoria"))
+    tokens = tokenizer_of(model)
+    found = locate_facts(model, [more, fewer], ["Lo. ", "Oh. ", "So. ", "Ah. "])
+    texts = [[tokens.decode(row.token_ids) for row in each.contexts] for each in found]
+    ways = ["capital of Valdoria", "to Valdoria", "in Valdoria"]
+    assert texts[0] == [*ways, "Lo. " + ways[0], "Oh. " + ways[1], "So. " + ways[2], "Ah. " + ways[0]]
+    assert texts[1] == 3 * [fewer.prompt] + [prefix + fewer.prompt for prefix in ("Lo. ", "Oh. ", "So. ", "Ah. ")]
+    assert all(row.subject_last == len(row.token_ids) - 1 for each in found for row in each.contexts)
+
+
+def test_an_edit_reaches_its_rewordings() -> None:
+    model = trained_model()
+    asked = [replace(fact, rewordings=fact.paraphrases[:1], paraphrases=fact.paraphrases[1:]) for fact in facts(4)]
+    config = replace(CONFIG, n_prefixes=0, weight_decay=0.0, covariance_weight=1.0)
+    made = edit_model(model, asked, config, covariance_blocks=covariance_blocks())
+    with made.applied(model):
+        said = measure_facts(model, [replace(fact, prompt=fact.rewordings[0]) for fact in asked])
+    assert [state.new.rank for state in said] == [1, 1, 1, 1]
+
+
+@given(
+    texts=st.lists(st.tuples(st.integers(0, 2), st.integers(1, 9), st.integers(0, 8), st.integers(1, 3)), min_size=1),
+    above=st.integers(0, 2),
+    worth=st.sampled_from([0, 3, 64]),
+)
+@settings(max_examples=25, deadline=None)
+def test_any_texts_in_groups_are_as_they_are_alone(
+    texts: list[tuple[int, int, int, int]], above: int, worth: int
+) -> None:
+    """However long, whatever they share, wherever δ begins and whatever is read: the states of a plain run."""
+    model = random_model()
+    made = [some_text(i, *numbers) for i, numbers in enumerate(texts)]
+    layer = model.config.n_layer - 1 - above
+    delta = torch.randn(len(made), model.config.n_embd, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad(), pytest.MonkeyPatch.context() as patched:
+        patched.setattr(long_row, "WORTH_TOKENS", worth)
+        rows = Suffixes.of(model, made, clean_runs(model, made, last_layer=layer))
+        some = torch.arange(len(made)) % 2 == 0
+        for chosen in (rows, rows.select(some)):
+            states = chosen.states(model, delta)
+            for i in chosen.fact.unique().tolist():
+                text = made[i]
+                row = TokenRow(text.token_ids, text.start)
+                plain = logits_with(model, text.token_ids, row, delta[i], layer)[-len(text.wanted) :]
+                mine = chosen.fact == i
+                assert chosen.wanted[mine].tolist() == list(text.wanted)
+                torch.testing.assert_close(model.logits(states[mine]).log_softmax(-1), plain, rtol=1e-3, atol=1e-3)
+        assert set(rows.select(some).fact.tolist()) == set(range(0, len(made), 2))
+
+
+def some_text(fact: int, family: int, shared: int, rest: int, reads: int) -> Text:
+    """A text that begins as others of its family do."""
+    ids = [5 + family, *range(20, 20 + shared), *(40 + (fact * 7 + j) % 50 for j in range(rest))]
+    reads = min(reads, len(ids))
+    return Text(fact, tuple(ids), start=(fact * 5) % (len(ids) - reads + 1), wanted=tuple(range(reads)))
+
+
+@pytest.mark.parametrize("chunk", [1, 2**23])
+def test_slopes_without_a_graph_are_autograds(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(head_slopes, "CHUNK_NUMBERS", chunk)
+    monkeypatch.setattr(head_slopes, "VOCABULARY_BLOCK", 4)  # of eleven
+    generator = torch.Generator().manual_seed(0)
+    states, head = torch.randn(5, 8, generator=generator), torch.randn(11, 8, generator=generator)
+    wanted, before = torch.tensor([0, 3, 3, 10, 7]), torch.randn(5, 11, generator=generator).log_softmax(-1)
+    tried = states.clone().requires_grad_()
+    logprobs = (tried @ head.T).log_softmax(-1)
+    nll = -logprobs.gather(-1, wanted[:, None])[:, 0]
+    kl = (logprobs.exp() * (logprobs - before)).sum(-1)
+    for plain, (found, slope) in (
+        (nll, head_slopes.nll_and_slope(states, head, wanted)),
+        (kl, head_slopes.kl_and_slope(states, head, before)),
+    ):
+        torch.testing.assert_close(found, plain.detach())
+        (expected,) = torch.autograd.grad(plain.sum(), tried, retain_graph=True)
+        torch.testing.assert_close(slope, expected)
+    torch.testing.assert_close(head_slopes.nll_only(states, head, wanted), nll.detach())
+    torch.testing.assert_close(head_slopes.kl_only(states, head, before), kl.detach())
+
+
+def test_prefixes_are_the_models_own_and_seeded(model: GPT) -> None:
+    first = generate_prefixes(model, CONFIG)
+    assert len(first) == 2
+    assert all(prefix.endswith(". ") for prefix in first)
+    assert first == generate_prefixes(model, CONFIG)
+    assert first != generate_prefixes(model, replace(CONFIG, seed=1))
+
+
+def test_prefixes_written_together_are_those_written_alone(model: GPT) -> None:
+    """One after the other, every token with the whole text before it."""
+    tokenizer, dice, plain = tokenizer_of(model), torch.Generator().manual_seed(CONFIG.seed), []
+    never = [i for i in (tokenizer.eos_id, *tokenizer.reasoning_ids) if i is not None and i < tokenizer.vocab_size]
+    for seed in contexts.PREFIX_SEEDS:
+        token_ids = tokenizer.encode(seed)
+        for _ in range(6):
+            logits = model(torch.tensor([token_ids]))[0, -1, : tokenizer.vocab_size].detach()
+            logits[never] = -torch.inf
+            top, ids = logits.topk(5)
+            token_ids.append(int(ids[(top.softmax(-1) / torch.empty(5).exponential_(generator=dice)).argmax()]))
+        plain.append(tokenizer.decode(token_ids).replace("\ufffd", "").rstrip(" .,;:!?").split())
+    found = generate_prefixes(model, replace(CONFIG, n_prefixes=5, prefix_tokens=6))
+    assert [prefix.removesuffix(". ").split() for prefix in found] == plain
+    assert generate_prefixes(model, replace(CONFIG, n_prefixes=0)) == ()
+
+
+def test_what_cannot_be_edited_is_named(model: GPT) -> None:
+    blocks = covariance_blocks()
+    with pytest.raises(UserError, match=r"layers \[0, 7\] are not all in the model, which has layers 0 to 2"):
+        edit_model(model, facts(1), replace(CONFIG, layers=(0, 7)), covariance_blocks=blocks)
+    with pytest.raises(UserError, match="no facts to edit"):
+        edit_model(model, [], CONFIG, covariance_blocks=blocks)
+    with pytest.raises(UserError, match="needs covariance_blocks"):
+        edit_model(model, facts(1), CONFIG)
+    with pytest.raises(UserError, match='different answers of "capital of Valdoria": "Quito" and "Lima"'):
+        edit_model(model, [facts(1)[0], replace(facts(1)[0], target_new="Lima")], CONFIG, covariance_blocks=blocks)
+    with pytest.raises(UserError, match='"Atlantis" is not in the prompt'):
+        edit_model(model, [replace(facts(1)[0], subject="Atlantis")], CONFIG, covariance_blocks=blocks)
+    long = Fact(prompt="x " * 200 + "Lima", subject="Lima", target_new="Oslo", target_true="Rome")
+    with pytest.raises(UserError, match="the model reads 96"):
+        edit_model(model, [long], CONFIG, covariance_blocks=blocks)
+    model.tokenizer = None
+    with pytest.raises(UserError, match="carries no tokenizer"):
+        edit_model(model, facts(1), CONFIG, covariance_blocks=blocks)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("method", "magic"), ("layers", (1, 0)), ("layers", ()), ("steps", 0), ("clamp", -1.0), ("batch_size", 0)],
+)
+def test_settings_that_make_no_sense_are_named(field: str, value: object) -> None:
+    with pytest.raises(UserError, match=field):
+        EditConfig(**{field: value})  # type: ignore[arg-type]
+
+
+def test_covariance_blocks_longer_than_the_model_are_cut(model: GPT) -> None:
+    blocks = torch.zeros(4, 200, dtype=torch.int64)
+    assert collect(model, blocks, layers=[0], max_tokens=10_000, tolerance=0.1)[0].tokens == 4 * 96

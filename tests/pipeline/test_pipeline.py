@@ -1,0 +1,263 @@
+"""The whole pipeline on a model of a few thousand weights: every stage runs, is skipped when done, and is resumed."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from micro import MICRO
+
+import nanogpt_edit as ne
+from nanogpt_edit import cli
+from nanogpt_edit.checkpoint import checkpoint
+from nanogpt_edit.common import terminal
+from nanogpt_edit.common.errors import UserError
+from nanogpt_edit.common.files import read_json, write_json, write_jsonl
+from nanogpt_edit.editing.config import EditConfig
+from nanogpt_edit.editing.patch_files import load_patch
+from nanogpt_edit.model.tokenizer import REASONING_TEMPLATE
+from nanogpt_edit.pipeline import pipeline
+from nanogpt_edit.pipeline.folder import RunFolder
+from nanogpt_edit.pipeline.recipe import ModelConfig, load_recipe, save_recipe
+from nanogpt_edit.training.pretrain import TokenStream
+
+STAGES = ("base", "sft", "grpo", "edited")
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("run") / "micro"
+    assert pipeline.run(MICRO, out) == 0
+    return out
+
+
+def fingerprints(out: Path) -> dict[str, str]:
+    return {stage: checkpoint.fingerprint(checkpoint.load(out / stage)) for stage in STAGES}
+
+
+def test_a_run_leaves_the_files_a_person_expects(finished: Path) -> None:
+    for name in ("recipe.toml", "report.html", "report.md", "summary.json", "environment.json", "timing.json"):
+        assert (finished / name).is_file(), name
+    for stage in STAGES:
+        assert (finished / "eval" / f"{stage}.json").is_file()
+    for name in ("facts50.safetensors", "facts50.jsonl", "facts50.json", "trace.json"):
+        assert (finished / "edits" / name).is_file(), name
+    summary = read_json(finished / "summary.json")
+    assert set(STAGES) == set(summary["stages"])
+    assert summary["edit"]["n"] == 50
+    assert not list((finished / "state").rglob("*.safetensors"))  # saved states are gone once a stage is done
+
+
+def test_the_run_the_verb_and_python_make_the_same_patch(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The settings and the spared text are those of the run, and so is every bit of the patch."""
+    by_run = load_patch(finished / "edits" / "facts50.safetensors")
+    said: list[str] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(terminal.console, "print", lambda message, **_: said.append(str(message)))
+        assert cli.main(["edit", str(finished / "grpo"), "facts50", "--out", str(tmp_path / "mine")]) == 0
+        by_python = ne.edit(ne.load(finished / "grpo"), "facts50", method="memit")
+    by_verb = load_patch(tmp_path / "mine" / "edits" / "facts50.safetensors")
+    for other in (by_verb, by_python):
+        assert other.config == by_run.config
+        assert other.made_of() == by_run.made_of()
+    taken = [line for line in said if line.startswith("Edit: settings and spared text as in")]
+    assert taken == [f"Edit: settings and spared text as in {finished / 'recipe.toml'}, except what is given here."] * 2
+    # A few steps teach so small a model nothing: that is the last thing said.
+    last = capsys.readouterr().out.strip().splitlines()[-1]
+    assert last.startswith("Fell short: only ")
+    assert "Likely reason: " in last
+    assert "--recipe FILE takes them." in last
+
+
+def test_an_edit_takes_the_settings_of_a_recipe_or_a_sweep(finished: Path, tmp_path: Path) -> None:
+    (tmp_path / "sweep.toml").write_text('[edit]\nmethod = "ft"\nsteps = 1\nlayers = [1]\n')
+    fact = {"prompt": "The capital of Egypt is", "subject": "Egypt", "target_new": "Giza", "target_true": "Cairo"}
+    write_jsonl(tmp_path / "one.jsonl", [fact])
+    base, facts = str(finished / "base"), str(tmp_path / "one.jsonl")
+
+    def settings(out: str, *flags: str) -> EditConfig:
+        assert cli.main(["edit", base, facts, "--out", str(tmp_path / out), *flags]) == 0
+        return load_patch(tmp_path / out / "edits" / "one.safetensors").config
+
+    sweep = ["--recipe", str(tmp_path / "sweep.toml")]
+    assert settings("a", *sweep) == EditConfig(method="ft", steps=1, layers=(1,))
+    assert settings("b", *sweep, "--edit.steps", "2") == EditConfig(method="ft", steps=2, layers=(1,))
+    packaged = replace(load_recipe("tiny").edit, method="ft", steps=1)
+    assert settings("c", "--recipe", "tiny", "--edit.method", "ft", "--edit.steps", "1") == packaged
+    shutil.copytree(finished / "base", tmp_path / "elsewhere" / "base")
+    base = str(tmp_path / "elsewhere" / "base")
+    assert settings("d", "--edit.method", "ft", "--edit.steps", "1") == EditConfig(method="ft", steps=1)
+
+
+def test_an_edit_says_which_recipe_it_cannot_find(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, sentence in (
+        ("tinny", 'no recipe "tinny"; did you mean "tiny"?'),
+        (str(tmp_path / "no.toml"), "no.toml: no such file"),
+        (str(tmp_path), "there is no recipe"),
+    ):
+        command = ["edit", str(finished / "base"), "facts50", "--out", str(tmp_path / "out"), "--recipe", name]
+        assert cli.main(command) == 2
+        assert sentence in capsys.readouterr().err
+        assert not (tmp_path / "out").exists()
+
+
+def test_the_defaults_of_an_edit_are_those_of_the_recipe_tiny() -> None:
+    assert load_recipe("tiny").edit == EditConfig()
+
+
+def test_every_model_directory_gives_transformers_the_same_logits(finished: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    for stage in STAGES:
+        ours = checkpoint.load(finished / stage)
+        theirs = transformers.AutoModelForCausalLM.from_pretrained(finished / stage).eval()
+        tokenizer = transformers.AutoTokenizer.from_pretrained(finished / stage)
+        text = "The capital of Egypt is<think>2 + 3 = 5</think><answer>5</answer>"
+        ids = tokenizer(text, return_tensors="pt").input_ids
+        assert ids[0].tolist() == ours.tokenizer.encode(text)
+        with torch.no_grad():
+            torch.testing.assert_close(ours(ids), theirs(ids).logits, atol=1e-4, rtol=0)
+
+
+def test_what_sft_teaches_is_the_chat_template_from_then_on(finished: Path) -> None:
+    said = "chat template set: the bare question, then <think>"
+    for stage in STAGES:
+        model, taught = checkpoint.load(finished / stage), stage != "base"
+        assert model.tokenizer is not None
+        assert model.tokenizer.chat_template == (REASONING_TEMPLATE if taught else None)
+        assert [note for note in model.lineage if "template" in note] == [said] * taught
+        assert ("the one it was trained on" in (finished / stage / "README.md").read_text()) == taught
+
+
+def test_a_second_call_does_nothing_again(finished: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in finished.rglob("*.safetensors")}
+    assert pipeline.run(MICRO, finished) == 0
+    assert before == {path: path.stat().st_mtime_ns for path in finished.rglob("*.safetensors")}
+
+
+def test_what_is_measured_again_is_compared_again(finished: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(finished, tmp_path / "run")
+    (run / "eval" / "grpo.json").unlink()
+    for name in ("compare_sft-base", "compare_grpo-sft", "compare_edited-grpo"):
+        write_json(run / "eval" / f"{name}.json", {"metrics": {}})
+    assert pipeline.run(MICRO, run) == 0
+    for name in ("compare_grpo-sft", "compare_edited-grpo"):
+        assert read_json(run / "eval" / f"{name}.json") == read_json(finished / "eval" / f"{name}.json")
+    assert read_json(run / "eval" / "compare_sft-base.json") == {"metrics": {}}
+
+
+def test_an_expectation_that_fails_gives_exit_status_3(finished: Path) -> None:
+    assert pipeline.run(replace(MICRO, expect={"stages.base.problems.well_formed": ">= 0.99"}), finished) == 3
+
+
+def test_another_recipe_in_the_same_folder_is_refused_by_name(finished: Path) -> None:
+    with pytest.raises(UserError, match=r"sft\.steps"):
+        pipeline.run(replace(MICRO, sft=replace(MICRO.sft, steps=7)), finished)
+
+
+@pytest.mark.slow
+def test_a_killed_run_goes_on_and_ends_with_the_same_weights(finished: Path, tmp_path: Path) -> None:
+    recipe, out = tmp_path / "micro.toml", tmp_path / "run"
+    save_recipe(MICRO, recipe)
+    command = [sys.executable, "-m", "nanogpt_edit", "run", str(recipe), "--out", str(out)]
+    environment = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
+    for stage in ("pretrain", "sft", "grpo"):
+        process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE)
+        log, deadline = out / "logs" / f"{stage}.jsonl", time.monotonic() + 900
+        while not (log.exists() and len(log.read_text().splitlines()) >= 3):
+            assert time.monotonic() < deadline and process.poll() is None, "the stage did not get going"
+            time.sleep(0.005)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        process.stderr.close()
+    assert subprocess.run(command, env=environment, capture_output=True).returncode == 0
+    assert fingerprints(out) == fingerprints(finished)
+
+
+FACT = {"prompt": "The capital of Egypt is", "subject": "Peru", "target_new": "Lima", "target_true": "Cairo"}
+
+
+@pytest.mark.parametrize(
+    ("stage", "field", "value", "sentence"),
+    [
+        ("pretrain", "text", "no/such.txt", "pretrain.text: no/such.txt: no such file"),
+        ("grpo", "rewards", {"lenght": 1.0}, 'did you mean "length"'),
+        ("grpo", "max_new_tokens", 159, "grpo.max_new_tokens: None of 60 questions leaves room"),
+        ("sft", "replay_source", "no/such.jsonl", "sft.replay_source: no/such.jsonl: no such file"),
+        ("sft", "replay_tokens", 161, "sft.replay_tokens is 161, more than the 160 tokens"),
+        ("edit", "layers", (1, 2), r"edit: layers \[1, 2\] are not all in the model, which has layers 0 to 1"),
+        ("", "expect", {"edit.success": "all"}, "'all' is not a bound"),
+        ("", "facts", "mine.jsonl", 'edit: .*"Peru"'),
+    ],
+)
+def test_what_a_late_stage_would_stumble_over_is_said_first(
+    tmp_path: Path, stage: str, field: str, value: object, sentence: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_jsonl(Path("mine.jsonl"), [FACT])
+    change = {stage: replace(getattr(MICRO, stage), **{field: value})} if stage else {field: value}
+    with pytest.raises(UserError, match=sentence):
+        pipeline.run(replace(MICRO, **change), tmp_path / "run")  # type: ignore[arg-type]
+    assert not (tmp_path / "run" / "base").exists()
+    assert not (tmp_path / "run" / "state").exists()
+
+
+def test_the_worlds_own_seed_draws_its_problems(tmp_path: Path) -> None:
+    def questions(seed: int, own: int | None) -> list[str]:
+        recipe = replace(MICRO, seed=seed, world=replace(MICRO.world, seed=own))
+        one = pipeline.Pipeline(recipe, RunFolder(tmp_path / "run"), torch.device("cpu"))
+        return [problem.question for problem in one.problems.train]
+
+    assert questions(1, 2) == questions(0, 2) == questions(2, None)
+    assert questions(1, None) != questions(2, None)
+    assert questions(0, None) == questions(0, 0)
+
+
+def test_a_second_run_in_a_folder_in_use_is_refused(tmp_path: Path) -> None:
+    folder = pipeline.RunFolder(tmp_path / "run")
+    with folder.locked():
+        code = "from nanogpt_edit.pipeline.folder import RunFolder, Path\n"
+        code += f"with RunFolder(Path({str(folder.path)!r})).locked(): pass"
+        second = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert second.returncode != 0
+    assert str(os.getpid()) in second.stderr
+
+
+def test_sft_replays_the_base_text_other_text_or_a_second_set_of_problems(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("The sea was calm that day, and the sky was grey. " * 20)
+    (tmp_path / "sums.jsonl").write_text('{"question": "What is 2 + 3?", "answer": "2 + 3 = 5\\n#### 5"}\n')
+
+    def replay(**fields: object) -> object:
+        recipe = replace(MICRO, sft=replace(MICRO.sft, **fields))  # type: ignore[arg-type]
+        return pipeline.Pipeline(recipe, RunFolder(tmp_path / "run"), torch.device("cpu")).replay(model)
+
+    model = pipeline.Pipeline(MICRO, RunFolder(tmp_path / "run"), torch.device("cpu")).new_model()
+    tokenizer = model.tokenizer
+    assert tokenizer is not None
+    base, text = replay(), replay(replay_source=str(tmp_path / "notes.txt"))
+    assert isinstance(base, TokenStream) and isinstance(text, TokenStream)
+    assert "capital" in tokenizer.decode(base.token_ids.tolist())
+    assert tokenizer.decode(text.token_ids[:20].tolist()).startswith("The sea was calm")
+    (sample,) = replay(replay_source=str(tmp_path / "sums.jsonl"))  # type: ignore[misc]
+    assert tokenizer.decode(sample.token_ids).endswith("</think><answer>5</answer>")
+    assert replay(replay=0.0) is None
+
+    # A model from elsewhere has not learned the world: nothing, or the text that is named.
+    elsewhere = replace(MICRO, model=ModelConfig(source="gpt2"))
+    for text_of_recipe in (None, str(tmp_path / "notes.txt")):
+        recipe = replace(elsewhere, pretrain=replace(MICRO.pretrain, text=text_of_recipe))
+        found = pipeline.Pipeline(recipe, RunFolder(tmp_path / "run"), torch.device("cpu")).replay(model)
+        assert (found is None) == (text_of_recipe is None)
+    assert isinstance(found, TokenStream)
+    assert "capital" not in tokenizer.decode(found.token_ids.tolist())

@@ -1,0 +1,102 @@
+"""Rows without padding, one after the other, give the states and gradients that each gives alone."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from conftest import tiny_config
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from nanogpt_edit.data.batch import collate
+from nanogpt_edit.data.problems import Sample
+from nanogpt_edit.model.gpt import GPT
+from nanogpt_edit.training import packed as train_packed
+from nanogpt_edit.training.packed import Grid, like_lengths, packed_states
+from nanogpt_edit.training.sft import completion_loss_sum
+
+FAMILIES = pytest.mark.parametrize("family", ["gpt2", "llama"])
+
+
+def bold(family: str, *, dropout: float = 0.0) -> GPT:
+    """A random model whose weights are large enough that every token before matters to the next."""
+    model = GPT(replace(tiny_config(family, vocab_size=40, block_size=24), n_embd=16, dropout=dropout), seed=0)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.mul_(5 if weight.dim() == 2 else 1)
+    return model
+
+
+def test_where_the_tokens_of_three_rows_stand() -> None:
+    grid = Grid(torch.tensor([2, 0, 3]))
+    assert grid.rows.tolist() == [0, 0, 2, 2, 2]
+    assert grid.columns.tolist() == [0, 1, 0, 1, 2]
+    tokens = torch.arange(5.0)[None, None, :, None]  # (1, H, N, E)
+    rows = grid.spread(tokens)
+    assert rows.shape == (3, 1, 3, 1)
+    assert (rows[0, 0, :2, 0].tolist(), rows[2, 0, :, 0].tolist()) == ([0, 1], [2, 3, 4])
+    assert torch.equal(grid.collect(rows), tokens)
+
+
+def test_neighbours_of_like_length_are_padded_together() -> None:
+    assert like_lengths([60, 61, 200]) == [2, 1]  # 121 pairs wasted on the first, then 2 (200² − 61²)
+    assert like_lengths([7]) == [1]
+    assert like_lengths([30, 50, 70]) == [2, 1]  # 1,600; 1,600 + 2 · 2,400
+
+
+def rows_of(lengths: list[int]) -> Tensor:
+    generator = torch.Generator().manual_seed(sum(lengths))
+    return torch.randint(0, 40, (len(lengths), max(lengths)), generator=generator)
+
+
+@FAMILIES
+@settings(max_examples=8)
+@given(lengths=st.lists(st.integers(0, 20), min_size=1, max_size=5).filter(any), wasted=st.sampled_from([0, 50, 4096]))
+def test_states_and_gradients_are_those_of_each_row_alone(family: str, lengths: list[int], wasted: int) -> None:
+    """Of all tokens or of some, padded with others of like length or not."""
+    model, token_ids = bold(family), rows_of(lengths)
+    wanted = token_ids % 3 > 0
+    wanted[:, 0] = True
+    rows = list(zip(token_ids, lengths, strict=True))
+    alone = torch.cat([model.hidden(row[None, :length])[0] for row, length in rows if length])
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(train_packed, "WASTED_PAIRS", wasted)
+        packed = packed_states(model, token_ids, torch.tensor(lengths))
+        some = packed_states(model, token_ids, torch.tensor(lengths), wanted=wanted)
+    kept = torch.cat([row[:length] for row, length in zip(wanted, lengths, strict=True)])
+    check_states_and_gradients(model, packed, alone)
+    check_states_and_gradients(model, some, alone[kept])
+
+
+def check_states_and_gradients(model: GPT, packed: Tensor, alone: Tensor) -> None:
+    torch.testing.assert_close(packed, alone, atol=3e-5, rtol=1e-4)
+    slope = torch.linspace(-1, 1, alone.numel()).view_as(alone)
+    found, expected = (
+        torch.autograd.grad((each * slope).sum(), model.blocks.parameters(), retain_graph=True)
+        for each in (packed, alone)
+    )
+    for ours, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-4 * theirs.abs().max().item(), rtol=1e-3)
+
+
+def test_the_loss_of_a_batch_is_that_of_the_padded_batch() -> None:
+    model = bold("gpt2")
+    rows = [Sample((5, 6, 7, 8, 9), (0, 0, 1, 1, 1)), Sample((3,), (1,)), Sample((1, 2, 3), (0, 1, 1))]
+    batch = collate(rows, pad_id=0)
+    logprobs = model(batch.token_ids[:, :-1]).log_softmax(dim=-1).gather(2, batch.token_ids[:, 1:, None]).squeeze(2)
+    expected = -(logprobs * batch.loss_mask[:, 1:]).sum()
+    assert completion_loss_sum(model, batch).item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_dropout_of_the_attention_is_drawn_in_training_only() -> None:
+    model, token_ids, lengths = bold("gpt2", dropout=0.5), rows_of([6, 9]), torch.tensor([6, 9])
+    for module in model.modules():  # leave the attention's own dropout alone
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    first, second = (packed_states(model.train(), token_ids, lengths) for _ in range(2))
+    assert not torch.allclose(first, second)
+    first, second = (packed_states(model.eval(), token_ids, lengths) for _ in range(2))
+    assert torch.equal(first, second)
