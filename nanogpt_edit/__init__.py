@@ -12,13 +12,10 @@ Nothing heavy is imported before the first of these names is used.
 from __future__ import annotations
 
 import importlib
-import inspect
-from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from nanogpt_edit import edit as _edit_room
-from nanogpt_edit import evaluate as _evaluate_room
 from nanogpt_edit.common.errors import UserError
+from nanogpt_edit.common.version import __version__ as __version__
 from nanogpt_edit.common.waiting import wait_patiently
 
 if TYPE_CHECKING:
@@ -37,7 +34,6 @@ if TYPE_CHECKING:
     from nanogpt_edit.training.pretrain import PretrainConfig, pretrain, token_stream
     from nanogpt_edit.training.sft import SFTConfig, sft
 
-__version__ = "0.1.0"
 __all__ = [
     "EditConfig",
     "EvaluateConfig",
@@ -98,44 +94,14 @@ _HOMES = {
 }
 
 
-class _Room(ModuleType):
-    # Two rooms are also verbs: `ne.edit(model, facts)` is a call, `nanogpt_edit.data.facts` a file of the room.
-    # What is asked about such a room is answered for the verb: `help(ne.edit)` begins with how it is called.
-
-    def __call__(self, *arguments: object, **named: object) -> object:
-        return self._verb(*arguments, **named)
-
-    @property
-    def _verb(self) -> Any:
-        return _find(self.__name__.rpartition(".")[2])
-
-    @property
-    def __signature__(self) -> inspect.Signature:
-        return inspect.signature(self._verb)
-
-    @property
-    def __doc__(self) -> str | None:
-        return f"{self._verb.__name__}{self.__signature__}\n\n{inspect.getdoc(self._verb)}"
-
-    @__doc__.setter
-    def __doc__(self, text: str | None) -> None:
-        raise AttributeError("a room's text is its verb's")
-
-
 wait_patiently()
-_edit_room.__class__ = _Room
-_evaluate_room.__class__ = _Room
 
 
 def __getattr__(name: str) -> object:
     if name in _HOMES:
-        return _find(name)
+        return getattr(importlib.import_module(_HOMES[name]), name)
     raise AttributeError(f"module 'nanogpt_edit' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
     return sorted({*__all__, *(name for name in globals() if name.startswith("__"))})
-
-
-def _find(name: str) -> Any:  # a different function each time
-    return getattr(importlib.import_module(_HOMES[name]), name)

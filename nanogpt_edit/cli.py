@@ -21,10 +21,10 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import NoReturn
 
-from nanogpt_edit import __version__
 from nanogpt_edit.common import stopping
 from nanogpt_edit.common.errors import UserError, did_you_mean, visible
 from nanogpt_edit.common.stopping import Stopped
+from nanogpt_edit.common.version import __version__
 
 PROGRAM = "nanogpt-edit"
 

@@ -21,7 +21,7 @@ from torch.overrides import TorchFunctionMode
 
 from nanogpt_edit.checkpoint import hub, nanogpt, weights
 from nanogpt_edit.checkpoint.config_json import config_from_json, config_to_json
-from nanogpt_edit.checkpoint.kept import Kept, is_kept, write_card
+from nanogpt_edit.checkpoint.kept import is_kept, read_kept, write_card, write_texts
 from nanogpt_edit.checkpoint.tensors import SafetensorsFiles, Tensors
 from nanogpt_edit.checkpoint.weights import fingerprint, weight_sha256
 from nanogpt_edit.common import files
@@ -31,6 +31,7 @@ from nanogpt_edit.common.device import choose_device, choose_dtype
 from nanogpt_edit.common.errors import UserError
 from nanogpt_edit.model.fit import tokenizer_doubts
 from nanogpt_edit.model.gpt import GPT, GPTConfig
+from nanogpt_edit.model.kept import Kept
 from nanogpt_edit.model.size import check_fits
 from nanogpt_edit.model.tokenizer import Tokenizer
 
@@ -154,7 +155,7 @@ def save(
         if tokenizer is not None:
             files.write_json(part / "generation_config.json", _generation_json(model, tokenizer))
             tokenizer.save(part)
-        model.kept.write(part)
+        write_texts(model.kept, part)
         write_card(part, model.lineage, tokenizer)
         for name, write in (attachments or {}).items():
             write(part / name)
@@ -189,7 +190,7 @@ def _open_directory(path: Path, *, name: str) -> _Source:
     if not (path / "config.json").is_file():
         raise UserError(f"{path}: not a model directory, it has no config.json.{_instead(path)}")
     raw = files.read_json(path / "config.json")
-    config, kept = config_from_json(raw, path / "config.json"), Kept.read(path, raw)
+    config, kept = config_from_json(raw, path / "config.json"), read_kept(path, raw)
     index, single = path / "model.safetensors.index.json", path / "model.safetensors"
     if not index.is_file() and not single.is_file():
         other = sorted(file.name for suffix in OTHER_WEIGHTS for file in path.glob(suffix))

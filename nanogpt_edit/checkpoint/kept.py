@@ -10,12 +10,11 @@ The model card, README.md, is kept too, and what was done to the weights is said
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from pathlib import Path
 
-from nanogpt_edit.common.errors import UserError
 from nanogpt_edit.common.files import read_json, write_text
+from nanogpt_edit.model.kept import Kept
 from nanogpt_edit.model.tokenizer import REASONING_TEMPLATE, Tokenizer
 
 CARD = "README.md"
@@ -28,54 +27,29 @@ LARGEST_TEXT = 2**20  # bytes
 REPLACED = ("dtype", "torch_dtype", "rope_parameters", "rope_theta", "rope_scaling", "auto_map", "n_ctx")
 
 
-@dataclass(frozen=True)
-class Kept:
-    """What came with a model. `Kept()` is what comes with a new one: nothing."""
+def read_kept(directory: Path, config: Mapping[str, object]) -> Kept:
+    """What `directory` holds; `config` is its config.json. Raises UserError for a damaged file."""
+    generation, lineage = _entries(directory / "generation_config.json"), _entries(directory / "lineage.json")
+    found = sorted(path for path in directory.iterdir() if is_kept(path.name))
+    found += sorted((directory / TEMPLATES).glob("*.jinja"))
+    return Kept(
+        config={name: value for name, value in config.items() if name not in REPLACED},
+        generation=generation,
+        vocabulary_sha256=str(lineage["vocabulary"]) if "vocabulary" in lineage else None,
+        texts={
+            str(path.relative_to(directory)): path.read_bytes()
+            for path in found
+            if path.is_file() and path.stat().st_size <= LARGEST_TEXT
+        },
+    )
 
-    config: Mapping[str, object] = field(default_factory=dict)
-    """Entries of config.json; those that describe the architecture are replaced when it is written."""
-    generation: Mapping[str, object] = field(default_factory=dict)
-    """Entries of generation_config.json."""
-    texts: Mapping[str, bytes] = field(default_factory=dict)
-    """Text files by their path in the directory."""
-    vocabulary_sha256: str | None = None
-    """`Tokenizer.vocabulary_sha256` when the model was saved; None for models from elsewhere."""
 
-    @classmethod
-    def read(cls, directory: Path, config: Mapping[str, object]) -> Kept:
-        """What `directory` holds; `config` is its config.json. Raises UserError for a damaged file."""
-        generation, lineage = _entries(directory / "generation_config.json"), _entries(directory / "lineage.json")
-        found = sorted(path for path in directory.iterdir() if is_kept(path.name))
-        found += sorted((directory / TEMPLATES).glob("*.jinja"))
-        return cls(
-            config={name: value for name, value in config.items() if name not in REPLACED},
-            generation=generation,
-            vocabulary_sha256=str(lineage["vocabulary"]) if "vocabulary" in lineage else None,
-            texts={
-                str(path.relative_to(directory)): path.read_bytes()
-                for path in found
-                if path.is_file() and path.stat().st_size <= LARGEST_TEXT
-            },
-        )
-
-    def write(self, directory: Path) -> None:
-        """Put the texts back, all but those that `directory` already has."""
-        for name, text in self.texts.items():
-            if not (directory / name).exists():
-                (directory / name).parent.mkdir(exist_ok=True)
-                (directory / name).write_bytes(text)
-
-    def end_ids(self, file: Path) -> frozenset[int]:
-        """The ids that end a text, as generation_config.json or else config.json says.
-
-        Raises UserError, naming `file`, for what is no id.
-        """
-        named = self.generation.get("eos_token_id", self.config.get("eos_token_id"))
-        listed = named if isinstance(named, list) else [] if named is None else [named]
-        for token_id in listed:
-            if not isinstance(token_id, int) or isinstance(token_id, bool) or token_id < 0:
-                raise UserError(f'{file}: "eos_token_id" must be a token id or a list of them, found {token_id!r}.')
-        return frozenset(listed)
+def write_texts(kept: Kept, directory: Path) -> None:
+    """Put the texts of `kept` back, all but those that `directory` already has."""
+    for name, text in kept.texts.items():
+        if not (directory / name).exists():
+            (directory / name).parent.mkdir(exist_ok=True)
+            (directory / name).write_bytes(text)
 
 
 def _entries(file: Path) -> dict[str, object]:

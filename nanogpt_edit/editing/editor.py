@@ -20,10 +20,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-import nanogpt_edit
 from nanogpt_edit.checkpoint.checkpoint import weight_sha256
 from nanogpt_edit.common.errors import UserError
 from nanogpt_edit.common.terminal import progress, say
+from nanogpt_edit.common.version import __version__
 from nanogpt_edit.data.fact_files import check_changes
 from nanogpt_edit.data.facts import Fact
 from nanogpt_edit.editing.config import EditConfig
@@ -235,7 +235,7 @@ def _patch(
         batches=tuple(len(part.steps) for part in parts_of_values),
         seconds=time.perf_counter() - started,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
-        versions={"nanogpt_edit": nanogpt_edit.__version__, "torch": str(torch.__version__)},
+        versions={"nanogpt_edit": __version__, "torch": str(torch.__version__)},
     )
     return patch.bound_to(model)
 

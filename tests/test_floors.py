@@ -1,0 +1,85 @@
+"""The house stands on floors: a room imports from the floors below it only. Read from the imports themselves."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import nanogpt_edit
+
+PACKAGE = Path(nanogpt_edit.__file__).parent
+FLOORS: tuple[tuple[str, ...], ...] = (
+    ("common",),
+    ("model",),
+    ("checkpoint",),
+    ("data",),
+    ("engine",),
+    ("evaluation",),
+    ("training", "editing"),
+    ("tracing", "doctor"),
+    ("pipeline", "serving"),
+    ("commands", "api", "cli", "__main__"),
+)
+REPORT_MAY = {"common", "report"}
+"""The report stands on the ground: it reads what other rooms wrote, and needs no torch."""
+ROOT_MODULES = {"__init__", "__main__", "api", "cli"}
+
+
+def room_of(module: str) -> str:
+    """nanogpt_edit.model.gpt -> model; the package itself -> __init__."""
+    return [*module.split("."), "__init__"][1]
+
+
+def imports_of(file: Path) -> Iterator[str]:
+    """The modules of the package that a file imports anywhere in it, for types alone too."""
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0 and node.module, f"{file}: imports are absolute"
+            yield from ([f"{node.module}.{alias.name}" for alias in node.names])
+
+
+def files() -> Iterator[tuple[str, Path]]:
+    """(room, file) of every module."""
+    for file in sorted(PACKAGE.rglob("*.py")):
+        parts = file.relative_to(PACKAGE).with_suffix("").parts
+        yield parts[0], file
+
+
+def modules_of(names: Iterator[str]) -> set[str]:
+    return {room_of(name) for name in names if name.partition(".")[0] == "nanogpt_edit"}
+
+
+def test_no_room_imports_from_above_or_beside() -> None:
+    floor = {room: height for height, rooms in enumerate(FLOORS) for room in rooms}
+    upward = [
+        f"{file.relative_to(PACKAGE)} imports {target}"
+        for room, file in files()
+        if room in floor
+        for target in modules_of(imports_of(file)) - {room, "report"}
+        if target not in floor or (floor[target] >= floor[room] and room not in FLOORS[-1])
+    ]
+    assert not upward
+
+
+def test_what_the_report_reads_it_reads_from_files() -> None:
+    seen = [
+        f"{file.name} imports {target}"
+        for room, file in files()
+        if room == "report"
+        for target in modules_of(imports_of(file)) - REPORT_MAY
+    ]
+    assert not seen
+
+
+def test_only_the_face_and_the_pipeline_know_the_report() -> None:
+    knowing = {room for room, file in files() if "report" in modules_of(imports_of(file))}
+    assert knowing <= {"report", "pipeline", "commands", "api", "cli"}
+
+
+def test_every_room_is_on_a_floor_and_few_modules_lie_in_the_root() -> None:
+    rooms = {room for room, file in files() if file.parent != PACKAGE}
+    assert rooms == {room for rooms in FLOORS for room in rooms if room not in ROOT_MODULES} | {"report"} - {"recipes"}
+    assert {file.stem for file in PACKAGE.glob("*.py")} == ROOT_MODULES
