@@ -70,7 +70,9 @@ def completion_states(
     row, column = targets.rows, targets.columns
     prompt_end = (prompt_lengths.cumsum(0) - 1)[row // copies]
     before = len(asked.cell) + ((lengths - 1).cumsum(0) - (lengths - 1))[row] + column - 1
-    return states[torch.where(column == 0, prompt_end, before)], token_ids[targets.is_token]
+    # Not states[…]: a prompt's end is read once for each completion, and the gradients of reading with brackets are
+    # added up by all threads at once, in the order they come; then the same run gives other numbers.
+    return states.index_select(0, torch.where(column == 0, prompt_end, before)), token_ids[targets.is_token]
 
 
 def pad(rows: Sequence[Sequence[int]], *, device: torch.device) -> tuple[Tensor, Tensor]:

@@ -113,3 +113,18 @@ def test_rows_are_padded_on_the_right() -> None:
     rows, lengths = pad([[5], [6, 7, 8]], device=torch.device("cpu"))
     assert rows.tolist() == [[5, 0, 0], [6, 7, 8]]
     assert lengths.tolist() == [1, 3]
+
+
+def test_no_gradient_is_added_up_in_the_order_threads_come() -> None:
+    # What x[index] sends back is added by all threads at once; where an index comes three times, the sum depends on
+    # which of them is first, and so does every number of the run from there on.
+    states, _ = completion_states(bold("gpt2"), tokens_of(3, 5), [tokens_of(2, 3, 4), tokens_of(4, 1, 2)])
+    seen, waiting = set(), [states.grad_fn]
+    while waiting:
+        node = waiting.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            waiting += [before for before, _ in node.next_functions]
+    names = {node.name() for node in seen}
+    assert "IndexSelectBackward0" in names
+    assert "IndexBackward0" not in names
