@@ -108,7 +108,7 @@ def test_grpo_takes_rewards_by_name_and_by_function_in_this_folder(
     capsys.readouterr()
     for wrong, sentence in {
         "lenght=1": 'there is no reward "lenght"; did you mean "length"?',
-        "format": '"format" is not a name and a weight, as in accuracy=1',
+        "format": "'format' is not a name and a weight, as in accuracy=1",
     }.items():
         assert cli.main([*command, wrong, "--out", "other"]) == 2
         assert sentence in capsys.readouterr().err

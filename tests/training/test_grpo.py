@@ -390,7 +390,7 @@ def test_a_step_without_signal_changes_nothing_and_says_why(tmp_path: Path, monk
     monkeypatch.setattr(grpo_module, "why_stalled", lambda metrics: f"dropped {metrics['groups_dropped']}")
     monkeypatch.setattr(grpo_module, "QUIET_STEPS", 2)
     model = tiny_model()
-    settings = config(steps=3, rewards={"test_train_grpo:constant": 1.0}, kl_coef=0.1, weight_decay=0.1, keep="last")
+    settings = config(steps=3, rewards={f"{__name__}:constant": 1.0}, kl_coef=0.1, weight_decay=0.1, keep="last")
     log = run(model, settings, tmp_path)
     assert fingerprint(model) == fingerprint(tiny_model())
     assert [line["groups_dropped"] for line in log] == [1, 1, 1]
@@ -417,7 +417,7 @@ def test_the_reasons_of_a_stall_in_words() -> None:
 
 def test_groups_without_signal_do_not_dilute_the_others(tmp_path: Path) -> None:
     # The loss is a mean over the tokens of the groups that are left: adding dead groups changes no gradient.
-    rewards = {"test_train_grpo:odd_problems": 1.0}
+    rewards = {f"{__name__}:odd_problems": 1.0}
     dropped = config(steps=1, problems_per_step=8, rewards=rewards, keep="last")
     log = run(tiny_model(), dropped, tmp_path / "skip")
     assert 0.2 < float(log[0]["groups_dropped"]) < 0.8  # type: ignore[arg-type]
@@ -428,7 +428,7 @@ def test_groups_without_signal_do_not_dilute_the_others(tmp_path: Path) -> None:
 
 
 def test_refill_samples_until_the_step_is_full() -> None:
-    settings = config(problems_per_step=4, rewards={"test_train_grpo:odd_problems": 1.0}, dynamic_sampling="refill")
+    settings = config(problems_per_step=4, rewards={f"{__name__}:odd_problems": 1.0}, dynamic_sampling="refill")
     groups = rollout(settings)
     assert len(groups) in (8, 12, 16)
     assert sum(group.has_signal for group in groups) >= 4
@@ -437,7 +437,7 @@ def test_refill_samples_until_the_step_is_full() -> None:
 
 
 def test_refill_gives_up_after_its_rounds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    never = config(problems_per_step=2, rewards={"test_train_grpo:constant": 1.0}, dynamic_sampling="refill")
+    never = config(problems_per_step=2, rewards={f"{__name__}:constant": 1.0}, dynamic_sampling="refill")
     assert len(rollout(never)) == 2 * (1 + 3)
     assert len(rollout(replace(never, max_resample_rounds=1))) == 4
     assert len(rollout(replace(never, dynamic_sampling="skip"))) == 2
@@ -461,7 +461,7 @@ def test_a_full_step_takes_no_more_groups_than_asked(tmp_path: Path, monkeypatch
         return original(reference, groups, settings, trainer)
 
     monkeypatch.setattr(grpo_module, "update", count)
-    rewards = {"test_train_grpo:odd_problems": 1.0}
+    rewards = {f"{__name__}:odd_problems": 1.0}
     run(tiny_model(), config(steps=2, rewards=rewards, dynamic_sampling="refill", keep="last"), tmp_path)
     assert taken == [3, 3]
 
@@ -614,11 +614,9 @@ def test_a_collapse_stops_the_run_and_leaves_the_best_weights(tmp_path: Path, mo
 
 
 def test_a_reward_that_fails_stops_the_run_with_its_state_saved(tmp_path: Path) -> None:
-    settings = config(steps=4, rewards={"test_train_grpo:fails_later": 1.0}, save_every=100, keep="last")
+    settings = config(steps=4, rewards={f"{__name__}:fails_later": 1.0}, save_every=100, keep="last")
     CALLS.clear()
-    with pytest.raises(
-        UserError, match=r'reward "test_train_grpo:fails_later" on problem .*\+.*, completion .* gave nan'
-    ):
+    with pytest.raises(UserError, match=r':fails_later" on problem .*\+.*, completion .* gave nan'):
         run(tiny_model(), settings, tmp_path)
     assert [path.name for path in (tmp_path / "state").glob("step_*")] == ["step_00000002.safetensors"]
     assert len(read_jsonl(tmp_path / "log.jsonl")) == 2
