@@ -29,7 +29,7 @@ import numpy as np
 import torch
 from machine import finish
 
-from nanogpt_edit.common import distributed
+from nanogpt_edit.common import distributed, stopping
 from nanogpt_edit.common.files import write_json
 from nanogpt_edit.data.problems import Sample
 from nanogpt_edit.model.gpt import GPT, GPTConfig
@@ -198,7 +198,7 @@ def main() -> None:
         if "WORLD_SIZE" in os.environ:
             with distributed.joined():
                 measure_all(chosen.worker)
-            distributed.leave(0)
+            stopping.leave(0)
         else:
             measure_all(chosen.worker)
         return

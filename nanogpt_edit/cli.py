@@ -77,20 +77,18 @@ def command() -> NoReturn:
     try:
         if not prepare_streams():
             sys.exit(MISTAKE)
-        if not several():
-            sys.exit(main())
         status = 1
         try:
             status = main()
-        except SystemExit as asked:  # for --help
-            status = int(asked.code or 0)
+        except SystemExit as ended:  # for --help
+            status = int(ended.code or 0)
         except Exception:
             traceback.print_exc()
     finally:
         stopping.done()
-    from nanogpt_edit.common.distributed import leave  # here, for it imports torch
-
-    leave(status)
+    if several() or stopping.asked() is not None:
+        stopping.leave(status)
+    sys.exit(status)
 
 
 def prepare_streams() -> bool:

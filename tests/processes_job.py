@@ -19,7 +19,7 @@ from micro import MICRO
 from safetensors.torch import save_file
 from tiny_stages import PROBLEMS, run_stage, tiny_model
 
-from nanogpt_edit.common import distributed
+from nanogpt_edit.common import distributed, stopping
 from nanogpt_edit.common.errors import UserError
 from nanogpt_edit.common.files import write_json, write_jsonl
 from nanogpt_edit.data.fact_files import fact_to_record, read_facts
@@ -174,4 +174,4 @@ if __name__ == "__main__":
         work(folder / "replicas")
         work_in_shards(folder / "shards")
         assert pipeline.run(whole_recipe(folder), folder / "run") == 0
-    distributed.leave(0)
+    stopping.leave(0)

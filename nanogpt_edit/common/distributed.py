@@ -8,11 +8,10 @@ the order one process would have them, so that what follows needs no thought abo
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext, redirect_stdout, suppress
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from datetime import timedelta
-from typing import NoReturn, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import distributed
@@ -63,19 +62,6 @@ def _silence() -> Iterator[None]:
     terminal.console.quiet = True
     with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
         yield
-
-
-def leave(status: int) -> NoReturn:
-    """End this process, which has been in a group, at once and with this exit status.
-
-    A thread of Gloo's may still be about to let go of the last tensor it sent, for which it needs the interpreter, and
-    destroying the group does not end the thread while anything refers to the group, as caches of torch do. Were the
-    interpreter taken apart under it, the process would abort (pytorch/pytorch#179291, #190489).
-    """
-    for stream in (sys.stdout, sys.stderr):
-        with suppress(OSError, ValueError):  # a full disk, a closed stream
-            stream.flush()
-    os._exit(status)
 
 
 def _is_lost(error: RuntimeError) -> bool:

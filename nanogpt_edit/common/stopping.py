@@ -15,10 +15,13 @@ import _thread
 import os
 import select
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from types import FrameType
+from typing import NoReturn
 
 STEP_SECONDS = 1.0  # for a training step to end by itself
 DEADLINE_SECONDS = 4.0  # for everything; giving back gigabytes of memory takes the system a moment more
@@ -66,6 +69,20 @@ def done() -> None:
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     signal.set_wakeup_fd(-1)
+
+
+def leave(status: int) -> NoReturn:
+    """End this process at once and with this exit status; for one that was asked to stop or has been in a group.
+
+    Taking the interpreter apart can last longer than a person who has asked to stop will wait. In a group, a thread of
+    Gloo's may still be about to let go of the last tensor it sent, for which it needs the interpreter, and destroying
+    the group does not end the thread while anything refers to the group, as caches of torch do. Were the interpreter
+    taken apart under it, the process would abort (pytorch/pytorch#179291, #190489).
+    """
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):  # a full disk, a closed stream
+            stream.flush()
+    os._exit(status)
 
 
 class _Watch:

@@ -172,7 +172,7 @@ LETTING_GO = """
 import sys
 import torch
 from torch import distributed as dist
-from nanogpt_edit.common import distributed
+from nanogpt_edit.common import stopping
 
 dist.init_process_group("gloo", init_method="file://" + sys.argv[1], rank=0, world_size=1)
 held = dist.group.WORLD  # as the caches of torch's shards hold it
@@ -180,7 +180,7 @@ sys.setswitchinterval(100)  # seconds that Gloo's thread has to wait for the int
 dist.all_reduce(torch.zeros(30_000_000), async_op=True)
 dist.destroy_process_group()
 print("the last line")
-distributed.leave(int(sys.argv[2]))  # without it the process aborts, at least in Python 3.11 and 3.12
+stopping.leave(int(sys.argv[2]))  # without it the process aborts, at least in Python 3.11 and 3.12
 """
 
 
