@@ -31,7 +31,7 @@ from nanogpt_edit.data.facts import Fact
 from nanogpt_edit.data.text import token_blocks
 from nanogpt_edit.editing.config import EditConfig
 from nanogpt_edit.editing.editor import edit_model
-from nanogpt_edit.editing.measure import measure_facts
+from nanogpt_edit.evaluation.facts import measure_facts
 from nanogpt_edit.model.gpt import GPT, GPTConfig
 from nanogpt_edit.model.tokenizer import Tokenizer, tokenizer_of
 from nanogpt_edit.report.canvas import Picture, colour, draw

@@ -17,10 +17,10 @@ from nanogpt_edit.data.facts import Fact
 from nanogpt_edit.data.problems import Problem, read_problems
 from nanogpt_edit.editing.config import EditConfig
 from nanogpt_edit.editing.editor import edit_model
-from nanogpt_edit.editing.measure import FactState, measure_facts
 from nanogpt_edit.editing.patch import EditPatch
 from nanogpt_edit.engine.generate import check_samples
 from nanogpt_edit.evaluation import suite
+from nanogpt_edit.evaluation.facts import FactState, measure_facts
 from nanogpt_edit.evaluation.suite import EvaluateConfig, Evaluation
 from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.pipeline.inputs import recipe_for_edit, spared_text

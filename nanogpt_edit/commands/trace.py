@@ -15,8 +15,8 @@ from nanogpt_edit.common.stats import Interval, change_of_share
 from nanogpt_edit.common.terminal import say
 from nanogpt_edit.data.fact_files import read_facts
 from nanogpt_edit.data.facts import Fact
-from nanogpt_edit.editing.measure import measure_facts
 from nanogpt_edit.editing.sweep import Trial, read_trials
+from nanogpt_edit.evaluation.facts import measure_facts
 from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.tracing.average import effect_at, token_groups, trace_record
 from nanogpt_edit.tracing.tracing import Site, Traced, trace_facts

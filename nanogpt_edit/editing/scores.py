@@ -22,8 +22,8 @@ from torch import Tensor
 
 from nanogpt_edit.common.files import write_json, write_jsonl
 from nanogpt_edit.common.stats import Interval, harmonic_mean, quantity, share
-from nanogpt_edit.editing.measure import FactState, measure_facts
 from nanogpt_edit.editing.patch import EditedFact, EditPatch
+from nanogpt_edit.evaluation.facts import FactState, measure_facts
 from nanogpt_edit.evaluation.perplexity import block_nats, perplexity
 from nanogpt_edit.evaluation.targets import TargetScore
 from nanogpt_edit.model.gpt import GPT

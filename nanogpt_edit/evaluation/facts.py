@@ -1,4 +1,8 @@
-"""What a model knows: is the target of a fact the greedy continuation of its prompt, and how probable is it?"""
+"""What a model knows: is the target of a fact the greedy continuation of its prompt, and how probable is it?
+
+`recall` asks one target of each prompt, for the ledger. `measure_facts` asks all of a fact that is to be edited (old
+and new answer, other phrasings, neighbours). Both rest on the scores of `targets.py`, and so on the same tokens.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +12,13 @@ from pathlib import Path
 
 import numpy as np
 
+from nanogpt_edit.common.errors import UserError
 from nanogpt_edit.common.records import read_jsonl_as
 from nanogpt_edit.common.stats import Interval, share
-from nanogpt_edit.evaluation.targets import score_targets
+from nanogpt_edit.common.terminal import progress
+from nanogpt_edit.data.facts import Fact
+from nanogpt_edit.evaluation.targets import TargetScore, score_targets
+from nanogpt_edit.evaluation.writing import free_texts, ngram_entropy, written_answers
 from nanogpt_edit.model.gpt import GPT
 
 FACT_GROUPS = ("recall", "recall_edited", "edited")
@@ -76,3 +84,56 @@ def recalled_by_subject(recalls: Sequence[Recall]) -> dict[str, dict[str, float]
     return {
         group: {subject: float(np.mean(own)) for subject, own in subjects.items()} for group, subjects in groups.items()
     }
+
+
+@dataclass(frozen=True)
+class FactState:
+    """One fact under one model: `paraphrases` and `neighbourhood` hold (wanted, other) targets per prompt."""
+
+    new: TargetScore
+    true: TargetScore
+    paraphrases: tuple[tuple[TargetScore, TargetScore], ...]
+    neighbourhood: tuple[tuple[TargetScore, TargetScore], ...]
+    answer: str
+    """What the model writes freely, greedily, to the end of the sentence."""
+    exact: bool = False
+    """The answer is the new one, with its natural end and nothing added."""
+    entropy: float | None = None
+    """n-gram entropy of a text the model writes after the prompt, in bits (see `ngram_entropy`); None: not asked."""
+
+
+@progress("measuring facts")
+def measure_facts(model: GPT, facts: Sequence[Fact], *, fluency: bool = False) -> tuple[FactState, ...]:
+    """The state of every fact in `model`; `fluency` lets the model write on after each prompt, for the entropy.
+
+    Raises UserError for a fact without a true answer: nothing could be compared with the new one.
+    """
+    for fact in facts:
+        if not all(answer.strip() for answer in (fact.target_true, *(n.target_true for n in fact.neighbourhood))):
+            raise UserError(f'"{fact.prompt}" has no true answer (target_true) to compare with; fill it in.')
+    wanted = [pair for fact in facts for pair in _pairs(fact)]
+    scores = dict(zip(wanted, score_targets(model, wanted), strict=True))
+    answers = written_answers(model, [(fact.prompt, fact.target_new) for fact in facts])
+    texts = free_texts(model, [fact.prompt for fact in facts]) if fluency else []
+    entropies: list[float | None] = [ngram_entropy(text) for text in texts]
+    return tuple(
+        FactState(
+            new=scores[fact.prompt, fact.target_new],
+            true=scores[fact.prompt, fact.target_true],
+            paraphrases=tuple((scores[p, fact.target_new], scores[p, fact.target_true]) for p in fact.paraphrases),
+            neighbourhood=tuple(
+                (scores[n.prompt, n.target_true], scores[n.prompt, fact.target_new]) for n in fact.neighbourhood
+            ),
+            answer=answer,
+            exact=exact,
+            entropy=entropy,
+        )
+        for fact, (answer, exact), entropy in zip(facts, answers, entropies or [None] * len(facts), strict=True)
+    )
+
+
+def _pairs(fact: Fact) -> list[tuple[str, str]]:
+    """Every prompt with every target that is asked of it."""
+    both = (fact.target_new, fact.target_true)
+    own = [(prompt, target) for prompt in (fact.prompt, *fact.paraphrases) for target in both]
+    return own + [(n.prompt, target) for n in fact.neighbourhood for target in (n.target_true, fact.target_new)]

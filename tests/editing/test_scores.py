@@ -3,118 +3,20 @@
 from __future__ import annotations
 
 import json
-import math
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import torch
-from edit_world import PLAIN, covariance_blocks, facts, random_model, trained_model
+from edit_world import PLAIN, covariance_blocks, facts, trained_model
 
-from nanogpt_edit.common.errors import UserError
-from nanogpt_edit.data.facts import Fact, Neighbour
+from nanogpt_edit.data.facts import Fact
 from nanogpt_edit.editing.config import EditConfig
 from nanogpt_edit.editing.editor import edit_model
-from nanogpt_edit.editing.measure import FactState, cut_answer, measure_facts, ngram_entropy, written_answers
 from nanogpt_edit.editing.outcome import describe, shortfall
 from nanogpt_edit.editing.patch import EditedFact
 from nanogpt_edit.editing.scores import compare_states, score_patch
-from nanogpt_edit.evaluation import targets
+from nanogpt_edit.evaluation.facts import FactState
 from nanogpt_edit.evaluation.targets import TargetScore
-from nanogpt_edit.model.gpt import GPT
-
-
-@pytest.fixture(params=["gpt2", "llama"])
-def model(request: pytest.FixtureRequest) -> GPT:
-    return random_model(request.param)
-
-
-@torch.no_grad()
-def test_measurements_equal_plain_forward_passes(model: GPT, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(targets, "BATCH_TOKENS", 60)  # many small batches
-    assert model.tokenizer is not None
-    asked = (replace(facts(1)[0], target_new="Rome and Lima"), facts(2)[1])  # one target of several tokens
-    for fact, state in zip(asked, measure_facts(model, asked), strict=True):
-        cases = [(fact.prompt, fact.target_new, state.new), (fact.prompt, fact.target_true, state.true)]
-        cases += [(p, fact.target_true, pair[1]) for p, pair in zip(fact.paraphrases, state.paraphrases, strict=True)]
-        cases += [
-            (n.prompt, n.target_true, pair[0]) for n, pair in zip(fact.neighbourhood, state.neighbourhood, strict=True)
-        ]
-        for prompt, target, score in cases:
-            before, after = model.tokenizer.encode(prompt), model.tokenizer.encode(" " + target)
-            probabilities = model(torch.tensor([before + after]))[0, len(before) - 1 : -1].softmax(-1)
-            each = [float(probabilities[j, token]) for j, token in enumerate(after)]
-            assert score.p_first == pytest.approx(each[0], rel=1e-3)
-            assert score.p_target == pytest.approx(math.prod(each), rel=1e-3)
-            assert score.p_token == pytest.approx(math.prod(each) ** (1 / len(each)), rel=1e-3)
-            assert score.rank == 1 + int((probabilities[0] > probabilities[0, after[0]]).sum())
-            assert score.token_accuracy == sum(
-                int(probabilities[j].argmax()) == token for j, token in enumerate(after)
-            ) / len(after)
-
-
-def test_the_trained_model_knows_its_facts() -> None:
-    for fact, state in zip(facts(4), measure_facts(trained_model(), facts(4)), strict=True):
-        assert state.answer == fact.target_true
-        assert state.true.rank == 1
-        assert state.true.token_accuracy == 1.0
-        assert all(true.p_token > new.p_token for new, true in state.paraphrases)
-
-
-def test_answers_end_with_the_sentence() -> None:
-    asked = [("capital of Valdoria", "Paris"), ("the king of Kestonia ", "Cai")]
-    assert written_answers(trained_model(), asked) == [("Paris", True), ("Cairo", False)]
-
-
-@pytest.mark.parametrize(
-    ("text", "target", "answer", "exact"),
-    [
-        (" Athens. It is", "Athens", "Athens", True),
-        (" Athens", "Athens", "Athens", True),
-        (" athens\nAnd", "Athens", "athens", True),
-        (" Athensis. It", "Athens", "Athensis", False),
-        (" Stan Leee.", "Stan Lee", "Stan Leee", False),
-        (" Paris is Paris.", "Paris", "Paris is Paris", False),
-        (" Toronto Toronto", "Toronto", "Toronto Toronto", False),
-        (" Mark Zuckerberg. He", "Mark Zuckerberg", "Mark Zuckerberg", True),
-        (" Mark Zuckerb", "Mark Zuckerberg", "Mark Zuckerb", False),
-        (" St. Louis. It lies", "St. Louis", "St. Louis", True),
-        (" St. Louis in Missouri. It", "St. Louis", "St. Louis in Missouri", False),
-        (" Washington, D.C.\n", "Washington, D.C.", "Washington, D.C.", True),
-        (" Rio!", "Rio", "Rio", True),
-        (" 3.14159. It", "3.14", "3.14159", False),
-        (" Cairo. It", "Alexandria", "Cairo", False),
-        (" 東京\n", "東京", "東京", True),
-        ("", "Athens", "", False),
-    ],
-)
-def test_an_answer_is_exact_with_its_natural_end_and_nothing_added(
-    text: str, target: str, answer: str, exact: bool
-) -> None:
-    assert cut_answer(text, target) == (answer, exact)
-
-
-def test_an_answer_may_be_as_long_as_its_target() -> None:
-    """A target of many tokens is not cut: it is written whole, and then the sentence ends."""
-    model = trained_model()
-    assert model.tokenizer is not None
-    long = " ".join(["Paris"] * 30)
-    assert len(model.tokenizer.encode(long)) > 30
-    ((answer, exact),) = written_answers(model, [("capital of Valdoria", long)])
-    assert (answer, exact) == ("Paris", False)
-
-
-@pytest.mark.parametrize(
-    "fact",
-    [
-        Fact("capital of Valdoria", "Valdoria", target_new="Oslo", target_true=""),
-        Fact("capital of Valdoria", "Valdoria", target_new="Oslo", target_true="  "),
-        Fact("a", "a", "b", "c", neighbourhood=(Neighbour("capital of Valdoria", " "),)),
-    ],
-)
-def test_without_a_true_answer_nothing_is_compared(fact: Fact) -> None:
-    with pytest.raises(UserError, match="has no true answer"):
-        measure_facts(trained_model(), [fact])
 
 
 def target(p: float, rank: int = 1) -> TargetScore:
@@ -206,15 +108,6 @@ def test_equal_probabilities_are_no_success() -> None:
     assert not record.efficacy
     assert record.paraphrase_success is None
     assert compare_states([EDITED], [tie], [tie]).score is None
-
-
-def test_ngram_entropy_by_hand() -> None:
-    """ababab: bigrams ab ×3, ba ×2; trigrams aba ×2, bab ×2. All different: log2 of their number."""
-    two = -(0.6 * math.log2(0.6) + 0.4 * math.log2(0.4))
-    assert ngram_entropy([1, 2, 1, 2, 1, 2]) == pytest.approx(2 / 3 * two + 4 / 3 * 1.0)
-    assert ngram_entropy(range(9)) == pytest.approx(2 / 3 * 3 + 4 / 3 * math.log2(7))
-    assert ngram_entropy([5] * 20) == 0.0
-    assert ngram_entropy([5]) == 0.0
 
 
 def test_failures_are_grouped_by_relation() -> None:

@@ -25,11 +25,11 @@ from nanogpt_edit.editing.config import EditConfig
 from nanogpt_edit.editing.contexts import LocatedFact, TokenRow, generate_prefixes, locate_facts
 from nanogpt_edit.editing.covariance import collect
 from nanogpt_edit.editing.editor import edit_model
-from nanogpt_edit.editing.measure import measure_facts
 from nanogpt_edit.editing.patch import edited_weight
 from nanogpt_edit.editing.scores import score_patch
 from nanogpt_edit.editing.suffixes import Suffixes
 from nanogpt_edit.editing.values import optimise_values
+from nanogpt_edit.evaluation.facts import measure_facts
 from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.model.sites import capture, patch
 from nanogpt_edit.model.tokenizer import tokenizer_of

@@ -8,12 +8,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from edit_world import facts, random_model, trained_model
 from evaluate_stand_ins import bigram, recalled, token
 from tiny_stages import tiny_model, tiny_tokenizer
 
 from nanogpt_edit.common.errors import UserError
+from nanogpt_edit.data.facts import Fact, Neighbour
 from nanogpt_edit.evaluation import targets
-from nanogpt_edit.evaluation.facts import Question, fact_metrics, read_recalls, recall
+from nanogpt_edit.evaluation.facts import Question, fact_metrics, measure_facts, read_recalls, recall
+from nanogpt_edit.model.gpt import GPT
 
 
 def test_recall_by_hand() -> None:
@@ -78,3 +81,53 @@ def test_a_file_that_holds_no_recalls_is_named(tmp_path: Path) -> None:
     (tmp_path / "x_facts.jsonl").write_text('{"prompt": "a"}\n')
     with pytest.raises(UserError, match=r"x_facts\.jsonl:1: the field .* is missing"):
         read_recalls(tmp_path / "x_facts.jsonl")
+
+
+@pytest.fixture(params=["gpt2", "llama"])
+def model(request: pytest.FixtureRequest) -> GPT:
+    return random_model(request.param)
+
+
+@torch.no_grad()
+def test_measurements_equal_plain_forward_passes(model: GPT, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(targets, "BATCH_TOKENS", 60)  # many small batches
+    assert model.tokenizer is not None
+    asked = (replace(facts(1)[0], target_new="Rome and Lima"), facts(2)[1])  # one target of several tokens
+    for fact, state in zip(asked, measure_facts(model, asked), strict=True):
+        cases = [(fact.prompt, fact.target_new, state.new), (fact.prompt, fact.target_true, state.true)]
+        cases += [(p, fact.target_true, pair[1]) for p, pair in zip(fact.paraphrases, state.paraphrases, strict=True)]
+        cases += [
+            (n.prompt, n.target_true, pair[0]) for n, pair in zip(fact.neighbourhood, state.neighbourhood, strict=True)
+        ]
+        for prompt, target, score in cases:
+            before, after = model.tokenizer.encode(prompt), model.tokenizer.encode(" " + target)
+            probabilities = model(torch.tensor([before + after]))[0, len(before) - 1 : -1].softmax(-1)
+            each = [float(probabilities[j, token]) for j, token in enumerate(after)]
+            assert score.p_first == pytest.approx(each[0], rel=1e-3)
+            assert score.p_target == pytest.approx(math.prod(each), rel=1e-3)
+            assert score.p_token == pytest.approx(math.prod(each) ** (1 / len(each)), rel=1e-3)
+            assert score.rank == 1 + int((probabilities[0] > probabilities[0, after[0]]).sum())
+            assert score.token_accuracy == sum(
+                int(probabilities[j].argmax()) == token for j, token in enumerate(after)
+            ) / len(after)
+
+
+def test_the_trained_model_knows_its_facts() -> None:
+    for fact, state in zip(facts(4), measure_facts(trained_model(), facts(4)), strict=True):
+        assert state.answer == fact.target_true
+        assert state.true.rank == 1
+        assert state.true.token_accuracy == 1.0
+        assert all(true.p_token > new.p_token for new, true in state.paraphrases)
+
+
+@pytest.mark.parametrize(
+    "fact",
+    [
+        Fact("capital of Valdoria", "Valdoria", target_new="Oslo", target_true=""),
+        Fact("capital of Valdoria", "Valdoria", target_new="Oslo", target_true="  "),
+        Fact("a", "a", "b", "c", neighbourhood=(Neighbour("capital of Valdoria", " "),)),
+    ],
+)
+def test_without_a_true_answer_nothing_is_compared(fact: Fact) -> None:
+    with pytest.raises(UserError, match="has no true answer"):
+        measure_facts(trained_model(), [fact])

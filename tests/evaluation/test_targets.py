@@ -11,8 +11,7 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 from nanogpt_edit.common.errors import UserError
 from nanogpt_edit.data.facts import Fact
 from nanogpt_edit.editing.contexts import locate_facts
-from nanogpt_edit.editing.measure import measure_facts
-from nanogpt_edit.evaluation.facts import Question, recall
+from nanogpt_edit.evaluation.facts import Question, measure_facts, recall
 from nanogpt_edit.evaluation.targets import join, score_targets, target_ids
 from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.model.tokenizer import Tokenizer
