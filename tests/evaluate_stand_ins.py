@@ -30,12 +30,12 @@ def bigram(odds: Mapping[int, Mapping[int, float]]) -> GPT:
             self,
             token_ids: Tensor,
             *,
-            cache: KVCache | None = None,
+            view: KVCache | None = None,
             columns: Tensor | None = None,
             **_: object,
         ) -> Tensor:
-            if cache is not None:
-                cache.advance(token_ids.shape[1])
+            if view is not None:
+                view.advance(self.config.n_layer - 1, token_ids.shape[1])
             states = torch.nn.functional.one_hot(token_ids, size).float()
             return states if columns is None else take_columns(states, columns)
 

@@ -85,7 +85,7 @@ def test_logits_are_those_of_transformers(
 def test_cached_decoding_gives_the_logits_of_one_pass(family: str, dtype: torch.dtype, device: torch.device) -> None:
     model, ids = varied(family).to(device, dtype), rows_of_ids(device)
     cache = KVCache(model.config, rows=len(ids), capacity=ids.shape[1], device=device, dtype=dtype)
-    steps = [model(ids[:, :7], cache=cache)] + [model(ids[:, t : t + 1], cache=cache) for t in range(7, ids.shape[1])]
+    steps = [model(ids[:, :7], view=cache)] + [model(ids[:, t : t + 1], view=cache) for t in range(7, ids.shape[1])]
     whole = model(ids).float()
     assert (torch.cat(steps, dim=1).float() - whole).abs().max() < NEAR[dtype] * whole.abs().max()
 

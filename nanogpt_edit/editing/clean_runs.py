@@ -66,7 +66,7 @@ def clean_runs(model: GPT, texts: Sequence[Text], *, last_layer: int) -> list[Cl
     above = last_layer + 1
     whole = Layout.of([text.token_ids for text in texts], device=model.device)
     x = model.embed_tokens(whole.token_ids, whole.positions)
-    x = model.run_blocks(x, stop=above, cache=whole.cache(), position_ids=whole.positions)  # (1, T, D)
+    x = model.run_blocks(x, stop=above, view=whole.cache(), position_ids=whole.positions)  # (1, T, D)
     prefixes = _prefixes(model, texts, whole, x, above)
     return [
         CleanRun(suffix=x[0, place[text.start :]], prefix=prefix)
@@ -83,7 +83,7 @@ def _prefixes(model: GPT, texts: Sequence[Text], whole: Layout, x: Tensor, above
     if late and above < config.n_layer:
         early = Layout.of([texts[i].token_ids[: texts[i].start] for i in late], device=model.device)
         row = early.cache(keeps=True)
-        model.run_blocks(x[:, early.within(whole, late)], start=above, cache=row, position_ids=early.positions)
+        model.run_blocks(x[:, early.within(whole, late)], start=above, view=row, position_ids=early.positions)
         kept = torch.stack(row.kept).permute(2, 0, 1, 3).contiguous()  # (T, 2A, K, E)
         for i, place in zip(late, early.places, strict=True):
             found[i] = kept[place]

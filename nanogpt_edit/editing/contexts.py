@@ -118,12 +118,12 @@ def _continued(
     cache = KVCache(model.config, rows=rows, capacity=longest + steps, device=model.device, dtype=model.dtype)
     columns = torch.arange(longest + steps, device=model.device)
     is_token = (columns < lengths[:, None]) | (columns >= longest)  # (rows, capacity): new tokens go behind the padding
-    states = model.hidden(pad_rows(texts, pad_id=0, device=model.device), cache=cache)[range(rows), lengths - 1]
+    states = model.hidden(pad_rows(texts, pad_id=0, device=model.device), view=cache)[range(rows), lengths - 1]
     for step in range(steps):
         if step > 0:
             states = model.hidden(
                 torch.tensor([text[-1:] for text in texts], device=model.device),
-                cache=cache,
+                view=cache,
                 position_ids=(lengths + step - 1)[:, None],
                 attention_mask=is_token[:, None, None, : longest + step],
             )[:, 0]

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from nanogpt_edit.editing.prefix import FrozenPrefix
-from nanogpt_edit.model.block import attention
+from nanogpt_edit.model.attention import attention
 from nanogpt_edit.model.kv_cache import KVCache
 
 BUSY_TOKENS = 64  # a group of so many is closed when the next text is longer

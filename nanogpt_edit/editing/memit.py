@@ -150,7 +150,7 @@ class _Subjects:
         Layers come in ascending order, each with the weights of those below it final.
         """
         self.x, self.layer = _run(model, self.x, self.row, self.layer, layer), layer
-        middle, key = model.run_to_key(self.x, layer, cache=self.row.cache(), position_ids=self.row.positions)
+        middle, key = model.run_to_key(self.x, layer, view=self.row.cache(), position_ids=self.row.positions)
         mean_key = _double(key[0, self.last]).unflatten(0, (-1, self.contexts)).mean(1)
         top = model.run_from_key(middle[:, self.is_bare], key[:, self.is_bare], layer)
         top = _run(model, top, self.bare, layer + 1, last_layer + 1)
@@ -175,7 +175,7 @@ def refine_batch(
 
 
 def _run(model: GPT, x: Tensor, row: Layout, start: int, stop: int) -> Tensor:
-    return model.run_blocks(x, start=start, stop=stop, cache=row.cache(), position_ids=row.positions)
+    return model.run_blocks(x, start=start, stop=stop, view=row.cache(), position_ids=row.positions)
 
 
 def _other_keys(model: GPT, facts: Sequence[LocatedFact], layer: int) -> Tensor:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from nanogpt_edit.model.block import causal_mask
+from nanogpt_edit.model.attention import causal_mask
 from nanogpt_edit.model.config import GPTConfig
 from nanogpt_edit.model.kv_cache import KVCache
 

@@ -90,7 +90,7 @@ class Suffixes:
         read = model.run_blocks(
             torch.cat([group.with_delta(delta).flatten(0, 1) for group in self.groups])[None],
             start=start,
-            cache=LongRow([group.in_attention(start) for group in self.groups]),
+            view=LongRow([group.in_attention(start) for group in self.groups]),
             position_ids=torch.cat([group.positions.flatten() for group in self.groups])[None],
             columns=torch.cat([group.reads(first) for group, first in zip(self.groups, firsts, strict=False)])[None],
         )[0]

@@ -131,6 +131,7 @@ class DecodeCache(KVCache):
             on_prompt[at] = weights[..., : self._width]
             from_own[at] = weights[..., self._width :] @ own_values[at, :, own]
         y = self._from_groups(self._to_groups(on_prompt) @ shared_values, q) + from_own
+        self.advance(layer, 1)
         return y.reshape(rows, heads, 1, size)
 
     def _regroup(self) -> None:

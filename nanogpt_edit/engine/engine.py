@@ -240,7 +240,7 @@ class _Batch:
             device=self.device,
             dtype=self.cache.keys.dtype,
         )
-        states = self.model.hidden(token_ids, cache=prefix, columns=(lengths - 1)[:, None])
+        states = self.model.hidden(token_ids, view=prefix, columns=(lengths - 1)[:, None])
         self.cache.add_prompts(prompt_indices, prefix, lengths)
         logits = self.model.logits(states[:, 0])
         if not logits.isfinite().all():
@@ -260,7 +260,7 @@ class _Batch:
         # A row that has finished but not left yet may run past the last position; nobody reads what it writes.
         positions = self.cache.positions().clamp_(max=self.model.config.block_size - 1)
         with self.weights.used():
-            states = self.model.hidden(newest, cache=self.cache, position_ids=positions[:, None])
+            states = self.model.hidden(newest, view=self.cache, position_ids=positions[:, None])
             logits = self.model.logits(states[:, 0])
         self._draw(slice(None), logits)
 

@@ -8,18 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nanogpt_edit.model.attention import AttentionView, attention
 from nanogpt_edit.model.config import Activation, GPTConfig
 from nanogpt_edit.model.linear import Linear
 from nanogpt_edit.model.positions import rotate
-
-if TYPE_CHECKING:
-    from nanogpt_edit.model.kv_cache import KVCache
 
 ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
     "gelu_tanh": partial(F.gelu, approximate="tanh"),
@@ -53,7 +49,7 @@ class Attention(nn.Module):
         x: Tensor,
         layer: int,
         rotary: tuple[Tensor, Tensor] | None,
-        cache: KVCache | None,
+        view: AttentionView | None,
         mask: Tensor | None,
         columns: Tensor | None = None,
     ) -> Tensor:
@@ -67,8 +63,8 @@ class Attention(nn.Module):
             q = q.gather(2, columns[:, None, :, None].expand(-1, q.shape[1], -1, q.shape[3]))
             mask = mask.expand(len(x), 1, -1, -1)
             mask = mask.gather(2, columns[:, None, :, None].expand(-1, 1, -1, mask.shape[3]))
-        if cache is not None:
-            y = self.look(cache, layer, q, k, v, mask)
+        if view is not None:
+            y = self.look(view, layer, q, k, v, mask)
         else:
             y = attention(q, k, v, mask=mask, dropout=self.dropout if self.training else 0.0)
         y = y.transpose(1, 2).flatten(2)
@@ -76,9 +72,9 @@ class Attention(nn.Module):
         return self.out(y if columns is None or mask is not None else take_columns(y, columns))
 
 
-def look(cache: KVCache, layer: int, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-    """How attention sees a cache; `compiled_blocks` keeps it out of what is compiled."""
-    return cache.attend(layer, q, k, v, mask)
+def look(view: AttentionView, layer: int, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    """Attention through a view; `compiled_blocks` keeps it out of what is compiled."""
+    return view.attend(layer, q, k, v, mask)
 
 
 class MLP(nn.Module):
@@ -118,11 +114,11 @@ class Block(nn.Module):
         x: Tensor,
         layer: int,
         rotary: tuple[Tensor, Tensor] | None,
-        cache: KVCache | None,
+        view: AttentionView | None,
         mask: Tensor | None,
         columns: Tensor | None = None,
     ) -> Tensor:
-        middle, key = self.until_key(x, layer, rotary, cache, mask, columns)
+        middle, key = self.until_key(x, layer, rotary, view, mask, columns)
         return self.from_key(middle, key)
 
     def until_key(
@@ -130,13 +126,13 @@ class Block(nn.Module):
         x: Tensor,
         layer: int,
         rotary: tuple[Tensor, Tensor] | None,
-        cache: KVCache | None,
+        view: AttentionView | None,
         mask: Tensor | None,
         columns: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """The residual stream between attention and MLP, (B, T, D), and `mlp_key`, (B, T, F); at `columns` only."""
         x = self.resid_pre(x)
-        attended = self.attn_out(self.dropout(self.attn(self.norm1(x), layer, rotary, cache, mask, columns)))
+        attended = self.attn_out(self.dropout(self.attn(self.norm1(x), layer, rotary, view, mask, columns)))
         x = (x if columns is None else take_columns(x, columns)) + attended
         return x, self.mlp.key(self.norm2(x))
 
@@ -152,31 +148,7 @@ def take_columns(x: Tensor, columns: Tensor) -> Tensor:
     return x.gather(1, columns[..., None].expand(-1, -1, x.shape[2]))
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None = None, dropout: float = 0.0) -> Tensor:
-    """softmax(q kᵀ / √E) v: q (B, H, T, E), k and v (B, K, S, E) -> (B, H, T, E).
-
-    Without a mask the T queries are the last of the S tokens and look at what is not after them.
-    """
-    new, seen = q.shape[2], k.shape[2]
-    if mask is None and 1 < new < seen:
-        mask = causal_mask(new, seen, device=q.device)
-    return F.scaled_dot_product_attention(
-        q,
-        k,
-        v,
-        attn_mask=mask,
-        is_causal=mask is None and new > 1,
-        dropout_p=dropout,
-        enable_gqa=q.shape[1] != k.shape[1],
-    )
-
-
 def make_norm(config: GPTConfig) -> nn.Module:
     if config.norm == "rmsnorm":
         return nn.RMSNorm(config.n_embd, eps=config.norm_eps)
     return nn.LayerNorm(config.n_embd, eps=config.norm_eps, bias=config.bias)
-
-
-def causal_mask(new: int, seen: int, *, device: torch.device) -> Tensor:
-    """(new, seen) bool: the last `new` of `seen` tokens may look at themselves and everything before."""
-    return torch.ones(new, seen, dtype=torch.bool, device=device).tril(diagonal=seen - new)

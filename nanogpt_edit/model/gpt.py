@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from nanogpt_edit.model.attention import AttentionView
 from nanogpt_edit.model.block import Block, make_norm, take_columns
 from nanogpt_edit.model.config import GPTConfig as GPTConfig
 from nanogpt_edit.model.kept import Kept
@@ -29,7 +30,6 @@ from nanogpt_edit.model.positions import rotary_angles, sinusoids
 from nanogpt_edit.model.size import check_fits
 
 if TYPE_CHECKING:
-    from nanogpt_edit.model.kv_cache import KVCache
     from nanogpt_edit.model.tokenizer import Tokenizer
 
 
@@ -100,37 +100,33 @@ class GPT(nn.Module):
         self,
         token_ids: Tensor,
         *,
-        cache: KVCache | None = None,
+        view: AttentionView | None = None,
         position_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
     ) -> Tensor:
         """Logits (B, T, V) of the token after each of `token_ids` (B, T)."""
-        return self.logits(
-            self.hidden(token_ids, cache=cache, position_ids=position_ids, attention_mask=attention_mask)
-        )
+        return self.logits(self.hidden(token_ids, view=view, position_ids=position_ids, attention_mask=attention_mask))
 
     def hidden(
         self,
         token_ids: Tensor,
         *,
-        cache: KVCache | None = None,
+        view: AttentionView | None = None,
         position_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         columns: Tensor | None = None,
     ) -> Tensor:
         """Final normalised states (B, T, D), from which `logits` reads; only at `columns` (B, M) where they are given.
 
-        `position_ids` (B, T) or (T,) default to the tokens that follow `cache`. `attention_mask` is bool, True where
-        a new token may look, broadcastable to (B, 1, T, S); by default attention is causal, and right padding needs
-        no mask.
+        `position_ids` (B, T) or (T,) default to the tokens that follow what `view` holds. `attention_mask` is bool,
+        True where a new token may look, broadcastable to (B, 1, T, S); by default attention is causal, and right
+        padding needs no mask.
         """
         if position_ids is None:
-            seen = cache.length if cache is not None else 0
+            seen = view.length if view is not None else 0
             position_ids = torch.arange(seen, seen + token_ids.shape[1], device=token_ids.device)
         x = self.embed_tokens(token_ids, position_ids)
-        x = self.run_blocks(x, cache=cache, position_ids=position_ids, attention_mask=attention_mask, columns=columns)
-        if cache is not None:
-            cache.advance(token_ids.shape[1])
+        x = self.run_blocks(x, view=view, position_ids=position_ids, attention_mask=attention_mask, columns=columns)
         return self.final(x)
 
     def embed_tokens(self, token_ids: Tensor, position_ids: Tensor | None = None) -> Tensor:
@@ -148,13 +144,13 @@ class GPT(nn.Module):
         *,
         start: int = 0,
         stop: int | None = None,
-        cache: KVCache | None = None,
+        view: AttentionView | None = None,
         position_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         columns: Tensor | None = None,
     ) -> Tensor:
         """Blocks `start` up to (not including) `stop`: from `resid_pre` of `start`, (B, T, D), to `resid_post` of the
-        last one run. A `cache` is written but not advanced (see `hidden`).
+        last one run.
 
         With `columns` (B, M) only those tokens' states are made in the last block, (B, M, D).
         """
@@ -165,17 +161,17 @@ class GPT(nn.Module):
         again = self.activation_checkpointing and torch.is_grad_enabled()
         for layer in range(start, stop):
             block = partial(checkpoint, self.blocks[layer], use_reentrant=False) if again else self.blocks[layer]
-            x = block(x, layer, rotary, cache, attention_mask, columns if layer == stop - 1 else None)
+            x = block(x, layer, rotary, view, attention_mask, columns if layer == stop - 1 else None)
         return x if columns is None or start < stop else take_columns(x, columns)
 
     def run_to_key(
-        self, x: Tensor, layer: int, *, cache: KVCache | None = None, position_ids: Tensor | None = None
+        self, x: Tensor, layer: int, *, view: AttentionView | None = None, position_ids: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """From `resid_pre` of block `layer`, (B, T, D), to just before its MLP's second matrix: the residual stream
         there, (B, T, D), and `mlp_key`, (B, T, F). `run_from_key` is the rest of the block."""
         if position_ids is None:
             position_ids = torch.arange(x.shape[1], device=x.device)
-        return self._block(layer).until_key(x, layer, self._rotary(position_ids, x.dtype), cache, None)
+        return self._block(layer).until_key(x, layer, self._rotary(position_ids, x.dtype), view, None)
 
     def run_from_key(self, middle: Tensor, key: Tensor, layer: int) -> Tensor:
         """The rest of block `layer`, after `run_to_key`: its `resid_post`, (B, T, D)."""

@@ -1,8 +1,7 @@
 """Keys and values of the tokens already seen, allocated once.
 
 Appending a token is one slice write per layer and no allocation. Memory: 2 · n_layer · rows · kv_heads · capacity ·
-head_size numbers (`nbytes`). Other caches (a shared prompt in decoding and in training, a frozen prefix in editing)
-replace `attend` or `extend`.
+head_size numbers (`nbytes`). The engine's cache, whose rows share their prompts, replaces `attend`.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ import torch
 from torch import Tensor
 
 from nanogpt_edit.common.errors import UserError
-from nanogpt_edit.model.block import attention
+from nanogpt_edit.model.attention import attention
 from nanogpt_edit.model.config import GPTConfig
 
 
@@ -38,12 +37,13 @@ class KVCache:
     def attend(self, layer: int, q: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
         """Take in the new tokens' keys and values and let their queries look at everything seen (see `attention`)."""
         seen_keys, seen_values = self.extend(layer, keys, values)
+        self.advance(layer, keys.shape[2])
         return attention(q, seen_keys, seen_values, mask=mask)
 
     def extend(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Write (rows, kv_heads, T, head_size) after the filled columns; return all columns up to and with them.
 
-        The columns count as filled once `advance` is called, after the last layer.
+        They count as filled once `advance` has been told of the last layer.
         """
         end = self.length + keys.shape[2]
         if end > self.capacity:
@@ -52,6 +52,7 @@ class KVCache:
         self.values[layer, : self.rows, :, self.length : end] = values
         return self.keys[layer, : self.rows, :, :end], self.values[layer, : self.rows, :, :end]
 
-    def advance(self, tokens: int) -> None:
-        """Count `tokens` new columns as filled."""
-        self.length += tokens
+    def advance(self, layer: int, tokens: int) -> None:
+        """Count the new columns as filled once the last layer has written them."""
+        if layer == len(self.keys) - 1:
+            self.length += tokens

@@ -140,7 +140,7 @@ class Tracer:
         noisy = embedded[:, None] + self.noise
         recorder = Recorder(columns=token_ids.shape[1])
         with capture(model, [("resid_post", layer) for layer in layers]) as seen:
-            corrupted = model.run_blocks(noisy.flatten(0, 1), cache=recorder)
+            corrupted = model.run_blocks(noisy.flatten(0, 1), view=recorder)
         states = [noisy.flatten(0, 1), *(seen["resid_post", layer] for layer in layers)]
         self.entering = [state.unflatten(0, (len(facts), draws)) for state in states]  # L + 1 of (F, N, T, D)
         self.recorded = recorder.stacked(like=embedded, config=model.config).unflatten(0, (len(facts), draws))
@@ -213,7 +213,7 @@ class Tracer:
                         x,
                         start=layer,
                         stop=layer + 1,
-                        cache=FrozenPrefix(
+                        view=FrozenPrefix(
                             recorded[:, 2 * layer : 2 * layer + 2].repeat(times, 1, 1, 1, 1), first_layer=layer
                         ),
                         position_ids=positions.repeat(times, 1),

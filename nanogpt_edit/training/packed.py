@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from nanogpt_edit.model.block import attention
+from nanogpt_edit.model.attention import attention
 from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.model.kv_cache import KVCache
 
@@ -93,4 +93,4 @@ def packed_states(model: GPT, token_ids: Tensor, lengths: Tensor, *, wanted: Ten
     columns = is_token.nonzero()[:, 1]
     asked = None if wanted is None else wanted[is_token].nonzero().T  # (1, N)
     rows = PackedRows(lengths, dropout=model.config.dropout if model.training else 0.0)
-    return model.hidden(token_ids[is_token][None], cache=rows, position_ids=columns[None], columns=asked)[0]
+    return model.hidden(token_ids[is_token][None], view=rows, position_ids=columns[None], columns=asked)[0]

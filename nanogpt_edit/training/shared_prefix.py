@@ -16,7 +16,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from nanogpt_edit.model.block import attention, causal_mask
+from nanogpt_edit.model.attention import attention, causal_mask
 from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.model.kv_cache import KVCache
 from nanogpt_edit.training.packed import Grid
@@ -62,7 +62,7 @@ def completion_states(
     positions = torch.cat((asked.columns, prompt_lengths[read.rows // copies] + read.columns))
     states = model.hidden(
         torch.cat((prompt_ids[asked.is_token], token_ids[:, :-1][read.is_token]))[None],
-        cache=SharedPrompts(asked, read, copies=copies),
+        view=SharedPrompts(asked, read, copies=copies),
         position_ids=positions[None],
     )[0]
     # The first token of a completion is predicted at its prompt's end, every other one at the token before.

@@ -58,9 +58,7 @@ BODIES = {
     ),
     "is in one long operator": "import hashlib; hashlib.pbkdf2_hmac('sha512', b'', b'', 2**31 - 1)",
     "is slow at its end": "import atexit; atexit.register(time.sleep, 60); time.sleep(60)",
-    "leaves a thread behind": "\n".join(
-        ("import threading", "    threading.Thread(target=time.sleep, args=(60,)).start(); time.sleep(60)")
-    ),
+    "leaves a thread behind": "import threading; threading.Thread(target=time.sleep, args=[60]).start();time.sleep(60)",
 }
 
 

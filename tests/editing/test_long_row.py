@@ -49,7 +49,7 @@ def test_states_and_keys_are_those_of_each_text_alone(family: str) -> None:
     cache = row.cache(keeps=True)
     with torch.no_grad():
         x = model.embed_tokens(row.token_ids, row.positions)
-        states = model.run_blocks(x, cache=cache, position_ids=row.positions)
+        states = model.run_blocks(x, view=cache, position_ids=row.positions)
         for text, place in zip(TEXTS, row.places, strict=True):
             alone = model.run_blocks(model.embed_tokens(torch.tensor([text])))
             torch.testing.assert_close(states[:, place], alone, rtol=1e-3, atol=1e-3)

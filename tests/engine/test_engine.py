@@ -35,10 +35,10 @@ class Watch:
         self.prefilled: list[int] = []
         inner = model.hidden
 
-        def hidden(token_ids: Tensor, *, cache: KVCache | None = None, **others: Tensor) -> Tensor:
-            decoding = isinstance(cache, DecodeCache)
+        def hidden(token_ids: Tensor, *, view: KVCache | None = None, **others: Tensor) -> Tensor:
+            decoding = isinstance(view, DecodeCache)
             (self.decoded if decoding else self.prefilled).append(len(token_ids))
-            return inner(token_ids, cache=cache, **others)
+            return inner(token_ids, view=view, **others)
 
         monkeypatch.setattr(model, "hidden", hidden)
 

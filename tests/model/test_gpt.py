@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from nanogpt_edit.common.errors import UserError
-from nanogpt_edit.model.block import causal_mask
+from nanogpt_edit.model.attention import causal_mask
 from nanogpt_edit.model.gpt import GPT, GPTConfig
 from nanogpt_edit.model.kv_cache import KVCache
 from nanogpt_edit.model.positions import RopeScaling, rotary_angles, rotate, stretch_frequencies
@@ -83,7 +83,7 @@ def test_a_prompt_in_chunks_of_any_size_gives_the_same_logits(family: str, chunk
     config = replace(tiny_config(family, vocab_size=40, block_size=80), n_embd=16)
     model, ids = bold(config), random_ids(2, sum(chunks), vocab_size=40)
     cache = KVCache(config, rows=2, capacity=sum(chunks) + spare, device="cpu", dtype=torch.float32)
-    pieces = [model(part, cache=cache) for part in ids.split(chunks, dim=1)]
+    pieces = [model(part, view=cache) for part in ids.split(chunks, dim=1)]
     assert cache.length == sum(chunks)
     torch.testing.assert_close(torch.cat(pieces, dim=1), model(ids), atol=2e-5, rtol=1e-4)
 
@@ -101,9 +101,9 @@ def test_the_cache_takes_as_much_memory_as_its_formula_says(family: str) -> None
 
 def test_a_cache_that_is_full_says_how_much_it_holds(gpt: GPT) -> None:
     cache = KVCache(gpt.config, rows=1, capacity=4, device="cpu", dtype=torch.float32)
-    gpt(random_ids(1, 3), cache=cache)
+    gpt(random_ids(1, 3), view=cache)
     with pytest.raises(UserError, match="holds 4 tokens, 5 are needed"):
-        gpt(random_ids(1, 2), cache=cache)
+        gpt(random_ids(1, 2), view=cache)
 
 
 # Masks and positions

@@ -68,7 +68,7 @@ def test_a_models_steps_are_the_same(family: str, monkeypatch: pytest.MonkeyPatc
     def logits() -> torch.Tensor:
         cache = KVCache(model.config, rows=3, capacity=8, device="cpu", dtype=torch.float32)
         with torch.no_grad():
-            return torch.cat([model(part, cache=cache) for part in token_ids.split((5, 1, 1, 1), dim=1)], dim=1)
+            return torch.cat([model(part, view=cache) for part in token_ids.split((5, 1, 1, 1), dim=1)], dim=1)
 
     expected = logits()
     monkeypatch.setattr(linear, "LARGE_MATRIX", 0)

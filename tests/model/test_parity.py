@@ -92,8 +92,8 @@ def cached_logits(model: GPT, ids: torch.Tensor, *, prompt: int) -> torch.Tensor
     """Logits of a prefill of `prompt` tokens and then one token at a time."""
     rows, tokens = ids.shape
     cache = KVCache(model.config, rows=rows, capacity=tokens, device="cpu", dtype=model.dtype)
-    steps = [model(ids[:, :prompt], cache=cache)]
-    steps += [model(ids[:, t : t + 1], cache=cache) for t in range(prompt, tokens)]
+    steps = [model(ids[:, :prompt], view=cache)]
+    steps += [model(ids[:, t : t + 1], view=cache) for t in range(prompt, tokens)]
     return torch.cat(steps, dim=1)
 
 
