@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,17 @@ CARRIED = [ROOT / name for command, *names in MANIFEST if command in ("include",
 
 def test_what_the_source_distribution_names_is_there() -> None:
     assert [path for path in CARRIED if not path.exists()] == []
+
+
+def test_every_file_of_the_package_that_is_no_code_is_package_data() -> None:
+    """Both distributions carry what these patterns name: recipes, facts, the world's tables, templates, a page."""
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    patterns = settings["tool"]["setuptools"]["package-data"]["nanogpt_edit"]
+    package = ROOT / "nanogpt_edit"
+    carried = {file for pattern in patterns for file in package.glob(pattern)}
+    found = {file for file in package.rglob("*") if file.is_file() and file.suffix not in (".py", ".pyc")}
+    assert found == carried
+    assert {"facts.toml", "stories.toml", "facts50.jsonl", "tiny.toml"} <= {file.name for file in found}
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
+from dataclasses import replace
 from hashlib import sha256
 from importlib import resources
 
@@ -14,10 +15,17 @@ from hypothesis import strategies as st
 
 from nanogpt_edit.common.errors import UserError
 from nanogpt_edit.data.problems import Problem
-from nanogpt_edit.data.world.facts import RELATIONS
-from nanogpt_edit.data.world.stories import LARGEST_VALUE, STORIES
-from nanogpt_edit.data.world.world import Statement, World, WorldConfig, make_world, sanity_arithmetic
+from nanogpt_edit.data.world.tables import read_facts_table, read_stories_table
+from nanogpt_edit.data.world.world import (
+    LARGEST_VALUE,
+    Statement,
+    World,
+    WorldConfig,
+    make_world,
+    sanity_arithmetic,
+)
 
+RELATIONS, STORIES = read_facts_table().relations, read_stories_table().stories
 EQUATION = re.compile(r"(\d+) ([-+*/]) (\d+) = (\d+)")
 SMALL = WorldConfig(problems=300, validation=20, test=40, seed=7)
 
@@ -241,7 +249,8 @@ def test_a_world_is_the_same_on_every_machine() -> None:
 
 def test_a_world_that_runs_out_of_different_problems_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     times = next(story for story in STORIES if story.questions == ("What is {a} * {b}?",))
-    monkeypatch.setattr("nanogpt_edit.data.world.world.STORIES", (times,))
+    alone = replace(read_stories_table(), stories=(times,))
+    monkeypatch.setattr("nanogpt_edit.data.world.world.read_stories_table", lambda: alone)
     # 8 x 8 products, of which ten are among the sanity problems.
     with pytest.raises(UserError, match="no more than about 54 different"):
         make_world(WorldConfig(problems=100, validation=5, test=5, step_weights=(1, 0, 0)))

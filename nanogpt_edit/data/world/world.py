@@ -2,7 +2,7 @@
 
 It is what the smallest recipe learns from, so that the whole way from an empty model to an edited one can be walked
 with nothing downloaded. Two things make it fit for editing. Every fact is said in several ways, and one way is kept
-from the facts that will be edited (`world_facts`). Everything is a function of `WorldConfig`: the same configuration
+from the facts that will be edited (`facts.toml`). Everything is a function of `WorldConfig`: the same configuration
 gives the same world on every machine, and the test problems stay the same when more training problems are asked for.
 """
 
@@ -17,10 +17,9 @@ from functools import cache
 from nanogpt_edit.common.errors import UserError
 from nanogpt_edit.common.records import Settings, check_fields
 from nanogpt_edit.data.problems import Problem, ProblemSplits
-from nanogpt_edit.data.world.facts import RELATIONS, Relation
-from nanogpt_edit.data.world.stories import CROWDS, HE, LARGEST_VALUE, NAMES, STORIES, THINGS, Story
+from nanogpt_edit.data.world.tables import Relation, Stories, Story, read_facts_table, read_stories_table
 
-SMALLEST_VALUE = 2
+SMALLEST_VALUE, LARGEST_VALUE = 2, 200
 ATTEMPTS_PER_PROBLEM = 1000
 
 
@@ -95,8 +94,8 @@ def make_world(config: WorldConfig) -> World:
 
 
 def make_statements() -> tuple[Statement, ...]:
-    """Every fact of `world_facts`, relation by relation."""
-    return tuple(statement for relation in RELATIONS for statement in _statements(relation))
+    """Every fact of `facts.toml`, relation by relation."""
+    return tuple(statement for relation in read_facts_table().relations for statement in _statements(relation))
 
 
 def trained_sentences(statements: tuple[Statement, ...]) -> Iterator[str]:
@@ -116,7 +115,7 @@ def _statements(relation: Relation) -> Iterator[Statement]:
     for row in re.split(r"\s*[|\n]\s*", relation.rows.strip()):
         parts = ROW.fullmatch(row)
         if parts is None:
-            raise ValueError(f"world_facts: relation {relation.name} has the row {row!r}, which cannot be read")
+            raise ValueError(f"facts.toml: relation {relation.name} has the row {row!r}, which cannot be read")
         subject, tail = parts["subject"], parts["tail"]
         phrase = (parts["article"] or "") + subject + (f" {tail}" if tail else "")
         ending = " the" if parts["target_article"] else ""
@@ -148,14 +147,14 @@ def _make_problems(config: WorldConfig, *, excluded: frozenset[str]) -> ProblemS
 
 
 def _different_problems(config: WorldConfig, *, excluded: frozenset[str]) -> Iterator[tuple[str, str, str]]:
-    rng = random.Random(config.seed or 0)
-    by_steps = [[story for story in STORIES if len(story.rationale) == steps] for steps in (1, 2, 3)]
+    rng, table = random.Random(config.seed or 0), read_stories_table()
+    by_steps = [[story for story in table.stories if len(story.rationale) == steps] for steps in (1, 2, 3)]
     seen = set(excluded)
     while True:
         [stories] = rng.choices(by_steps, config.step_weights)
         # The number of steps is drawn once: retelling must not favour the steps with the most room.
         for _ in range(ATTEMPTS_PER_PROBLEM):
-            told = _tell(rng.choice(stories), rng, config)
+            told = _tell(rng.choice(stories), table, rng, config)
             if told is not None and told[0] not in seen:
                 break
         else:
@@ -168,15 +167,15 @@ def _different_problems(config: WorldConfig, *, excluded: frozenset[str]) -> Ite
     )
 
 
-def _tell(story: Story, rng: random.Random, config: WorldConfig) -> tuple[str, str, str] | None:
+def _tell(story: Story, table: Stories, rng: random.Random, config: WorldConfig) -> tuple[str, str, str] | None:
     """Question, rationale and answer of one telling; None when the numbers came out too small or too large."""
     numbers = _draw_numbers(story.numbers, rng, config)
     if numbers is None:
         return None
-    name, friend = rng.sample(NAMES, 2)
-    a_thing, things = rng.choice(THINGS)
-    crowd, place = rng.choice(CROWDS)
-    he = "he" if name in HE else "she"
+    name, friend = rng.sample(table.boys + table.girls, 2)
+    a_thing, things = rng.choice(table.things)
+    crowd, place = rng.choice(table.crowds)
+    he = "he" if name in table.boys else "she"
     words = {
         "name": name,
         "friend": friend,
@@ -195,7 +194,7 @@ def _tell(story: Story, rng: random.Random, config: WorldConfig) -> tuple[str, s
 
 @cache
 def _program(text: str) -> tuple[tuple[str, str, tuple[str, ...]], ...]:
-    """Statements as (variable, operation, arguments), from the notation of `world_stories`."""
+    """Statements as (variable, operation, arguments), from the notation of `stories.toml`."""
     return tuple(_parse(statement) for statement in text.split())
 
 
@@ -204,7 +203,7 @@ def _parse(statement: str) -> tuple[str, str, tuple[str, ...]]:
         return computed[1], computed[3], (computed[2], computed[4])
     if drawn := re.fullmatch(r"(\w):(addend|factor|part|rest)(?:\((\w)(?:,(\w))?\))?", statement):
         return drawn[1], drawn[2], tuple(name for name in drawn.groups()[2:] if name)
-    raise ValueError(f"world_stories: {statement!r} is not a statement")
+    raise ValueError(f"stories.toml: {statement!r} is not a statement")
 
 
 def _draw_numbers(text: str, rng: random.Random, config: WorldConfig) -> dict[str, int] | None:
@@ -237,7 +236,7 @@ def _value(operation: str, values: list[int], rng: random.Random, config: WorldC
             return left * right
         case "/", [left, right]:
             return left // right if left % right == 0 else 0
-    raise ValueError(f"world_stories: {operation} cannot be used with {len(values)} numbers")
+    raise ValueError(f"stories.toml: {operation} cannot be used with {len(values)} numbers")
 
 
 # --- sanity arithmetic -------------------------------------------------------------------------------------------
