@@ -21,7 +21,8 @@ from nanogpt_edit.editing.patch import EditPatch
 from nanogpt_edit.engine.generate import check_samples
 from nanogpt_edit.evaluation import suite
 from nanogpt_edit.evaluation.facts import FactState, measure_facts
-from nanogpt_edit.evaluation.suite import EvaluateConfig, Evaluation
+from nanogpt_edit.evaluation.records import Evaluation
+from nanogpt_edit.evaluation.suite import EvaluateConfig
 from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.pipeline.inputs import recipe_for_edit, spared_text
 from nanogpt_edit.pipeline.recipe import Recipe, load_recipe

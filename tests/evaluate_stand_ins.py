@@ -10,8 +10,7 @@ import torch
 from tiny_stages import tiny_model, tiny_tokenizer
 from torch import Tensor
 
-from nanogpt_edit.evaluation.facts import Recall
-from nanogpt_edit.evaluation.records import EvalRecord
+from nanogpt_edit.evaluation.records import EvalRecord, Recall
 from nanogpt_edit.model.block import take_columns
 from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.model.kv_cache import KVCache

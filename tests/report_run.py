@@ -152,7 +152,8 @@ def write_logs(folder: Path, random: numpy.random.Generator, steps: int) -> None
         done = step / steps
         accuracy = 0.60 + 0.07 * done + float(random.normal(0, 0.02))
         line = {
-            "step": step, "reward": accuracy, "reward_accuracy": accuracy, "reward_format": 0.98 + 0.015 * done,
+            "step": step, "reward": accuracy, "accuracy": accuracy, "reward_accuracy": accuracy,
+            "reward_format": 0.98 + 0.015 * done,
             "well_formed": 0.98 + 0.015 * done,
             "groups_dropped": 0.45 + float(random.normal(0, 0.04)),
             "clip_low_share": 0.002 + 0.001 * float(random.random()),
@@ -210,6 +211,7 @@ def write_stage(
     problems = [line for line in records if line["skill"] == "problems"]
     loss = 0.93 + 0.1 * numpy.random.default_rng(7).standard_normal(200)
     loss += {"base": 0.0, "sft": 0.021, "grpo": 0.024, "edited": 0.05}[name] + random.normal(0, 0.01, 200)
+    write_jsonl(folder / f"{name}_text.jsonl", [{"nats_per_token": float(nats)} for nats in loss])
     counts = right.sum(axis=1)
     units = {
         f"pass_at_{k}": numpy.array([1 - math.comb(samples - int(c), k) / math.comb(samples, k) for c in counts])
@@ -228,7 +230,7 @@ def write_stage(
     }
     for (other, metric), values in others.items():
         skills[other] = {metric: interval(values)}
-        units[f"{other}.{metric}"] = values
+        units[f"{other}_{metric}"] = values
     settings = {"samples": samples, "temperature": 0.7, "top_k": 50, "max_new_tokens": 128, "seed": 0}
     stage = {"stage": name, "fingerprint": f"{name}{'a1' * 30}", "seconds": 7.5, "settings": settings, "skills": skills}
     write_json(folder / f"{name}.json", stage)
@@ -291,7 +293,7 @@ def write_facts(folder: Path, random: numpy.random.Generator, name: str) -> list
                 "prompt": TEMPLATES[RELATIONS[index % 10]].format(f"{PLACES[index % 7]} {index}"),
                 "target": OLD[index % 10],
                 "greedy": OLD[index % 10] if known else NEW[(index + 3) % 10], "rank": 1 if known else 4,
-                "p_target": 0.97 if known else 0.04, "recalled": known,
+                "p_first": 0.98 if known else 0.05, "p_target": 0.97 if known else 0.04, "recalled": known,
             }
         )  # fmt: skip
     write_jsonl(folder / f"{name}_facts.jsonl", lines)

@@ -22,7 +22,8 @@ from nanogpt_edit.data.problems import Problem, ProblemSplits, load_splits, with
 from nanogpt_edit.data.world.world import make_world, sanity_arithmetic
 from nanogpt_edit.evaluation.perplexity import held_out_text
 from nanogpt_edit.evaluation.probes import PROBES
-from nanogpt_edit.evaluation.suite import Evaluation, Skills, evaluate
+from nanogpt_edit.evaluation.records import Evaluation
+from nanogpt_edit.evaluation.suite import Skills, evaluate
 from nanogpt_edit.model.tokenizer import Tokenizer
 from nanogpt_edit.pipeline.checks import check_sizes
 from nanogpt_edit.pipeline.inputs import RunData

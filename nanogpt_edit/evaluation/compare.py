@@ -8,11 +8,10 @@ from pathlib import Path
 
 from nanogpt_edit.common.errors import UserError
 from nanogpt_edit.common.stats import CONFIDENCE, Difference, GoodSide, mcnemar_exact, paired_difference
-from nanogpt_edit.evaluation.facts import Recall, read_recalls, recalled_by_subject
+from nanogpt_edit.evaluation.facts import recalled_by_subject
 from nanogpt_edit.evaluation.metrics import score_problems
-from nanogpt_edit.evaluation.perplexity import read_nats
 from nanogpt_edit.evaluation.probes import non_arithmetic
-from nanogpt_edit.evaluation.records import EvalRecord, read_records
+from nanogpt_edit.evaluation.records import EvalRecord, Recall, read_nats, read_recalls, read_records
 from nanogpt_edit.evaluation.suite import PASS_AT
 
 GOOD: dict[str, GoodSide] = {

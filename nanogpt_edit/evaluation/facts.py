@@ -8,15 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 import numpy as np
 
 from nanogpt_edit.common.errors import UserError
-from nanogpt_edit.common.records import read_jsonl_as
 from nanogpt_edit.common.stats import Interval, share
 from nanogpt_edit.common.terminal import progress
 from nanogpt_edit.data.facts import Fact
+from nanogpt_edit.evaluation.records import Recall
 from nanogpt_edit.evaluation.targets import TargetScore, score_targets
 from nanogpt_edit.evaluation.writing import free_texts, ngram_entropy, written_answers
 from nanogpt_edit.model.gpt import GPT
@@ -33,26 +32,6 @@ class Question:
     subject: str
     prompt: str
     target: str
-
-
-@dataclass(frozen=True)
-class Recall:
-    """Does the model continue `prompt` with `target`? One line of `eval/<stage>_facts.jsonl`."""
-
-    group: str  # which set of facts: recall, recall_edited, edited
-    subject: str
-    prompt: str
-    target: str
-    greedy: str  # the model's continuation, as many tokens as the target has
-    rank: int  # of the target's first token; 1 is the most probable
-    p_first: float
-    p_target: float  # of the whole target
-    recalled: bool  # greedy decoding writes the target
-
-
-def read_recalls(path: Path) -> list[Recall]:
-    """Read `eval/<stage>_facts.jsonl`. Raises UserError naming file, line and field of what is not a recall."""
-    return read_jsonl_as(Recall, path)
 
 
 def recall(model: GPT, questions: Sequence[Question]) -> list[Recall]:

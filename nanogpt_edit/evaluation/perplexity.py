@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nanogpt_edit.common.records import read_jsonl_as
 from nanogpt_edit.common.stats import Interval, quantity
 from nanogpt_edit.common.terminal import progress
 from nanogpt_edit.data.text import read_text, token_blocks
@@ -20,13 +17,6 @@ from nanogpt_edit.model.tokenizer import Tokenizer
 
 TEXT_BLOCK = 256  # tokens of a block of held-out text
 LOGIT_NUMBERS = 2**27  # most logits in memory at once
-
-
-@dataclass(frozen=True)
-class BlockNats:
-    """How well one block is predicted. One line of `eval/<stage>_text.jsonl`."""
-
-    nats_per_token: float
 
 
 def held_out_text(source: str, tokenizer: Tokenizer, *, block_size: int) -> Tensor:
@@ -48,11 +38,6 @@ def block_nats(model: GPT, blocks: Tensor, *, rows: int = 32) -> list[float]:
             nats += loss.view(len(part), -1).mean(dim=1).double().tolist()
             bar.update(len(nats))
     return nats
-
-
-def read_nats(path: Path) -> list[float]:
-    """Read `eval/<stage>_text.jsonl`. Raises UserError naming file and line when one is not a block's nats."""
-    return [block.nats_per_token for block in read_jsonl_as(BlockNats, path)]
 
 
 def perplexity(nats: Sequence[float]) -> dict[str, Interval]:

@@ -1,18 +1,26 @@
-"""The raw record behind every number: one completion of one problem, graded."""
+"""What evaluations leave in `eval/`, as the report reads it too (so nothing here needs torch).
+
+<stage>.json with its raw records beside it (.jsonl, _facts.jsonl, _text.jsonl), compare_<after>-<before>.json, and
+transcript.json.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Literal
 
-from nanogpt_edit.common.files import write_jsonl
-from nanogpt_edit.common.records import read_jsonl_as
+from nanogpt_edit.common.files import write_json, write_jsonl
+from nanogpt_edit.common.records import read_json_as, read_jsonl_as
+from nanogpt_edit.common.stats import Difference, Interval
+
+TokenKind = Literal["think", "answer", "tag", "outside"]
 
 
 @dataclass(frozen=True)
 class EvalRecord:
-    """One completion, as a line of `eval/<stage>.jsonl`.
+    """One completion of one problem, graded: a line of `eval/<stage>.jsonl`.
 
     Example: EvalRecord(skill="problems", problem_id="test:1", sample_index=0, prompt="Janet’s ducks …", gold="18",
     text="<think>…</think><answer>18</answer>", strict="18", flexible="18", correct=True, well_formed=True,
@@ -34,11 +42,134 @@ class EvalRecord:
     finish_reason: str  # stop, length
 
 
+@dataclass(frozen=True)
+class Recall:
+    """Does the model continue `prompt` with `target`? A line of `eval/<stage>_facts.jsonl`."""
+
+    group: str  # which set of facts: recall, recall_edited, edited
+    subject: str
+    prompt: str
+    target: str
+    greedy: str  # the model's continuation, as many tokens as the target has
+    rank: int  # of the target's first token; 1 is the most probable
+    p_first: float
+    p_target: float  # of the whole target
+    recalled: bool  # greedy decoding writes the target
+
+
+@dataclass(frozen=True)
+class BlockNats:
+    """How well one block of held-out text is predicted: a line of `eval/<stage>_text.jsonl`."""
+
+    nats_per_token: float
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The contents of `eval/<stage>.json`: `skills[skill][metric]`, and of what, with which settings."""
+
+    stage: str
+    fingerprint: str
+    seconds: float
+    settings: Mapping[str, object]
+    skills: Mapping[str, Mapping[str, Interval]]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One checkpoint, measured: `metrics[skill][metric]` with the raw records behind it."""
+
+    stage: str
+    fingerprint: str
+    seconds: float
+    settings: Mapping[str, object]
+    metrics: Mapping[str, Mapping[str, Interval]]
+    records: tuple[EvalRecord, ...]
+    recalls: tuple[Recall, ...]
+    nats: tuple[float, ...]  # per token, of each block of held-out text
+
+    def save(self, folder: Path) -> None:
+        """Write the raw records and, last, `<stage>.json`."""
+        write_records(folder / f"{self.stage}.jsonl", self.records)
+        write_jsonl(folder / f"{self.stage}_facts.jsonl", map(asdict, self.recalls))
+        write_jsonl(folder / f"{self.stage}_text.jsonl", [asdict(BlockNats(nats)) for nats in self.nats])
+        measured = Measured(self.stage, self.fingerprint, self.seconds, self.settings, self.metrics)
+        write_json(folder / f"{self.stage}.json", asdict(measured))
+
+    @classmethod
+    def load(cls, folder: Path, stage: str) -> Evaluation:
+        """What `save` wrote. Raises UserError naming a file that is damaged or missing; metrics alone are refused."""
+        found = read_json_as(Measured, folder / f"{stage}.json")
+        return cls(
+            stage=found.stage,
+            fingerprint=found.fingerprint,
+            seconds=found.seconds,
+            settings=found.settings,
+            metrics=found.skills,
+            records=tuple(read_records(folder / f"{stage}.jsonl")),
+            recalls=tuple(read_recalls(folder / f"{stage}_facts.jsonl")),
+            nats=tuple(read_nats(folder / f"{stage}_text.jsonl")),
+        )
+
+
 def write_records(path: Path, records: Iterable[EvalRecord]) -> None:
     """Write one JSON object per record, atomically."""
-    write_jsonl(path, (asdict(record) for record in records))
+    write_jsonl(path, map(asdict, records))
 
 
 def read_records(path: Path) -> list[EvalRecord]:
-    """Read what `write_records` wrote. Raises UserError naming the file, line and field of a record that is not one."""
+    """Read `eval/<stage>.jsonl`. Raises UserError naming the file, line and field of a record that is not one."""
     return read_jsonl_as(EvalRecord, path)
+
+
+def read_recalls(path: Path) -> list[Recall]:
+    """Read `eval/<stage>_facts.jsonl`. Raises UserError naming file, line and field of what is not a recall."""
+    return read_jsonl_as(Recall, path)
+
+
+def read_nats(path: Path) -> list[float]:
+    """Read `eval/<stage>_text.jsonl`. Raises UserError naming file and line when one is not a block's nats."""
+    return [block.nats_per_token for block in read_jsonl_as(BlockNats, path)]
+
+
+@dataclass(frozen=True)
+class Differences:
+    """The contents of `eval/compare_<after>-<before>.json`."""
+
+    metrics: Mapping[str, Difference]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two checkpoints on the same problems: `metrics["pass_at_1"]` is after − before."""
+
+    after: str
+    before: str
+    metrics: Mapping[str, Difference]
+
+    @property
+    def name(self) -> str:
+        return f"{self.after}-{self.before}"
+
+    def save(self, folder: Path) -> None:
+        write_json(folder / f"compare_{self.name}.json", asdict(Differences(self.metrics)))
+
+    @classmethod
+    def load(cls, path: Path) -> Comparison:
+        """What `save` wrote, whose name says which two were compared. Raises UserError naming a damaged field."""
+        after, _, before = path.stem.removeprefix("compare_").partition("-")
+        return cls(after, before, read_json_as(Differences, path).metrics)
+
+
+@dataclass(frozen=True)
+class Transcript:
+    """One completion token by token: `eval/transcript.json`."""
+
+    stage: str
+    prompt: tuple[tuple[int, str], ...]  # id and text of each token
+    completion: tuple[tuple[int, str, TokenKind], ...]
+    decoded: str
+    thinking_tokens: int
+    answer_tokens: int
+    gold: str
+    correct: bool

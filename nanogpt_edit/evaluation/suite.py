@@ -9,15 +9,13 @@ from __future__ import annotations
 
 import time
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 
 from torch import Tensor
 
 from nanogpt_edit.checkpoint.checkpoint import fingerprint
 from nanogpt_edit.common import distributed
-from nanogpt_edit.common.files import write_json, write_jsonl
 from nanogpt_edit.common.stats import Interval, quantity, share
 from nanogpt_edit.common.terminal import progress
 from nanogpt_edit.data.problems import Problem, prompt_ids, refuse_markup
@@ -26,11 +24,11 @@ from nanogpt_edit.engine.sampling import Sampling
 from nanogpt_edit.evaluation.answers import extract, is_correct
 from nanogpt_edit.evaluation.config import ALONE_TOKENS
 from nanogpt_edit.evaluation.config import EvaluateConfig as EvaluateConfig
-from nanogpt_edit.evaluation.facts import Question, Recall, fact_metrics, recall
+from nanogpt_edit.evaluation.facts import Question, fact_metrics, recall
 from nanogpt_edit.evaluation.metrics import score_problems
-from nanogpt_edit.evaluation.perplexity import BlockNats, block_nats, perplexity
+from nanogpt_edit.evaluation.perplexity import block_nats, perplexity
 from nanogpt_edit.evaluation.probes import probe_metrics
-from nanogpt_edit.evaluation.records import EvalRecord, write_records
+from nanogpt_edit.evaluation.records import EvalRecord, Evaluation
 from nanogpt_edit.evaluation.transcript import count_tokens
 from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.model.tokenizer import tokenizer_of
@@ -47,32 +45,6 @@ class Skills:
     questions: Sequence[Question] = ()
     probes: Sequence[str] = ()
     text: Tensor | None = None  # (N, T + 1) blocks of held-out text
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """One checkpoint, measured: `metrics[skill][metric]` with the raw records behind it."""
-
-    stage: str
-    fingerprint: str
-    seconds: float
-    settings: Mapping[str, object]
-    metrics: Mapping[str, Mapping[str, Interval]]
-    records: tuple[EvalRecord, ...]
-    recalls: tuple[Recall, ...]
-    nats: tuple[float, ...]  # per token, of each block of held-out text
-
-    def save(self, folder: Path) -> None:
-        """Write `<stage>.jsonl`, `<stage>_facts.jsonl`, `<stage>_text.jsonl` and, last, `<stage>.json`."""
-        write_records(folder / f"{self.stage}.jsonl", self.records)
-        write_jsonl(folder / f"{self.stage}_facts.jsonl", [asdict(recall) for recall in self.recalls])
-        write_jsonl(folder / f"{self.stage}_text.jsonl", [asdict(BlockNats(nats)) for nats in self.nats])
-        skills = {
-            skill: {name: asdict(interval) for name, interval in metrics.items()}
-            for skill, metrics in self.metrics.items()
-        }
-        head = {"stage": self.stage, "fingerprint": self.fingerprint, "seconds": self.seconds}
-        write_json(folder / f"{self.stage}.json", {**head, "settings": dict(self.settings), "skills": skills})
 
 
 @progress("measuring")

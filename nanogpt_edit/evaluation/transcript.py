@@ -8,31 +8,30 @@ of those kinds.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from rich.text import Text
 
 from nanogpt_edit.common.errors import visible
+from nanogpt_edit.evaluation.records import TokenKind, Transcript
 
 if TYPE_CHECKING:
     from nanogpt_edit.model.tokenizer import Tokenizer
 
-Kind = Literal["think", "answer", "tag", "outside"]
-
-STYLES: dict[Kind, str] = {"think": "dim", "answer": "bold green", "tag": "cyan", "outside": ""}
+STYLES: dict[TokenKind, str] = {"think": "dim", "answer": "bold green", "tag": "cyan", "outside": ""}
 
 
-def token_kinds(token_ids: Sequence[int], tokenizer: Tokenizer) -> list[Kind]:
+def token_kinds(token_ids: Sequence[int], tokenizer: Tokenizer) -> list[TokenKind]:
     """The kind of every token of a completion (one that begins at `<think>`, without the prompt)."""
-    after_tag: dict[int, Kind] = {
+    after_tag: dict[int, TokenKind] = {
         tokenizer.think_start: "think",
         tokenizer.think_end: "outside",
         tokenizer.answer_start: "answer",
         tokenizer.answer_end: "outside",
     }
     end_of_text = tokenizer.eos_id
-    kinds: list[Kind] = []
-    kind: Kind = "outside"
+    kinds: list[TokenKind] = []
+    kind: TokenKind = "outside"
     for token_id in token_ids:
         if token_id in after_tag:
             kinds.append("tag")
@@ -56,7 +55,7 @@ def transcript_text(prompt_ids: Sequence[int], completion_ids: Sequence[int], to
     wide_position = max(3, len(str(len(ids) - 1)))
     wide_id = max(5, len(str(max(ids, default=0))))
 
-    def line(position: int, kind: Kind) -> tuple[str, str]:
+    def line(position: int, kind: TokenKind) -> tuple[str, str]:
         shown = tokenizer.token_text(ids[position])
         shown = f"*** {shown} ***" if kind == "tag" else repr(shown)
         return f"[{position:{wide_position}d}] id={ids[position]:{wide_id}d} {shown}\n", STYLES[kind]
@@ -87,7 +86,7 @@ def completion_text(text: str) -> Text:
     return shown
 
 
-def transcript_record(
+def transcript(
     prompt_ids: Sequence[int],
     completion_ids: Sequence[int],
     tokenizer: Tokenizer,
@@ -95,22 +94,22 @@ def transcript_record(
     stage: str,
     gold: str,
     correct: bool,
-) -> dict[str, object]:
-    """The same as JSON, for eval/transcript.json: prompt [[id, text], …], completion [[id, text, kind], …], counts."""
+) -> Transcript:
+    """The same as a record."""
     kinds = token_kinds(completion_ids, tokenizer)
-    return {
-        "stage": stage,
-        "prompt": [[token_id, tokenizer.token_text(token_id)] for token_id in prompt_ids],
-        "completion": [
-            [token_id, tokenizer.token_text(token_id), kind]
+    return Transcript(
+        stage=stage,
+        prompt=tuple((token_id, tokenizer.token_text(token_id)) for token_id in prompt_ids),
+        completion=tuple(
+            (token_id, tokenizer.token_text(token_id), kind)
             for token_id, kind in zip(completion_ids, kinds, strict=True)
-        ],
-        "decoded": tokenizer.decode(completion_ids),
-        "thinking_tokens": kinds.count("think"),
-        "answer_tokens": kinds.count("answer"),
-        "gold": gold,
-        "correct": correct,
-    }
+        ),
+        decoded=tokenizer.decode(completion_ids),
+        thinking_tokens=kinds.count("think"),
+        answer_tokens=kinds.count("answer"),
+        gold=gold,
+        correct=correct,
+    )
 
 
 def _count(number: int, thing: str) -> str:

@@ -20,9 +20,8 @@ from nanogpt_edit.common.terminal import console, say
 from nanogpt_edit.data.problems import prompt_ids
 from nanogpt_edit.evaluation import suite
 from nanogpt_edit.evaluation.compare import compare_evaluations
-from nanogpt_edit.evaluation.facts import read_recalls
-from nanogpt_edit.evaluation.records import read_records
-from nanogpt_edit.evaluation.transcript import transcript_record
+from nanogpt_edit.evaluation.records import Comparison, read_recalls, read_records
+from nanogpt_edit.evaluation.transcript import transcript
 from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.model.tokenizer import tokenizer_of
 from nanogpt_edit.pipeline.checks import check_data, check_model, check_sizes
@@ -111,28 +110,25 @@ class Pipeline(RunModels):
 
     def compare(self, before: str, after: str) -> None:
         folder = self.folder.evaluations
-        path = folder / f"compare_{after}-{before}.json"
-        if path.exists():
+        if (folder / f"compare_{after}-{before}.json").exists():
             return
         differences = compare_evaluations(folder / f"{before}.jsonl", folder / f"{after}.jsonl")
-        write_json(path, {"metrics": {name: asdict(difference) for name, difference in differences.items()}})
+        Comparison(after, before, differences).save(folder)
 
     def keep_transcript(self, model: GPT, folder: Path) -> None:
         """One completion, token by token: the first correct one of the test problems."""
         tokenizer = tokenizer_of(model)
         records = [record for record in read_records(folder / "grpo.jsonl") if record.skill == "problems"]
         record = next((record for record in records if record.correct), records[0])
-        write_json(
-            folder / "transcript.json",
-            transcript_record(
-                prompt_ids(record.prompt, tokenizer),
-                tokenizer.encode(record.text),
-                tokenizer,
-                stage="grpo",
-                gold=record.gold,
-                correct=record.correct,
-            ),
+        told = transcript(
+            prompt_ids(record.prompt, tokenizer),
+            tokenizer.encode(record.text),
+            tokenizer,
+            stage="grpo",
+            gold=record.gold,
+            correct=record.correct,
         )
+        write_json(folder / "transcript.json", asdict(told))
 
     def trace(self) -> None:
         """Where the base model recalls its facts: causal tracing, averaged over those it knows."""

@@ -11,8 +11,9 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from nanogpt_edit.evaluation.records import EvalRecord, Evaluation
 from nanogpt_edit.report import labels
-from nanogpt_edit.report.records import Completion, EditedFact, Run, Stage
+from nanogpt_edit.report.records import EditedFact, Run
 
 TAGS = re.compile(r"(</?(?:think|answer)>)")
 
@@ -32,7 +33,7 @@ class Side:
     stage: str
     right: int
     samples: int
-    shown: tuple[Completion, ...]
+    shown: tuple[EvalRecord, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,24 +129,24 @@ def prompt_examples(run: Run, skill: str, *, limit: int) -> list[Example]:
     ]
 
 
-def _samples(stage: Stage, skill: str) -> Mapping[str, list[Completion]]:
+def _samples(stage: Evaluation, skill: str) -> Mapping[str, list[EvalRecord]]:
     """Completions of one skill by problem, in the order of the file."""
-    found: dict[str, list[Completion]] = {}
-    for completion in stage.completions:
+    found: dict[str, list[EvalRecord]] = {}
+    for completion in stage.records:
         if completion.skill == skill:
             found.setdefault(completion.problem_id, []).append(completion)
     return found
 
 
-def _share(completions: Sequence[Completion]) -> float:
+def _share(completions: Sequence[EvalRecord]) -> float:
     return sum(completion.correct for completion in completions) / len(completions)
 
 
 def _example(
     kind: str,
-    sides: Mapping[str, list[Completion]],
+    sides: Mapping[str, list[EvalRecord]],
     *,
-    show: Callable[[list[Completion]], Sequence[Completion]],
+    show: Callable[[list[EvalRecord]], Sequence[EvalRecord]],
 ) -> Example:
     first = next(iter(sides.values()))[0]
     shown = (
@@ -155,7 +156,7 @@ def _example(
     return Example(kind=kind, prompt=first.prompt, gold=first.gold, sides=tuple(shown))
 
 
-def _one_right_one_wrong(completions: list[Completion]) -> list[Completion]:
+def _one_right_one_wrong(completions: list[EvalRecord]) -> list[EvalRecord]:
     right = [completion for completion in completions if completion.correct]
     wrong = [completion for completion in completions if not completion.correct]
     return right[:1] + wrong[:1]
@@ -167,7 +168,7 @@ def lost_facts(run: Run) -> tuple[tuple[str, ...], list[LostFact]]:
     Facts that the edit rewrote are meant to be lost; they are not among the true ones.
     """
     recalled = {
-        stage.name: {fact.prompt: fact for fact in stage.facts if fact.group == "recall"}
+        stage.stage: {fact.prompt: fact for fact in stage.recalls if fact.group == "recall"}
         for stage in run.stages.values()
     }
     recalled = {name: facts for name, facts in recalled.items() if facts}

@@ -86,9 +86,9 @@ def column_label(column: Column) -> str:
 
 
 def change_label(name: str) -> str:
-    """A comparison's metric: 'facts.recall' -> 'true facts recalled', 'pass_at_1' -> 'problems pass@1'."""
+    """A comparison's metric: 'facts_recall' -> 'true facts recalled', 'pass_at_1' -> 'problems pass@1'."""
     for skill in SKILL_LABELS:
-        if name.startswith((f"{skill}.", f"{skill}_")):
+        if name.startswith(f"{skill}_"):
             return column_label((skill, name[len(skill) + 1 :]))
     return column_label(("problems", name))
 

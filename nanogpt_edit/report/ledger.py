@@ -15,8 +15,9 @@ from typing import Literal
 
 from nanogpt_edit.common import stats
 from nanogpt_edit.common.stats import Difference, Interval
+from nanogpt_edit.evaluation.records import Comparison, Evaluation
 from nanogpt_edit.report import labels
-from nanogpt_edit.report.records import Comparison, Edit, Run, Stage
+from nanogpt_edit.report.records import Edit, Run
 
 STEPS = {"base": "Pretraining", "sft": "SFT", "grpo": "GRPO", "edited": "The edit"}
 Verdict = stats.Verdict | Literal["untested"]
@@ -68,26 +69,22 @@ def make_ledger(run: Run) -> Ledger:
         before = stages[place - 1] if place else None
         cells = tuple(_cell(run, stage, before, column) for column in columns)
         outcome = _outcome(dict(zip(columns, cells, strict=True))) if before else ""
-        step = STEPS.get(stage.name, stage.name)
-        rows.append(Row(stage.name, before.name if before else None, cells, step, outcome))
+        step = STEPS.get(stage.stage, stage.stage)
+        rows.append(Row(stage.stage, before.stage if before else None, cells, step, outcome))
     return Ledger(columns=columns, rows=tuple(rows))
 
 
 def find_change(comparison: Comparison | None, skill: str, metric: str) -> Difference | None:
-    """The change of one skill's metric: named "facts.recall" or "facts_recall", or "pass_at_1" for the problems."""
-    if comparison is None:
-        return None
-    names = [f"{skill}.{metric}", f"{skill}_{metric}"]
-    if skill == "problems" or metric not in ("pass_at_1", "well_formed"):
-        names.append(metric)
-    return next((comparison.metrics[name] for name in names if name in comparison.metrics), None)
+    """The change of one skill's metric: named "facts_recall", or "pass_at_1" for the problems."""
+    name = metric if skill == "problems" else f"{skill}_{metric}"
+    return None if comparison is None else comparison.metrics.get(name)
 
 
 def _columns(run: Run) -> tuple[labels.Column, ...]:
     """Two columns for the problems (pass@1 and the largest pass@k), one for every other skill, then the edit's two."""
     measured: dict[str, list[str]] = {}
     for stage in run.stages.values():
-        for skill, metrics in stage.skills.items():
+        for skill, metrics in stage.metrics.items():
             known = measured.setdefault(skill, [])
             known.extend(metric for metric in metrics if metric not in known)
     columns: list[labels.Column] = []
@@ -120,31 +117,31 @@ def _main_metric(metrics: list[str]) -> str:
     return next((metric for metric in preferred if metric in metrics), metrics[0])
 
 
-def _cell(run: Run, stage: Stage, before: Stage | None, column: labels.Column) -> Cell | None:
+def _cell(run: Run, stage: Evaluation, before: Evaluation | None, column: labels.Column) -> Cell | None:
     skill, metric = column
     if column in AROUND_THE_EDIT:
         origin = _origin(run)
-        if stage.name not in ("edited", origin):
+        if stage.stage not in ("edited", origin):
             return None
         if column == ("edit", "neighbourhood"):
-            return _neighbours(run.edit, is_origin=stage.name == origin) if run.edit else None
-        before = None if stage.name == origin else before
-    value = stage.skills.get(skill, {}).get(metric)
+            return _neighbours(run.edit, is_origin=stage.stage == origin) if run.edit else None
+        before = None if stage.stage == origin else before
+    value = stage.metrics.get(skill, {}).get(metric)
     if value is None:
         return None
-    earlier = before.skills.get(skill, {}).get(metric) if before else None
+    earlier = before.metrics.get(skill, {}).get(metric) if before else None
     if before is None or earlier is None:
         return Cell(value, None, None, None, None)
-    change = find_change(run.comparisons.get(f"{stage.name}-{before.name}"), skill, metric)
+    change = find_change(run.comparisons.get(f"{stage.stage}-{before.stage}"), skill, metric)
     if change is None:
         return Cell(value, earlier.value, value.value - earlier.value, None, "untested")
     counts = {_samples(before, skill), _samples(stage, skill)}
     return Cell(value, earlier.value, change.delta, change, change.verdict, min(counts) if len(counts) > 1 else None)
 
 
-def _samples(stage: Stage, skill: str) -> int:
+def _samples(stage: Evaluation, skill: str) -> int:
     """Completions of each problem of a skill; 0 where it has none."""
-    return max((one.sample_index + 1 for one in stage.completions if one.skill == skill), default=0)
+    return max((one.sample_index + 1 for one in stage.records if one.skill == skill), default=0)
 
 
 def _origin(run: Run) -> str | None:

@@ -12,19 +12,17 @@ import numpy
 from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, MultipleLocator, NullLocator
 
+from nanogpt_edit.evaluation.records import Evaluation
 from nanogpt_edit.report import labels
 from nanogpt_edit.report.canvas import Picture, colour, draw
-from nanogpt_edit.report.records import Run, Series, Stage
+from nanogpt_edit.report.records import Run, Series
 
 MOST_POINTS = 300
 
 
 @dataclass(frozen=True, slots=True)
 class Panel:
-    """One small multiple: columns of one log. `lines` are (column, label, role); "val" columns are drawn with dots.
-
-    "accuracy|reward_accuracy" is the first of the two that the log has.
-    """
+    """One small multiple: columns of one log. `lines` are (column, label, role); "val" columns are drawn with dots."""
 
     log: str
     name: str
@@ -35,16 +33,14 @@ class Panel:
 
 
 TRAIN_AND_VALIDATION = (("loss", "train", "accent"), ("val_loss", "validation", "second"))
-ACCURACY = (("accuracy|reward_accuracy", "rollouts", "accent"), ("val_pass_at_1", "validation pass@1", "second"))
+ACCURACY = (("accuracy", "rollouts", "accent"), ("val_pass_at_1", "validation pass@1", "second"))
 CLIPPED = (("clip_low_share", "at the lower bound", "accent"), ("clip_high_share", "at the upper bound", "second"))
 PANELS = (
     Panel("pretrain", "pretrain-loss", "Pretraining loss", TRAIN_AND_VALIDATION, note="nats per token"),
     Panel("sft", "sft-loss", "SFT loss", TRAIN_AND_VALIDATION, note="nats per completion token"),
     Panel("grpo", "grpo-accuracy", "GRPO accuracy", ACCURACY, share=True),
     Panel("grpo", "grpo-reward", "GRPO reward", (("reward", "mean of the step", "accent"),)),
-    Panel(
-        "grpo", "grpo-well-formed", "Well-formed", (("well_formed|reward_format", "rollouts", "accent"),), share=True
-    ),
+    Panel("grpo", "grpo-well-formed", "Well-formed", (("well_formed", "rollouts", "accent"),), share=True),
     Panel("grpo", "grpo-entropy", "Entropy", (("entropy", "policy", "accent"),), note="nats per token"),
     Panel("grpo", "grpo-kl", "KL to the SFT model", (("kl", "policy", "accent"),), note="nats per token"),
     Panel("grpo", "grpo-clipped", "Clipped tokens", CLIPPED, share=True),
@@ -61,11 +57,7 @@ def learning_curves(run: Run) -> list[Picture]:
     pictures = []
     for panel in PANELS:
         log = run.logs.get(panel.log, {})
-        lines = [
-            (log[column], label, role, column)
-            for columns, label, role in panel.lines
-            for column in [name for name in columns.split("|") if name in log][:1]
-        ]
+        lines = [(log[column], label, role, column) for column, label, role in panel.lines if column in log]
         if lines:
             pictures.append(_curve(panel, lines))
     return pictures
@@ -129,7 +121,7 @@ def _number_tick(value: float, _: int | None = None) -> str:
 
 def pass_at_k(run: Run) -> Picture | None:
     """pass@k against k, one line per checkpoint, with its 95% band."""
-    curves = {stage.name: points for stage in run.stages.values() if len(points := _pass_points(stage)) >= 3}
+    curves = {stage.stage: points for stage in run.stages.values() if len(points := _pass_points(stage)) >= 3}
     if not curves:
         return None
 
@@ -152,8 +144,8 @@ def pass_at_k(run: Run) -> Picture | None:
     return draw("pass-at-k", paint, title="Solved by at least one of k samples", caption="95% bands", legend=legend)
 
 
-def _pass_points(stage: Stage) -> list[tuple[int, float, float, float]]:
-    metrics = stage.skills.get("problems", {})
+def _pass_points(stage: Evaluation) -> list[tuple[int, float, float, float]]:
+    metrics = stage.metrics.get("problems", {})
     found = [
         (int(name[8:]), metric)
         for name, metric in metrics.items()
@@ -164,7 +156,7 @@ def _pass_points(stage: Stage) -> list[tuple[int, float, float, float]]:
 
 def solved_counts(run: Run) -> Picture | None:
     """How many problems are solved by c of the n samples: where the mass moved."""
-    counts = {stage.name: _correct_counts(stage) for stage in run.stages.values()}
+    counts = {stage.stage: _correct_counts(stage) for stage in run.stages.values()}
     samples = max((len(values) for values in counts.values()), default=0) - 1
     counts = {name: values for name, values in counts.items() if sum(values[1:]) and len(values) == samples + 1}
     if not counts:
@@ -188,10 +180,10 @@ def solved_counts(run: Run) -> Picture | None:
     )
 
 
-def _correct_counts(stage: Stage) -> list[int]:
+def _correct_counts(stage: Evaluation) -> list[int]:
     right: dict[str, int] = {}
     samples: dict[str, int] = {}
-    for completion in stage.completions:
+    for completion in stage.records:
         if completion.skill == "problems":
             right[completion.problem_id] = right.get(completion.problem_id, 0) + completion.correct
             samples[completion.problem_id] = samples.get(completion.problem_id, 0) + 1

@@ -11,25 +11,15 @@ import math
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import get_args
 
 from nanogpt_edit.common.errors import UserError
 from nanogpt_edit.common.files import read_json
-from nanogpt_edit.common.stats import Difference, Interval, Verdict
-from nanogpt_edit.report.fields import Fields, is_number, read_interval, read_lines, read_object
+from nanogpt_edit.common.records import read_json_as
+from nanogpt_edit.evaluation.records import Comparison, Evaluation, Transcript
+from nanogpt_edit.report.fields import read_lines, read_object
 from nanogpt_edit.report.read_edits import read_edit, read_trace
 from nanogpt_edit.report.read_rollouts import read_rollouts
-from nanogpt_edit.report.records import (
-    STAGES,
-    Comparison,
-    Completion,
-    RecalledFact,
-    Run,
-    Series,
-    Stage,
-    Token,
-    Transcript,
-)
+from nanogpt_edit.report.records import STAGES, Run, Series
 
 LOGS = ("pretrain", "sft", "grpo")
 
@@ -43,7 +33,8 @@ def read_run(path: Path) -> Run:
         raise UserError(f"{path}: no such folder. Name the folder that `run --out` wrote.")
     stages = _read_stages(path / "eval")
     edit, trace = read_edit(path / "edits"), read_trace(path / "edits" / "trace.json")
-    transcript = _read_transcript(path / "eval" / "transcript.json")
+    told = path / "eval" / "transcript.json"
+    transcript = read_json_as(Transcript, told) if told.exists() else None
     logs = {name: _read_log(path / "logs" / f"{name}.jsonl") for name in LOGS}
     logs = {name: log for name, log in logs.items() if log}
     environment = read_json(path / "environment.json") if (path / "environment.json").exists() else {}
@@ -104,136 +95,21 @@ def _read_log(path: Path) -> Mapping[str, Series]:
     return {key: Series(steps=tuple(steps), values=tuple(values)) for key, (steps, values) in columns.items()}
 
 
-def _read_stages(folder: Path) -> Mapping[str, Stage]:
+def _read_stages(folder: Path) -> Mapping[str, Evaluation]:
     """Evaluated checkpoints in the order of STAGES; stages of other names follow, by name."""
     names = {file.stem for file in folder.glob("*.json")} - {"transcript"}
     names = {name for name in names if not name.startswith("compare_")}
-    ordered = [name for name in STAGES if name in names] + sorted(names - set(STAGES))
-    return {name: _read_stage(folder, name) for name in ordered}
-
-
-def _read_stage(folder: Path, name: str) -> Stage:
-    path = folder / f"{name}.json"
-    fields = read_object(path)
-    skills = {skill: _read_metrics(fields.inner("skills").inner(skill)) for skill in fields.inner("skills").values}
-    settings = fields.optional_inner("settings")
-    facts = folder / f"{name}_facts.jsonl"
-    return Stage(
-        name=name,
-        fingerprint=fields.text("fingerprint", ""),
-        seconds=fields.optional_number("seconds"),
-        settings=settings.values if settings else {},
-        skills={skill: metrics for skill, metrics in skills.items() if metrics},
-        completions=_read_completions(folder / f"{name}.jsonl"),
-        facts=_read_facts(facts) if "facts" in skills or facts.exists() else (),
-    )
-
-
-def _read_metrics(fields: Fields) -> Mapping[str, Interval]:
-    """Metrics of one skill; one that could not be measured (null) is left out."""
-    metrics = {key: read_interval(fields, key) for key in fields.values}
-    return {key: interval for key, interval in metrics.items() if interval is not None}
-
-
-def _read_completions(path: Path) -> tuple[Completion, ...]:
-    if not path.exists():
-        metrics = path.with_suffix(".json")
-        raise UserError(f"{path}: no such file, so nothing proves {metrics.name}; remove {metrics} and run again.")
-    completions = []
-    for fields in read_lines(path):
-        strict, flexible = fields.values.get("strict"), fields.values.get("flexible")
-        completions.append(
-            Completion(
-                skill=fields.text("skill"),
-                problem_id=fields.text("problem_id"),
-                sample_index=fields.integer("sample_index"),
-                prompt=fields.text("prompt"),
-                gold=fields.text("gold", ""),
-                text=fields.text("text"),
-                answer=str(strict) if strict is not None else str(flexible) if flexible is not None else None,
-                correct=fields.flag("correct"),
-                well_formed=fields.flag("well_formed"),
-                thinking_tokens=fields.integer("thinking_tokens"),
-                answer_tokens=fields.integer("answer_tokens"),
-                finish_reason=fields.text("finish_reason", ""),
-            )
-        )
-    return tuple(completions)
-
-
-def _read_facts(path: Path) -> tuple[RecalledFact, ...]:
-    facts = []
-    for fields in read_lines(path):
-        facts.append(
-            RecalledFact(
-                group=fields.text("group", "recall"),
-                subject=fields.text("subject", fields.text("prompt")),
-                prompt=fields.text("prompt"),
-                target=fields.text("target"),
-                greedy=fields.text("greedy"),
-                rank=fields.integer("rank"),
-                p_target=fields.number("p_target"),
-                recalled=fields.flag("recalled"),
-            )
-        )
-    return tuple(facts)
+    return {name: Evaluation.load(folder, name) for name in sorted(names, key=lambda name: (_place(name), name))}
 
 
 def _read_comparisons(folder: Path) -> Mapping[str, Comparison]:
-    comparisons = []
-    for path in sorted(folder.glob("compare_*.json")):
-        after, _, before = path.stem.removeprefix("compare_").partition("-")
-        metrics = read_object(path).inner("metrics")
-        changes = {key: _read_change(metrics.inner(key)) for key in metrics.values if metrics.values[key] is not None}
-        comparisons.append(Comparison(after=after, before=before, metrics=changes))
-    comparisons.sort(key=lambda pair: (_place(pair.after), -_place(pair.before), pair.name))
-    return {comparison.name: comparison for comparison in comparisons}
+    found = [Comparison.load(path) for path in folder.glob("compare_*.json")]
+    found.sort(key=lambda pair: (_place(pair.after), -_place(pair.before), pair.name))
+    return {comparison.name: comparison for comparison in found}
 
 
 def _place(stage: str) -> int:
     return STAGES.index(stage) if stage in STAGES else len(STAGES)
-
-
-def _read_change(fields: Fields) -> Difference:
-    written = fields.text("verdict")
-    verdict = next((known for known in get_args(Verdict) if known == written), None)
-    if verdict is None:
-        raise fields.error("verdict", f"one of {', '.join(get_args(Verdict))}")
-    return Difference(
-        delta=fields.number("delta"),
-        low=fields.number("low"),
-        high=fields.number("high"),
-        p_value=fields.number("p_value"),
-        n=fields.integer("n"),
-        smallest_detectable=fields.number("smallest_detectable"),
-        verdict=verdict,
-    )
-
-
-def _read_transcript(path: Path) -> Transcript | None:
-    if not path.exists():
-        return None
-    fields = read_object(path)
-    return Transcript(
-        prompt=_read_tokens(fields, "prompt"),
-        completion=_read_tokens(fields, "completion"),
-        decoded=fields.text("decoded", ""),
-        thinking_tokens=fields.integer("thinking_tokens"),
-        answer_tokens=fields.integer("answer_tokens"),
-        stage=fields.text("stage", ""),
-        gold=fields.text("gold", ""),
-        correct=fields.flag("correct"),
-    )
-
-
-def _read_tokens(fields: Fields, key: str) -> tuple[Token, ...]:
-    """[id, text] of the prompt, [id, text, kind] of the completion."""
-    tokens = []
-    for item in fields.items(key):
-        if not isinstance(item, list) or len(item) not in (2, 3) or not is_number(item[0]):
-            raise fields.error(key, "tokens as [id, text] or [id, text, kind]")
-        tokens.append(Token(id=int(item[0]), text=str(item[1]), kind=str(item[2]) if len(item) == 3 else "prompt"))
-    return tuple(tokens)
 
 
 def _read_seconds(path: Path) -> Mapping[str, float]:

@@ -10,7 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from nanogpt_edit.common.stats import Difference, Interval
+from nanogpt_edit.common.stats import Interval
+from nanogpt_edit.evaluation.records import Comparison, Evaluation, Transcript
 
 STAGES = ("base", "sft", "grpo", "edited")
 """The checkpoints of a run in the order they are made. A run may hold any part of them."""
@@ -19,67 +20,6 @@ SIZES = re.compile(r"tokens|seconds|perplexity|nats|length|bits|mean_|entropy$|r
 
 Grid = tuple[tuple[float, ...], ...]
 """Rows of numbers: one row per token (or group of tokens), one column per layer."""
-
-
-@dataclass(frozen=True, slots=True)
-class Completion:
-    """One graded completion (an EvalRecord line)."""
-
-    skill: str
-    problem_id: str
-    sample_index: int
-    prompt: str
-    gold: str
-    text: str
-    answer: str | None
-    correct: bool
-    well_formed: bool
-    thinking_tokens: int
-    answer_tokens: int
-    finish_reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class RecalledFact:
-    """One fact asked of one checkpoint: "The capital of Egypt is" -> greedy "Cairo", rank 1.
-
-    `group` says which set of facts it belongs to: "recall" are the true ones that no edit touches.
-    """
-
-    group: str
-    subject: str
-    prompt: str
-    target: str
-    greedy: str
-    rank: int
-    p_target: float
-    recalled: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Stage:
-    """One evaluated checkpoint: `skills[skill][metric]`, and the raw records behind them."""
-
-    name: str
-    fingerprint: str
-    seconds: float | None
-    settings: Mapping[str, object]
-    skills: Mapping[str, Mapping[str, Interval]]
-    completions: tuple[Completion, ...]
-    facts: tuple[RecalledFact, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Comparison:
-    """Two checkpoints on the same problems: `metrics["pass_at_1"]` is after - before."""
-
-    after: str
-    before: str
-    metrics: Mapping[str, Difference]
-
-    @property
-    def name(self) -> str:
-        return f"{self.after}-{self.before}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,29 +102,6 @@ class Trace:
 
 
 @dataclass(frozen=True, slots=True)
-class Token:
-    """One token of a transcript; `kind` is prompt, think, answer, tag or outside."""
-
-    id: int
-    text: str
-    kind: str
-
-
-@dataclass(frozen=True, slots=True)
-class Transcript:
-    """One completion token by token."""
-
-    prompt: tuple[Token, ...]
-    completion: tuple[Token, ...]
-    decoded: str
-    thinking_tokens: int
-    answer_tokens: int
-    stage: str
-    gold: str
-    correct: bool
-
-
-@dataclass(frozen=True, slots=True)
 class RolloutToken:
     """One token the policy wrote: its log-probability when sampled and its place's entropy, in nats.
 
@@ -235,7 +152,7 @@ class Run:
     path: Path
     recipe: Mapping[str, object]
     logs: Mapping[str, Mapping[str, Series]]
-    stages: Mapping[str, Stage]
+    stages: Mapping[str, Evaluation]
     comparisons: Mapping[str, Comparison]
     edit: Edit | None
     trace: Trace | None

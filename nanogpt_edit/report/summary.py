@@ -65,7 +65,7 @@ def summarise(run: Run) -> Summary:
     """
     unjudged = Summary(
         name=run.name,
-        stages={name: stage.skills for name, stage in run.stages.items()},
+        stages={name: stage.metrics for name, stage in run.stages.items()},
         comparisons={
             name: {metric: asdict(change) for metric, change in comparison.metrics.items()}
             for name, comparison in run.comparisons.items()

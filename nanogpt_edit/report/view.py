@@ -113,12 +113,17 @@ class View:
     @property
     def token_lines(self) -> str:
         """The transcript for a fixed-width block: place, id, kind and text of every token."""
-        if self.run.transcript is None:
-            return ""
-        tokens = self.run.transcript.prompt + self.run.transcript.completion
         return "\n".join(
-            f"{n:4d}  {token.id:6d}  {token.kind:7s}  {visible(token.text)}" for n, token in enumerate(tokens)
+            f"{n:4d}  {token_id:6d}  {kind:7s}  {visible(text)}" for n, (token_id, text, kind) in enumerate(self.tokens)
         )
+
+    @property
+    def tokens(self) -> list[tuple[int, str, str]]:
+        """Id, text and kind of every token of the transcript; those of the prompt are of the kind "prompt"."""
+        transcript = self.run.transcript
+        if transcript is None:
+            return []
+        return [(*token, "prompt") for token in transcript.prompt] + list(transcript.completion)
 
     @property
     def longest_seconds(self) -> float:
@@ -226,12 +231,12 @@ def _measures(run: Run) -> tuple[Measure, ...]:
     keys = dict.fromkeys(
         (skill, metric)
         for stage in run.stages.values()
-        for skill, metrics in stage.skills.items()
+        for skill, metrics in stage.metrics.items()
         for metric in metrics
     )
     skills = list(dict.fromkeys(skill for skill, _ in keys))
     return tuple(
-        Measure(skill, metric, tuple(stage.skills.get(skill, {}).get(metric) for stage in run.stages.values()))
+        Measure(skill, metric, tuple(stage.metrics.get(skill, {}).get(metric) for stage in run.stages.values()))
         for skill, metric in sorted(keys, key=lambda key: skills.index(key[0]))
     )
 

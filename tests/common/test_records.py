@@ -23,9 +23,7 @@ from nanogpt_edit.data.problems import Problem
 from nanogpt_edit.editing.config import EditConfig
 from nanogpt_edit.editing.sweep import Trial
 from nanogpt_edit.engine.sampling import Sampling
-from nanogpt_edit.evaluation.facts import Recall
-from nanogpt_edit.evaluation.perplexity import BlockNats
-from nanogpt_edit.evaluation.records import EvalRecord
+from nanogpt_edit.evaluation.records import BlockNats, EvalRecord, Recall
 from nanogpt_edit.evaluation.suite import EvaluateConfig
 from nanogpt_edit.pipeline.recipe import Recipe
 from nanogpt_edit.tracing.tracing import TraceConfig

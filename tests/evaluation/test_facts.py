@@ -15,7 +15,8 @@ from tiny_stages import tiny_model, tiny_tokenizer
 from nanogpt_edit.common.errors import UserError
 from nanogpt_edit.data.facts import Fact, Neighbour
 from nanogpt_edit.evaluation import targets
-from nanogpt_edit.evaluation.facts import Question, fact_metrics, measure_facts, read_recalls, recall
+from nanogpt_edit.evaluation.facts import Question, fact_metrics, measure_facts, recall
+from nanogpt_edit.evaluation.records import read_recalls
 from nanogpt_edit.model.gpt import GPT
 
 

@@ -10,7 +10,8 @@ import torch
 from tiny_stages import tiny_model
 
 from nanogpt_edit.common.errors import UserError
-from nanogpt_edit.evaluation.perplexity import block_nats, perplexity, read_nats
+from nanogpt_edit.evaluation.perplexity import block_nats, perplexity
+from nanogpt_edit.evaluation.records import read_nats
 
 
 def test_perplexity_of_a_model_that_knows_nothing_is_the_size_of_its_vocabulary() -> None:

@@ -17,10 +17,9 @@ from nanogpt_edit.common.stats import share
 from nanogpt_edit.data.problems import Problem
 from nanogpt_edit.engine.engine import Engine
 from nanogpt_edit.engine.sampling import Sampling
-from nanogpt_edit.evaluation.facts import Question, read_recalls
-from nanogpt_edit.evaluation.perplexity import read_nats
+from nanogpt_edit.evaluation.facts import Question
 from nanogpt_edit.evaluation.probes import PROBES
-from nanogpt_edit.evaluation.records import EvalRecord, read_records
+from nanogpt_edit.evaluation.records import EvalRecord, Evaluation
 from nanogpt_edit.evaluation.suite import EvaluateConfig, Skills, evaluate, problem_metrics, solve
 from nanogpt_edit.model.gpt import GPT
 
@@ -132,9 +131,7 @@ def test_an_evaluation_is_saved_and_read_again(tmp_path: Path) -> None:
     assert found.metrics["perplexity"]["perplexity"].n == 3  # blocks of nine tokens within thirty
 
     found.save(tmp_path)
-    assert tuple(read_records(tmp_path / "sft.jsonl")) == found.records
-    assert tuple(read_recalls(tmp_path / "sft_facts.jsonl")) == found.recalls
-    assert tuple(read_nats(tmp_path / "sft_text.jsonl")) == found.nats
+    assert Evaluation.load(tmp_path, "sft") == found
     saved = read_json(tmp_path / "sft.json")
     assert (saved["stage"], saved["fingerprint"]) == ("sft", found.fingerprint)
     assert saved["settings"]["samples"] == 4  # type: ignore[index]

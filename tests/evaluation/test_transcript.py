@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 
 from conftest import shared_data
 from hypothesis import given
@@ -11,7 +12,7 @@ from nanogpt_edit.evaluation.transcript import (
     completion_text,
     count_tokens,
     token_kinds,
-    transcript_record,
+    transcript,
     transcript_text,
 )
 from nanogpt_edit.model.tokenizer import Tokenizer
@@ -100,7 +101,7 @@ def test_control_characters_are_shown_and_not_obeyed(tokenizer: Tokenizer) -> No
 
 def test_the_record_is_json_with_a_kind_per_token(tokenizer: Tokenizer) -> None:
     prompt, completion = tokenizer.encode("a"), tokenizer.encode("<think>b</think><answer>7</answer>")
-    record = transcript_record(prompt, completion, tokenizer, stage="grpo", gold="7", correct=True)
+    record = asdict(transcript(prompt, completion, tokenizer, stage="grpo", gold="7", correct=True))
     assert json.loads(json.dumps(record)) == {
         "stage": "grpo",
         "prompt": [[prompt[0], "a"]],

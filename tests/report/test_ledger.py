@@ -11,38 +11,31 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nanogpt_edit.common.stats import Difference, Interval, Verdict, paired_difference, share
+from nanogpt_edit.evaluation.records import Comparison, EvalRecord, Evaluation, Recall
 from nanogpt_edit.report import labels
 from nanogpt_edit.report.examples import edit_groups, lost_facts, problem_examples, prompt_examples, split_completion
 from nanogpt_edit.report.ledger import make_ledger
 from nanogpt_edit.report.page import cell, fenced
 from nanogpt_edit.report.plots import rolling_mean
-from nanogpt_edit.report.records import (
-    Comparison,
-    Completion,
-    Edit,
-    EditedFact,
-    RecalledFact,
-    Run,
-    Stage,
-)
+from nanogpt_edit.report.records import Edit, EditedFact, Run
 
 
 def stage(
     name: str,
     *,
     skills: dict[str, dict[str, Interval]] | None = None,
-    completions: list[Completion] | None = None,
-    facts: list[RecalledFact] | None = None,
-) -> Stage:
-    return Stage(name, "", None, {}, skills or {}, tuple(completions or ()), tuple(facts or ()))
+    completions: list[EvalRecord] | None = None,
+    facts: list[Recall] | None = None,
+) -> Evaluation:
+    return Evaluation(name, "", 0.0, {}, skills or {}, tuple(completions or ()), tuple(facts or ()), ())
 
 
-def run_of(*stages: Stage, comparisons: list[Comparison] | None = None, edit: Edit | None = None) -> Run:
+def run_of(*stages: Evaluation, comparisons: list[Comparison] | None = None, edit: Edit | None = None) -> Run:
     return Run(
         path=Path("runs/x"),
         recipe={},
         logs={},
-        stages={one.name: one for one in stages},
+        stages={one.stage: one for one in stages},
         comparisons={pair.name: pair for pair in comparisons or ()},
         edit=edit,
         trace=None,
@@ -62,12 +55,13 @@ def change(delta: float, low: float, high: float, verdict: Verdict) -> Differenc
     return Difference(delta, low, high, 0.01, 400, 0.03, verdict)
 
 
-def completion(problem: str, sample: int, *, correct: bool, skill: str = "problems") -> Completion:
+def completion(problem: str, sample: int, *, correct: bool, skill: str = "problems") -> EvalRecord:
     text = f"<think>{sample}</think><answer>{problem}</answer>"
-    return Completion(skill, problem, sample, f"question {problem}", "1", text, problem, correct, True, 1, 1, "stop")
+    graded = (problem, problem, correct, True)
+    return EvalRecord(skill, problem, sample, f"question {problem}", "1", text, *graded, 1, 1, "stop")
 
 
-def answers(pattern: dict[str, str]) -> list[Completion]:
+def answers(pattern: dict[str, str]) -> list[EvalRecord]:
     """{'a': '110'}: problem a, three samples, the first two right."""
     return [
         completion(problem, sample, correct=mark == "1")
@@ -198,13 +192,13 @@ def test_one_checkpoint_alone_has_examples_too() -> None:
 
 
 def test_a_lost_fact_is_one_the_first_checkpoint_knew() -> None:
-    def fact(prompt: str, *, recalled: bool, group: str = "recall") -> RecalledFact:
-        return RecalledFact(group, prompt, prompt, "Cairo", "Cairo" if recalled else "Oslo", 1, 0.5, recalled)
+    def fact(prompt: str, *, recalled: bool, group: str = "recall") -> Recall:
+        return Recall(group, prompt, prompt, "Cairo", "Cairo" if recalled else "Oslo", 1, 0.5, 0.5, recalled)
 
     base = stage("base", facts=[fact("a", recalled=True), fact("b", recalled=False), fact("c", recalled=True)])
     later = stage("edited", facts=[fact("a", recalled=False), fact("b", recalled=False), fact("c", recalled=True)])
     rewritten = fact("d", recalled=True, group="recall_edited")
-    names, lost = lost_facts(run_of(stage("base", facts=[*base.facts, rewritten]), later))
+    names, lost = lost_facts(run_of(stage("base", facts=[*base.recalls, rewritten]), later))
     assert names == ("edited",)
     assert [(one.prompt, one.answers) for one in lost] == [("a", (("Oslo", False),))]
 
