@@ -130,10 +130,11 @@ def work(chosen: argparse.Namespace) -> None:
     import torch
 
     from nanogpt_edit.checkpoint.checkpoint import load
+    from nanogpt_edit.data.batch import rows_of_step
     from nanogpt_edit.pipeline.folder import RunFolder
     from nanogpt_edit.pipeline.models import RunModels
     from nanogpt_edit.pipeline.recipe import load_recipe
-    from nanogpt_edit.training.sft import rows_of_step, train_on
+    from nanogpt_edit.training.sft import train_on
     from nanogpt_edit.training.trainer import Trainer
 
     torch.set_num_threads(chosen.threads)
@@ -150,7 +151,7 @@ def work(chosen: argparse.Namespace) -> None:
             started = time.perf_counter()
             for _ in range(chosen.steps):
                 rows = rows_of_step(len(samples), rows=chosen.rows, seed=0, step=step)
-                train_on(trainer, [samples[row] for row in rows], pad_id=0)
+                train_on(trainer, [samples[row] for row in rows])
                 step += 1
             print(time.perf_counter() - started, flush=True)
 

@@ -20,8 +20,9 @@ import torch
 from gpt2 import material, parser_of
 from machine import finish, matrix_peak
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
-from nanogpt_edit.data.batch import Batch
+from nanogpt_edit.data.batch import Batch, micro_batches
 from nanogpt_edit.data.problems import to_samples
 from nanogpt_edit.engine import engine
 from nanogpt_edit.engine.sampling import Sampling
@@ -44,7 +45,7 @@ def main() -> None:
     with material(chosen) as given:
         model = given.model
     samples, _ = to_samples(given.problems[:8], given.tokenizer, block_size=1024)
-    batch = next(sft.micro_batches(samples, max_tokens=16_384, pad_id=0))
+    batch = next(micro_batches(samples, max_tokens=16_384))
     usual = simple(products.Linear, forward=torch.nn.Linear.forward)
     works = {
         "rows without padding": (lambda: step(model, batch), simple(sft, completion_loss_sum=padded_loss_sum)),
@@ -67,6 +68,7 @@ def main() -> None:
         seconds = alternate(work, without, rounds=chosen.rounds)
         found[name] = {**seconds, "saved": 1 - seconds["with"] / seconds["without"]}
         print(name, found[name], flush=True)
+    padded = len(batch.lengths) * int(batch.lengths.max())
     finish(
         {
             "name": "gains",
@@ -79,7 +81,10 @@ def main() -> None:
             "matrix_peak_gflops": peak / 1e9,
         },
         chosen.out,
-        details={"parts": found, "tokens": {"real": int(batch.lengths.sum()), "padded": batch.token_ids.numel()}},
+        details={
+            "parts": found,
+            "tokens": {"real": int(batch.lengths.sum()), "padded": padded},
+        },
     )
 
 
@@ -111,9 +116,11 @@ def step(model: GPT, batch: Batch) -> None:
 
 
 def padded_loss_sum(model: GPT, batch: Batch) -> Tensor:
-    states = model.hidden(batch.token_ids[:, :-1])
-    predicted = batch.loss_mask.bool()[:, 1:]
-    return chunked_loss.head_cross_entropy_sum(states[predicted], model.head_weight, batch.token_ids[:, 1:][predicted])
+    flat, lengths = (batch.token_ids, batch.is_target), batch.lengths.tolist()
+    token_ids, is_target = (pad_sequence(each.split(lengths), batch_first=True) for each in flat)
+    predicted = is_target[:, 1:]
+    states = model.hidden(token_ids[:, :-1])[predicted]
+    return chunked_loss.head_cross_entropy_sum(states, model.head_weight, token_ids[:, 1:][predicted])
 
 
 def states_of(model: GPT) -> tuple[Tensor, Tensor]:

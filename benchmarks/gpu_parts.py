@@ -251,7 +251,7 @@ def profile(setting: Setting) -> Found:
         sampling = Sampling(max_new_tokens=sizes.new_tokens)
         return {
             "precision": setting.precision,
-            "sft step": profiled(lambda: train_on(trainer, samples, pad_id=0)),
+            "sft step": profiled(lambda: train_on(trainer, samples)),
             "grpo update": profiled(lambda: update(reference, groups, config, trainer)),
             f"decoding, {len(prompts)} rows": profiled(lambda: engine.generate(prompts, sampling=sampling)),
         }

@@ -50,8 +50,7 @@ def sft(setting: Setting) -> Found:
     held_out, samples = samples[:VALIDATION_PROBLEMS], samples[VALIDATION_PROBLEMS:]
 
     def stage(state: Path, log: Path) -> None:
-        pad_id = tokenizer_of(model).pad_id
-        sft_stage.sft(model, samples, held_out, config, replay=None, seed=0, pad_id=pad_id, state=state, log=log)
+        sft_stage.sft(model, samples, held_out, config, replay=None, seed=0, state=state, log=log)
 
     return trained(setting, "sft", model, config, stage)
 

@@ -31,10 +31,11 @@ from machine import finish
 
 from nanogpt_edit.common import distributed, stopping
 from nanogpt_edit.common.files import write_json
+from nanogpt_edit.data.batch import micro_batches
 from nanogpt_edit.data.problems import Sample
 from nanogpt_edit.model.gpt import GPT, GPTConfig
 from nanogpt_edit.training.config import LoopConfig
-from nanogpt_edit.training.sft import micro_batches, share_of_loss, target_tokens
+from nanogpt_edit.training.sft import share_of_loss, target_tokens
 from nanogpt_edit.training.trainer import Trainer
 
 FLOAT = 4  # bytes
@@ -143,7 +144,7 @@ def measure_here(config: GPTConfig, folder: Path, *, shard: bool) -> dict[str, f
     seconds, loss = [], 0.0
     for _ in trainer.steps():
         started = time.perf_counter()
-        batches = list(micro_batches(distributed.shard(rows), max_tokens=ROWS * TOKENS, pad_id=0))
+        batches = list(micro_batches(distributed.shard(rows), max_tokens=ROWS * TOKENS))
         share = partial(share_of_loss, targets=target_tokens(rows))
         loss = trainer.add_gradients(share, batches, idle=batches[0])
         trainer.apply_gradients()

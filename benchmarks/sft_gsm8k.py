@@ -54,18 +54,18 @@ def main() -> None:
         evaluate_every=50,
         save_every=chosen.steps + 1,
     )
-    before = validation_loss(model, validation, max_tokens=settings.micro_batch_tokens, pad_id=tokenizer.pad_id)
+    before = validation_loss(model, validation, max_tokens=settings.micro_batch_tokens)
     peak = matrix_peak()
     with tempfile.TemporaryDirectory() as folder:
         started = time.perf_counter()
         log = Path(folder) / "sft.jsonl"
-        sft(model, train, validation, settings, replay=None, seed=0, pad_id=tokenizer.pad_id,
+        sft(model, train, validation, settings, replay=None, seed=0,
             state=Path(folder) / "state", log=log)  # fmt: skip
         seconds = time.perf_counter() - started
         steps = read_jsonl(log)
     tokens = sum(float(step["tokens_per_second"]) * float(step["seconds"]) for step in steps)
     targets = sum(float(step["target_tokens"]) for step in steps)
-    after = validation_loss(model, validation, max_tokens=settings.micro_batch_tokens, pad_id=tokenizer.pad_id)
+    after = validation_loss(model, validation, max_tokens=settings.micro_batch_tokens)
     inner = sum(weight.numel() for weight in model.blocks.parameters())
     flops = 6 * (inner * tokens + ROWS * config.n_embd * targets)  # of matrix products, forward and backward
     finish(

@@ -46,7 +46,7 @@ def ours(turn: Turn, options: Options) -> None:
         model.train()
         while job := turn.next():
             rows = samples_of(job)
-            loss, _ = train_on(trainer, rows, pad_id=0)
+            loss, _ = train_on(trainer, rows)
             turn.done(loss=loss, **counts(rows))
 
 

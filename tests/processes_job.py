@@ -22,13 +22,13 @@ from tiny_stages import PROBLEMS, run_stage, tiny_model
 from nanogpt_edit.common import distributed, stopping
 from nanogpt_edit.common.errors import UserError
 from nanogpt_edit.common.files import write_json, write_jsonl
+from nanogpt_edit.data.batch import rows_of_step
 from nanogpt_edit.data.fact_files import fact_to_record, read_facts
 from nanogpt_edit.evaluation.facts import Question
 from nanogpt_edit.evaluation.suite import EvaluateConfig, Skills, evaluate
 from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.pipeline import pipeline
 from nanogpt_edit.pipeline.recipe import Recipe
-from nanogpt_edit.training.sft import rows_of_step
 from nanogpt_edit.training.trainer import Trainer
 
 SKILLS = Skills(

@@ -160,8 +160,8 @@ PROBLEMS: list[tuple[Call, str]] = [
 
 TRAIN: list[tuple[Call, str]] = [
     (lambda m: ne.sft("m", [], [], ne.SFTConfig()), "missing a required argument: 'replay'; it is called as ne.sft("),
-    (lambda m: ne.sft(m, [PROMPT], [], {}, **RUN, replay=None, pad_id=0), '"samples[0]" must be a Sample, found "Tom'),
-    (lambda m: ne.sft(m, [], [], {"steps": "a"}, **RUN, replay=None, pad_id=0), '"steps" must be a whole number'),
+    (lambda m: ne.sft(m, [PROMPT], [], {}, **RUN, replay=None), '"samples[0]" must be a Sample, found "Tom'),
+    (lambda m: ne.sft(m, [], [], {"steps": "a"}, **RUN, replay=None), '"steps" must be a whole number'),
     (lambda m: ne.grpo(m, "gsm8k", [], {}, **RUN), '"problems" must be a list of a Problem, found "gsm8k"'),
     (lambda m: ne.grpo(m, [], [], ne.SFTConfig(), **RUN), '"config" must be a GRPOConfig'),
     (lambda m: ne.pretrain(m, PROMPT, torch.zeros(1), {}, **RUN), '"stream" must be a TokenStream, found "Tom has'),

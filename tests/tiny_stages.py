@@ -86,9 +86,7 @@ def run_stage(stage: str, folder: Path, *, shard: bool = False) -> GPT:
     elif stage == "sft":
         samples = [to_sample(problem, tokenizer) for problem in PROBLEMS]
         stream = token_stream(TEXTS, tokenizer, context_tokens=SFT.replay_tokens)
-        trainer = sft(
-            model, samples[5:], samples[:5], SFT, replay=stream, seed=1, pad_id=0, state=state, log=log, shard=shard
-        )
+        trainer = sft(model, samples[5:], samples[:5], SFT, replay=stream, seed=1, state=state, log=log, shard=shard)
     else:
         trainer = grpo(model, PROBLEMS[5:], PROBLEMS[:5], GRPO, seed=1, state=state, log=log, shard=shard)
     with trainer.whole() as whole:

@@ -17,7 +17,6 @@ from torch import Tensor
 
 from nanogpt_edit.editing.prefix import FrozenPrefix
 from nanogpt_edit.model.attention import attention
-from nanogpt_edit.model.kv_cache import KVCache
 
 BUSY_TOKENS = 64  # a group of so many is closed when the next text is longer
 SHARED_TOKENS = 4  # texts that begin with so many equal ones are looked at together,
@@ -42,8 +41,8 @@ class Group:
         return self.shape[0] * self.shape[1]
 
 
-class LongRow(KVCache):
-    """Stands in for a cache; `kept` holds the keys and values (K, T, E) of every layer that ran, if it `keeps` them."""
+class LongRow:
+    """An `AttentionView`; `kept` holds the keys and values (K, T, E) of every layer that ran, if it `keeps` them."""
 
     def __init__(self, groups: Sequence[Group], *, keeps: bool = False) -> None:
         self.groups, self.keeps, self.length = groups, keeps, 0

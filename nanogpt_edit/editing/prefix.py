@@ -12,32 +12,35 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from nanogpt_edit.model.attention import causal_mask
+from nanogpt_edit.model.attention import attention, causal_mask
 from nanogpt_edit.model.config import GPTConfig
-from nanogpt_edit.model.kv_cache import KVCache
 
 
-class FrozenPrefix(KVCache):
+class FrozenPrefix:
     """Recorded keys and values (B, 2 · layers, K, P, E) before the new ones; nothing is written."""
 
     def __init__(self, recorded: Tensor, *, first_layer: int) -> None:
         self.recorded, self.first_layer, self.length = recorded, first_layer, recorded.shape[3]
 
+    def attend(self, layer: int, q: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
+        return attention(q, *self.extend(layer, keys, values), mask=mask)
+
     def extend(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """The new tokens' keys and values with the recorded ones before them."""
         at = 2 * (layer - self.first_layer)
         return torch.cat((self.recorded[:, at], keys), dim=2), torch.cat((self.recorded[:, at + 1], values), dim=2)
 
 
-class Recorder(KVCache):
-    """A cache that only remembers the first `columns` keys and values of every layer that ran."""
+class Recorder:
+    """Plain attention that remembers the first `columns` keys and values of every layer that ran."""
 
     def __init__(self, *, columns: int) -> None:
         self.columns, self.length = columns, 0
         self.pairs: list[Tensor] = []
 
-    def extend(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+    def attend(self, layer: int, q: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
         self.pairs += [keys[:, :, : self.columns].clone(), values[:, :, : self.columns].clone()]
-        return keys, values
+        return attention(q, keys, values, mask=mask)
 
     def stacked(self, *, like: Tensor, config: GPTConfig) -> Tensor:
         """(B, 2 · layers run, K, P, E); `like` (B, …) gives rows, device and dtype when no layer ran."""

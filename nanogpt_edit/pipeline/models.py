@@ -131,7 +131,6 @@ class RunModels(RunData):
                 self.recipe.sft,
                 replay=self.replay(model),
                 seed=self.recipe.seed,
-                pad_id=tokenizer_of(model).pad_id,
                 state=self.folder.state("sft"),
                 log=self.folder.log("sft"),
                 shard=self.recipe.shard,

@@ -39,7 +39,7 @@ class LoopConfig(Settings):
     grad_clip: float = 1.0
     """The gradient's norm is cut to this."""
     micro_batch_tokens: int = 16_384
-    """Padded tokens that go through the model at once; memory only, the gradient is the same."""
+    """Tokens that go through the model at once; memory only, the gradient is the same."""
     activation_checkpointing: bool = False
     """Compute each block's activations again in the backward pass instead of keeping them: a fraction of their memory,
     a third more arithmetic, the same gradient."""

@@ -16,7 +16,6 @@ from torch import Tensor
 
 from nanogpt_edit.model.attention import attention
 from nanogpt_edit.model.gpt import GPT
-from nanogpt_edit.model.kv_cache import KVCache
 
 WASTED_PAIRS = 4096  # of a token and padding it is compared with, before a further grid is cheaper
 
@@ -53,8 +52,8 @@ class Grid:
         return (cells if self.full else cells.index_select(0, self.cell)).transpose(0, 1)[None]
 
 
-class PackedRows(KVCache):
-    """Stands in for a cache: tokens look at those before them in their own row; nothing is kept."""
+class PackedRows:
+    """An `AttentionView`: tokens look at those before them in their own row; nothing is kept."""
 
     def __init__(self, lengths: Tensor, *, dropout: float) -> None:
         """`lengths` (B,), best in ascending order."""
@@ -85,12 +84,12 @@ def like_lengths(lengths: Sequence[int]) -> list[int]:
 
 
 def packed_states(model: GPT, token_ids: Tensor, lengths: Tensor, *, wanted: Tensor | None = None) -> Tensor:
-    """The states (N, D) of the first `lengths` (B,) tokens of each row of `token_ids` (B, T), row after row.
+    """The states (N, D) of rows of `lengths` (B,) tokens that stand behind one another in `token_ids` (N,).
 
-    With `wanted` (B, T) bool only of those it names, which spares the last block the others.
+    With `wanted` (N,) bool only of those it names, which spares the last block the others.
     """
-    is_token = torch.arange(token_ids.shape[1], device=token_ids.device) < lengths[:, None]  # (B, T)
-    columns = is_token.nonzero()[:, 1]
-    asked = None if wanted is None else wanted[is_token].nonzero().T  # (1, N)
+    starts = (lengths.cumsum(0) - lengths).repeat_interleave(lengths)  # (N,)
+    positions = torch.arange(len(token_ids), device=token_ids.device) - starts
+    asked = None if wanted is None else wanted.nonzero().T  # (1, M)
     rows = PackedRows(lengths, dropout=model.config.dropout if model.training else 0.0)
-    return model.hidden(token_ids[is_token][None], view=rows, position_ids=columns[None], columns=asked)[0]
+    return model.hidden(token_ids[None], view=rows, position_ids=positions[None], columns=asked)[0]

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from nanogpt_edit.common import distributed
 from nanogpt_edit.common.terminal import progress
+from nanogpt_edit.data.batch import rows_of_step
 from nanogpt_edit.data.problems import Problem, prompt_ids
 from nanogpt_edit.engine.engine import Completion, Engine
 from nanogpt_edit.engine.sampling import Sampling
@@ -23,7 +24,6 @@ from nanogpt_edit.model.tokenizer import tokenizer_of
 from nanogpt_edit.training.grpo_config import GRPOConfig
 from nanogpt_edit.training.losses import has_signal
 from nanogpt_edit.training.rewards import score
-from nanogpt_edit.training.sft import rows_of_step
 
 
 @dataclass(frozen=True)

@@ -8,11 +8,10 @@ it, fact recall fell from 100% to 1% in 300 steps).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,7 +19,7 @@ from nanogpt_edit.common import distributed
 from nanogpt_edit.common.arguments import checked
 from nanogpt_edit.common.errors import UserError
 from nanogpt_edit.common.terminal import progress
-from nanogpt_edit.data.batch import Batch, collate, length_grouped_batches
+from nanogpt_edit.data.batch import Batch, collate, micro_batches, rows_of_step
 from nanogpt_edit.data.problems import Sample
 from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.training.chunked_loss import head_cross_entropy_sum
@@ -32,24 +31,20 @@ from nanogpt_edit.training.trainer import Trainer
 
 def completion_loss_sum(model: GPT, batch: Batch) -> Tensor:
     """Sum of -log p over the target tokens of `batch`, nats; logits at target positions only."""
-    token_ids, is_target = batch.token_ids.to(model.device), batch.loss_mask.bool().to(model.device)
-    predicted = is_target[:, 1:]  # the state at t predicts token t+1
-    states = packed_states(model, token_ids[:, :-1], batch.lengths.to(model.device) - 1, wanted=predicted)
-    return head_cross_entropy_sum(states, model.head_weight, token_ids[:, 1:][predicted])
+    token_ids, lengths, is_target = (
+        each.to(model.device) for each in (batch.token_ids, batch.lengths, batch.is_target)
+    )
+    ends = lengths.cumsum(0)
+    is_last, is_first = torch.zeros(2, len(token_ids), dtype=torch.bool, device=model.device)
+    is_last[ends - 1], is_first[ends - lengths] = True, True
+    wanted = is_target[~is_first]  # a row's state at t predicts its token t+1
+    states = packed_states(model, token_ids[~is_last], lengths - 1, wanted=wanted)
+    return head_cross_entropy_sum(states, model.head_weight, token_ids[~is_first][wanted])
 
 
 def share_of_loss(model: GPT, batch: Batch, *, targets: int) -> Tensor:
     """What `batch` contributes to the mean over a step of `targets` target tokens."""
     return completion_loss_sum(model, batch) / targets
-
-
-def micro_batches(samples: Sequence[Sample], *, max_tokens: int, pad_id: int) -> Iterator[Batch]:
-    """All of `samples` in padded batches of like length, at most `max_tokens` padded tokens each."""
-    lengths = [len(sample.token_ids) for sample in samples]
-    if not lengths:
-        return
-    for rows in length_grouped_batches(lengths, max_tokens=max(max_tokens, *lengths), seed=0, epoch=0):
-        yield collate([samples[row] for row in rows], pad_id=pad_id)
 
 
 def target_tokens(samples: Sequence[Sample]) -> int:
@@ -58,27 +53,16 @@ def target_tokens(samples: Sequence[Sample]) -> int:
 
 
 @torch.inference_mode()
-def validation_loss(model: GPT, samples: Sequence[Sample], *, max_tokens: int, pad_id: int) -> float:
+def validation_loss(model: GPT, samples: Sequence[Sample], *, max_tokens: int) -> float:
     """Mean nats per completion token."""
     model.eval()
-    batches = list(micro_batches(samples, max_tokens=max_tokens, pad_id=pad_id))
+    batches = list(micro_batches(samples, max_tokens=max_tokens))
     with progress("sft validation", len(batches), "batches", brief=True) as bar:
         sums = distributed.map_over_ranks(
             batches, lambda own: [completion_loss_sum(model, batch).item() for batch in bar.counted(own)]
         )
     model.train()
     return sum(sums) / target_tokens(samples)
-
-
-def rows_of_step(count: int, *, rows: int, seed: int, step: int) -> list[int]:
-    """Which of `count` items step number `step` takes: consecutive pieces of one permutation per epoch."""
-    chosen: list[int] = []
-    position = step * rows
-    while len(chosen) < rows:
-        epoch, offset = divmod(position + len(chosen), count)
-        order = np.random.default_rng([seed, epoch]).permutation(count)
-        chosen += order[offset : offset + rows - len(chosen)].tolist()
-    return chosen
 
 
 @checked
@@ -90,7 +74,6 @@ def sft(
     *,
     replay: TokenStream | Sequence[Sample] | None,
     seed: int,
-    pad_id: int,
     state: Path,
     log: Path,
     shard: bool = False,
@@ -108,23 +91,21 @@ def sft(
         problem_targets = target_tokens(rows)
         if replay is not None and config.replay_rows:
             rows += replay_samples(replay, config, seed=seed, step=step)
-        loss, norm = train_on(trainer, rows, pad_id=pad_id)
+        loss, norm = train_on(trainer, rows)
         metrics = {"loss": loss, "grad_norm": norm, "target_tokens": problem_targets}
         if trainer.is_time_to_evaluate():
             with trainer.whole() as whole:
-                metrics["val_loss"] = validation_loss(
-                    whole, validation, max_tokens=config.micro_batch_tokens, pad_id=pad_id
-                )
+                metrics["val_loss"] = validation_loss(whole, validation, max_tokens=config.micro_batch_tokens)
             trainer.keep_if_best(-metrics["val_loss"])
         trainer.log(metrics, tokens=sum(len(row.token_ids) for row in rows))
     trainer.finish(config.keep)
     return trainer
 
 
-def train_on(trainer: Trainer, rows: Sequence[Sample], *, pad_id: int) -> tuple[float, float]:
+def train_on(trainer: Trainer, rows: Sequence[Sample]) -> tuple[float, float]:
     """One optimizer step on `rows`, dealt out to the processes -> its loss and the norm of its gradient."""
-    batches = micro_batches(distributed.shard(rows), max_tokens=trainer.config.micro_batch_tokens, pad_id=pad_id)
-    share, idle = partial(share_of_loss, targets=target_tokens(rows)), collate(rows[:1], pad_id=pad_id)
+    batches = micro_batches(distributed.shard(rows), max_tokens=trainer.config.micro_batch_tokens)
+    share, idle = partial(share_of_loss, targets=target_tokens(rows)), collate(rows[:1])
     return trainer.add_gradients(share, list(batches), idle=idle), trainer.apply_gradients()
 
 

@@ -18,12 +18,11 @@ from torch import Tensor
 
 from nanogpt_edit.model.attention import attention, causal_mask
 from nanogpt_edit.model.gpt import GPT
-from nanogpt_edit.model.kv_cache import KVCache
 from nanogpt_edit.training.packed import Grid
 
 
-class SharedPrompts(KVCache):
-    """Stands in for a cache: first all prompts' tokens, then all their completions', `copies` of each prompt."""
+class SharedPrompts:
+    """An `AttentionView`: first all prompts' tokens, then all their completions', `copies` of each prompt."""
 
     def __init__(self, prompts: Grid, completions: Grid, *, copies: int) -> None:
         self.prompts, self.completions, self.copies = prompts, completions, copies

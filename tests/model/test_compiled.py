@@ -97,7 +97,7 @@ def test_a_stage_trains_compiled_as_it_does_plainly(tmp_path: Path, monkeypatch:
         folder = tmp_path / str(compile)
         sft(
             models[-1], samples, samples, config,
-            replay=None, seed=0, pad_id=0, state=folder / "state", log=folder / "log.jsonl",
+            replay=None, seed=0, state=folder / "state", log=folder / "log.jsonl",
         )  # fmt: skip
     assert traced.pieces
     for ours, theirs in zip(models[1].parameters(), models[0].parameters(), strict=True):

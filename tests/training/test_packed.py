@@ -10,6 +10,7 @@ from conftest import tiny_config
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from nanogpt_edit.data.batch import collate
 from nanogpt_edit.data.problems import Sample
@@ -47,6 +48,11 @@ def test_neighbours_of_like_length_are_padded_together() -> None:
     assert like_lengths([30, 50, 70]) == [2, 1]  # 1,600; 1,600 + 2 · 2,400
 
 
+def flat_rows(rows: Tensor, lengths: list[int]) -> Tensor:
+    """(B, T) -> (N,) the first `lengths` of each row behind one another."""
+    return torch.cat([row[:length] for row, length in zip(rows, lengths, strict=True)])
+
+
 def rows_of(lengths: list[int]) -> Tensor:
     generator = torch.Generator().manual_seed(sum(lengths))
     return torch.randint(0, 40, (len(lengths), max(lengths)), generator=generator)
@@ -64,9 +70,9 @@ def test_states_and_gradients_are_those_of_each_row_alone(family: str, lengths: 
     alone = torch.cat([model.hidden(row[None, :length])[0] for row, length in rows if length])
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.setattr(train_packed, "WASTED_PAIRS", wasted)
-        packed = packed_states(model, token_ids, torch.tensor(lengths))
-        some = packed_states(model, token_ids, torch.tensor(lengths), wanted=wanted)
-    kept = torch.cat([row[:length] for row, length in zip(wanted, lengths, strict=True)])
+        flat, kept = flat_rows(token_ids, lengths), flat_rows(wanted, lengths)
+        packed = packed_states(model, flat, torch.tensor(lengths))
+        some = packed_states(model, flat, torch.tensor(lengths), wanted=kept)
     check_states_and_gradients(model, packed, alone)
     check_states_and_gradients(model, some, alone[kept])
 
@@ -85,14 +91,16 @@ def check_states_and_gradients(model: GPT, packed: Tensor, alone: Tensor) -> Non
 def test_the_loss_of_a_batch_is_that_of_the_padded_batch() -> None:
     model = bold("gpt2")
     rows = [Sample((5, 6, 7, 8, 9), (0, 0, 1, 1, 1)), Sample((3,), (1,)), Sample((1, 2, 3), (0, 1, 1))]
-    batch = collate(rows, pad_id=0)
-    logprobs = model(batch.token_ids[:, :-1]).log_softmax(dim=-1).gather(2, batch.token_ids[:, 1:, None]).squeeze(2)
-    expected = -(logprobs * batch.loss_mask[:, 1:]).sum()
-    assert completion_loss_sum(model, batch).item() == pytest.approx(expected.item(), rel=1e-5)
+    token_ids = pad_sequence([torch.tensor(row.token_ids) for row in rows], batch_first=True)
+    is_target = pad_sequence([torch.tensor(row.loss_mask) for row in rows], batch_first=True)
+    logprobs = model(token_ids[:, :-1]).log_softmax(dim=-1).gather(2, token_ids[:, 1:, None]).squeeze(2)
+    expected = -(logprobs * is_target[:, 1:]).sum()
+    assert completion_loss_sum(model, collate(rows)).item() == pytest.approx(expected.item(), rel=1e-5)
 
 
 def test_dropout_of_the_attention_is_drawn_in_training_only() -> None:
-    model, token_ids, lengths = bold("gpt2", dropout=0.5), rows_of([6, 9]), torch.tensor([6, 9])
+    model, lengths = bold("gpt2", dropout=0.5), torch.tensor([6, 9])
+    token_ids = flat_rows(rows_of([6, 9]), [6, 9])
     for module in model.modules():  # leave the attention's own dropout alone
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0

@@ -28,7 +28,7 @@ from torch import Tensor
 from nanogpt_edit.checkpoint.checkpoint import fingerprint
 from nanogpt_edit.common.errors import UserError
 from nanogpt_edit.common.files import read_json, read_jsonl
-from nanogpt_edit.data.batch import collate
+from nanogpt_edit.data.batch import collate, micro_batches, rows_of_step
 from nanogpt_edit.data.problems import Sample, to_sample
 from nanogpt_edit.model.block import take_columns
 from nanogpt_edit.model.gpt import GPT
@@ -43,10 +43,8 @@ from nanogpt_edit.training.pretrain import held_out_loss, next_token_loss, rando
 from nanogpt_edit.training.sft import (
     SFTConfig,
     completion_loss_sum,
-    micro_batches,
     problems_per_step,
     replay_samples,
-    rows_of_step,
     sft,
     target_tokens,
     validation_loss,
@@ -248,7 +246,7 @@ def test_dropout_is_the_same_when_resumed(tmp_path: Path) -> None:
         samples = [to_sample(problem, tiny_tokenizer()) for problem in PROBLEMS]
         config = replace(SFT, steps=8, replay=0.0, keep="last")
         state, log = folder / "state", folder / "log.jsonl"
-        sft(model, samples[5:], samples[:5], config, replay=None, seed=1, pad_id=0, state=state, log=log)
+        sft(model, samples[5:], samples[:5], config, replay=None, seed=1, state=state, log=log)
         return fingerprint(model)
 
     torch.manual_seed(7)
@@ -597,14 +595,13 @@ def test_sft_leaves_the_weights_of_its_lowest_validation_loss(tmp_path: Path) ->
         config,
         replay=None,
         seed=0,
-        pad_id=0,
         state=tmp_path / "state",
         log=tmp_path / "log.jsonl",
     )
     losses = [float(line["val_loss"]) for line in log_of(tmp_path) if "val_loss" in line]  # type: ignore[arg-type]
     assert len(losses) == 9  # steps 0, 4, …, 28 and 29
     assert min(losses) < losses[-1] - 0.1
-    assert validation_loss(model, samples[15:], max_tokens=1000, pad_id=0) == pytest.approx(min(losses))
+    assert validation_loss(model, samples[15:], max_tokens=1000) == pytest.approx(min(losses))
     last = tiny_model()
     kept = replace(config, keep="last")
     sft(
@@ -614,11 +611,10 @@ def test_sft_leaves_the_weights_of_its_lowest_validation_loss(tmp_path: Path) ->
         kept,
         replay=None,
         seed=0,
-        pad_id=0,
         state=tmp_path / "2",
         log=tmp_path / "2.log",
     )
-    assert validation_loss(last, samples[15:], max_tokens=1000, pad_id=0) == pytest.approx(losses[-1])
+    assert validation_loss(last, samples[15:], max_tokens=1000) == pytest.approx(losses[-1])
 
 
 # The losses
@@ -655,17 +651,17 @@ def test_completion_loss_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
         return head_cross_entropy_sum(states, weight, targets)
 
     monkeypatch.setattr(sft_module, "head_cross_entropy_sum", counted)
-    loss = completion_loss_sum(model, collate(rows, pad_id=2))
+    loss = completion_loss_sum(model, collate(rows))
     assert loss.item() == pytest.approx(math.log(4) + math.log(2) - math.log(0.7) + math.log(10), abs=1e-5)
     assert rows_of_logits == [target_tokens(rows)] == [4]  # nothing was computed for prompts and padding
-    assert validation_loss(model, rows, max_tokens=5, pad_id=2) == pytest.approx(loss.item() / 4)
+    assert validation_loss(model, rows, max_tokens=5) == pytest.approx(loss.item() / 4)
 
 
 def test_what_a_prompts_tokens_predict_does_not_matter() -> None:
     rows = [Sample((0, 0, 1, 2, 3), (0, 0, 0, 1, 1))]
     other = CHANCES.clone()
     other[0] = torch.tensor([0.97, 0.01, 0.01, 0.01])  # after token 0, which only the prompt holds
-    batch = collate(rows, pad_id=0)
+    batch = collate(rows)
     assert completion_loss_sum(bigram(CHANCES), batch).item() == completion_loss_sum(bigram(other), batch).item()
     other[1] = other[0]  # after the prompt's last token: the first prediction that counts
     assert completion_loss_sum(bigram(CHANCES), batch).item() != completion_loss_sum(bigram(other), batch).item()
@@ -673,9 +669,9 @@ def test_what_a_prompts_tokens_predict_does_not_matter() -> None:
 
 def gradient_of(model: GPT, rows: list[Sample], *, max_tokens: int, mean_of_means: bool = False) -> dict[str, Tensor]:
     model.zero_grad()
-    batches = list(micro_batches(rows, max_tokens=max_tokens, pad_id=0))
+    batches = list(micro_batches(rows, max_tokens=max_tokens))
     for batch in batches:
-        own = int(batch.loss_mask[:, 1:].sum())
+        own = int(batch.is_target.sum())
         share = own * len(batches) if mean_of_means else target_tokens(rows)
         (completion_loss_sum(model, batch) / share).backward()
     return {name: weight.grad.clone() for name, weight in model.named_parameters() if weight.grad is not None}
@@ -708,7 +704,6 @@ def test_sfts_steps_do_not_depend_on_the_size_of_its_micro_batches(
         replace(SFT, micro_batch_tokens=1, steps=2, schedule="constant"),
         replay=None,
         seed=1,
-        pad_id=0,
         state=tmp_path / "a",
         log=log,
     )
@@ -721,7 +716,6 @@ def test_sfts_steps_do_not_depend_on_the_size_of_its_micro_batches(
         replace(SFT, steps=2, schedule="constant"),
         replay=None,
         seed=1,
-        pad_id=0,
         state=tmp_path / "b",
         log=log,
     )
@@ -732,11 +726,11 @@ def test_sfts_steps_do_not_depend_on_the_size_of_its_micro_batches(
 
 def test_micro_batches_hold_every_row_once_within_the_budget() -> None:
     rows = [Sample(tuple(range(n)), (0,) + (1,) * (n - 1)) for n in (5, 2, 9, 9, 3, 7, 2)]
-    batches = list(micro_batches(rows, max_tokens=18, pad_id=0))
+    batches = list(micro_batches(rows, max_tokens=18))
     assert sorted(length for batch in batches for length in batch.lengths.tolist()) == [2, 2, 3, 5, 7, 9, 9]
-    assert all(batch.token_ids.numel() <= 18 for batch in batches)
+    assert all(len(batch.token_ids) <= 18 for batch in batches)
     # A row longer than the budget still has to go through.
-    assert len(next(iter(micro_batches(rows, max_tokens=1, pad_id=0))).token_ids) >= 1
+    assert [len(batch.token_ids) for batch in micro_batches(rows, max_tokens=1)] == [2, 2, 3, 5, 7, 9, 9]
 
 
 # Which rows a step takes
@@ -859,7 +853,6 @@ def test_no_steps_leave_the_model_alone(tmp_path: Path) -> None:
         replace(SFT, steps=0),
         replay=None,
         seed=0,
-        pad_id=0,
         state=tmp_path / "s",
         log=tmp_path / "l",
     )
