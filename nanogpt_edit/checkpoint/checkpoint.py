@@ -23,7 +23,7 @@ from nanogpt_edit.checkpoint import hub, nanogpt, weights
 from nanogpt_edit.checkpoint.config_json import config_from_json, config_to_json
 from nanogpt_edit.checkpoint.kept import is_kept, read_kept, write_card, write_texts
 from nanogpt_edit.checkpoint.tensors import SafetensorsFiles, Tensors
-from nanogpt_edit.checkpoint.weights import fingerprint, weight_sha256
+from nanogpt_edit.checkpoint.weights import fingerprint
 from nanogpt_edit.common import files
 from nanogpt_edit.common import terminal as progress
 from nanogpt_edit.common.arguments import checked
@@ -35,7 +35,7 @@ from nanogpt_edit.model.kept import Kept
 from nanogpt_edit.model.size import check_fits
 from nanogpt_edit.model.tokenizer import Tokenizer
 
-__all__ = ["config_json", "fingerprint", "load", "save", "weight_sha256"]
+__all__ = ["config_json", "fingerprint", "load", "save"]
 
 ROWS_MULTIPLE = 64  # a vocabulary that has to grow grows to a multiple of this, as GPT-2's 50257 to 50304
 NEW_ROW_SPREAD = 0.1  # noise of new embedding rows, in standard deviations of the existing ones

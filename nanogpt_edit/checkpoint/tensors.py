@@ -1,4 +1,4 @@
-"""Tensors on the disk, read one at a time: safetensors files, or the dictionary of an opened ckpt.pt.
+"""Tensors on the disk, read one at a time: safetensors files, or the dictionary of an opened ckpt.pt. And their hash.
 
 A safetensors file is mapped into memory, and the pages read so far count as ours for as long as it is open. It is
 therefore opened anew for each tensor: loading peaks at the model plus its largest tensor, not at twice the model.
@@ -6,6 +6,8 @@ therefore opened anew for each tensor: loading peaks at the model plus its large
 
 from __future__ import annotations
 
+import hashlib
+import struct
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,13 +67,6 @@ class SafetensorsFiles:
             return opened.get_tensor(name)
 
 
-def read_whole(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """All tensors of a small safetensors file, and its metadata. Raises SafetensorError or OSError."""
-    with safe_open(file, framework="pt") as opened:
-        names = opened.keys()
-        return {name: opened.get_tensor(name) for name in names}, opened.metadata() or {}
-
-
 class TensorDict:
     """Tensors that are open already (a memory-mapped ckpt.pt)."""
 
@@ -88,3 +83,22 @@ class TensorDict:
 
 def _plain(tensor: Tensor) -> bool:
     return tensor.dtype in DTYPES.values() and tensor.layout is torch.strided and tensor.device.type != "meta"
+
+
+def tensor_sha256(tensor: Tensor) -> str:
+    """SHA-256 (hex) over one tensor's dtype, shape and bytes."""
+    digest = hashlib.sha256()
+    add_tensor(digest, tensor)
+    return digest.hexdigest()
+
+
+def add_tensor(digest: hashlib._Hash, tensor: Tensor) -> None:
+    """Add a tensor's dtype, shape and bytes to a hash."""
+    shape = struct.pack(f"<{tensor.dim()}q", *tensor.shape)
+    digest.update(f"{tensor.dtype} {tensor.dim()} ".encode() + shape)
+    digest.update(bytes_of(tensor))
+
+
+def bytes_of(tensor: Tensor) -> memoryview:
+    """The numbers of a tensor, row by row, whatever their order in memory."""
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data

@@ -1,4 +1,4 @@
-"""A model's parameters and the tensors of its files: which is which, in and out, and their SHA-256.
+"""A model's parameters and the tensors of its files: which is which, in and out, and the model's fingerprint.
 
 Reading fills a model that has no weights yet, one tensor at a time. Everything is checked before the first number is
 read: each parameter has its tensors, in the right shape, and no tensor is left over.
@@ -7,7 +7,6 @@ read: each parameter has its tensors, in the right shape, and no tensor is left 
 from __future__ import annotations
 
 import hashlib
-import struct
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from nanogpt_edit.checkpoint import weight_names
-from nanogpt_edit.checkpoint.tensors import Entry, Tensors
+from nanogpt_edit.checkpoint.tensors import Entry, Tensors, add_tensor
 from nanogpt_edit.common import files
 from nanogpt_edit.common import terminal as progress
 from nanogpt_edit.common.errors import UserError
@@ -114,14 +113,7 @@ def fingerprint(model: GPT) -> str:
     digest = hashlib.sha256()
     for name, weight in sorted(model.named_parameters()):
         digest.update(name.encode() + b"\0")
-        _digest(weight, digest)
-    return digest.hexdigest()
-
-
-def weight_sha256(tensor: Tensor) -> str:
-    """SHA-256 (hex) over one tensor's dtype, shape and bytes."""
-    digest = hashlib.sha256()
-    _digest(tensor, digest)
+        add_tensor(digest, weight)
     return digest.hexdigest()
 
 
@@ -209,10 +201,3 @@ def _save(tensors: dict[str, Tensor], file: Path) -> None:
         save_file(tensors, file, metadata={"format": "pt"})  # transformers asks for the format
     except SafetensorError as error:
         raise UserError(f"{file}: the weights could not be written ({error}).") from None
-
-
-def _digest(tensor: Tensor, digest: hashlib._Hash) -> None:
-    tensor = tensor.detach().cpu().contiguous()
-    shape = struct.pack(f"<{tensor.dim()}q", *tensor.shape)
-    digest.update(f"{tensor.dtype} {tensor.dim()} ".encode() + shape)
-    digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)

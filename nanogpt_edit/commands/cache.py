@@ -49,7 +49,11 @@ def show() -> int:
 def describe(cached: CachedCovariance) -> str:
     """One line: the name's hash, size, and what it holds."""
     name = cached.path.stem.removeprefix("covariance-")[:12]
-    holds = "damaged; it will be computed again" if cached.covariance is None else cached.covariance.describe()
+    holds = (
+        "damaged or of another version; computed again when it is needed"
+        if cached.covariance is None
+        else cached.covariance.describe()
+    )
     return f"{name}  {size_in_words(cached.size_bytes):>10}  {holds}"
 
 

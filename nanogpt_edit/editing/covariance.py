@@ -12,7 +12,6 @@ Shapes: T tokens, F MLP width, L layers.
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from nanogpt_edit.checkpoint.tensors import tensor_sha256
 from nanogpt_edit.common.terminal import progress, say
 from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.model.sites import capture
@@ -59,7 +59,7 @@ class Covariance:
 
     def sha256(self) -> str:
         """Hash of the matrix, for the record."""
-        return hashlib.sha256(self.matrix.contiguous().numpy().tobytes()).hexdigest()
+        return tensor_sha256(self.matrix)
 
 
 @torch.no_grad()
@@ -215,10 +215,3 @@ def _ridged_solver(matrix: Tensor) -> Callable[[Tensor], Tensor]:
         return torch.linalg.solve_triangular(factor.mT, halfway, upper=True)
 
     return solve
-
-
-def tensor_sha256(tensor: Tensor) -> str:
-    """Hash of a tensor's shape and bytes."""
-    digest = hashlib.sha256(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
-    digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()

@@ -10,19 +10,21 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import SafetensorError
 from torch import Tensor
 
+from nanogpt_edit.checkpoint.checked import read_checked, write_checked
 from nanogpt_edit.checkpoint.checkpoint import fingerprint
+from nanogpt_edit.checkpoint.tensors import tensor_sha256
 from nanogpt_edit.common.errors import UserError, reason_of
-from nanogpt_edit.common.files import atomic_file, check_writable
+from nanogpt_edit.common.files import check_writable
+from nanogpt_edit.common.records import Place, to_dataclass
 from nanogpt_edit.common.sizes import size_in_words
 from nanogpt_edit.common.terminal import say
-from nanogpt_edit.editing.covariance import Covariance, collect, tensor_sha256
+from nanogpt_edit.editing.covariance import Covariance, collect
 from nanogpt_edit.model.gpt import GPT
 
 PATTERN = "covariance-*.safetensors"
@@ -121,32 +123,15 @@ def covariance_path(cache_dir: Path, *, weights: str, text: str, layer: int, max
 
 
 def save_covariance(covariance: Covariance, path: Path) -> None:
-    """One safetensors file, atomically, with its own hash inside."""
-    record = {name: value for name, value in asdict(covariance).items() if name != "matrix"}
-    record["sha256"] = covariance.sha256()
-    with atomic_file(path) as temporary:
-        save_file({"matrix": covariance.matrix}, temporary, metadata={"covariance": json.dumps(record)})
+    """Write one checked file, atomically."""
+    record = {name: value for name, value in vars(covariance).items() if name != "matrix"}
+    write_checked(path, {"matrix": covariance.matrix}, text=json.dumps(record), entry="covariance")
 
 
 def load_covariance(path: Path) -> Covariance:
     """Read one back. Raises UserError when the file is damaged."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            record: Mapping[str, object] = json.loads((file.metadata() or {})["covariance"])
-            covariance = Covariance(
-                matrix=file.get_tensor("matrix"),
-                layer=int(str(record["layer"])),
-                tokens=int(str(record["tokens"])),
-                change=float(str(record["change"])),
-                solve_change=float(str(record["solve_change"])),
-                converged=bool(record["converged"]),
-            )
-        damaged = covariance.sha256() != record["sha256"]
-    except (SafetensorError, KeyError, ValueError, OSError) as error:
-        raise UserError(f"{path}: a damaged covariance ({error}). It is computed again.") from None
-    if damaged:
-        raise UserError(f"{path}: a damaged covariance (its hash differs). It is computed again.")
-    return covariance
+    tensors, text = read_checked(path, entry="covariance", remedy=" The covariance is computed again.")
+    return to_dataclass(Covariance, {**json.loads(text), **tensors}, Place(str(path)))
 
 
 def check_cache(cache_dir: Path) -> None:

@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from nanogpt_edit.checkpoint.checkpoint import weight_sha256
+from nanogpt_edit.checkpoint.tensors import tensor_sha256
 from nanogpt_edit.common.errors import UserError
 from nanogpt_edit.common.terminal import progress, say
 from nanogpt_edit.common.version import __version__
@@ -218,7 +218,7 @@ def _patch(
             left=left.contiguous(),
             right=right.contiguous(),
             keys=torch.cat(parts.keys, dim=1).float().cpu().contiguous(),
-            expected_sha256=weight_sha256(parts.weight),
+            expected_sha256=tensor_sha256(parts.weight),
             covariance_sha256=found[layer].sha256() if layer in found else "",
         )
     edited = tuple(

@@ -19,7 +19,8 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor, nn
 
-from nanogpt_edit.checkpoint.checkpoint import fingerprint, weight_sha256
+from nanogpt_edit.checkpoint.checkpoint import fingerprint
+from nanogpt_edit.checkpoint.tensors import tensor_sha256
 from nanogpt_edit.common.errors import UserError
 from nanogpt_edit.data.facts import Fact, Lookup
 from nanogpt_edit.editing.config import EditConfig
@@ -136,13 +137,13 @@ class EditPatch:
             self._check_shape(layer, weight)
             if update.undo is None:
                 raise UserError("this patch was never applied to its model and cannot be undone; apply it first.")
-            if weight_sha256(weight) != update.undo.edited_sha256:
+            if tensor_sha256(weight) != update.undo.edited_sha256:
                 raise UserError(
                     f"layer {layer}'s weights are not the ones this patch left behind; nothing was reverted. "
                     "Revert later patches first, newest first."
                 )
             originals[layer] = subtract_delta(weight, update)
-            if weight_sha256(originals[layer]) != update.expected_sha256:
+            if tensor_sha256(originals[layer]) != update.expected_sha256:
                 raise UserError(
                     f"layer {layer} would not come back exactly; the patch is damaged. Nothing was changed."
                 )
@@ -175,7 +176,7 @@ class EditPatch:
                 )
             self._check_shape(layer, edited_weight(model, layer))
         for layer, update in self.layers.items():
-            digest = weight_sha256(edited_weight(model, layer))
+            digest = tensor_sha256(edited_weight(model, layer))
             if digest == update.expected_sha256:
                 continue
             if update.undo is not None and digest == update.undo.edited_sha256:
@@ -260,7 +261,7 @@ def _undo(weight: Tensor, update: LayerUpdate) -> Undo:
     original = weight.detach().cpu()
     wrong = _bits(back).ne(_bits(original)).view(-1).nonzero().squeeze(1)
     return Undo(
-        edited_sha256=weight_sha256(edited), index=wrong.to(torch.int32), original=original.reshape(-1)[wrong].clone()
+        edited_sha256=tensor_sha256(edited), index=wrong.to(torch.int32), original=original.reshape(-1)[wrong].clone()
     )
 
 

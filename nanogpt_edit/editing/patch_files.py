@@ -7,7 +7,6 @@ patches, numbered in the order in which they were applied.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -15,15 +14,14 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor
 
+from nanogpt_edit.checkpoint.checked import format_of, read_checked, write_checked
 from nanogpt_edit.checkpoint.checkpoint import save
-from nanogpt_edit.checkpoint.tensors import DTYPES, read_whole
+from nanogpt_edit.checkpoint.tensors import DTYPES
 from nanogpt_edit.common.arguments import checked
 from nanogpt_edit.common.errors import UserError, visible
-from nanogpt_edit.common.files import atomic_file, parse_json
+from nanogpt_edit.common.files import parse_json
 from nanogpt_edit.common.records import Place, to_dataclass
 from nanogpt_edit.data.fact_files import fact_from_record, fact_to_record
 from nanogpt_edit.data.facts import Lookup
@@ -32,6 +30,7 @@ from nanogpt_edit.editing.patch import EditedFact, EditPatch, LayerUpdate, Undo
 from nanogpt_edit.model.gpt import GPT
 
 FORMAT = "nanogpt_edit patch 1"
+REMEDY = " Copy or make it again."
 CARRIED = "patches"  # folder of a model directory
 
 
@@ -48,7 +47,6 @@ def save_patch(patch: EditPatch, path: Path) -> None:
         if update.undo is not None:
             tensors |= {f"{layer}.undo_index": update.undo.index, f"{layer}.undo_original": update.undo.original}
             layers[str(layer)]["edited_sha256"] = update.undo.edited_sha256
-    tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
     record = json.dumps(
         {
             "layers": layers,
@@ -67,9 +65,7 @@ def save_patch(patch: EditPatch, path: Path) -> None:
         },
         ensure_ascii=False,
     )
-    metadata = {"format": FORMAT, "patch": record, "sha256": _digest(tensors, record)}
-    with atomic_file(path) as temporary:
-        save_file(tensors, temporary, metadata=metadata)
+    write_checked(path, tensors, text=record, entry="patch", format=FORMAT)
 
 
 @checked
@@ -78,21 +74,14 @@ def load_patch(path: str | Path) -> EditPatch:
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{path}: no such file.")
-    try:
-        tensors, metadata = read_whole(path)
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{path}: not a whole safetensors file ({error}). Copy or make it again.") from None
-    if metadata.get("format") != FORMAT:
-        found = visible(metadata.get("format", "none")[:60])
-        what = (
-            "a patch of another version"
-            if found.startswith("nanogpt_edit")
-            else "not a patch but another safetensors file"
+    found = format_of(path, remedy=REMEDY) or "none"
+    if found != FORMAT:
+        versions = found.startswith("nanogpt_edit")
+        what = "a patch of another version" if versions else "not a patch but another safetensors file"
+        raise UserError(
+            f'{path}: {what} (format "{visible(found[:60])}"); name one that an edit of this version wrote.'
         )
-        raise UserError(f'{path}: {what} (format "{found}"); name one that an edit of this version wrote.')
-    record = metadata.get("patch", "")
-    if metadata.get("sha256") != _digest(tensors, record):
-        raise UserError(f"{path}: damaged, its contents do not match their hash. Copy or make it again.")
+    tensors, record = read_checked(path, entry="patch", remedy=REMEDY)
     try:
         return _patch(record, tensors)
     except UserError as error:
@@ -233,12 +222,3 @@ def _edited(item: Mapping[str, object], where: str) -> EditedFact:
     how = to_dataclass(_How, {name: value for name, value in item.items() if name in names}, Place(where))
     fact = fact_from_record({name: value for name, value in item.items() if name not in names}, where=where)
     return EditedFact(fact, how.lookup, how.probability, how.shift, how.steps)
-
-
-def _digest(tensors: Mapping[str, Tensor], record: str) -> str:
-    digest = hashlib.sha256(record.encode())
-    for name in sorted(tensors):
-        tensor = tensors[name].contiguous()
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.view(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()

@@ -7,7 +7,6 @@ any number of processes, with shards or without.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -16,14 +15,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor
 
-from nanogpt_edit.checkpoint.tensors import read_whole
+from nanogpt_edit.checkpoint.checked import read_checked, write_checked
 from nanogpt_edit.common import distributed
 from nanogpt_edit.common.errors import UserError
-from nanogpt_edit.common.files import atomic_file, sha256_of_file, write_json
+from nanogpt_edit.common.files import sha256_of_file, write_json
 from nanogpt_edit.common.records import read_json_as
 from nanogpt_edit.common.terminal import say
 
@@ -127,32 +124,14 @@ def fill(destination: Tensor, value: Tensor) -> None:
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], notes: Mapping[str, float]) -> None:
-    """Write tensors and a few numbers as one safetensors file with a checksum, atomically."""
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    text = json.dumps(dict(notes))
-    metadata = {"notes": text, "sha256": _checksum(tensors, text)}
-    with atomic_file(path) as temporary:
-        save_file(tensors, temporary, metadata=metadata)
+    """Write tensors and a few numbers as one checked file, atomically."""
+    write_checked(path, tensors, text=json.dumps(dict(notes)), entry="notes")
 
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, float]]:
     """Read what `save_tensors` wrote. Raises UserError naming the file when it is damaged."""
-    try:
-        tensors, metadata = read_whole(path)
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{path}: damaged ({error}).") from None
-    text = metadata.get("notes", "")
-    if metadata.get("sha256") != _checksum(tensors, text):
-        raise UserError(f"{path}: damaged (its contents do not match its checksum).")
+    tensors, text = read_checked(path, entry="notes")
     return tensors, json.loads(text)
-
-
-def _checksum(tensors: dict[str, Tensor], notes: str) -> str:
-    digest = hashlib.sha256(notes.encode())
-    for name in sorted(tensors):
-        digest.update(f"{name} {tensors[name].dtype} {tuple(tensors[name].shape)}".encode())
-        digest.update(tensors[name].reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
 
 
 # --- a part per process -----------------------------------------------------------------------------------------------

@@ -21,6 +21,7 @@ from huggingface_hub import constants, errors
 from safetensors.torch import load_file, save_file
 
 from nanogpt_edit.checkpoint import checkpoint, weights
+from nanogpt_edit.checkpoint.tensors import tensor_sha256
 from nanogpt_edit.common import terminal
 from nanogpt_edit.common.errors import UserError
 from nanogpt_edit.model.gpt import GPT, GPTConfig
@@ -211,8 +212,8 @@ def test_a_mix_that_no_architecture_expresses_is_refused_before_writing(tmp_path
 def test_a_fingerprint_is_the_hash_of_what_it_says() -> None:
     tensor = torch.tensor([[1.0, -2.0], [0.5, 3.0]])
     expected = hashlib.sha256(b"torch.float32 2 " + struct.pack("<2q4f", 2, 2, 1.0, -2.0, 0.5, 3.0)).hexdigest()
-    assert checkpoint.weight_sha256(tensor) == expected
-    assert checkpoint.weight_sha256(tensor.T.contiguous().T) == expected  # the numbers, not their order in memory
+    assert tensor_sha256(tensor) == expected
+    assert tensor_sha256(tensor.T.contiguous().T) == expected  # the numbers, not their order in memory
 
 
 def test_a_fingerprint_sees_the_last_bit_the_shape_and_the_dtype(gpt: GPT) -> None:
@@ -223,9 +224,9 @@ def test_a_fingerprint_sees_the_last_bit_the_shape_and_the_dtype(gpt: GPT) -> No
     assert checkpoint.fingerprint(gpt) != before
     weight.view(torch.int32)[3, 5] ^= 1
     assert checkpoint.fingerprint(gpt) == before
-    assert checkpoint.weight_sha256(weight) != checkpoint.weight_sha256(weight.reshape(-1))
+    assert tensor_sha256(weight) != tensor_sha256(weight.reshape(-1))
     zeros = torch.zeros(4)
-    assert checkpoint.weight_sha256(zeros) != checkpoint.weight_sha256(zeros.int())
+    assert tensor_sha256(zeros) != tensor_sha256(zeros.int())
 
 
 # Rows for the reasoning tokens

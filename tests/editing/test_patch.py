@@ -160,7 +160,7 @@ def test_a_truncated_file_is_refused(model: GPT, patch: EditPatch, tmp_path: Pat
     save_patch(patch, file)
     whole = file.read_bytes()
     file.write_bytes(whole[: int(keep * len(whole))])
-    with pytest.raises(UserError, match=r"edit\.safetensors: not a whole"):
+    with pytest.raises(UserError, match=r"edit\.safetensors: damaged, not a whole"):
         load_patch(file)
 
 
@@ -170,7 +170,7 @@ def test_one_flipped_bit_is_refused(patch: EditPatch, tmp_path: Path) -> None:
     whole = bytearray(file.read_bytes())
     whole[-5] ^= 1
     file.write_bytes(whole)
-    with pytest.raises(UserError, match="do not match their hash"):
+    with pytest.raises(UserError, match="do not match its checksum"):
         load_patch(file)
 
 

@@ -11,15 +11,14 @@ from typing import Any
 import pytest
 import torch
 from edit_world import PLAIN, covariance_blocks, facts, random_model
-from safetensors.torch import save_file
 from torch import Tensor
 
 from nanogpt_edit import cli
-from nanogpt_edit.checkpoint.tensors import read_whole
+from nanogpt_edit.checkpoint.checked import read_checked, write_checked
 from nanogpt_edit.common.errors import UserError
 from nanogpt_edit.editing.editor import edit_model
 from nanogpt_edit.editing.patch import Undo
-from nanogpt_edit.editing.patch_files import FORMAT, _digest, load_patch, save_patch
+from nanogpt_edit.editing.patch_files import FORMAT, load_patch, save_patch
 
 CONFIG = replace(PLAIN, covariance_weight=20.0, learning_rate=0.3, steps=3, n_prefixes=0, refine_steps=0)
 Forger = Callable[[dict[str, Any], dict[str, Tensor]], None]
@@ -35,13 +34,13 @@ def genuine(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def write(path: Path, tensors: dict[str, Tensor], record: str) -> Path:
     """A patch file with a hash that fits."""
-    save_file(tensors, path, metadata={"format": FORMAT, "patch": record, "sha256": _digest(tensors, record)})
+    write_checked(path, tensors, text=record, entry="patch", format=FORMAT)
     return path
 
 
 def forged(genuine: Path, path: Path, forge: Forger) -> Path:
-    tensors, metadata = read_whole(genuine)
-    record = json.loads(metadata["patch"])
+    tensors, text = read_checked(genuine, entry="patch")
+    record = json.loads(text)
     forge(record, tensors)
     return write(path, tensors, json.dumps(record))
 
@@ -151,15 +150,15 @@ def test_a_forged_patch_is_refused_by_every_verb(
 
 @pytest.mark.parametrize("record", ["", "{", "[]", "null", "[" * 100_000, '{"layers": NaN}', "9" * 5000])
 def test_a_header_that_is_no_record_is_refused(genuine: Path, tmp_path: Path, record: str) -> None:
-    path = write(tmp_path / "forged.safetensors", read_whole(genuine)[0], record)
+    path = write(tmp_path / "forged.safetensors", read_checked(genuine, entry="patch")[0], record)
     with pytest.raises(UserError, match="no patch that an edit wrote"):
         load_patch(path)
 
 
 def test_a_header_that_is_not_there_is_refused(genuine: Path, tmp_path: Path) -> None:
-    tensors, _ = read_whole(genuine)
+    tensors, _ = read_checked(genuine, entry="patch")
     path = tmp_path / "bare.safetensors"
-    save_file(tensors, path, metadata={"format": FORMAT, "sha256": _digest(tensors, "")})
+    write_checked(path, tensors, text="", entry="notes", format=FORMAT)
     with pytest.raises(UserError, match="not valid JSON"):
         load_patch(path)
 
