@@ -24,7 +24,6 @@ from machine import finish
 from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-from nanogpt_edit.api import save_picture
 from nanogpt_edit.checkpoint import checkpoint
 from nanogpt_edit.common.files import append_jsonl, read_jsonl
 from nanogpt_edit.data.facts import Fact
@@ -35,6 +34,7 @@ from nanogpt_edit.evaluation.facts import measure_facts
 from nanogpt_edit.model.gpt import GPT, GPTConfig
 from nanogpt_edit.model.tokenizer import Tokenizer, tokenizer_of
 from nanogpt_edit.report.canvas import Picture, colour, draw
+from nanogpt_edit.report.pictures import save_picture
 from nanogpt_edit.training.pretrain import PretrainConfig, pretrain, token_stream
 
 FACTS, EDITED = 1200, 1000

@@ -13,7 +13,6 @@ import pytest
 import torch
 
 import nanogpt_edit as ne
-from nanogpt_edit import api
 from nanogpt_edit.checkpoint.checkpoint import fingerprint
 from nanogpt_edit.common.errors import UserError
 from nanogpt_edit.common.files import write_jsonl
@@ -147,13 +146,26 @@ def test_a_dtype_and_a_device_are_taken_by_name(speaking_gpt: GPT, tmp_path: Pat
     assert ne.load(tmp_path / "model", device=torch.device("cpu"), dtype=torch.float64).dtype == torch.float64
 
 
-@pytest.mark.parametrize("verb", ["edit", "evaluate"])
-def test_a_verb_that_is_also_a_room_says_how_it_is_called(verb: str) -> None:
-    function = getattr(api, verb)
-    assert inspect.signature(getattr(ne, verb)) == inspect.signature(function)
-    printed = pydoc.plain(pydoc.render_doc(getattr(ne, verb)))
-    assert f"{verb}{inspect.signature(function)}" in printed
-    assert function.__doc__.splitlines()[0] in printed
+@pytest.mark.parametrize("verb", ["edit", "evaluate", "score", "trace", "run", "generate", "grpo", "sft", "pretrain"])
+def test_a_verb_says_how_it_is_called(verb: str) -> None:
+    """`edit`, `evaluate` and `trace` are what rooms are nearly called, too: none may hide its signature or its help."""
+    function = getattr(ne, verb)
+    assert inspect.isfunction(function)
+    assert function.__name__ == verb
+    signature = inspect.signature(function)
+    printed = pydoc.plain(pydoc.render_doc(function))
+    assert f"{verb}{signature}" in printed
+    assert inspect.getdoc(function).splitlines()[0] in printed
+    assert all(parameter.annotation is not inspect.Parameter.empty for parameter in signature.parameters.values())
+
+
+def test_edit_names_its_arguments() -> None:
+    names = ["model", "facts", "text", "config", "recipe", "fields"]
+    assert list(inspect.signature(ne.edit).parameters) == names
+    printed = pydoc.plain(pydoc.render_doc(ne.edit))
+    assert "The patch that makes `model` say every fact's `target_new`" in printed
+    assert list(inspect.signature(ne.evaluate).parameters) == ["model", "problems", "n", "config"]
+    assert "graded completions of each problem" in pydoc.plain(pydoc.render_doc(ne.evaluate))
 
 
 def test_a_model_of_another_world_asks_for_text(speaking_gpt: GPT) -> None:

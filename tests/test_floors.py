@@ -76,9 +76,21 @@ def test_the_report_and_the_records_it_reads_stand_on_the_ground() -> None:
     assert not seen
 
 
-def test_only_the_face_and_the_pipeline_know_the_report() -> None:
+def test_only_the_face_the_pipeline_and_a_trace_know_the_report() -> None:
+    """A trace draws its own heat map; nothing else below the pipeline draws."""
     knowing = {room for room, file in files() if "report" in modules_of(imports_of(file))}
-    assert knowing <= {"report", "pipeline", "commands", "api", "cli"}
+    assert knowing <= {"report", "tracing", "pipeline", "commands", "api", "cli"}
+
+
+def test_the_commands_stand_beside_the_python_interface() -> None:
+    """What both need lies in the rooms below: neither is the other's load-bearing wall."""
+    beside = {"commands": {"api", "cli", "__main__"}, "api": {"commands", "cli", "__main__"}}
+    across = [
+        f"{file.relative_to(PACKAGE)} imports {target}"
+        for room, file in files()
+        for target in modules_of(imports_of(file)) & beside.get(room, set())
+    ]
+    assert not across
 
 
 def test_every_room_is_on_a_floor_and_few_modules_lie_in_the_root() -> None:

@@ -17,7 +17,7 @@ import pytest
 from conftest import shared_data, tiny_config
 from writer import ANSWER, writer
 
-from nanogpt_edit.api import evaluate
+import nanogpt_edit as ne
 from nanogpt_edit.checkpoint import checkpoint
 from nanogpt_edit.data.problems import Problem
 from nanogpt_edit.evaluation.suite import EvaluateConfig
@@ -85,7 +85,7 @@ def test_lm_eval_scores_what_we_score(family: str, tokenizer: Tokenizer, tmp_pat
     (results,) = (tmp_path / "out").rglob("results_*.json")
     theirs = json.loads(results.read_text())["results"]["bare_questions"]["exact_match,last-number"]
     config = EvaluateConfig(temperature=0, max_new_tokens=30)
-    ours = evaluate(checkpoint.load(tmp_path / "m"), problems, n=1, config=config).metrics["problems"]
+    ours = ne.evaluate(checkpoint.load(tmp_path / "m"), problems, n=1, config=config).metrics["problems"]
     sys.stdout.write(f"\n{family}: lm_eval {theirs:.4f}, evaluate {ours['pass_at_1'].value:.4f}\n")
     assert theirs == pytest.approx(ours["pass_at_1"].value) == pytest.approx(3 / 7)
 

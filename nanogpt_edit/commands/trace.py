@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from nanogpt_edit import api
 from nanogpt_edit.commands.arguments import Trace
 from nanogpt_edit.commands.parse import parse
 from nanogpt_edit.commands.speaker import load_speaker
@@ -18,8 +17,11 @@ from nanogpt_edit.data.facts import Fact
 from nanogpt_edit.editing.sweep import Trial, read_trials
 from nanogpt_edit.evaluation.facts import measure_facts
 from nanogpt_edit.model.gpt import GPT
+from nanogpt_edit.report.pictures import check_picture, save_picture
+from nanogpt_edit.tracing import tracing
 from nanogpt_edit.tracing.average import effect_at, token_groups, trace_record
 from nanogpt_edit.tracing.tracing import Site, Traced, trace_facts
+from nanogpt_edit.tracing.view import Trace as Shown
 
 
 def trace(arguments: list[str]) -> int:
@@ -34,9 +36,9 @@ def trace(arguments: list[str]) -> int:
     if chosen.prompt is None or chosen.subject is None:
         raise UserError("what is to be traced? Give --prompt and --subject, or --facts.")
     if chosen.out is not None:
-        api.check_picture(chosen.out)
+        check_picture(chosen.out)
     model, _ = load_speaker(chosen.model, chosen.device)
-    found = api.trace(model, chosen.prompt, chosen.subject, target=chosen.target, config=chosen.trace)
+    found = Shown(tracing.trace(model, chosen.prompt, chosen.subject, chosen.target, chosen.trace))
     print(found)
     if chosen.out is not None:
         found.save(chosen.out, site=chosen.site)
@@ -106,4 +108,4 @@ def draw(chosen: Trace, traced: Sequence[Traced], trials: Sequence[Trial]) -> No
         pictures.append(layers_picture(read.layers, effect, alone, what=site))
     for picture in pictures:
         for ending in (".svg", ".png"):
-            api.save_picture(picture, chosen.out / f"{picture.name}{ending}")
+            save_picture(picture, chosen.out / f"{picture.name}{ending}")

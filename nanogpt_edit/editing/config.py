@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any, Literal
 
-from nanogpt_edit.common.errors import UserError, at_least
+from nanogpt_edit.common.errors import UserError, at_least, did_you_mean
 from nanogpt_edit.common.records import Settings, check_fields
 
 Method = Literal["memit", "rome", "alphaedit", "ft"]
@@ -92,6 +93,14 @@ class EditConfig(Settings):
     def edited_layers(self) -> tuple[int, ...]:
         """The layers that change: rome and ft use the last of `layers`."""
         return self.layers if self.method in ("memit", "alphaedit") else self.layers[-1:]
+
+    def with_fields(self, changed: Mapping[str, object]) -> EditConfig:
+        """The same with some fields changed. Raises UserError for a name that is none."""
+        known = {field.name for field in fields(self)}
+        for name in changed:
+            if name not in known:
+                raise UserError(f'an edit has no setting "{name}"{did_you_mean(name, known)}')
+        return replace(self, **dict[str, Any](changed))
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,55 @@
+"""One prompt's trace, for a person: tables to print, a heat map to keep."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from nanogpt_edit.common.arguments import checked
+from nanogpt_edit.common.errors import UserError
+from nanogpt_edit.report.pictures import save_picture
+from nanogpt_edit.tracing.tracing import Site, Traced
+
+
+@dataclass(frozen=True)
+class Trace:
+    """Where in the network one prompt's answer is recalled. Printed, it is a table per site; `save` draws one."""
+
+    traced: Traced
+
+    def __str__(self) -> str:
+        found = self.traced
+        head = f"p({found.target!r}) is {found.clean_p:.1%}, {found.corrupted_p:.1%} with the subject corrupted."
+        return "\n\n".join([head, *(self._table(site) for site in found.effect)])
+
+    def _table(self, site: Site) -> str:
+        """Points of probability that restoring one token's state at one layer brings back."""
+        found = self.traced
+        grid = found.effect[site].tolist()
+        corner = f"{site}, layer"
+        wide = max(len(corner), *(len(repr(token)) + 1 for token in found.tokens))
+        lines = [f"{corner:<{wide}}" + "".join(f"{layer:>7}" for layer in range(len(grid[0])))]
+        for place, (token, row) in enumerate(zip(found.tokens, grid, strict=True)):
+            mark = "*" if found.subject_first <= place <= found.subject_last else " "
+            lines.append(f"{mark}{token!r:<{wide - 1}}" + "".join(f"{100 * cell:>7.1f}" for cell in row))
+        return "\n".join(lines)
+
+    @checked
+    def save(self, path: str | Path, *, site: Site = "resid_post") -> None:
+        """Draw the heat map of one site (resid_post, mlp_out, attn_out), as an SVG or (by the file's ending) a PNG."""
+        from nanogpt_edit.report.plots_edits import heat_map, visible  # here, for it loads matplotlib
+
+        found = self.traced
+        if site not in found.effect:
+            raise UserError(f"{site} was not traced; it was {', '.join(found.effect)}.")
+        grid = tuple(tuple(row) for row in found.effect[site].tolist())
+        picture = heat_map(
+            Path(path).stem,
+            grid,
+            rows=[visible(token) for token in found.tokens],
+            columns=range(len(grid[0])),
+            top=max(float(each.max()) for each in found.effect.values()),
+            title=site,
+            marked=[found.subject_first <= place <= found.subject_last for place in range(len(found.tokens))],
+        )
+        save_picture(picture, Path(path))
