@@ -131,8 +131,9 @@ def work(chosen: argparse.Namespace) -> None:
 
     from nanogpt_edit.checkpoint.checkpoint import load
     from nanogpt_edit.data.batch import rows_of_step
-    from nanogpt_edit.pipeline.folder import RunFolder
-    from nanogpt_edit.pipeline.models import RunModels
+    from nanogpt_edit.pipeline.fitted import training_samples
+    from nanogpt_edit.pipeline.inputs import RunInputs
+    from nanogpt_edit.pipeline.new_model import new_model
     from nanogpt_edit.pipeline.recipe import load_recipe
     from nanogpt_edit.training.sft import train_on
     from nanogpt_edit.training.trainer import Trainer
@@ -141,9 +142,9 @@ def work(chosen: argparse.Namespace) -> None:
     recipe = load_recipe("tiny")
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
-        run = RunModels(recipe=recipe, folder=RunFolder(folder), device=torch.device("cpu"))
-        model = load(chosen.model, dtype=torch.float32) if chosen.model else run.new_model()
-        samples = run.training_samples(model)
+        inputs = RunInputs(recipe)
+        model = load(chosen.model, dtype=torch.float32) if chosen.model else new_model(inputs, torch.device("cpu"))
+        samples = training_samples(inputs, model)
         trainer = Trainer(model, recipe.sft, label="sft", state=folder / "state", log=folder / "log.jsonl")
         model.train()
         step = 0

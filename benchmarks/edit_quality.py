@@ -26,9 +26,12 @@ from nanogpt_edit.editing.editor import edit_model
 from nanogpt_edit.editing.scores import score_patch
 from nanogpt_edit.evaluation.facts import fact_metrics, recall
 from nanogpt_edit.model.gpt import GPT
+from nanogpt_edit.pipeline import fitted
 from nanogpt_edit.pipeline.folder import RunFolder
-from nanogpt_edit.pipeline.pipeline import STAGES, Pipeline
+from nanogpt_edit.pipeline.inputs import RunInputs
 from nanogpt_edit.pipeline.recipe import load_recipe
+from nanogpt_edit.pipeline.spared import spared_blocks
+from nanogpt_edit.pipeline.stages import STAGES, Start, make_model
 
 FACTS = 50
 GOALS = {"success": 1.0, "paraphrase": 0.9, "neighbourhood_drop": 0.03}
@@ -69,7 +72,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--first", type=int, default=0, help="first seed; several processes can share the work folder")
     parser.add_argument("--seeds", type=int, default=10)
-    parser.add_argument("--stage", choices=STAGES[:3], default="grpo", help="the model that is edited")
+    parser.add_argument(
+        "--stage", choices=[each.name for each in STAGES[:3]], default="grpo", help="the model that is edited"
+    )
     parser.add_argument("--work", type=Path, default=Path("runs/edit_quality"), help="where models and edits are kept")
     parser.add_argument("--out", type=Path)
     chosen = parser.parse_args()
@@ -85,15 +90,19 @@ def main() -> None:
 def measure_seed(seed: int, folder: Path, stage: str) -> dict[str, dict[str, float]]:
     """One model, every method; what is there already is read."""
     recipe = replace(load_recipe("tiny"), seed=seed)
-    pipeline = Pipeline(recipe, RunFolder(folder), torch.device("cpu"))
-    for make in (pipeline.make_base, pipeline.make_sft, pipeline.make_grpo)[: 1 + STAGES.index(stage)]:
-        make()
+    inputs, run, device = RunInputs(recipe), RunFolder(folder), torch.device("cpu")
+    start: Start = None
+    for each in STAGES:
+        make_model(each, inputs, run, device, start)
+        start = run.model(each.name)
+        if each.name == stage:
+            break
     bench: Bench | None = None
     results = {}
     for name, way in ways(recipe.edit).items():
         path = folder / f"edited-{stage}" / f"{name.replace(', ', '-').replace(' ', '-')}.json"
         if not path.exists():
-            bench = bench or Bench(pipeline, pipeline.load(stage))
+            bench = bench or Bench(inputs, run.load(stage, device), folder / "cache")
             write_json(path, dict(bench.measure(way)))
         results[name] = {score: float(str(value)) for score, value in read_json(path).items()}
     return results
@@ -102,14 +111,13 @@ def measure_seed(seed: int, folder: Path, stage: str) -> dict[str, dict[str, flo
 class Bench:
     """One model, and what is measured on it whatever the method."""
 
-    def __init__(self, pipeline: Pipeline, model: GPT) -> None:
-        assert model.tokenizer is not None
-        self.model, self.facts = model, pipeline.facts
-        self.spared = pipeline.ordinary_text(model, pipeline.facts)
-        self.held_out = pipeline.held_out_blocks(model.tokenizer, model.config.block_size)
-        self.others = [question for question in pipeline.questions() if question.group == "recall"]
+    def __init__(self, inputs: RunInputs, model: GPT, cache_dir: Path) -> None:
+        self.model, self.facts = model, inputs.facts
+        self.spared = spared_blocks(inputs, model, inputs.facts)
+        self.held_out = fitted.held_out_blocks(inputs, model)
+        self.others = [question for question in inputs.questions() if question.group == "recall"]
         self.others_before = self.others_recalled()
-        self.cache_dir = pipeline.folder.path / "cache"
+        self.cache_dir = cache_dir
 
     def others_recalled(self) -> float:
         return fact_metrics(recall(self.model, self.others))["recall"].value

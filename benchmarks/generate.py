@@ -32,7 +32,7 @@ from nanogpt_edit.data.problems import Problem
 from nanogpt_edit.engine.engine import Engine
 from nanogpt_edit.engine.sampling import Sampling
 from nanogpt_edit.model.tokenizer import Tokenizer
-from nanogpt_edit.pipeline.folder import version
+from nanogpt_edit.pipeline.environment import version
 
 SAMPLES, TEMPERATURE, TOP_K = 8, 0.7, 50
 PROMPT_TOKENS = 64

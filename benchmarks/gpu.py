@@ -39,7 +39,7 @@ from machine import timed
 
 from nanogpt_edit.common.errors import UserError
 from nanogpt_edit.common.files import append_jsonl, read_json, write_json
-from nanogpt_edit.pipeline.folder import environment, version
+from nanogpt_edit.pipeline.environment import environment, version
 
 PARTS: Mapping[str, Callable[[Setting], Found]] = {
     "environment": gpu_parts.environment,

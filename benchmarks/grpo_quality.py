@@ -24,17 +24,17 @@ import numpy as np
 import torch
 from machine import finish
 
-from nanogpt_edit.checkpoint import checkpoint
-from nanogpt_edit.commands.stages import Stage
 from nanogpt_edit.common.device import choose_device
 from nanogpt_edit.common.files import read_json
 from nanogpt_edit.common.stats import quantity, student_t
 from nanogpt_edit.evaluation import suite
 from nanogpt_edit.evaluation.metrics import score_problems
 from nanogpt_edit.evaluation.records import read_records
+from nanogpt_edit.pipeline import fitted
 from nanogpt_edit.pipeline.folder import RunFolder
-from nanogpt_edit.pipeline.pipeline import Pipeline
+from nanogpt_edit.pipeline.inputs import RunInputs
 from nanogpt_edit.pipeline.recipe import Recipe, load_recipe
+from nanogpt_edit.pipeline.stages import BASE, GRPO, SFT, make_model
 
 GOAL_POINTS, GOAL_SECONDS = 5.0, 150.0
 # On top of the recipe's [grpo]; the weights that are best on validation are kept.
@@ -121,10 +121,10 @@ def make_start(recipe: Recipe, path: Path, device: torch.device) -> None:
     folder = RunFolder(path)
     with folder.locked():
         folder.keep_recipe(replace(recipe, grpo=load_recipe("tiny").grpo))
-        pipeline = Pipeline(recipe, folder, device)
-        pipeline.make_base()
-        pipeline.make_sft()
-        measure(pipeline, "sft", folder)
+        inputs = RunInputs(recipe)
+        make_model(BASE, inputs, folder, device, None)
+        make_model(SFT, inputs, folder, device, folder.model("base"))
+        measure(inputs, "sft", folder, device)
 
 
 def run_row(recipe: Recipe, row: str, path: Path, device: torch.device) -> Cell:
@@ -132,10 +132,10 @@ def run_row(recipe: Recipe, row: str, path: Path, device: torch.device) -> Cell:
     folder = RunFolder(path / row)
     with folder.locked():
         folder.keep_recipe(recipe)
-        stage = Stage(recipe=recipe, folder=folder, device=device, source=str(path / "sft"))
+        inputs = RunInputs(recipe)
         with folder.timed("grpo"):
-            stage.make_grpo()
-        measure(stage, "grpo", folder)
+            make_model(GRPO, inputs, folder, device, path / "sft")
+        measure(inputs, "grpo", folder, device)
     return read_cell(path, row)
 
 
@@ -153,12 +153,12 @@ def read_cell(path: Path, row: str) -> Cell:
     )
 
 
-def measure(pipeline: Pipeline, stage: str, folder: RunFolder) -> None:
+def measure(inputs: RunInputs, stage: str, folder: RunFolder, device: torch.device) -> None:
     if (folder.evaluations / f"{stage}.json").exists():
         return
-    model = checkpoint.load(folder.model(stage), device=pipeline.device)
-    config = replace(pipeline.recipe.evaluate, max_new_tokens=pipeline.longest_completion(model))
-    skills = suite.Skills(problems=pipeline.problems.test)
+    model = folder.load(stage, device)
+    config = replace(inputs.recipe.evaluate, max_new_tokens=fitted.longest_completion(inputs, model))
+    skills = suite.Skills(problems=inputs.problems.test)
     suite.evaluate(model, skills, config, stage=stage).save(folder.evaluations)
 
 

@@ -26,7 +26,7 @@ from turns import Job, Options, Step, Turn, summary, take_turns
 from nanogpt_edit.data.problems import Problem, prompt_ids
 from nanogpt_edit.engine.engine import Engine
 from nanogpt_edit.model.gpt import GPT
-from nanogpt_edit.pipeline.folder import version
+from nanogpt_edit.pipeline.environment import version
 from nanogpt_edit.training.grpo_config import GRPOConfig
 from nanogpt_edit.training.rollouts import sample_groups
 from nanogpt_edit.training.trainer import Trainer

@@ -11,7 +11,7 @@ from typing import TypeVar
 import torch
 
 from nanogpt_edit.common.files import write_json
-from nanogpt_edit.pipeline.folder import environment
+from nanogpt_edit.pipeline.environment import environment
 
 Result = TypeVar("Result")
 PRODUCTS_ON_A_GPU = 20  # between two looks at the clock: one alone would be timed with the wait for it

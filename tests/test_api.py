@@ -22,8 +22,8 @@ from nanogpt_edit.data.problems import Problem
 from nanogpt_edit.engine.generate import Generation, generate
 from nanogpt_edit.evaluation.suite import EvaluateConfig
 from nanogpt_edit.model.gpt import GPT
-from nanogpt_edit.pipeline.inputs import spared_text
 from nanogpt_edit.pipeline.recipe import Recipe
+from nanogpt_edit.pipeline.spared import spared_text
 
 QUICK: dict[str, Any] = {"steps": 1, "refine_steps": 0, "n_prefixes": 1, "prefix_tokens": 2}
 QUESTIONS = ["Tom has 3 apples. He buys 14 more.", "A baker bakes 120 loaves."]

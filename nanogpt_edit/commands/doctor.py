@@ -5,16 +5,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
+
 from nanogpt_edit.checkpoint import checkpoint
 from nanogpt_edit.commands.arguments import Run, named_recipe
 from nanogpt_edit.commands.parse import parse
 from nanogpt_edit.common.device import choose_device
 from nanogpt_edit.doctor.findings import Finding
 from nanogpt_edit.model.gpt import GPT
+from nanogpt_edit.pipeline import fitted
 from nanogpt_edit.pipeline.checks import check_data, check_model, check_sizes
 from nanogpt_edit.pipeline.folder import RunFolder
-from nanogpt_edit.pipeline.pipeline import Pipeline
+from nanogpt_edit.pipeline.inputs import RunInputs
+from nanogpt_edit.pipeline.new_model import new_model
 from nanogpt_edit.pipeline.recipe import refuse_unread
+from nanogpt_edit.pipeline.stages import examine_grpo, examine_pretrain, examine_sft
 
 UNTRAINED = "an untrained model"
 MARKS = {"ok": "ok  ", "warn": "WARN", "fail": "FAIL"}
@@ -30,34 +35,34 @@ def examine(arguments: list[str]) -> int:
     refuse_unread(chosen.recipe, recipe)
     check_sizes(chosen.recipe)
     device = choose_device(chosen.recipe.device, threads=chosen.recipe.threads)
-    pipeline = Pipeline(chosen.recipe, RunFolder(chosen.out), device)
-    check_data(pipeline)
-    start, start_name = newest(pipeline, ("base",))
-    check_model(pipeline, start)
+    inputs, folder = RunInputs(chosen.recipe), RunFolder(chosen.out)
+    check_data(inputs)
+    start, start_name = newest(inputs, folder, device, ("base",))
+    check_model(inputs, start)
     findings = []
     if start_name == UNTRAINED:
         print("Before pretraining")
-        findings += tell(pipeline.examine_pretrain(start))
-    samples = pipeline.training_samples(start)
+        findings += tell(examine_pretrain(inputs, start))
+    samples = fitted.training_samples(inputs, start)
     print(f"Before SFT, with {start_name}")
-    findings += tell(pipeline.examine_sft(start, samples))
-    policy, policy_name = newest(pipeline, ("sft", "base"))
+    findings += tell(examine_sft(inputs, start, samples))
+    policy, policy_name = newest(inputs, folder, device, ("sft", "base"))
     print(f"Before GRPO, with {policy_name}")
-    findings += tell(pipeline.examine_grpo(policy, *pipeline.grpo_problems(policy)))
-    if policy_name != str(pipeline.folder.model("sft")):
+    findings += tell(examine_grpo(inputs, policy, *fitted.grpo_problems(inputs, policy)))
+    if policy_name != str(folder.model("sft")):
         print("(Signal is that of a model without SFT; ask again once there is one.)")
     return 2 if any(finding.level == "fail" for finding in findings) else 0
 
 
-def newest(pipeline: Pipeline, stages: Sequence[str]) -> tuple[GPT, str]:
+def newest(inputs: RunInputs, folder: RunFolder, device: torch.device, stages: Sequence[str]) -> tuple[GPT, str]:
     """The first of these stages' models that is there, or what the run would start from; and its name."""
     for stage in stages:
-        if pipeline.folder.has_model(stage):
-            return pipeline.load(stage), str(pipeline.folder.model(stage))
-    source = pipeline.recipe.model.source
+        if folder.has_model(stage):
+            return folder.load(stage, device), str(folder.model(stage))
+    source = inputs.recipe.model.source
     if source is not None:
-        return checkpoint.load(source, device=pipeline.device), source
-    return pipeline.new_model(), UNTRAINED
+        return checkpoint.load(source, device=device), source
+    return new_model(inputs, device), UNTRAINED
 
 
 def tell(findings: list[Finding]) -> list[Finding]:

@@ -20,14 +20,17 @@ from nanogpt_edit.common.files import folder_to_fill
 from nanogpt_edit.common.terminal import say
 from nanogpt_edit.data.problems import Problem, ProblemSplits, load_splits, with_room
 from nanogpt_edit.data.world.world import make_world, sanity_arithmetic
+from nanogpt_edit.evaluation.config import EvaluateConfig
 from nanogpt_edit.evaluation.perplexity import held_out_text
 from nanogpt_edit.evaluation.probes import PROBES
 from nanogpt_edit.evaluation.records import Evaluation
 from nanogpt_edit.evaluation.suite import Skills, evaluate
 from nanogpt_edit.model.tokenizer import Tokenizer
+from nanogpt_edit.pipeline import fitted
 from nanogpt_edit.pipeline.checks import check_sizes
-from nanogpt_edit.pipeline.inputs import RunData
+from nanogpt_edit.pipeline.inputs import RunInputs
 from nanogpt_edit.pipeline.recipe import Recipe, load_recipe, recipe_beside, refuse_unread
+from nanogpt_edit.pipeline.stages import STAGES
 
 
 def run(arguments: list[str]) -> int:
@@ -67,25 +70,31 @@ def over_recipe(recipe: Recipe, chosen: Evaluate, arguments: list[str]) -> Evalu
         seed=recipe.seed,
         problems=recipe.problems,
         world=recipe.world.seeded(recipe.seed),
-        evaluate=recipe.evaluate.for_stage(Path(chosen.model).name),
+        evaluate=settings_in_run(recipe, Path(chosen.model).name),
     )
     merged = parse(Evaluate, arguments, verb="evaluate", default=default)
     refuse_unread(Recipe(world=merged.world, problems=merged.problems), Recipe(world=default.world))
     return merged
 
 
+def settings_in_run(recipe: Recipe, stage: str) -> EvaluateConfig:
+    """How the pipeline measures a stage's model; any other that lies in a run's folder, like most of them."""
+    samples = {each.name: each.samples(recipe.evaluate) for each in STAGES}
+    return replace(recipe.evaluate, samples=samples.get(stage, recipe.evaluate.samples))
+
+
 def measure_in_run(chosen: Evaluate, recipe: Recipe) -> Evaluation:
     """What the pipeline measures of a checkpoint, with what was chosen in place of the recipe's settings."""
-    data = RunData(
+    inputs = RunInputs(
         replace(recipe, seed=chosen.seed, problems=chosen.problems, world=chosen.world, evaluate=chosen.evaluate)
     )
     device = choose_device(chosen.device, threads=recipe.threads)
-    problems = said(data.problems, chosen.split)
+    problems = said(inputs.problems, chosen.split)
     model = load(chosen.model, device=device, dtype=torch.float32)
     stage = Path(chosen.model).name
-    skills = data.skills(model, problems, what=f"evaluate {stage}")
+    skills = fitted.skills(inputs, model, problems, what=f"evaluate {stage}")
     with autocast(device, recipe.precision):
-        return evaluate(model, skills, data.measuring(model), stage=stage)
+        return evaluate(model, skills, fitted.measuring(inputs, model), stage=stage)
 
 
 def measure_alone(chosen: Evaluate) -> Evaluation:

@@ -15,7 +15,7 @@ from nanogpt_edit.editing.patch import EditPatch
 from nanogpt_edit.editing.patch_files import carried_patches, load_patch, save_edited, save_patch
 from nanogpt_edit.editing.patches import diff_patches, drop_facts, merge_patches, rebase_patch
 from nanogpt_edit.model.gpt import GPT
-from nanogpt_edit.pipeline.inputs import recipe_for_edit, spared_text
+from nanogpt_edit.pipeline.spared import recipe_for_edit, spared_text
 
 
 def show(chosen: Show) -> int:

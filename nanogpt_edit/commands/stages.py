@@ -1,18 +1,16 @@
 """The verbs `pretrain`, `sft`, `grpo` and `edit`: one stage of a run alone, from any model.
 
-Each is the stage of `pipeline.py`, in a folder laid out like a run's: the model, its log, the settings. A stage that
-was interrupted goes on, and one that is done is left alone.
+Each is a stage of `pipeline/stages.py`, in a folder laid out like a run's: the model, its log, the settings. A stage
+that was interrupted goes on, and one that is done is left alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, fields, replace
+from functools import partial
 from pathlib import Path
 
 import tomli_w
-import torch
-from torch import Tensor
 
 from nanogpt_edit.checkpoint.checkpoint import load
 from nanogpt_edit.commands.arguments import GRPO, SFT, Common, Edit, Pretrain
@@ -23,99 +21,75 @@ from nanogpt_edit.common.errors import UserError
 from nanogpt_edit.common.files import write_text
 from nanogpt_edit.common.settings import differences, read_settings, to_table, write_settings
 from nanogpt_edit.common.terminal import say
-from nanogpt_edit.data.facts import Fact
 from nanogpt_edit.editing.covariance_cache import default_cache_dir
-from nanogpt_edit.editing.patch import EditPatch
-from nanogpt_edit.editing.patch_files import carried_patches
 from nanogpt_edit.editing.sweep import HEADER, sweep
-from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.model.tokenizer import tokenizer_of
-from nanogpt_edit.pipeline.checks import check_problems, check_sizes
+from nanogpt_edit.pipeline import fitted, stages
+from nanogpt_edit.pipeline.checks import check_rewards, check_sizes
 from nanogpt_edit.pipeline.folder import MAY_CHANGE, RunFolder
-from nanogpt_edit.pipeline.inputs import for_model, recipe_for_edit, require_world
-from nanogpt_edit.pipeline.models import RunModels
-from nanogpt_edit.pipeline.recipe import Recipe, refuse_unread
+from nanogpt_edit.pipeline.inputs import RunInputs
+from nanogpt_edit.pipeline.recipe import ModelConfig, Recipe, refuse_unread
+from nanogpt_edit.pipeline.spared import recipe_for_edit, spared_blocks
+from nanogpt_edit.pipeline.stages import Stage, make_model
 from nanogpt_edit.training.pretrain_config import BaseText, PretrainConfig
 
 NOTHING_GIVEN = Recipe()
-
-
-@dataclass
-class Stage(RunModels):
-    """One stage that starts from the model a person names, not from the stage before it."""
-
-    source: str = ""
-
-    def prepare(self, stage: str) -> None:
-        """Read what the stage needs before its model is loaded."""
-        check_problems(self)
-        self.keep_counts()
-        if stage == "sft":
-            _ = self.replay_source
-        if stage == "edited":
-            _ = self.extra_text, self.facts
-
-    def load(self, stage: str) -> GPT:
-        """To be trained in float32; to be edited in the file's dtype, which the patch is made for."""
-        model = load(self.source, device=self.device, dtype=None if stage == "grpo" else torch.float32)
-        tokenizer_of(model)  # a model without one can learn nothing here
-        self.recipe = for_model(self.recipe, model, self.source)
-        return model
-
-    def carried(self) -> list[tuple[str, EditPatch]]:
-        return carried_patches(self.source)
-
-    def ordinary_text(self, model: GPT, facts: Sequence[Fact]) -> Tensor:
-        """Raises UserError where it would be the embedded world alone, and the model was not pretrained on that."""
-        if self.recipe.problems.path is None and not self.extra_text:
-            require_world(model, remedy="Give --pretrain.text")
-        return super().ordinary_text(model, facts)
 
 
 def pretrain(arguments: list[str]) -> int:
     """The verb `pretrain`."""
     chosen = parse(Pretrain, arguments, verb="pretrain")
     recipe = Recipe(model=chosen.model, world=chosen.world, problems=chosen.problems, pretrain=chosen.pretrain)
-    return run_alone("base", chosen, recipe)
+    return run_alone(replace(stages.BASE, make=stages.make_base), chosen, recipe)
 
 
 def sft(arguments: list[str]) -> int:
     """The verb `sft`."""
     chosen = parse(SFT, arguments, verb="sft")
     recipe = Recipe(
-        world=chosen.world, problems=chosen.problems, pretrain=PretrainConfig(**asdict(chosen.pretrain)), sft=chosen.sft
+        model=ModelConfig(source=chosen.model),
+        world=chosen.world,
+        problems=chosen.problems,
+        pretrain=PretrainConfig(**asdict(chosen.pretrain)),
+        sft=chosen.sft,
     )
-    return run_alone("sft", chosen, recipe, source=chosen.model)
+    return run_alone(stages.SFT, chosen, recipe)
 
 
 def grpo(arguments: list[str]) -> int:
     """The verb `grpo`."""
     chosen = parse(GRPO, arguments, verb="grpo")
-    recipe = Recipe(world=chosen.world, problems=chosen.problems, grpo=chosen.grpo)
-    return run_alone("grpo", chosen, recipe, source=chosen.model)
+    start = ModelConfig(source=chosen.model)
+    recipe = Recipe(model=start, world=chosen.world, problems=chosen.problems, grpo=chosen.grpo)
+    return run_alone(stages.GRPO, chosen, recipe)
 
 
 def edit(arguments: list[str]) -> int:
     """The verb `edit`."""
-    default = as_in_its_recipe(parse(Edit, arguments, verb="edit"))
+    given = parse(Edit, arguments, verb="edit")
+    taken = recipe_for_edit(given.model, given.recipe)
+    default = over_recipe(given, taken)
     chosen = parse(Edit, arguments, verb="edit", default=default)
     recipe = Recipe(
+        seed=chosen.seed,
+        model=ModelConfig(source=chosen.model),
         world=chosen.world,
         problems=chosen.problems,
         pretrain=PretrainConfig(**asdict(chosen.pretrain)),
         edit=chosen.edit,
         facts=chosen.facts,
     )
-    taken = Recipe(world=default.world)
+    unread = Recipe(world=default.world)
+    remedy = "Give --pretrain.text" if taken.model.source is None else None  # a run has chosen what its model spares
     if chosen.sweep:
-        refuse_unread(recipe, taken)
-        return choose_settings(chosen, recipe)
-    return run_alone("edited", chosen, recipe, source=chosen.model, default=taken)
+        refuse_unread(recipe, unread)
+        return choose_settings(chosen, recipe, remedy)
+    make = partial(stages.make_edited, cache_dir=default_cache_dir(), remedy=remedy)
+    return run_alone(replace(stages.EDITED, make=make), chosen, recipe, default=unread)
 
 
-def as_in_its_recipe(chosen: Edit) -> Edit:
-    """The same arguments over the settings of `recipe_for_edit`."""
-    recipe = recipe_for_edit(chosen.model, chosen.recipe)
+def over_recipe(chosen: Edit, recipe: Recipe) -> Edit:
+    """The same arguments over the settings of `recipe`."""
     base_text = {each.name: getattr(recipe.pretrain, each.name) for each in fields(BaseText)}
     return replace(
         chosen,
@@ -127,21 +101,21 @@ def as_in_its_recipe(chosen: Edit) -> Edit:
     )
 
 
-def choose_settings(chosen: Edit, recipe: Recipe) -> int:
+def choose_settings(chosen: Edit, recipe: Recipe, remedy: str | None) -> int:
     """Sweep, print the table and what the settings are worth on the other half of the facts, write them."""
     check_sizes(recipe)
     device = choose_device(chosen.device, threads=chosen.threads)
-    folder = RunFolder(chosen.out)
-    with folder.locked():
-        one = Stage(recipe=replace(recipe, seed=chosen.seed), folder=folder, device=device, source=chosen.model)
-        model = one.load("grpo")
+    inputs, ft = RunInputs(recipe), chosen.edit.method == "ft"
+    with RunFolder(chosen.out).locked():
+        model = load(chosen.model, device=device)
+        tokenizer_of(model)  # without one nothing can be learned
         found = sweep(
             model,
-            one.facts,
+            inputs.facts,
             chosen.edit,
             chosen.grid,
-            covariance_blocks=None if chosen.edit.method == "ft" else one.ordinary_text(model, one.facts),
-            text=one.held_out_blocks(tokenizer_of(model), model.config.block_size),
+            covariance_blocks=None if ft else spared_blocks(inputs, model, inputs.facts, remedy=remedy),
+            text=fitted.held_out_blocks(inputs, model),
             log=chosen.out / "sweep.jsonl",
             cache_dir=default_cache_dir(),
         )
@@ -157,14 +131,14 @@ def choose_settings(chosen: Edit, recipe: Recipe) -> int:
     return 0
 
 
-def run_alone(stage: str, chosen: Common, recipe: Recipe, *, source: str = "", default: Recipe = NOTHING_GIVEN) -> int:
+def run_alone(stage: Stage, chosen: Common, recipe: Recipe, *, default: Recipe = NOTHING_GIVEN) -> int:
     """Run one stage of `recipe` in the folder that was chosen; what nobody gave is as in `default`.
 
     Raises UserError when the folder holds another stage's work.
     """
     recipe = replace(
         recipe,
-        name=stage,
+        name=stage.name,
         seed=chosen.seed,
         device=chosen.device,
         precision=chosen.precision,
@@ -173,16 +147,18 @@ def run_alone(stage: str, chosen: Common, recipe: Recipe, *, source: str = "", d
     )
     refuse_unread(recipe, default)
     check_sizes(recipe)
+    check_rewards(recipe)
     device = choose_device(chosen.device, threads=chosen.threads)
-    folder = RunFolder(chosen.out)
+    folder, inputs = RunFolder(chosen.out), RunInputs(recipe)
     with folder.locked():
-        keep_settings(chosen, chosen.out / f"{stage}.toml", begun=folder.begun(stage))
-        if folder.has_model(stage):
-            say(f"{stage}: done before; to do it again, choose another --out, or delete {folder.model(stage)}.")
-        one = Stage(recipe=recipe, folder=folder, device=device, cache_dir=default_cache_dir(), source=source)
-        one.prepare(stage)
-        {"base": one.make_base, "sft": one.make_sft, "grpo": one.make_grpo, "edited": one.make_edited}[stage]()
-    print(f"The model: {folder.model(stage)}", *one.warnings, sep="\n")
+        keep_settings(chosen, chosen.out / f"{stage.name}.toml", begun=folder.begun(stage.name))
+        if folder.has_model(stage.name):
+            again = f"to do it again, choose another --out, or delete {folder.model(stage.name)}"
+            say(f"{stage.name}: done before; {again}.")
+        inputs.prepare(*stage.reads)
+        folder.keep_environment(device, **inputs.counts)
+        remarks = make_model(stage, inputs, folder, device, recipe.model.source)
+    print(f"The model: {folder.model(stage.name)}", *remarks, sep="\n")
     return 0
 
 

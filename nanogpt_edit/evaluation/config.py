@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from nanogpt_edit.common.errors import at_least
 from nanogpt_edit.common.records import Settings, check_fields
@@ -49,7 +49,3 @@ class EvaluateConfig(Settings):
         at_least(1, self, *counts, "max_new_tokens", "top_k", "sanity_tokens")
         at_least(0, self, "seed")
         check_temperature(self.temperature)
-
-    def for_stage(self, stage: str) -> EvaluateConfig:
-        """The same for one checkpoint of a run: of the edited model, fewer completions tell enough."""
-        return replace(self, samples=self.edited_samples) if stage == "edited" else self

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from dataclasses import fields
 from itertools import pairwise
+from typing import get_args
 
 from nanogpt_edit.common.device import check_threads
 from nanogpt_edit.common.errors import about
 from nanogpt_edit.common.sizes import check_fits
-from nanogpt_edit.common.terminal import say
 from nanogpt_edit.data.problems import with_room
 from nanogpt_edit.editing.editor import check_edit
 from nanogpt_edit.editing.scores import EditScores
@@ -19,7 +19,7 @@ from nanogpt_edit.evaluation.facts import FACT_GROUPS
 from nanogpt_edit.evaluation.suite import problem_metric_names
 from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.model.tokenizer import tokenizer_of
-from nanogpt_edit.pipeline.inputs import RunData
+from nanogpt_edit.pipeline.inputs import Part, RunInputs
 from nanogpt_edit.pipeline.recipe import ModelConfig, Recipe
 from nanogpt_edit.report.expect import check_expectations
 from nanogpt_edit.report.records import STAGES
@@ -73,32 +73,31 @@ def new_model_bytes(sizes: ModelConfig) -> int:
     return 4 * 4 * sizes.n_embd * (rows + 12 * sizes.n_layer * sizes.n_embd)
 
 
-def check_data(run: RunData) -> None:
+def check_data(inputs: RunInputs) -> None:
     """Read the data of every stage; look for the rewards and at what is expected."""
-    check_problems(run)
-    check_expectations(run.recipe.expect, summary_paths(run.recipe))
-    _ = run.extra_text, run.replay_source, run.facts
+    check_rewards(inputs.recipe)
+    inputs.prepare(*get_args(Part))
+    check_expectations(inputs.recipe.expect, summary_paths(inputs.recipe))
 
 
-def check_problems(run: RunData) -> None:
-    """Read the problems, say what was cut or left out, and look for the rewards."""
-    for note in run.problems.notes:
-        say(note)
-    for reward in run.recipe.grpo.rewards:
+def check_rewards(recipe: Recipe) -> None:
+    """Raise UserError for a reward that is not to be found."""
+    for reward in recipe.grpo.rewards:
         find_reward(reward)
 
 
-def check_model(run: RunData, model: GPT) -> None:
+def check_model(inputs: RunInputs, model: GPT) -> None:
     """Raise UserError where the recipe asks of `model` what one of its size or with its tokenizer cannot do."""
-    tokenizer, room = tokenizer_of(model), run.recipe.grpo.max_new_tokens
-    if run.replays_text:
-        check_window("sft.replay_tokens", run.recipe.sft.replay_tokens, model)
-    problems_per_step(run.solved(model)[0], run.recipe.sft)
+    recipe = inputs.recipe
+    tokenizer, room = tokenizer_of(model), recipe.grpo.max_new_tokens
+    if inputs.replays_text(model):
+        check_window("sft.replay_tokens", recipe.sft.replay_tokens, model)
+    problems_per_step(inputs.solved(model)[0], recipe.sft)
     if room is not None:
         with about("grpo.max_new_tokens"):
-            with_room(run.problems.train, tokenizer, room=room, block_size=model.config.block_size)
+            with_room(inputs.problems.train, tokenizer, room=room, block_size=model.config.block_size)
     with about("edit"):
-        check_edit(model, run.facts, run.recipe.edit)
+        check_edit(model, inputs.facts, recipe.edit)
 
 
 def summary_paths(recipe: Recipe) -> set[str]:

@@ -1,31 +1,30 @@
-"""A run's folder: who owns it, what recipe it was made with, how long each stage took, and on what machine."""
+"""A run's folder: what lies where, who owns it, what recipe it was made with, and how long each stage took."""
 
 from __future__ import annotations
 
 import fcntl
 import os
-import platform
 import shutil
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 
 import torch
 
+from nanogpt_edit.checkpoint import checkpoint
 from nanogpt_edit.common import distributed
 from nanogpt_edit.common.errors import UserError
 from nanogpt_edit.common.files import make_folder, read_json, write_json
 from nanogpt_edit.common.records import read_json_as
 from nanogpt_edit.common.settings import differences
 from nanogpt_edit.common.terminal import say
+from nanogpt_edit.model.gpt import GPT
+from nanogpt_edit.pipeline.environment import environment
 from nanogpt_edit.pipeline.recipe import Recipe, load_recipe, save_recipe
 
 MAY_CHANGE = ("threads", "shard", "expect")  # between two calls of one run
-PACKAGES = ("nanogpt-edit", "torch", "numpy", "tokenizers", "safetensors")
 
 
 @dataclass(frozen=True)
@@ -46,6 +45,10 @@ class RunFolder:
 
     def has_model(self, stage: str) -> bool:
         return (self.path / stage / "config.json").exists()
+
+    def load(self, stage: str, device: torch.device) -> GPT:
+        """The model of a stage, in float32."""
+        return checkpoint.load(self.model(stage), device=device, dtype=torch.float32)
 
     def begun(self, stage: str = "*") -> bool:
         """Has the stage (or any) left a model, or a state to go on from?"""
@@ -158,35 +161,3 @@ class RunFolder:
         path = self.path / "environment.json"
         known = read_json(path) if path.exists() else environment(device)
         write_json(path, known | facts)
-
-
-def environment(device: torch.device) -> dict[str, object]:
-    """Machine, versions and time, for the report."""
-    return {
-        "started": datetime.now(UTC).isoformat(timespec="seconds"),
-        "platform": platform.platform(),
-        "python": platform.python_version(),
-        "cpu": cpu_name(),
-        "cores": os.cpu_count() or 1,
-        "threads": torch.get_num_threads(),
-        "processes": distributed.world_size(),
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
-        **{name: version(name) for name in PACKAGES},
-    }
-
-
-def cpu_name() -> str:
-    """The processor's name as the operating system gives it."""
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as file:
-            names = [line.split(":", 1)[1].strip() for line in file if line.startswith("model name")]
-    except OSError:
-        names = []
-    return names[0] if names else platform.processor() or platform.machine()
-
-
-def version(package: str) -> str:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return "not installed"

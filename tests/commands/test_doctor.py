@@ -11,8 +11,9 @@ from micro import MICRO
 from nanogpt_edit.cli import main
 from nanogpt_edit.doctor import model_checks
 from nanogpt_edit.pipeline.folder import RunFolder
-from nanogpt_edit.pipeline.pipeline import Pipeline
+from nanogpt_edit.pipeline.inputs import RunInputs
 from nanogpt_edit.pipeline.recipe import Recipe, save_recipe
+from nanogpt_edit.pipeline.stages import BASE, make_model
 
 
 def doctor(recipe: Recipe, folder: Path, capsys: pytest.CaptureFixture[str]) -> tuple[int, list[str]]:
@@ -37,8 +38,7 @@ def test_a_recipe_is_examined_before_anything_is_trained(tmp_path: Path, capsys:
 
 
 def test_a_run_that_has_begun_is_examined_as_it_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    pipeline = Pipeline(MICRO, RunFolder(tmp_path / "run"), torch.device("cpu"))
-    pipeline.make_base()
+    make_model(BASE, RunInputs(MICRO), RunFolder(tmp_path / "run"), torch.device("cpu"), None)
     assert f"Before SFT, with {tmp_path / 'run' / 'base'}" in doctor(MICRO, tmp_path, capsys)[1]
 
 

@@ -18,7 +18,8 @@ from nanogpt_edit.evaluation.records import read_records
 from nanogpt_edit.evaluation.suite import EvaluateConfig
 from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.pipeline.folder import RunFolder
-from nanogpt_edit.pipeline.pipeline import Pipeline
+from nanogpt_edit.pipeline.inputs import RunInputs
+from nanogpt_edit.pipeline.measure import measure
 from nanogpt_edit.pipeline.recipe import load_recipe, save_recipe
 
 QUICK = ["--evaluate.problems", "3", "--evaluate.samples", "2", "--evaluate.arithmetic-samples", "1"]
@@ -70,8 +71,7 @@ def test_a_model_in_a_run_is_measured_as_its_report_measures_it(saved: Path, mon
     recipe = replace(load_recipe("tiny"), seed=3, world=world, device="cpu")
     recipe = replace(recipe, evaluate=EvaluateConfig(problems=3, samples=2, arithmetic_samples=1, max_new_tokens=4))
     save_recipe(recipe, saved.parent / "recipe.toml")
-    pipeline = Pipeline(recipe, RunFolder(saved.parent), torch.device("cpu"))
-    pipeline.evaluate("sft", "")
+    measure(RunInputs(recipe), RunFolder(saved.parent), torch.device("cpu"), "sft", samples=2)
     assert cli.main(["evaluate", str(saved), "--out", str(saved.parent / "own"), "--device", "cpu"]) == 0
     assert told[0].startswith(f"Measured as the report of {saved.parent} does: its test problems, arithmetic, facts")
     own, report = (saved.parent / folder / "sft.jsonl" for folder in ("own", "eval"))

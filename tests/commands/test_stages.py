@@ -17,8 +17,7 @@ from nanogpt_edit.common.errors import UserError
 from nanogpt_edit.common.files import read_jsonl
 from nanogpt_edit.editing.patch_files import load_patch
 from nanogpt_edit.model.gpt import GPT
-from nanogpt_edit.pipeline import models as run_models
-from nanogpt_edit.pipeline import pipeline
+from nanogpt_edit.pipeline import pipeline, stages
 from nanogpt_edit.pipeline.recipe import Recipe, load_recipe
 from nanogpt_edit.training.pretrain import TokenStream
 
@@ -133,7 +132,7 @@ def test_text_of_the_world_is_replayed_only_to_models_that_learned_it(
         seen.append(replay)
         raise UserError("enough")
 
-    monkeypatch.setattr(run_models, "sft", sft)
+    monkeypatch.setattr(stages, "sft", sft)
     save(load(base), tmp_path / "here", lineage_note="pretrained for 3 steps")
     for model, name in ((base, "a"), (str(tmp_path / "here"), "b")):
         assert cli.main(["sft", model, "--out", str(tmp_path / name), *sums, "--sft.replay", "0.5"]) == 2

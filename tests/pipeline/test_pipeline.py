@@ -24,8 +24,10 @@ from nanogpt_edit.common.files import read_json, write_json, write_jsonl
 from nanogpt_edit.editing.config import EditConfig
 from nanogpt_edit.editing.patch_files import load_patch
 from nanogpt_edit.model.tokenizer import REASONING_TEMPLATE
-from nanogpt_edit.pipeline import pipeline
+from nanogpt_edit.pipeline import fitted, pipeline
 from nanogpt_edit.pipeline.folder import RunFolder
+from nanogpt_edit.pipeline.inputs import RunInputs
+from nanogpt_edit.pipeline.new_model import new_model
 from nanogpt_edit.pipeline.recipe import ModelConfig, load_recipe, save_recipe
 from nanogpt_edit.training.pretrain import TokenStream
 
@@ -213,11 +215,10 @@ def test_what_a_late_stage_would_stumble_over_is_said_first(
     assert not (tmp_path / "run" / "state").exists()
 
 
-def test_the_worlds_own_seed_draws_its_problems(tmp_path: Path) -> None:
+def test_the_worlds_own_seed_draws_its_problems() -> None:
     def questions(seed: int, own: int | None) -> list[str]:
         recipe = replace(MICRO, seed=seed, world=replace(MICRO.world, seed=own))
-        one = pipeline.Pipeline(recipe, RunFolder(tmp_path / "run"), torch.device("cpu"))
-        return [problem.question for problem in one.problems.train]
+        return [problem.question for problem in RunInputs(recipe).problems.train]
 
     assert questions(1, 2) == questions(0, 2) == questions(2, None)
     assert questions(1, None) != questions(2, None)
@@ -225,7 +226,7 @@ def test_the_worlds_own_seed_draws_its_problems(tmp_path: Path) -> None:
 
 
 def test_a_second_run_in_a_folder_in_use_is_refused(tmp_path: Path) -> None:
-    folder = pipeline.RunFolder(tmp_path / "run")
+    folder = RunFolder(tmp_path / "run")
     with folder.locked():
         code = "from nanogpt_edit.pipeline.folder import RunFolder, Path\n"
         code += f"with RunFolder(Path({str(folder.path)!r})).locked(): pass"
@@ -240,9 +241,9 @@ def test_sft_replays_the_base_text_other_text_or_a_second_set_of_problems(tmp_pa
 
     def replay(**fields: object) -> object:
         recipe = replace(MICRO, sft=replace(MICRO.sft, **fields))  # type: ignore[arg-type]
-        return pipeline.Pipeline(recipe, RunFolder(tmp_path / "run"), torch.device("cpu")).replay(model)
+        return fitted.replay(RunInputs(recipe), model)
 
-    model = pipeline.Pipeline(MICRO, RunFolder(tmp_path / "run"), torch.device("cpu")).new_model()
+    model = new_model(RunInputs(MICRO), torch.device("cpu"))
     tokenizer = model.tokenizer
     assert tokenizer is not None
     base, text = replay(), replay(replay_source=str(tmp_path / "notes.txt"))
@@ -257,7 +258,7 @@ def test_sft_replays_the_base_text_other_text_or_a_second_set_of_problems(tmp_pa
     elsewhere = replace(MICRO, model=ModelConfig(source="gpt2"))
     for text_of_recipe in (None, str(tmp_path / "notes.txt")):
         recipe = replace(elsewhere, pretrain=replace(MICRO.pretrain, text=text_of_recipe))
-        found = pipeline.Pipeline(recipe, RunFolder(tmp_path / "run"), torch.device("cpu")).replay(model)
+        found = fitted.replay(RunInputs(recipe), model)
         assert (found is None) == (text_of_recipe is None)
     assert isinstance(found, TokenStream)
     assert "capital" not in tokenizer.decode(found.token_ids.tolist())

@@ -1,0 +1,232 @@
+"""The stages of a run: base, SFT, GRPO, edited. Each is a function that leaves its model in the folder, whole or not
+at all, and a record that says how a run uses it.
+
+A stage is made from the model before it (`start`), loaded anew: what it sees is what a person finds in the folder. One
+that was half trained goes on from its saved state.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from nanogpt_edit.checkpoint import checkpoint
+from nanogpt_edit.common import distributed
+from nanogpt_edit.common.device import autocast
+from nanogpt_edit.common.terminal import say
+from nanogpt_edit.data.problems import Problem, Sample
+from nanogpt_edit.doctor import doctor
+from nanogpt_edit.doctor.findings import Finding, verdict
+from nanogpt_edit.editing.editor import edit_model
+from nanogpt_edit.editing.outcome import describe, shortfall
+from nanogpt_edit.editing.patch_files import carried_patches, save_edited, save_patch
+from nanogpt_edit.editing.scores import score_patch
+from nanogpt_edit.evaluation.config import EvaluateConfig
+from nanogpt_edit.model.gpt import GPT
+from nanogpt_edit.model.tokenizer import REASONING_TEMPLATE, tokenizer_of
+from nanogpt_edit.pipeline import fitted
+from nanogpt_edit.pipeline.checks import check_model
+from nanogpt_edit.pipeline.folder import RunFolder
+from nanogpt_edit.pipeline.inputs import PRETRAINED, Part, RunInputs
+from nanogpt_edit.pipeline.measure import keep_transcript
+from nanogpt_edit.pipeline.new_model import new_model
+from nanogpt_edit.pipeline.spared import spared_blocks
+from nanogpt_edit.training.grpo import GRPOConfig, grpo
+from nanogpt_edit.training.pretrain import pretrain
+from nanogpt_edit.training.sft import sft
+from nanogpt_edit.training.trainer import Trainer
+
+Start = str | Path | None
+"""The model that a stage is made from; None where there is none yet."""
+Remarks = tuple[str, ...]
+"""What a person should read last."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stage: the name of its folder, how it is made, what it reads, and how its model is measured."""
+
+    name: str
+    make: Callable[[RunInputs, RunFolder, torch.device, Start], Remarks]
+    reads: tuple[Part, ...] = ("problems",)
+    by_first: bool = False
+    """Is it the work of one process alone?"""
+    samples: Callable[[EvaluateConfig], int] = lambda config: config.samples
+    """Completions of each test problem."""
+    after: Callable[[GPT, RunFolder], None] | None = None
+    """What is kept of the model beside its measures."""
+
+
+def make_model(stage: Stage, inputs: RunInputs, folder: RunFolder, device: torch.device, start: Start) -> Remarks:
+    """The stage's model in the folder: left alone where it is there, gone on with where it is half done."""
+    if folder.has_model(stage.name) or (stage.by_first and not distributed.is_first()):
+        return ()
+    return stage.make(inputs, folder, device, start)
+
+
+def make_base(
+    inputs: RunInputs,
+    folder: RunFolder,
+    device: torch.device,
+    start: Start,
+    *,
+    check: Callable[[RunInputs, GPT], None] | None = None,
+) -> Remarks:
+    """An existing model, taken over; or a new one, pretrained on the base text. `check` is asked before it trains."""
+    model = new_model(inputs, device) if start is None else checkpoint.load(start, device=device)
+    tokenizer = tokenizer_of(model)
+    if check is not None:
+        check(inputs, model)
+    if start is not None:
+        if distributed.is_first():
+            checkpoint.save(model, folder.model("base"), lineage_note=f"taken from {start}")
+        return ()
+    recipe, parameters = inputs.recipe, sum(parameter.numel() for parameter in model.parameters())
+    folder.keep_environment(device, parameters=parameters, vocabulary=tokenizer.vocab_size)
+    say(f"Base: a new {parameters / 1e6:.2f} M-parameter GPT-2 with {tokenizer.vocab_size} tokens.")
+    say(verdict(examine_pretrain(inputs, model), stage="pretraining"))
+    with autocast(device, recipe.precision):
+        trainer = pretrain(
+            model,
+            fitted.base_text(inputs, model),
+            fitted.held_out_blocks(inputs, model),
+            recipe.pretrain,
+            seed=recipe.seed,
+            state=folder.state("base"),
+            log=folder.log("pretrain"),
+            shard=recipe.shard,
+        )
+    _keep(folder, "base", trainer, f"{PRETRAINED} {recipe.pretrain.steps} steps")
+    return ()
+
+
+def make_sft(inputs: RunInputs, folder: RunFolder, device: torch.device, start: Start) -> Remarks:
+    """The model that has learned from worked solutions how a problem is put and answered."""
+    recipe, model = inputs.recipe, _to_train(start, device)
+    samples = fitted.training_samples(inputs, model)
+    say(verdict(examine_sft(inputs, model, samples), stage="SFT"))
+    with autocast(device, recipe.precision):
+        trainer = sft(
+            model,
+            samples,
+            fitted.samples_of(inputs.problems.validation, model, what="sft validation"),
+            recipe.sft,
+            replay=fitted.replay(inputs, model),
+            seed=recipe.seed,
+            state=folder.state("sft"),
+            log=folder.log("sft"),
+            shard=recipe.shard,
+        )
+    _keep(folder, "sft", trainer, f"SFT for {recipe.sft.steps} steps", last_too=recipe.sft.keep == "both")
+    return ()
+
+
+def make_grpo(inputs: RunInputs, folder: RunFolder, device: torch.device, start: Start) -> Remarks:
+    """The model that has tried problems, and was rewarded."""
+    recipe, model = inputs.recipe, _to_train(start, device)
+    problems, config = fitted.grpo_problems(inputs, model)
+    say(verdict(examine_grpo(inputs, model, problems, config), stage="GRPO"))
+    with autocast(device, recipe.precision):
+        trainer = grpo(
+            model,
+            problems,
+            inputs.problems.validation,
+            config,
+            seed=recipe.seed,
+            state=folder.state("grpo"),
+            log=folder.log("grpo"),
+            shard=recipe.shard,
+        )
+    _keep(folder, "grpo", trainer, f"GRPO for {config.steps} steps", last_too=config.keep == "both")
+    return ()
+
+
+def make_edited(
+    inputs: RunInputs,
+    folder: RunFolder,
+    device: torch.device,
+    start: Start,
+    *,
+    cache_dir: Path | None = None,
+    remedy: str | None = None,
+) -> Remarks:
+    """All edits at once: the patch, its scores, and the edited model, in the dtype of the one that it is made from.
+
+    Covariances are kept in `cache_dir`, if any; `remedy` is for `spared_blocks`.
+    """
+    assert start is not None
+    recipe, facts, name = inputs.recipe, inputs.facts, Path(inputs.recipe.facts).stem
+    model = checkpoint.load(start, device=device)
+    tokenizer_of(model)  # without one nothing can be learned
+    blocks = None if recipe.edit.method == "ft" else spared_blocks(inputs, model, facts, remedy=remedy)
+    patch = edit_model(model, facts, recipe.edit, covariance_blocks=blocks, cache_dir=cache_dir)
+    scores = score_patch(model, patch, text=fitted.held_out_blocks(inputs, model))
+    patch = scores.kept_in(patch.bound_to(model))
+    save_patch(patch, folder.edits / f"{name}.safetensors")
+    scores.save(folder.edits, name, patch=patch)
+    save_edited(model, folder.model("edited"), [*carried_patches(start), (name, patch.apply(model))])
+    say(f"Edit: {describe(scores)}; {patch.seconds:.1f} s.")
+    return tuple(line for line in (shortfall(scores, patch.config),) if line)
+
+
+BASE = Stage("base", partial(make_base, check=check_model))
+SFT = Stage("sft", make_sft, reads=("problems", "replay_source"))
+GRPO = Stage("grpo", make_grpo, after=keep_transcript)
+EDITED = Stage(
+    "edited",
+    make_edited,
+    reads=("problems", "extra_text", "facts"),
+    by_first=True,
+    samples=lambda config: config.edited_samples,
+)
+STAGES = (BASE, SFT, GRPO, EDITED)
+
+
+def examine_pretrain(inputs: RunInputs, model: GPT) -> list[Finding]:
+    """What the doctor sees before pretraining."""
+    return doctor.check_pretrain(model, inputs.documents(model), inputs.held_out, inputs.recipe.pretrain)
+
+
+def examine_sft(inputs: RunInputs, model: GPT, samples: Sequence[Sample]) -> list[Finding]:
+    """What the doctor sees before SFT; `samples` are those of the training problems."""
+    return doctor.check_sft(model, inputs.problems.train, inputs.problems.test, samples, inputs.recipe.sft)
+
+
+def examine_grpo(inputs: RunInputs, model: GPT, problems: Sequence[Problem], config: GRPOConfig) -> list[Finding]:
+    """What the doctor sees before GRPO on `problems`."""
+    return doctor.check_grpo(model, problems, inputs.problems.test, config, seed=inputs.recipe.seed)
+
+
+def _to_train(start: Start, device: torch.device) -> GPT:
+    """In float32, whatever the file has: small steps would be lost in bfloat16's eight bits.
+
+    The chat template and the lineage say from here on how the stages put a question.
+    """
+    assert start is not None
+    model = checkpoint.load(start, device=device, dtype=torch.float32)
+    tokenizer = tokenizer_of(model)
+    if tokenizer.chat_template != REASONING_TEMPLATE:
+        done = "set" if tokenizer.chat_template is None else "replaced"
+        tokenizer.chat_template = REASONING_TEMPLATE
+        model.lineage = (*model.lineage, f"chat template {done}: the bare question, then <think>")
+    return model
+
+
+def _keep(folder: RunFolder, stage: str, trainer: Trainer, note: str, *, last_too: bool = False) -> None:
+    """Save what a stage has trained, then let go of its saved states."""
+    if last_too:
+        trainer.use("last")
+        _save(trainer, folder.model(f"{stage}-last"), f"{note}, the last weights")
+        trainer.use("best")
+    _save(trainer, folder.model(stage), note)
+    trainer.clear()
+
+
+def _save(trainer: Trainer, directory: Path, note: str) -> None:
+    with trainer.whole() as model:
+        if distributed.is_first():
+            checkpoint.save(model, directory, lineage_note=note)
