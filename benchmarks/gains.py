@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from nanogpt_edit.data.batch import Batch, micro_batches
-from nanogpt_edit.data.problems import to_samples
+from nanogpt_edit.data.samples import to_samples
 from nanogpt_edit.engine import engine
 from nanogpt_edit.engine.sampling import Sampling
 from nanogpt_edit.model import gpt

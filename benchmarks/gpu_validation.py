@@ -26,7 +26,7 @@ from machine import device_memory, timed
 from nanogpt_edit.checkpoint import checkpoint
 from nanogpt_edit.common.device import autocast
 from nanogpt_edit.common.files import read_jsonl
-from nanogpt_edit.data.problems import to_samples, with_room
+from nanogpt_edit.data.samples import to_samples, with_room
 from nanogpt_edit.editing.editor import edit_model
 from nanogpt_edit.editing.scores import score_patch
 from nanogpt_edit.engine.engine import Engine

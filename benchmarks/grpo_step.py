@@ -23,7 +23,8 @@ from machine import finish, matrix_peak
 from peers import BETA2, CLIP, LEARNING_RATE, common, peer_model, run
 from turns import Job, Options, Step, Turn, summary, take_turns
 
-from nanogpt_edit.data.problems import Problem, prompt_ids
+from nanogpt_edit.data.problems import Problem
+from nanogpt_edit.data.samples import prompt_ids
 from nanogpt_edit.engine.engine import Engine
 from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.pipeline.environment import version

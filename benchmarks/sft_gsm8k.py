@@ -17,7 +17,8 @@ import torch
 from machine import finish, matrix_peak
 
 from nanogpt_edit.common.files import read_jsonl
-from nanogpt_edit.data.problems import ProblemsConfig, load_splits, to_samples
+from nanogpt_edit.data.samples import to_samples
+from nanogpt_edit.data.splits import ProblemsConfig, load_splits
 from nanogpt_edit.model.gpt import GPT, GPTConfig
 from nanogpt_edit.model.tokenizer import Tokenizer
 from nanogpt_edit.training.sft import SFTConfig, sft, validation_loss

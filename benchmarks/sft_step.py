@@ -30,7 +30,7 @@ from peers import BETA2, CLIP, LEARNING_RATE, common, peer_model, run
 from turns import Job, Options, Turn, summary, take_turns
 
 from nanogpt_edit.checkpoint.checkpoint import load
-from nanogpt_edit.data.problems import Sample, to_samples
+from nanogpt_edit.data.samples import Sample, to_samples
 from nanogpt_edit.pipeline.environment import version
 from nanogpt_edit.training.sft import SFTConfig, target_tokens, train_on
 from nanogpt_edit.training.trainer import Trainer

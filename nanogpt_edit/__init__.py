@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from nanogpt_edit.common.terminal import quiet
     from nanogpt_edit.data.fact_files import read_facts
     from nanogpt_edit.data.facts import Fact, Neighbour
-    from nanogpt_edit.data.problems import Problem, read_problems, to_samples
+    from nanogpt_edit.data.problems import Problem, read_problems
+    from nanogpt_edit.data.samples import to_samples
     from nanogpt_edit.editing.config import EditConfig
     from nanogpt_edit.editing.patch_files import load_patch
     from nanogpt_edit.engine.generate import generate
@@ -88,7 +89,7 @@ _HOMES = {
     "save": "nanogpt_edit.checkpoint.checkpoint",
     "score": "nanogpt_edit.api",
     "sft": "nanogpt_edit.training.sft",
-    "to_samples": "nanogpt_edit.data.problems",
+    "to_samples": "nanogpt_edit.data.samples",
     "token_stream": "nanogpt_edit.training.pretrain",
     "trace": "nanogpt_edit.api",
 }

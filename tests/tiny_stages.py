@@ -20,7 +20,8 @@ from conftest import TEXTS
 
 from nanogpt_edit.checkpoint.checkpoint import fingerprint
 from nanogpt_edit.common.files import write_json
-from nanogpt_edit.data.problems import Problem, to_sample
+from nanogpt_edit.data.problems import Problem
+from nanogpt_edit.data.samples import to_sample
 from nanogpt_edit.data.text import token_blocks
 from nanogpt_edit.model.gpt import GPT, GPTConfig
 from nanogpt_edit.model.tokenizer import Tokenizer

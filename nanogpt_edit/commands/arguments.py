@@ -11,7 +11,7 @@ import tyro
 from nanogpt_edit.commands.parse import parse
 from nanogpt_edit.common.errors import UserError
 from nanogpt_edit.common.settings import Precision
-from nanogpt_edit.data.problems import ProblemsConfig
+from nanogpt_edit.data.splits import ProblemsConfig
 from nanogpt_edit.data.world.world import WorldConfig
 from nanogpt_edit.editing.config import EditConfig, SweepConfig
 from nanogpt_edit.engine.sampling_config import Sampling

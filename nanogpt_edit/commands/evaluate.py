@@ -18,7 +18,9 @@ from nanogpt_edit.common.device import autocast, choose_device
 from nanogpt_edit.common.errors import about
 from nanogpt_edit.common.files import folder_to_fill
 from nanogpt_edit.common.terminal import say
-from nanogpt_edit.data.problems import Problem, ProblemSplits, load_splits, with_room
+from nanogpt_edit.data.problems import Problem
+from nanogpt_edit.data.samples import with_room
+from nanogpt_edit.data.splits import ProblemSplits, load_splits
 from nanogpt_edit.data.world.world import make_world, sanity_arithmetic
 from nanogpt_edit.evaluation.config import EvaluateConfig
 from nanogpt_edit.evaluation.perplexity import held_out_text

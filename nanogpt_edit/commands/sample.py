@@ -10,7 +10,7 @@ from nanogpt_edit.commands.arguments import Sample
 from nanogpt_edit.commands.parse import parse
 from nanogpt_edit.commands.speaker import load_speaker
 from nanogpt_edit.common.errors import UserError
-from nanogpt_edit.data.problems import prompt_ids
+from nanogpt_edit.data.samples import prompt_ids
 from nanogpt_edit.engine.generate import generate
 from nanogpt_edit.evaluation.transcript import completion_text, count_tokens, transcript_text
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from nanogpt_edit.common.errors import UserError
-from nanogpt_edit.data.problems import Sample
+from nanogpt_edit.data.samples import Sample
 
 
 @dataclass(frozen=True)

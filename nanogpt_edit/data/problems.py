@@ -1,217 +1,227 @@
-"""Word problems: split honestly, and turned into training samples. The readers are in `problem_files.py`.
+"""Word problems, and reading them: GSM8K, SVAMP, any file of records (`rows.py`), a folder of them, a hub data set.
 
-Three rules. The test split gives nothing to validation and shares no question with training. Equal questions stay on
-one side of every cut. Whatever is cut, skipped or limited is said in `notes`, with its count.
+GSM8K's form (Cobbe et al. 2021) is the native one: `answer` holds a rationale with calculator marks `<<48/2=24>>`, then
+`#### 72`. The marks are stripped, thousands' commas of the answer removed. A record without `####` is all answer, no
+rationale. A bad record stops the reading with its file and line, or is left out and counted in `notes`.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from hashlib import sha256
-from typing import TYPE_CHECKING
+from pathlib import Path
 
+from nanogpt_edit.common.arguments import checked
 from nanogpt_edit.common.errors import UserError
-from nanogpt_edit.common.records import Settings
-from nanogpt_edit.data.problem_files import Fields, read_all_splits
-from nanogpt_edit.data.problem_files import Problem as Problem
-from nanogpt_edit.data.problem_files import read_problems as read_problems
+from nanogpt_edit.common.records import check_fields
+from nanogpt_edit.data import hub_datasets
+from nanogpt_edit.data.numerals import THOUSANDS, numbers
+from nanogpt_edit.data.rows import ROW_SUFFIXES, read_rows, reason_of_json
 
-if TYPE_CHECKING:
-    from nanogpt_edit.model.tokenizer import Tokenizer
-
-
-@dataclass(frozen=True)
-class ProblemSplits:
-    """Train, validation and test problems, and what a person should know about how they came to be."""
-
-    train: tuple[Problem, ...]
-    validation: tuple[Problem, ...]  # cut from train, never from test
-    test: tuple[Problem, ...]
-    notes: tuple[str, ...]  # whole sentences with counts: what was cut, skipped, limited
+CALCULATOR_MARK = re.compile(r"<<[^<>]*>>")
+COMMA_BETWEEN_DIGITS = re.compile(r"(?<=\d)[,，٬](?=\d)")
+MARKUP = re.compile(
+    r"<(?:/?(?:think|answer|s)>|\|[^|<>\s]{1,40}\|>)"
+)  # tokens that are markup in one family or another
+LONGEST_PROBLEM = 1_000_000  # characters; no model reads as much at once
+EXAMPLE_FILE = Path(__file__).parent / "example.jsonl"
+EXAMPLE = '{"question": "…", "answer": "… #### 72"}'
 
 
 @dataclass(frozen=True)
-class ProblemsConfig(Settings):
-    """Which word problems to learn from."""
+class Problem:
+    """One word problem.
 
-    path: str | None = None
-    """A file (.jsonl, .json, .parquet; also .gz), a folder with train.jsonl and test.jsonl, a hub name (openai/gsm8k),
-    or example: twenty problems that come with the package. None: the embedded world's problems."""
-    question_field: str = "question"
-    """Name of the field that holds the question."""
-    answer_field: str = "answer"
-    """Name of the field that holds the answer (GSM8K's form, or the bare answer)."""
-    validation: int = 200
-    """Problems set aside from train for validation (chosen by the seed; never from test)."""
-    limit: int | None = None
-    """Keep at most this many problems of every split; None: all."""
-    skip_bad_records: bool = False
-    """Leave out records that cannot be used, and say how many, instead of stopping at the first."""
+    Example: Problem(question="Natalia sold clips to 48 …?", rationale="Natalia sold 48/2 = 24 clips in May.\\n…",
+    answer="72", id="train:1")
+    """
+
+    question: str  # as the prompt shows it
+    rationale: str  # goes between <think> and </think>; may be empty
+    answer: str  # goes between <answer> and </answer>; holds a number, no thousands commas
+    id: str  # where it came from, "<file stem>:<line>"; unique within its splits
+
+    def __post_init__(self) -> None:
+        for text in (self.question, self.rationale, self.answer, self.id):
+            if type(text) is not str or not text.isascii():  # seldom, and what is asked then takes its time
+                check_fields(self)
+                return
 
 
 @dataclass(frozen=True)
-class Sample:
-    """One training row: a question and its completion. Both fields have length T.
+class Fields:
+    """How a file names its fields, and whether a bad record stops the reading."""
 
-    Example: token_ids=(1532, …, 50257, …, 50260), loss_mask=(0, …, 1, …, 1)
-    """
-
-    token_ids: tuple[int, ...]
-    loss_mask: tuple[int, ...]  # 1 where the token is a target
+    question: str = "question"
+    answer: str = "answer"
+    skip_bad: bool = False
 
 
-def load_splits(config: ProblemsConfig, *, seed: int) -> ProblemSplits:
-    """Train, validation and test of `config.path`.
-
-    A folder or hub data set brings its own test split; validation is cut from train by `seed` (or is the folder's
-    own validation.jsonl). A lone file gives a tenth to test, chosen by the questions' hash whatever the seed, so that
-    no seed ever trains on it, and up to another tenth to validation. Equal questions stay on one side of every cut.
-
-    Raises UserError for a bad record, an empty or missing file, or a file too small to cut.
-    """
-    if config.path is None:
-        raise UserError("problems.path is not set. Pass --problems.path with a file, a folder, or a hub name.")
-    if config.validation < 1 or (config.limit is not None and config.limit < 1):
-        raise UserError("problems.validation and problems.limit must be at least 1.")
-    notes: list[str] = []
-    fields = Fields(config.question_field, config.answer_field, config.skip_bad_records)
-    found = read_all_splits(config.path, fields, notes)
-    train, validation, test = found["train"], found.get("validation", ()), found.get("test", ())
-    share = 4
-    if not test:
-        train, test = _cut(train, max(1, len(train) // 10), key="test")
-        share = 9  # a tenth of the whole is a ninth of what is left
-        notes.append(f"{config.path} has no test split: {len(test):,} problems were set aside as one, by question.")
-    train = _without(train, test, "the test split", notes)
-    if validation:
-        validation = _without(validation, test, "the test split", notes)
-        train = _without(train, validation, "the validation split", notes)
-    else:
-        count = min(config.validation, max(1, len(train) // share))
-        train, validation = _cut(train, count, key=f"validation {seed}")
-        fewer = f" ({config.validation:,} were asked for)" if count < config.validation else ""
-        notes.append(f"{len(validation):,} of the training problems were set aside for validation{fewer}.")
-    if not (train and validation and test):
-        raise UserError(f"{config.path}: too few different problems to train, validate and test on; add more.")
-    notes.append(f"{len(train):,} problems to train on, {len(validation):,} to validate, {len(test):,} to test.")
-    if config.limit is not None:
-        notes.append(f"Every split is limited to its first {config.limit:,} problems.")
-    return ProblemSplits(
-        train=train[: config.limit],
-        validation=validation[: config.limit],
-        test=test[: config.limit],
-        notes=tuple(notes),
-    )
-
-
-# --- splitting ---------------------------------------------------------------------------------------------------
-
-
-def _cut(problems: Sequence[Problem], count: int, *, key: str) -> tuple[tuple[Problem, ...], tuple[Problem, ...]]:
-    """(rest, cut): about `count` problems, the ones whose question hashes lowest under `key`; file order kept.
-
-    Hashing makes the choice a matter of the question, not of its line; equal questions fall on the same side.
-    """
-    by_hash = sorted({_same(p) for p in problems}, key=lambda text: sha256(f"{key}\n{text}".encode()).digest())
-    chosen = set(by_hash[:count])
-    return tuple(p for p in problems if _same(p) not in chosen), tuple(p for p in problems if _same(p) in chosen)
-
-
-def _without(
-    problems: Sequence[Problem], others: Sequence[Problem], where: str, notes: list[str]
+@checked
+def read_problems(
+    source: str | Path, *, question_field: str = "question", answer_field: str = "answer", split: str = "test"
 ) -> tuple[Problem, ...]:
-    taken = {_same(p) for p in others}
-    kept = tuple(p for p in problems if _same(p) not in taken)
-    if len(kept) < len(problems):
-        notes.append(f"{len(problems) - len(kept):,} problems were left out because their question is also in {where}.")
-    return kept
+    """All problems of one file, or the `split` of a folder or hub data set; "example": twenty of the package.
 
-
-def _same(problem: Problem) -> str:
-    return " ".join(problem.question.lower().split())
-
-
-# --- samples -----------------------------------------------------------------------------------------------------
-
-
-def prompt_ids(problem: Problem | str, tokenizer: Tokenizer) -> list[int]:
-    """Token ids of the bare question: what the model is given before it writes `<think>`."""
-    question = problem if isinstance(problem, str) else problem.question
-    return tokenizer.encode(question.strip())
-
-
-def to_sample(problem: Problem, tokenizer: Tokenizer) -> Sample:
-    """The question, then `<think>` rationale `</think><answer>` answer `</answer>`; targets from `<think>` on."""
-    prompt = prompt_ids(problem, tokenizer)
-    completion = [
-        tokenizer.think_start,
-        *tokenizer.encode(problem.rationale),
-        tokenizer.think_end,
-        tokenizer.answer_start,
-        *tokenizer.encode(problem.answer),
-        tokenizer.answer_end,
-    ]
-    return Sample(token_ids=(*prompt, *completion), loss_mask=(0,) * len(prompt) + (1,) * len(completion))
-
-
-def refuse_markup(problems: Iterable[Problem], tokenizer: Tokenizer) -> None:
-    """Raise UserError for a problem that holds the text of one of the tokenizer's special tokens: the end of a text in
-    the middle of a solution would be learned as such."""
-    markup = re.compile("|".join(map(re.escape, tokenizer.markup)))
-    for problem in problems:
-        found = markup.search(f"{problem.question}\n{problem.rationale}\n{problem.answer}")
-        if found:
-            raise UserError(
-                f"problem {problem.id}: the text holds {found[0]}, a special token of the model's; take it out."
-            )
-
-
-def with_room(
-    problems: Sequence[Problem], tokenizer: Tokenizer, *, room: int, block_size: int
-) -> tuple[list[Problem], list[str]]:
-    """(problems, notes): those whose question leaves `room` of `block_size` tokens; a note says how many do not.
-
-    Raises UserError when none does, and for what `refuse_markup` refuses.
+    Raises UserError naming file and line of a bad record, or the file when it is missing or empty.
     """
-    refuse_markup(problems, tokenizer)
-    kept = [problem for problem in problems if len(prompt_ids(problem, tokenizer)) + room <= block_size]
-    if problems and not kept:
-        raise UserError(
-            f"None of {len(problems):,} questions leaves room for a completion of {room} tokens in block_size "
-            f"{block_size}; use a model with a larger one, or ask for shorter completions (max_new_tokens)."
-        )
-    if len(kept) == len(problems):
-        return kept, []
-    left_out = len(problems) - len(kept)
-    return kept, [
-        f"{left_out:,} of {len(problems):,} problems were left out because their question leaves no room for a "
-        f"completion of {room} tokens in block_size {block_size}."
-    ]
+    fields = Fields(question=question_field, answer=answer_field)
+    path = _path(source)
+    if path.is_file():
+        return _read_files([path], fields, notes=[])
+    if path.is_dir():
+        return _read_files(_split_files(path, split), fields, notes=[])
+    hub_datasets.check_name(str(source))
+    rows = hub_datasets.read_rows(str(source), split=split)
+    return _read_rows(_numbered(rows, split), f"{source} {split}", fields, notes=[])
 
 
-def to_samples(
-    problems: Iterable[Problem], tokenizer: Tokenizer, *, block_size: int
-) -> tuple[list[Sample], tuple[str, ...]]:
-    """(samples, notes): every problem that fits in `block_size` tokens; notes say how many did not.
+def read_all_splits(source: str, fields: Fields, notes: list[str]) -> dict[str, tuple[Problem, ...]]:
+    """The splits that `source` has: "train" always, "validation" and "test" where it brings them.
 
-    Raises UserError when none is left, and for what `refuse_markup` refuses.
+    A lone file is all "train". What was left out is added to `notes`. Raises UserError as `read_problems` does.
     """
-    problems = list(problems)
-    refuse_markup(problems, tokenizer)
-    samples = [to_sample(problem, tokenizer) for problem in problems]
-    kept = [sample for sample in samples if len(sample.token_ids) <= block_size]
-    too_long = len(samples) - len(kept)
-    if not kept:
-        raise UserError(
-            f"None of {len(samples):,} problems fits in block_size {block_size} tokens; use a model with a larger "
-            f"block_size, or shorter problems."
-        )
-    if not too_long:
-        return kept, ()
-    longest = max(len(sample.token_ids) for sample in samples)
-    return kept, (
-        f"{too_long:,} of {len(samples):,} problems were left out because they exceed block_size {block_size} "
-        f"(the longest has {longest:,} tokens).",
+    path = _path(source)
+    if path.is_file():
+        return {"train": _read_files([path], fields, notes)}
+    if path.is_dir():
+        files = {"train": _split_files(path, "train")}
+        files |= {split: found for split in ("validation", "test") if (found := _find_split(path, split))}
+        return {split: _read_files(found, fields, notes) for split, found in files.items()}
+    hub_datasets.check_name(source)
+    rows = hub_datasets.read_splits(source, wanted=("train", "validation", "test"))
+    if "train" not in rows:
+        raise UserError(f"{source}: this data set has no train split, only {', '.join(rows)}.")
+    return {split: _read_rows(_numbered(rows[split], split), f"{source} {split}", fields, notes) for split in rows}
+
+
+def _path(source: str | Path) -> Path:
+    path = Path(source)
+    return EXAMPLE_FILE if str(source) == "example" and not path.exists() else path
+
+
+def _split_files(folder: Path, split: str) -> list[Path]:
+    found = _find_split(folder, split)
+    if found:
+        return found
+    present = ", ".join(sorted(p.name for p in folder.iterdir())[:8]) or "nothing"
+    raise UserError(
+        f"{folder}: no {split}.jsonl in this folder (it holds {present}). Name the file itself, or give the folder one."
     )
+
+
+def _find_split(folder: Path, split: str) -> list[Path]:
+    """The file of a split: `train.jsonl`, `train.parquet`, …; or its parts as the hub names them."""
+    for suffix in ROW_SUFFIXES:
+        whole = folder / f"{split}{suffix}"
+        found = [whole] if whole.is_file() else sorted(folder.glob(f"{split}-*-of-*{suffix}"))
+        if found:
+            return found
+    return []
+
+
+def _numbered(rows: Iterable[object], label: str) -> Iterator[tuple[str, object]]:
+    return ((f"{label}:{number}", row) for number, row in enumerate(rows, start=1))
+
+
+def _read_files(paths: Iterable[Path], fields: Fields, notes: list[str]) -> tuple[Problem, ...]:
+    problems: list[Problem] = []
+    for path in paths:
+        stem = path.name.partition(".")[0] if path.name.endswith(ROW_SUFFIXES) else path.stem
+        rows = ((f"{stem}:{number}", row) for number, row in read_rows(path, field=fields.question))
+        problems += _read_rows(rows, str(path), fields, notes)
+    return tuple(problems)
+
+
+def _read_rows(
+    rows: Iterable[tuple[str, object]], source: str, fields: Fields, notes: list[str]
+) -> tuple[Problem, ...]:
+    """Problems of numbered rows; `rows` yields ("train:17", record). Errors read "<source>:17: …"."""
+    problems: list[Problem] = []
+    bad: list[str] = []
+    for identifier, row in rows:
+        try:
+            problems.append(_problem(row, identifier, fields))
+        except (_BadRecord, UserError) as error:  # what the reader asks, and what every Problem must be
+            sentence = f"{source}:{identifier.rpartition(':')[2]}: {error}"
+            if not fields.skip_bad:
+                raise UserError(sentence) from None
+            bad.append(sentence)
+    if bad:
+        notes.append(f"{source}: {len(bad):,} of {len(bad) + len(problems):,} records were left out; first {bad[0]}")
+    if not problems:
+        raise UserError(f"{source}: no problems in it. A problem is a line such as {EXAMPLE}.")
+    return tuple(problems)
+
+
+class _BadRecord(Exception):
+    """Why one record is no problem; the caller knows the file and line."""
+
+
+def _problem(row: object, identifier: str, fields: Fields) -> Problem:
+    if isinstance(row, Exception):
+        raise _BadRecord(f"not valid JSON ({reason_of_json(row)}).")
+    if not isinstance(row, Mapping):
+        raise _BadRecord(f"a JSON object was expected, found {type(row).__name__}.")
+    if "Body" in row and "Question" in row and fields.question not in row:
+        return _checked(_from_svamp(row, identifier))
+    question = _text(row, fields.question, flag="--problems.question-field")
+    answer = _text(row, fields.answer, flag="--problems.answer-field")
+    rationale, _, final = answer.rpartition("####")
+    rationale = CALCULATOR_MARK.sub("", rationale).strip()
+    final = _without_commas(CALCULATOR_MARK.sub("", final).strip())
+    return _checked(Problem(question=question.strip(), rationale=rationale, answer=final, id=identifier))
+
+
+def _without_commas(answer: str) -> str:
+    """The answer without its thousands' commas; any other comma between digits may mean a decimal, or a list."""
+    if "," in answer:
+        answer = THOUSANDS.sub(lambda found: found[0].replace(",", ""), answer)
+    if COMMA_BETWEEN_DIGITS.search(answer) and None in numbers(answer):
+        raise _BadRecord(
+            f'the answer "{answer[:60]}" has a comma between digits that is no thousands\' comma; write one number, '
+            "a decimal with a point."
+        )
+    return answer
+
+
+def _from_svamp(row: Mapping[object, object], identifier: str) -> Problem:
+    """SVAMP (Patel et al. 2021): the story, the question, and the equation as a one-line rationale."""
+    body, question = _text(row, "Body").strip(), _text(row, "Question").strip()
+    if not body.endswith((".", "!", "?")):  # the story runs on into the question
+        body, question = body.rstrip(",") + ",", question[:1].lower() + question[1:]
+    answer = _text(row, "Answer")
+    equation = re.sub(r"(\d)\.0\b", r"\1", _text(row, "Equation")).strip() if row.get("Equation") else ""
+    if re.fullmatch(r"\( ([^()]|\([^()]*\))* \)", equation):  # one pair around it all, as in ( 6 - ( 3 + 2 ) )
+        equation = equation[2:-2]
+    rationale = f"{equation} = {answer}" if equation else ""
+    return Problem(question=f"{body} {question}", rationale=rationale, answer=answer, id=identifier)
+
+
+def _text(row: Mapping[object, object], field: str, flag: str = "") -> str:
+    if field not in row:
+        rename = f" Name the right one with {flag}." if flag else ""
+        has = ", ".join(f'"{name}"' for name in list(row)[:8]) or "none"
+        raise _BadRecord(f'the record has no field "{field}" (it has {has}).{rename}')
+    value = row[field]
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return str(int(value)) if value == value and abs(value) < 1e15 and value == int(value) else str(value)
+    if not isinstance(value, str):
+        raise _BadRecord(f'field "{field}" should be text or a number, found {type(value).__name__}.')
+    return value
+
+
+def _checked(problem: Problem) -> Problem:
+    if not problem.question:
+        raise _BadRecord("the question is empty.")
+    if not (problem.answer.isdigit() or numbers(problem.answer)):
+        raise _BadRecord(f'the answer "{problem.answer[:60]}" holds no number.')
+    text = f"{problem.question}\n{problem.rationale}\n{problem.answer}"
+    if len(text) > LONGEST_PROBLEM:
+        raise _BadRecord(f"the problem has {len(text):,} characters; {LONGEST_PROBLEM:,} is the most that is read.")
+    if "<" in text and (tag := MARKUP.search(text)):
+        raise _BadRecord(
+            f"the text holds {tag[0]}, a token that only the markup around a problem may use; take it out."
+        )
+    return problem

@@ -19,7 +19,7 @@ from torch import Tensor
 from nanogpt_edit.common.errors import UserError
 from nanogpt_edit.common.records import check_sound
 from nanogpt_edit.common.terminal import counted
-from nanogpt_edit.data import hub
+from nanogpt_edit.data import hub_datasets
 from nanogpt_edit.data.rows import is_rows, read_rows, read_text_file, reason_of_json
 
 if TYPE_CHECKING:
@@ -129,8 +129,8 @@ def _row_documents(path: Path, text_field: str) -> list[str]:
 
 
 def _hub_documents(source: str, *, split: str, text_field: str, limit: int | None) -> list[str]:
-    hub.check_name(source)
-    return _texts(hub.read_rows(source, split=split, limit=limit), source, text_field)
+    hub_datasets.check_name(source)
+    return _texts(hub_datasets.read_rows(source, split=split, limit=limit), source, text_field)
 
 
 def _texts(rows: Sequence[object], source: str, text_field: str) -> list[str]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from nanogpt_edit.data.problems import Problem, Sample, prompt_ids, to_sample
+from nanogpt_edit.data.problems import Problem
+from nanogpt_edit.data.samples import Sample, prompt_ids, to_sample
 from nanogpt_edit.doctor.findings import Finding
 from nanogpt_edit.model.tokenizer import Tokenizer
 from nanogpt_edit.training.grpo_config import GRPOConfig

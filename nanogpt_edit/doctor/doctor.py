@@ -10,7 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from nanogpt_edit.data.problems import Problem, Sample, to_sample
+from nanogpt_edit.data.problems import Problem
+from nanogpt_edit.data.samples import Sample, to_sample
 from nanogpt_edit.doctor.data_checks import (
     check_gold,
     check_held_out,

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from nanogpt_edit.common.arguments import checked
 from nanogpt_edit.common.errors import UserError
 from nanogpt_edit.common.sizes import check_fits
-from nanogpt_edit.data.problems import prompt_ids
+from nanogpt_edit.data.samples import prompt_ids
 from nanogpt_edit.engine.engine import Engine
 from nanogpt_edit.engine.sampling import Sampling
 from nanogpt_edit.model.gpt import GPT

@@ -18,7 +18,8 @@ from nanogpt_edit.checkpoint.checkpoint import fingerprint
 from nanogpt_edit.common import distributed
 from nanogpt_edit.common.stats import Interval, quantity, share
 from nanogpt_edit.common.terminal import progress
-from nanogpt_edit.data.problems import Problem, prompt_ids, refuse_markup
+from nanogpt_edit.data.problems import Problem
+from nanogpt_edit.data.samples import prompt_ids, refuse_markup
 from nanogpt_edit.engine.engine import Engine
 from nanogpt_edit.engine.sampling import Sampling
 from nanogpt_edit.evaluation.answers import extract, is_correct

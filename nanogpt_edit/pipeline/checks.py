@@ -12,7 +12,7 @@ from typing import get_args
 from nanogpt_edit.common.device import check_threads
 from nanogpt_edit.common.errors import about
 from nanogpt_edit.common.sizes import check_fits
-from nanogpt_edit.data.problems import with_room
+from nanogpt_edit.data.samples import with_room
 from nanogpt_edit.editing.editor import check_edit
 from nanogpt_edit.editing.scores import EditScores
 from nanogpt_edit.evaluation.facts import FACT_GROUPS

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from nanogpt_edit.common.errors import about
 from nanogpt_edit.common.terminal import say
-from nanogpt_edit.data.problems import Problem, Sample, to_samples, with_room
+from nanogpt_edit.data.problems import Problem
+from nanogpt_edit.data.samples import Sample, to_samples, with_room
 from nanogpt_edit.data.text import token_blocks
 from nanogpt_edit.evaluation.config import EvaluateConfig
 from nanogpt_edit.evaluation.perplexity import held_out_text

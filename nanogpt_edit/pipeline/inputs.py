@@ -17,8 +17,10 @@ from nanogpt_edit.common.errors import about
 from nanogpt_edit.common.terminal import say
 from nanogpt_edit.data.fact_files import read_facts
 from nanogpt_edit.data.facts import Fact
-from nanogpt_edit.data.problems import Problem, ProblemSplits, Sample, load_splits, read_problems, to_samples
+from nanogpt_edit.data.problems import Problem, read_problems
 from nanogpt_edit.data.rows import ROW_SUFFIXES
+from nanogpt_edit.data.samples import Sample, to_samples
+from nanogpt_edit.data.splits import ProblemSplits, load_splits
 from nanogpt_edit.data.text import read_text
 from nanogpt_edit.data.world.world import World, make_world
 from nanogpt_edit.evaluation.facts import Question

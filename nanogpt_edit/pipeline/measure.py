@@ -9,7 +9,7 @@ import torch
 from nanogpt_edit.common import distributed
 from nanogpt_edit.common.device import autocast
 from nanogpt_edit.common.files import write_json
-from nanogpt_edit.data.problems import prompt_ids
+from nanogpt_edit.data.samples import prompt_ids
 from nanogpt_edit.evaluation import suite
 from nanogpt_edit.evaluation.compare import compare_evaluations
 from nanogpt_edit.evaluation.records import Comparison, read_recalls, read_records

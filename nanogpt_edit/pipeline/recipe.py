@@ -15,7 +15,7 @@ import tyro
 from nanogpt_edit.common.errors import UserError, at_least, did_you_mean
 from nanogpt_edit.common.records import Settings, check_fields
 from nanogpt_edit.common.settings import Precision, differences, read_settings, to_table, write_settings
-from nanogpt_edit.data.problems import ProblemsConfig
+from nanogpt_edit.data.splits import ProblemsConfig
 from nanogpt_edit.data.world.world import WorldConfig
 from nanogpt_edit.editing.config import EditConfig
 from nanogpt_edit.evaluation.config import EvaluateConfig

@@ -18,7 +18,8 @@ from nanogpt_edit.checkpoint import checkpoint
 from nanogpt_edit.common import distributed
 from nanogpt_edit.common.device import autocast
 from nanogpt_edit.common.terminal import say
-from nanogpt_edit.data.problems import Problem, Sample
+from nanogpt_edit.data.problems import Problem
+from nanogpt_edit.data.samples import Sample
 from nanogpt_edit.doctor import doctor
 from nanogpt_edit.doctor.findings import Finding, verdict
 from nanogpt_edit.editing.editor import edit_model

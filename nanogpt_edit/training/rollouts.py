@@ -17,7 +17,8 @@ from torch import Tensor
 from nanogpt_edit.common import distributed
 from nanogpt_edit.common.terminal import progress
 from nanogpt_edit.data.batch import rows_of_step
-from nanogpt_edit.data.problems import Problem, prompt_ids
+from nanogpt_edit.data.problems import Problem
+from nanogpt_edit.data.samples import prompt_ids
 from nanogpt_edit.engine.engine import Completion, Engine
 from nanogpt_edit.engine.sampling import Sampling
 from nanogpt_edit.model.tokenizer import tokenizer_of

@@ -20,7 +20,7 @@ from nanogpt_edit.common.arguments import checked
 from nanogpt_edit.common.errors import UserError
 from nanogpt_edit.common.terminal import progress
 from nanogpt_edit.data.batch import Batch, collate, micro_batches, rows_of_step
-from nanogpt_edit.data.problems import Sample
+from nanogpt_edit.data.samples import Sample
 from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.training.chunked_loss import head_cross_entropy_sum
 from nanogpt_edit.training.packed import packed_states

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from nanogpt_edit.common.errors import UserError
 from nanogpt_edit.data.batch import collate, micro_batches
-from nanogpt_edit.data.problems import Sample
+from nanogpt_edit.data.samples import Sample
 
 
 def test_samples_stand_behind_one_another() -> None:

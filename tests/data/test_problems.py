@@ -1,51 +1,29 @@
+"""Word problems: read from files and the hub."""
+
 from __future__ import annotations
 
 import json
-import re
 import sys
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import huggingface_hub
 import pytest
-import tokenizers
 from conftest import shared_data
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from word_problems import numbered, write
 
 from nanogpt_edit.common.errors import UserError
-from nanogpt_edit.data.hub import read_splits
-from nanogpt_edit.data.problems import (
-    Problem,
-    ProblemsConfig,
-    load_splits,
-    prompt_ids,
-    read_problems,
-    to_sample,
-    to_samples,
-    with_room,
-)
+from nanogpt_edit.data.hub_datasets import read_splits
+from nanogpt_edit.data.problems import Problem, read_problems
+from nanogpt_edit.data.splits import ProblemsConfig, load_splits
 from nanogpt_edit.data.world.world import make_world
-from nanogpt_edit.model.tokenizer import Tokenizer
 from nanogpt_edit.pipeline.recipe import load_recipe
 
 NATALIA = {
     "question": " How many clips did Natalia sell? ",
     "answer": "Natalia sold 48/2 = <<48/2=24>>24 clips in May.\nAltogether <<48+24=72>>1,072 clips.\n#### 1,072",
 }
-
-
-def write(path: Path, *records: object) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lines = [record if isinstance(record, str) else json.dumps(record) for record in records]
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    return path
-
-
-def numbered(count: int, *, first: int = 0) -> list[dict[str, str]]:
-    return [{"question": f"What is {i} plus 1?", "answer": f"#### {i + 1}"} for i in range(first, first + count)]
 
 
 # --- one record --------------------------------------------------------------------------------------------------
@@ -179,103 +157,6 @@ def test_the_example_that_comes_with_the_package_is_held_out_from_the_demo() -> 
     assert len(load_splits(ProblemsConfig(path="example"), seed=0).train) > 10
 
 
-@pytest.mark.parametrize("name", ["[SEP]", "<pad>", "<|endoftext|>", "<answer>"])
-@pytest.mark.parametrize("field", ["question", "rationale", "answer"])
-def test_a_special_token_of_the_models_own_is_refused_with_the_problem(name: str, field: str) -> None:
-    inner = tokenizers.Tokenizer(tokenizers.models.BPE())
-    inner.add_special_tokens(["[SEP]", "<pad>", "<|endoftext|>"])
-    own = Tokenizer(inner)
-    good = Problem(question="3 + 4?", rationale="3 + 4 = 7", answer="7", id="x:1")
-    bad = replace(good, id="x:2", **{field: f"7 {name}"})
-    for use in (
-        lambda: to_samples([good, bad], own, block_size=99),
-        lambda: with_room([good, bad], own, room=1, block_size=99),
-    ):
-        with pytest.raises(UserError, match=rf"problem x:2: the text holds {re.escape(name)}, a special token"):
-            use()
-
-
-# --- splits ------------------------------------------------------------------------------------------------------
-
-
-def test_a_folder_keeps_its_test_split_whole(tmp_path: Path) -> None:
-    write(tmp_path / "train.jsonl", *numbered(100))
-    write(tmp_path / "test.jsonl", *numbered(30, first=500))
-    config = ProblemsConfig(path=str(tmp_path), validation=20)
-    splits = load_splits(config, seed=1)
-    assert [len(splits.train), len(splits.validation), len(splits.test)] == [80, 20, 30]
-    assert {p.id for p in splits.test} == {f"test:{i}" for i in range(1, 31)}
-    assert all(p.id.startswith("train:") for p in splits.validation)
-    assert not {p.question for p in splits.train} & {p.question for p in splits.validation}
-    assert splits == load_splits(config, seed=1)
-    other = load_splits(config, seed=2)
-    assert other.validation != splits.validation
-    assert other.test == splits.test
-    assert read_problems(tmp_path, split="test") == splits.test
-    assert any("20 of the training problems were set aside" in note for note in splits.notes)
-
-
-def test_a_folder_may_bring_its_own_validation(tmp_path: Path) -> None:
-    for name, first in (("train", 0), ("validation", 100), ("test", 200)):
-        write(tmp_path / f"{name}.jsonl", *numbered(10, first=first))
-    splits = load_splits(ProblemsConfig(path=str(tmp_path), validation=5), seed=0)
-    assert [len(splits.train), len(splits.validation), len(splits.test)] == [10, 10, 10]
-
-
-def test_a_training_question_that_is_also_tested_is_taken_out_and_said(tmp_path: Path) -> None:
-    write(tmp_path / "train.jsonl", *numbered(40), {"question": "what IS  500 plus 1?", "answer": "501"})
-    write(tmp_path / "test.jsonl", *numbered(5, first=500))
-    splits = load_splits(ProblemsConfig(path=str(tmp_path), validation=10), seed=0)
-    assert [len(splits.train), len(splits.validation), len(splits.test)] == [30, 10, 5]
-    assert any("1 problems were left out because their question is also in the test split" in n for n in splits.notes)
-
-
-def test_a_lone_file_is_cut_80_10_10_and_no_seed_sees_the_test(tmp_path: Path) -> None:
-    path = write(tmp_path / "mine.jsonl", *numbered(1000))
-    splits = [load_splits(ProblemsConfig(path=str(path)), seed=seed) for seed in (0, 1)]
-    assert [len(splits[0].train), len(splits[0].validation), len(splits[0].test)] == [800, 100, 100]
-    assert splits[0].test == splits[1].test
-    assert splits[0].validation != splits[1].validation
-    shuffled = write(tmp_path / "other.jsonl", *reversed(numbered(1000)))
-    questions = {p.question for p in load_splits(ProblemsConfig(path=str(shuffled)), seed=0).test}
-    assert questions == {p.question for p in splits[0].test}, "the choice is the question's, not its line's"
-    assert any("100 problems were set aside" in note for note in splits[0].notes)
-    assert any("200 were asked for" in note for note in splits[0].notes)
-
-
-@settings(max_examples=30)
-@given(
-    kinds=st.lists(st.integers(0, 30), min_size=3, max_size=60).filter(lambda kinds: len(set(kinds)) > 4),
-    seed=st.integers(0, 3),
-)
-def test_a_cut_loses_nothing_and_never_separates_equal_questions(
-    tmp_path_factory: pytest.TempPathFactory, kinds: list[int], seed: int
-) -> None:
-    path = tmp_path_factory.mktemp("cut") / "mine.jsonl"
-    write(path, *({"question": f"What is {kind}?", "answer": str(i)} for i, kind in enumerate(kinds)))
-    splits = load_splits(ProblemsConfig(path=str(path), validation=3), seed=seed)
-    parts = [splits.train, splits.validation, splits.test]
-    assert sorted(int(p.answer) for part in parts for p in part) == list(range(len(kinds)))
-    questions = [{p.question for p in part} for part in parts]
-    assert sum(map(len, questions)) == len(set(kinds))
-
-
-def test_limits_and_impossible_settings(tmp_path: Path) -> None:
-    path = str(write(tmp_path / "mine.jsonl", *numbered(100)))
-    splits = load_splits(ProblemsConfig(path=path, limit=7), seed=0)
-    assert [len(splits.train), len(splits.validation), len(splits.test)] == [7, 7, 7]
-    assert any("limited to its first 7" in note for note in splits.notes)
-    for config in (ProblemsConfig(path=path, limit=0), ProblemsConfig(path=path, validation=0), ProblemsConfig()):
-        with pytest.raises(UserError, match=r"problems\."):
-            load_splits(config, seed=0)
-    two = str(write(tmp_path / "two.jsonl", *numbered(2)))
-    with pytest.raises(UserError, match="too few different problems"):
-        load_splits(ProblemsConfig(path=two), seed=0)
-    with pytest.raises(UserError, match=r"no train.jsonl in this folder \(it holds .*two.jsonl"):
-        (tmp_path / "mine.jsonl").unlink()
-        load_splits(ProblemsConfig(path=str(tmp_path)), seed=0)
-
-
 # --- the hub -----------------------------------------------------------------------------------------------------
 
 
@@ -353,41 +234,6 @@ def test_a_data_set_without_the_splits_says_what_it_has(monkeypatch: pytest.Monk
         load_splits(ProblemsConfig(path="a/b"), seed=0)
 
 
-# --- samples -----------------------------------------------------------------------------------------------------
-
-
-def test_a_sample_spells_out_the_format_and_masks_the_question(tokenizer: Tokenizer) -> None:
-    problem = Problem(question=" Tom has 3 apples. How many? ", rationale="3 + 4 = 7\nSo 7.", answer="7", id="x:1")
-    sample = to_sample(problem, tokenizer)
-    text = "Tom has 3 apples. How many?<think>3 + 4 = 7\nSo 7.</think><answer>7</answer>"
-    assert tokenizer.decode(sample.token_ids) == text
-    assert list(sample.token_ids) == tokenizer.encode(text), "joining the parts is encoding the whole"
-    prompt = prompt_ids(problem, tokenizer)
-    assert prompt == prompt_ids("Tom has 3 apples. How many?", tokenizer)
-    assert sample.loss_mask == (0,) * len(prompt) + (1,) * (len(sample.token_ids) - len(prompt))
-    assert sample.token_ids[len(prompt)] == tokenizer.think_start
-    assert sample.token_ids[-1] == tokenizer.answer_end
-
-
-def test_an_empty_rationale_leaves_the_tags(tokenizer: Tokenizer) -> None:
-    sample = to_sample(Problem(question="3 + 4?", rationale="", answer="7", id="x:1"), tokenizer)
-    assert tokenizer.decode(sample.token_ids) == "3 + 4?<think></think><answer>7</answer>"
-
-
-def test_samples_too_long_are_counted_never_dropped_in_silence(tokenizer: Tokenizer) -> None:
-    short = Problem(question="3 + 4?", rationale="", answer="7", id="x:1")
-    length = len(to_sample(short, tokenizer).token_ids)
-    longer = Problem(question="3 + 4?", rationale="7", answer="7", id="x:2")
-    samples, notes = to_samples([short, longer, short], tokenizer, block_size=length)
-    assert [len(sample.token_ids) for sample in samples] == [length, length], "exactly block_size still fits"
-    assert notes == (
-        f"1 of 3 problems were left out because they exceed block_size {length} (the longest has {length + 1} tokens).",
-    )
-    assert to_samples([short], tokenizer, block_size=length)[1] == ()
-    with pytest.raises(UserError, match=f"None of 2 problems fits in block_size {length - 1}"):
-        to_samples([short, longer], tokenizer, block_size=length - 1)
-
-
 # --- the real thing ----------------------------------------------------------------------------------------------
 
 
@@ -410,19 +256,3 @@ def test_all_of_svamp_is_read() -> None:
         "Each pack of dvds costs 76 dollars. If there is a discount of 25 dollars on each pack, "
         "how much do you have to pay to buy each pack?"
     )
-
-
-def test_questions_without_room_for_an_answer_are_counted(tokenizer: Tokenizer) -> None:
-    short = Problem(question="3 + 4?", rationale="", answer="7", id="x:1")
-    longer = Problem(question="3 + 4 + 1?", rationale="", answer="8", id="x:2")
-    length = len(prompt_ids(short, tokenizer))
-    kept, notes = with_room([short, longer], tokenizer, room=5, block_size=length + 5)
-    assert kept == [short]
-    assert notes == [
-        "1 of 2 problems were left out because their question leaves no room for a completion of 5 tokens in "
-        f"block_size {length + 5}."
-    ]
-    assert with_room([short], tokenizer, room=5, block_size=length + 5) == ([short], [])
-    assert with_room([], tokenizer, room=5, block_size=1) == ([], [])
-    with pytest.raises(UserError, match="None of 1 questions leaves room for a completion of 6 tokens"):
-        with_room([short], tokenizer, room=6, block_size=length + 5)

@@ -14,8 +14,9 @@ from nanogpt_edit import cli
 from nanogpt_edit.checkpoint.checkpoint import save
 from nanogpt_edit.common.errors import UserError
 from nanogpt_edit.data import rows
-from nanogpt_edit.data.problems import ProblemsConfig, load_splits, read_problems
+from nanogpt_edit.data.problems import read_problems
 from nanogpt_edit.data.rows import read_rows
+from nanogpt_edit.data.splits import ProblemsConfig, load_splits
 from nanogpt_edit.data.text import read_text
 from nanogpt_edit.model.gpt import GPT
 

@@ -11,7 +11,8 @@ from tiny_stages import PROBLEMS, SFT, tiny_model, tiny_tokenizer
 from torch import Tensor
 
 from nanogpt_edit.common.errors import UserError
-from nanogpt_edit.data.problems import Problem, Sample, to_sample
+from nanogpt_edit.data.problems import Problem
+from nanogpt_edit.data.samples import Sample, to_sample
 from nanogpt_edit.doctor import memory
 from nanogpt_edit.doctor.data_checks import (
     check_gold,

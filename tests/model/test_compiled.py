@@ -16,7 +16,7 @@ import torch
 from conftest import tiny_config
 from torch import Tensor
 
-from nanogpt_edit.data.problems import Sample
+from nanogpt_edit.data.samples import Sample
 from nanogpt_edit.engine.engine import Engine
 from nanogpt_edit.engine.sampling import Sampling
 from nanogpt_edit.model import linear

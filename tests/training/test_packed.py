@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from nanogpt_edit.data.batch import collate
-from nanogpt_edit.data.problems import Sample
+from nanogpt_edit.data.samples import Sample
 from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.training import packed as train_packed
 from nanogpt_edit.training.packed import Grid, like_lengths, packed_states

@@ -29,7 +29,7 @@ from nanogpt_edit.checkpoint.checkpoint import fingerprint
 from nanogpt_edit.common.errors import UserError
 from nanogpt_edit.common.files import read_json, read_jsonl
 from nanogpt_edit.data.batch import collate, micro_batches, rows_of_step
-from nanogpt_edit.data.problems import Sample, to_sample
+from nanogpt_edit.data.samples import Sample, to_sample
 from nanogpt_edit.model.block import take_columns
 from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.training import sft as sft_module

@@ -16,7 +16,8 @@ from functools import cache
 
 from nanogpt_edit.common.errors import UserError
 from nanogpt_edit.common.records import Settings, check_fields
-from nanogpt_edit.data.problems import Problem, ProblemSplits
+from nanogpt_edit.data.problems import Problem
+from nanogpt_edit.data.splits import ProblemSplits
 from nanogpt_edit.data.world.tables import Relation, Stories, Story, read_facts_table, read_stories_table
 
 SMALLEST_VALUE, LARGEST_VALUE = 2, 200
