@@ -38,7 +38,7 @@ from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.model.kv_cache import KVCache
 from nanogpt_edit.model.tokenizer import tokenizer_of
 from nanogpt_edit.training.grpo_config import GRPOConfig
-from nanogpt_edit.training.rollouts import sample_groups
+from nanogpt_edit.training.rollouts import RolloutSampler
 from nanogpt_edit.training.sft import train_on
 from nanogpt_edit.training.trainer import Trainer
 from nanogpt_edit.training.update import update
@@ -247,7 +247,7 @@ def profile(setting: Setting) -> Found:
         )
         trainer = Trainer(model, config, label="profile", state=Path(folder) / "state", log=Path(folder) / "log")
         engine, reference = Engine(model), copy.deepcopy(model)
-        groups = sample_groups(engine, setting.problems()[:count], config, seed=0, step=0)
+        groups = RolloutSampler.of(engine, config, seed=0).sample_groups(setting.problems()[:count], draw=0)
         sampling = Sampling(max_new_tokens=sizes.new_tokens)
         return {
             "precision": setting.precision,

@@ -29,7 +29,7 @@ from nanogpt_edit.engine.engine import Engine
 from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.pipeline.environment import version
 from nanogpt_edit.training.grpo_config import GRPOConfig
-from nanogpt_edit.training.rollouts import sample_groups
+from nanogpt_edit.training.rollouts import RolloutSampler
 from nanogpt_edit.training.trainer import Trainer
 from nanogpt_edit.training.update import update
 
@@ -58,11 +58,11 @@ def ours(turn: Turn, options: Options) -> None:
     with loaded(options) as model:
         reference = copy.deepcopy(model)
         trainer = Trainer(model, config, label="grpo", state=folder / "state", log=folder / "log.jsonl")
-        engine = Engine(model)
+        sampler = RolloutSampler.of(Engine(model), config, seed=0)
         while job := turn.next():
             problems = [Problem(**each) for each in job["problems"]]
             started = time.perf_counter()
-            groups = sample_groups(engine, problems, config, seed=0, step=job["step"])
+            groups = sampler.sample_groups(problems, draw=job["step"])
             sampled = time.perf_counter()
             found = update(reference, groups, config, trainer).metrics
             turn.done(

@@ -9,7 +9,7 @@ from nanogpt_edit.data.samples import Sample, prompt_ids, to_sample
 from nanogpt_edit.doctor.findings import Finding
 from nanogpt_edit.model.tokenizer import Tokenizer
 from nanogpt_edit.training.grpo_config import GRPOConfig
-from nanogpt_edit.training.rewards import BUILT_IN, score
+from nanogpt_edit.training.rewards import BUILT_IN, find_rewards, score
 
 
 def check_gold(problems: Sequence[Problem], tokenizer: Tokenizer, config: GRPOConfig) -> Finding:
@@ -18,10 +18,11 @@ def check_gold(problems: Sequence[Problem], tokenizer: Tokenizer, config: GRPOCo
     Of a function of one's own the scale is unknown: there it is only a warning.
     """
     poor: dict[str, list[str]] = {}
+    rewards = find_rewards(config.rewards)
     for problem in problems:
         ids = to_sample(problem, tokenizer).token_ids[len(prompt_ids(problem, tokenizer)) :]
         text = tokenizer.decode(ids)
-        for name, (value,) in score(config.rewards, problem, [text]).items():
+        for name, (value,) in score(rewards, problem, [text]).items():
             if value < 1:
                 poor.setdefault(name, []).append(f"{problem.id} earns {value:g}")
     if not poor:

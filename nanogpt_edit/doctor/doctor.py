@@ -28,7 +28,7 @@ from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.model.tokenizer import tokenizer_of
 from nanogpt_edit.training.config import LoopConfig
 from nanogpt_edit.training.grpo_config import GRPOConfig
-from nanogpt_edit.training.rollouts import RolloutGroup, sample_groups
+from nanogpt_edit.training.rollouts import RolloutGroup, RolloutSampler
 
 PROBLEMS_LOOKED_AT = 100  # of rewards, masks and prompts
 
@@ -74,4 +74,4 @@ def check_grpo(
 def first_rollout(model: GPT, train: Sequence[Problem], config: GRPOConfig, *, seed: int) -> list[RolloutGroup]:
     """A few groups as the first step will sample them."""
     engine = Engine(model, max_slots=PROBLEMS_ASKED * config.group_size)
-    return sample_groups(engine, train[:PROBLEMS_ASKED], config, seed=seed, step=0)
+    return RolloutSampler.of(engine, config, seed=seed).sample_groups(train[:PROBLEMS_ASKED], draw=0)

@@ -7,7 +7,7 @@ import inspect
 import math
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import SupportsFloat
 
 from nanogpt_edit.common.errors import UserError, did_you_mean
@@ -79,17 +79,21 @@ def _takes(function: Callable[..., object], count: int) -> bool:
     return True
 
 
-def score(rewards: Mapping[str, float], problem: Problem, texts: Sequence[str]) -> dict[str, list[float]]:
+def find_rewards(names: Iterable[str]) -> dict[str, Reward]:
+    """The functions of some rewards, by name; see `find_reward`."""
+    return {name: find_reward(name) for name in dict.fromkeys(names)}
+
+
+def score(rewards: Mapping[str, Reward], problem: Problem, texts: Sequence[str]) -> dict[str, list[float]]:
     """Each reward of each completion of one problem: name -> one number per text (unweighted).
 
     A truth value counts as 1 or 0. Raises UserError naming the reward, the problem, the completion and the value when a
     reward fails, tries to end the program, or is not one finite number.
     """
-    return {name: [_call(name, problem, text) for text in texts] for name in rewards}
+    return {name: [_call(name, reward, problem, text) for text in texts] for name, reward in rewards.items()}
 
 
-def _call(name: str, problem: Problem, text: str) -> float:
-    reward = find_reward(name)
+def _call(name: str, reward: Reward, problem: Problem, text: str) -> float:
     where = f'reward "{name}" on problem {problem.id}, completion {text[:200]!a}'
     try:
         value: object = reward(problem, text)

@@ -2,34 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
+from nanogpt_edit.common import distributed
 from nanogpt_edit.common.files import write_jsonl
 from nanogpt_edit.model.tokenizer import Tokenizer
-from nanogpt_edit.training.losses import Advantage, group_advantages
 from nanogpt_edit.training.rollouts import RolloutGroup
-from nanogpt_edit.training.update import TokenDetail
+from nanogpt_edit.training.update import GroupDetail
 
 
 def write_rollouts(
     folder: Path,
     step: int,
     groups: Sequence[RolloutGroup],
-    details: Mapping[tuple[int, int], TokenDetail],
+    details: Sequence[GroupDetail],
     tokenizer: Tokenizer,
     *,
-    advantage: Advantage,
     detailed: int,
 ) -> None:
-    """Write the step's file, atomically; the same rollout gives the same bytes.
+    """Write the step's file, atomically, in the first process; the same rollout gives the same bytes.
 
-    `detailed` completions have their tokens: of every trained group in turn, the best and the worst.
+    `details` are those of the groups that were trained on; `detailed` completions have their tokens: of every trained
+    group in turn, the best and the worst.
     """
-    chosen = best_and_worst([group for group in groups if (group.number, 0) in details], detailed)
+    if not distributed.is_first():
+        return
+    trained = {detail.number: detail for detail in details}
+    chosen = best_and_worst([group for group in groups if group.number in trained], detailed)
     lines: list[dict[str, object]] = []
     for group in groups:
-        advantages = group_advantages(group.total[None], advantage=advantage)[0].tolist()
+        detail, advantages = trained.get(group.number), group.advantages.tolist()
         for sample, completion in enumerate(group.completions):
             line: dict[str, object] = {
                 "group": group.number,
@@ -43,14 +46,13 @@ def write_rollouts(
                 "advantage": advantages[sample],
                 "finish_reason": completion.finish_reason,
                 "tokens": len(completion.token_ids),
-                "in_loss": (group.number, sample) in details and group.takes_part[sample],
+                "in_loss": detail is not None and group.takes_part[sample],
             }
-            if (group.number, sample) in chosen:
-                detail = details[group.number, sample]
+            if detail is not None and (group.number, sample) in chosen:
                 line["token_texts"] = [tokenizer.token_text(token_id) for token_id in completion.token_ids]
                 line["logprobs"] = [round(value, 5) for value in completion.logprobs]
-                line["entropy"] = [round(value, 5) for value in detail.entropy]
-                line["clipped"] = list(detail.clipped)
+                line["entropy"] = [round(value, 5) for value in detail.entropy[sample]]
+                line["clipped"] = list(detail.clipped[sample])
             lines.append(line)
     write_jsonl(folder / f"step_{step:06}.jsonl.gz", lines)
 

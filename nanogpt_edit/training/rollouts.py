@@ -23,8 +23,8 @@ from nanogpt_edit.engine.engine import Completion, Engine
 from nanogpt_edit.engine.sampling import Sampling
 from nanogpt_edit.model.tokenizer import tokenizer_of
 from nanogpt_edit.training.grpo_config import GRPOConfig
-from nanogpt_edit.training.losses import has_signal
-from nanogpt_edit.training.rewards import score
+from nanogpt_edit.training.losses import group_advantages, has_signal
+from nanogpt_edit.training.rewards import Reward, find_rewards, score
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,8 @@ class RolloutGroup:
     """By reward name, unweighted, one number per completion; accuracy and format are always among them."""
     total: Tensor
     """(G,) weighted sum of the rewards."""
+    advantages: Tensor
+    """(G,) how much better each completion is than its group (see `group_advantages`)."""
     takes_part: tuple[bool, ...]
     """Which completions the loss sees; the others only count in the group's mean."""
 
@@ -53,91 +55,102 @@ class RolloutGroup:
         return sum(len(completion.token_ids) for completion in self.completions)
 
 
-def rollouts(
-    engine: Engine, problems: Sequence[Problem], config: GRPOConfig, *, seed: int, step: int
-) -> list[RolloutGroup]:
-    """The groups of one step; with `refill`, further rounds until enough of them carry signal."""
-    rounds = 1 + (config.max_resample_rounds if config.dynamic_sampling == "refill" else 0)
-    groups: list[RolloutGroup] = []
-    for number in range(rounds):
-        # Every step owns `rounds` draws, used or not, so that what a step samples does not depend on the ones before.
-        draw = step * rounds + number
-        chosen = rows_of_step(len(problems), rows=config.problems_per_step, seed=seed, step=draw)
-        asked = [problems[i] for i in chosen]
-        groups += sample_groups(engine, asked, config, seed=seed, step=draw, first=len(groups))
-        if sum(group.has_signal for group in groups) >= config.problems_per_step:
-            break
-    return groups
+@dataclass(frozen=True)
+class RolloutSampler:
+    """Asks the policy, and scores its answers."""
 
+    engine: Engine
+    config: GRPOConfig
+    rewards: Mapping[str, Reward]
+    seed: int
 
-def sample_groups(
-    engine: Engine, problems: Sequence[Problem], config: GRPOConfig, *, seed: int, step: int, first: int = 0
-) -> list[RolloutGroup]:
-    """`group_size` completions of each problem, with their rewards; groups are numbered from `first`.
+    @classmethod
+    def of(cls, engine: Engine, config: GRPOConfig, *, seed: int) -> RolloutSampler:
+        """Raises UserError for a reward that cannot be found."""
+        return cls(engine, config, find_rewards(("accuracy", "format", *config.rewards)), seed)
 
-    The problems are dealt out to the processes; each gets all groups, the same for any number of processes.
-    Raises UserError when a reward fails, naming it, the problem and the completion.
-    """
+    @property
+    def max_new_tokens(self) -> int:
+        return self.config.max_new_tokens or self.engine.model.config.block_size
 
-    def work(places: Sequence[int]) -> list[RolloutGroup]:
-        return sample_places(engine, problems, places, config, seed=seed, step=step, first=first)
+    def rollout(self, problems: Sequence[Problem], *, step: int) -> list[RolloutGroup]:
+        """The groups of one step; with `refill`, further rounds until enough of them carry signal."""
+        rounds = 1 + (self.config.max_resample_rounds if self.config.dynamic_sampling == "refill" else 0)
+        wanted = self.config.problems_per_step
+        groups: list[RolloutGroup] = []
+        for number in range(rounds):
+            # Every step owns `rounds` draws, used or not: what a step samples does not depend on the ones before.
+            draw = step * rounds + number
+            chosen = rows_of_step(len(problems), rows=wanted, seed=self.seed, step=draw)
+            groups += self.sample_groups([problems[i] for i in chosen], draw=draw, first=len(groups))
+            if sum(group.has_signal for group in groups) >= wanted:
+                break
+        return groups
 
-    return distributed.map_over_ranks(range(len(problems)), work)
+    def sample_groups(self, problems: Sequence[Problem], *, draw: int, first: int = 0) -> list[RolloutGroup]:
+        """`group_size` completions of each problem, with their rewards; groups are numbered from `first`.
 
+        The problems are dealt out to the processes; each gets all groups, the same for any number of processes.
+        Raises UserError when a reward fails, naming it, the problem and the completion.
+        """
 
-def sample_places(
-    engine: Engine,
-    problems: Sequence[Problem],
-    places: Sequence[int],
-    config: GRPOConfig,
-    *,
-    seed: int,
-    step: int,
-    first: int,
-) -> list[RolloutGroup]:
-    """`sample_groups` of the problems at some `places`, in this process."""
-    tokenizer = tokenizer_of(engine.model)
-    limit = config.max_new_tokens or engine.model.config.block_size
-    prompts = [prompt_ids(problems[place], tokenizer) for place in places]
-    sampling = Sampling(
-        temperature=config.temperature,
-        top_k=None,
-        max_new_tokens=limit,
-        seed=int(np.random.default_rng([seed, step]).integers(2**62)),
-    )
-    with progress("sampling", len(prompts) * config.group_size, "completions", brief=True) as bar:
-        stream = engine.stream(
-            prompts,
-            n=config.group_size,
-            sampling=sampling,
-            stop_ids=tokenizer.stop_ids,
-            prompt_keys=places,
+        def of_this_process(places: Sequence[int]) -> list[RolloutGroup]:
+            prompts = [prompt_ids(problems[place], tokenizer_of(self.engine.model)) for place in places]
+            return [
+                self._group(first + place, problems[place], prompt, completions)
+                for place, prompt, completions in zip(
+                    places, prompts, self._completions(prompts, places, draw), strict=True
+                )
+            ]
+
+        return distributed.map_over_ranks(range(len(problems)), of_this_process)
+
+    def _completions(
+        self, prompts: Sequence[Sequence[int]], places: Sequence[int], draw: int
+    ) -> list[tuple[Completion, ...]]:
+        """G completions of each prompt; what is sampled depends on the seed, the draw and the prompt's place in it."""
+        size = self.config.group_size
+        sampling = Sampling(
+            temperature=self.config.temperature,
+            top_k=None,
+            max_new_tokens=self.max_new_tokens,
+            seed=int(np.random.default_rng([self.seed, draw]).integers(2**62)),
         )
-        completions = sorted(bar.counted(stream), key=lambda each: (each.prompt_index, each.sample_index))
-    groups = []
-    for i, place in enumerate(places):
-        problem = problems[place]
-        own = completions[i * config.group_size : (i + 1) * config.group_size]
-        texts = [tokenizer.decode(completion.token_ids) for completion in own]
-        rewards = score({"accuracy": 0.0, "format": 0.0} | config.rewards, problem, texts)
+        stop_ids = tokenizer_of(self.engine.model).stop_ids
+        with progress("sampling", len(prompts) * size, "completions", brief=True) as bar:
+            stream = self.engine.stream(prompts, n=size, sampling=sampling, stop_ids=stop_ids, prompt_keys=places)
+            completions = sorted(bar.counted(stream), key=lambda each: (each.prompt_index, each.sample_index))
+        return [tuple(completions[i : i + size]) for i in range(0, len(completions), size)]
+
+    def _group(
+        self, number: int, problem: Problem, prompt: Sequence[int], completions: tuple[Completion, ...]
+    ) -> RolloutGroup:
+        """The completions with their rewards, and the advantage of each over its group."""
+        config, tokenizer = self.config, tokenizer_of(self.engine.model)
+        rewards = score(self.rewards, problem, [tokenizer.decode(each.token_ids) for each in completions])
         weights = dict(config.rewards)
         if config.overlong_penalty:
-            rewards["overlong"] = [overlong(len(c.token_ids), limit=limit, share=config.overlong_share) for c in own]
+            lengths = [len(each.token_ids) for each in completions]
+            rewards["overlong"] = [overlong(n, limit=self.max_new_tokens, share=config.overlong_share) for n in lengths]
             weights["overlong"] = config.overlong_penalty
-        total = sum(torch.tensor(rewards[name]) * weight for name, weight in weights.items())
-        assert isinstance(total, Tensor)
-        groups.append(
-            RolloutGroup(
-                number=first + place,
-                problem=problem,
-                prompt=tuple(prompts[i]),
-                completions=tuple(own),
-                rewards={name: tuple(values) for name, values in rewards.items()},
-                total=total,
-                takes_part=tuple(not (config.mask_truncated and c.finish_reason == "length") for c in own),
-            )
+        parts = (torch.tensor(rewards[name]) * weight for name, weight in weights.items())
+        total = sum(parts, torch.zeros(len(completions)))
+        return RolloutGroup(
+            number=number,
+            problem=problem,
+            prompt=tuple(prompt),
+            completions=completions,
+            rewards={name: tuple(values) for name, values in rewards.items()},
+            total=total,
+            advantages=group_advantages(total[None], advantage=config.advantage)[0],
+            takes_part=tuple(not (config.mask_truncated and each.finish_reason == "length") for each in completions),
         )
-    return groups
+
+
+def with_signal(groups: Sequence[RolloutGroup], config: GRPOConfig) -> list[RolloutGroup]:
+    """The groups to train on: those whose rewards differ (all of them with `off`), at most `problems_per_step`."""
+    kept = [group for group in groups if group.has_signal or config.dynamic_sampling == "off"]
+    return kept[: config.problems_per_step]
 
 
 def overlong(tokens: int, *, limit: int, share: float) -> float:
@@ -168,20 +181,3 @@ def describe(groups: Sequence[RolloutGroup]) -> dict[str, float]:
 def _share_with_signal(rewards: np.ndarray) -> float:
     """(P, G) -> share of the groups in which this reward differs between completions."""
     return float(has_signal(torch.from_numpy(rewards)).float().mean())
-
-
-def why_stalled(metrics: Mapping[str, float]) -> str | None:
-    """In words, why a step had nothing to learn from; None when it had."""
-    if metrics["truncated"] == 1:
-        return "every completion was cut at its length limit; raise grpo.max_new_tokens."
-    if metrics["groups_dropped"] < 1:
-        return None
-    if metrics["well_formed"] == 0:
-        return (
-            "no completion is well-formed (<think>…</think><answer>…</answer>), so no answer earns anything; "
-            "teach the format first, by SFT."
-        )
-    return (
-        f"in every group all rewards are equal (mean {metrics['reward']:.2f}), so there is nothing to learn from; the "
-        f"problems are too easy or too hard for this model."
-    )

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
+from itertools import islice
 
 import torch
 from torch import Tensor
@@ -15,7 +16,7 @@ from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.model.tokenizer import tokenizer_of
 from nanogpt_edit.training.chunked_loss import head_logprobs, target_logprobs
 from nanogpt_edit.training.grpo_config import GRPOConfig
-from nanogpt_edit.training.losses import GRPOTerms, group_advantages, grpo_loss
+from nanogpt_edit.training.losses import GRPOTerms, grpo_loss
 from nanogpt_edit.training.rollouts import RolloutGroup
 from nanogpt_edit.training.shared_prefix import completion_states
 from nanogpt_edit.training.trainer import Trainer
@@ -38,21 +39,22 @@ class UpdateSize:
 
 
 @dataclass(frozen=True)
-class TokenDetail:
-    """One completion's tokens as the trainer saw them, one number per token."""
+class GroupDetail:
+    """A trained group's tokens as the trainer saw them: of each completion, one number per token."""
 
-    entropy: tuple[float, ...]
-    clipped: tuple[int, ...]
+    number: int
+    """Of the group, among those of the step."""
+    entropy: tuple[tuple[float, ...], ...]
+    clipped: tuple[tuple[int, ...], ...]
     """-1 held back by 1 - clip_low, 1 by 1 + clip_high, 0 free."""
 
 
-@dataclass
+@dataclass(frozen=True)
 class Updated:
-    """What the updates on a rollout did: the metrics, and what every trained completion's tokens were like."""
+    """What the updates on a rollout did: the metrics, and what every trained group's tokens were like."""
 
     metrics: dict[str, float]
-    details: dict[tuple[int, int], TokenDetail] = field(default_factory=dict)
-    """By number of the group and of the sample in it."""
+    details: tuple[GroupDetail, ...] = ()
 
 
 def update(reference: GPT | None, groups: Sequence[RolloutGroup], config: GRPOConfig, trainer: Trainer) -> Updated:
@@ -60,16 +62,16 @@ def update(reference: GPT | None, groups: Sequence[RolloutGroup], config: GRPOCo
     entropy_coef = config.entropy_coef_at(trainer.step)
     parts = [groups[i :: config.updates_per_rollout] for i in range(config.updates_per_rollout)]
     parts = [part for part in parts if UpdateSize.of(part).tokens]
-    done = Updated(dict.fromkeys(("loss", *MEANS, "grad_norm", "sampler_gap"), 0.0 if parts else math.nan))
-    metrics = done.metrics
+    metrics = dict.fromkeys(("loss", *MEANS, "grad_norm", "sampler_gap"), 0.0 if parts else math.nan)
+    details: list[GroupDetail] = []
     for number, part in enumerate(parts):
-        found = add_gradients(reference, part, config, trainer, entropy_coef=entropy_coef)
-        done.details |= found.details
+        done = descend(reference, part, config, trainer, entropy_coef=entropy_coef)
+        details += done.details
         for name in ("loss", *MEANS):
-            metrics[name] += found.metrics[name] / len(parts)
+            metrics[name] += done.metrics[name] / len(parts)
         if number == 0:
-            metrics["sampler_gap"] = found.metrics["sampler_gap"]
-        metrics["grad_norm"] = max(metrics["grad_norm"], trainer.apply_gradients())
+            metrics["sampler_gap"] = done.metrics["sampler_gap"]
+        metrics["grad_norm"] = max(metrics["grad_norm"], done.metrics["grad_norm"])
     if reference is None:
         metrics["kl"] = math.nan
     metrics |= {"updates": len(parts), "entropy_coef": entropy_coef}
@@ -78,35 +80,35 @@ def update(reference: GPT | None, groups: Sequence[RolloutGroup], config: GRPOCo
             f"grpo: step {trainer.step}: sampler and trainer disagree by {metrics['sampler_gap']:.3f} nats on a token "
             f"they should agree on; the update is off-policy by that much."
         )
-    return done
+    return Updated(metrics, tuple(details))
 
 
-def add_gradients(
+def descend(
     reference: GPT | None, groups: Sequence[RolloutGroup], config: GRPOConfig, trainer: Trainer, *, entropy_coef: float
 ) -> Updated:
-    """The gradients of one optimizer step, and what its loss was made of; the groups are dealt out to the processes."""
-    size, sums, gap = UpdateSize.of(groups), [0.0] * (1 + len(MEANS)), 0.0
-    own: dict[tuple[int, int], TokenDetail] = {}
-    idle = groups[:1]
+    """One optimizer step, and what its loss was made of; the groups are dealt out to the processes."""
+    size = UpdateSize.of(groups)
+    passes: list[tuple[GRPOTerms, list[GroupDetail]]] = []
 
     def loss(policy: GPT, batch: Sequence[RolloutGroup]) -> Tensor:
-        nonlocal sums, gap
-        terms, found = group_terms(policy, reference, batch, config, size=size, entropy_coef=entropy_coef)
-        if batch is idle:
-            return terms.loss
-        own.update(found)
+        terms, details = group_terms(policy, reference, batch, config, size=size, entropy_coef=entropy_coef)
+        passes.append((replace(terms, loss=terms.loss.detach()), details))
+        return terms.loss
+
+    batches = list(group_batches(distributed.shard(groups), max_tokens=config.micro_batch_tokens))
+    metrics = {"loss": trainer.add_gradients(loss, batches, idle=groups[:1])}
+    own = passes[: len(batches)]  # what comes after them is there for the other processes' sake
+    sums, gap = [0.0] * (1 + len(MEANS)), 0.0
+    for terms, _ in own:
         row = (terms.weight, terms.kl, terms.entropy, terms.clipped_low, terms.clipped_high)
         sums = [before + new for before, new in zip(sums, row, strict=True)]
         gap = max(gap, terms.largest_log_ratio)
-        return terms.loss
-
-    batches = group_batches(distributed.shard(groups), max_tokens=config.micro_batch_tokens)
-    metrics = {"loss": trainer.add_gradients(loss, list(batches), idle=idle)}
     weight, *rest = distributed.all_reduce_sum(sums)
     metrics |= {name: value / weight for name, value in zip(MEANS, rest, strict=True)}
     metrics["sampler_gap"] = distributed.all_reduce_max([gap])[0]
-    details = {name: detail for each in distributed.all_gather(own) for name, detail in each.items()}
-    return Updated(metrics, details)
+    found = distributed.all_gather([detail for _, details in own for detail in details])
+    metrics["grad_norm"] = trainer.apply_gradients()
+    return Updated(metrics, tuple(detail for each in found for detail in each))
 
 
 def group_terms(
@@ -117,7 +119,7 @@ def group_terms(
     *,
     size: UpdateSize,
     entropy_coef: float,
-) -> tuple[GRPOTerms, dict[tuple[int, int], TokenDetail]]:
+) -> tuple[GRPOTerms, list[GroupDetail]]:
     """The loss of some groups as their part of an update of `size`, and what their tokens were like."""
     prompts = [group.prompt for group in groups]
     completions = [[completion.token_ids for completion in group.completions] for group in groups]
@@ -130,14 +132,14 @@ def group_terms(
         ref_logprobs = target_logprobs(ref_states, vocabulary(reference), targets, temperature=config.temperature)
     every = [completion for group in groups for completion in group.completions]
     lengths = torch.tensor([len(completion.token_ids) for completion in every])
-    per_completion = torch.cat([group_advantages(group.total[None], advantage=config.advantage)[0] for group in groups])
+    advantages = torch.cat([group.advantages for group in groups])
     weights = completion_weights(groups, config, size=size, longest=model.config.block_size)
     terms = grpo_loss(
         logprobs,
         torch.tensor([value for completion in every for value in completion.logprobs], device=model.device),
         ref_logprobs,
         entropy,
-        per_completion.repeat_interleave(lengths).to(model.device),
+        advantages.repeat_interleave(lengths).to(model.device),
         weights.repeat_interleave(lengths).to(model.device),
         clip_low=config.clip_low,
         clip_high=config.clip_high,
@@ -145,7 +147,7 @@ def group_terms(
         kl_coef=config.kl_coef,
         entropy_coef=entropy_coef,
     )
-    return terms, token_details(groups, entropy, terms.clipped, lengths)
+    return terms, group_details(groups, entropy, terms.clipped)
 
 
 def completion_weights(groups: Sequence[RolloutGroup], config: GRPOConfig, *, size: UpdateSize, longest: int) -> Tensor:
@@ -168,16 +170,20 @@ def lengths_in_loss(group: RolloutGroup) -> list[int]:
     ]
 
 
-def token_details(
-    groups: Sequence[RolloutGroup], entropy: Tensor, clipped: Tensor, lengths: Tensor
-) -> dict[tuple[int, int], TokenDetail]:
-    """Flat tensors over all tokens -> one record per completion."""
-    names = [(group.number, sample) for group in groups for sample in range(len(group.completions))]
-    entropies, flags = (each.detach().cpu().split(lengths.tolist()) for each in (entropy, clipped))
-    return {
-        name: TokenDetail(tuple(own_entropy.tolist()), tuple(own_flags.tolist()))
-        for name, own_entropy, own_flags in zip(names, entropies, flags, strict=True)
-    }
+def group_details(groups: Sequence[RolloutGroup], entropy: Tensor, clipped: Tensor) -> list[GroupDetail]:
+    """Flat tensors over all tokens -> one record per group."""
+    entropies, flags = iter(entropy.detach().tolist()), iter(clipped.tolist())
+    details: list[GroupDetail] = []
+    for group in groups:
+        lengths = [len(completion.token_ids) for completion in group.completions]
+        details.append(
+            GroupDetail(
+                group.number,
+                entropy=tuple(tuple(islice(entropies, length)) for length in lengths),
+                clipped=tuple(tuple(islice(flags, length)) for length in lengths),
+            )
+        )
+    return details
 
 
 def vocabulary(model: GPT) -> Tensor:

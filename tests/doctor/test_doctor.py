@@ -53,6 +53,7 @@ def groups(*rewards: tuple[float, ...], well_formed: float = 1.0, finish_reason:
             completions=tuple(Completion(number, i, (7,), (-1.0,), finish_reason) for i in range(len(own))),  # type: ignore[arg-type]
             rewards={"accuracy": own, "format": (well_formed,) * len(own)},
             total=torch.tensor(own),
+            advantages=torch.zeros(len(own)),
             takes_part=(True,) * len(own),
         )
         for number, own in enumerate(rewards)

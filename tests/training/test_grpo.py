@@ -23,10 +23,13 @@ from nanogpt_edit.data.samples import prompt_ids
 from nanogpt_edit.engine.engine import Completion, Engine
 from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.training import grpo as grpo_module
+from nanogpt_edit.training import rewards as rewards_module
+from nanogpt_edit.training import stall_watch
 from nanogpt_edit.training import update as update_module
 from nanogpt_edit.training.grpo import GRPOConfig, grpo
-from nanogpt_edit.training.losses import GRPOTerms
-from nanogpt_edit.training.rollouts import RolloutGroup, describe, overlong, rollouts, sample_groups, why_stalled
+from nanogpt_edit.training.losses import GRPOTerms, group_advantages
+from nanogpt_edit.training.rollouts import RolloutGroup, RolloutSampler, describe, overlong
+from nanogpt_edit.training.stall_watch import why_stalled
 from nanogpt_edit.training.trainer import Trainer
 from nanogpt_edit.training.update import UpdateSize, group_batches, group_terms, update
 
@@ -80,8 +83,13 @@ def group_of(
         completions=tuple(sampled),
         rewards={"accuracy": tuple(rewards), "format": tuple(rewards)},
         total=torch.tensor(rewards),
+        advantages=group_advantages(torch.tensor([rewards]))[0],
         takes_part=tuple(takes_part or [True] * len(completions)),
     )
+
+
+def sample_groups(engine: Engine, problems: Sequence[Problem], settings: GRPOConfig) -> list[RolloutGroup]:
+    return RolloutSampler.of(engine, settings, seed=0).sample_groups(problems, draw=0)
 
 
 def trainer_of(model: GPT, settings: GRPOConfig, folder: Path) -> Trainer:
@@ -155,6 +163,10 @@ def test_a_gap_between_sampler_and_trainer_is_said(tmp_path: Path, monkeypatch: 
 
 
 def terms_of(model: GPT, groups: list[RolloutGroup], settings: GRPOConfig, reference: GPT | None = None) -> GRPOTerms:
+    groups = [
+        replace(group, advantages=group_advantages(group.total[None], advantage=settings.advantage)[0])
+        for group in groups
+    ]
     size = UpdateSize.of(groups)
     terms, _ = group_terms(model, reference, groups, settings, size=size, entropy_coef=settings.entropy_coef)
     return terms
@@ -231,7 +243,7 @@ def test_truncated_completions_are_masked_when_asked() -> None:
     engine = Engine(tiny_model())
     for masked in (False, True):
         settings = config(max_new_tokens=3, mask_truncated=masked)
-        (group,) = sample_groups(engine, PROBLEMS[:1], settings, seed=0, step=0)
+        (group,) = sample_groups(engine, PROBLEMS[:1], settings)
         truncated = [completion.finish_reason == "length" for completion in group.completions]
         assert any(truncated)
         assert list(group.takes_part) == [not (masked and cut) for cut in truncated]
@@ -243,7 +255,7 @@ def test_the_soft_overlong_penalty_by_hand() -> None:
         [0, 0, -0.25, -0.5, -0.75, -1]
     )
     settings = config(max_new_tokens=4, overlong_penalty=2.0, overlong_share=0.5)
-    (group,) = sample_groups(Engine(tiny_model()), PROBLEMS[:1], settings, seed=0, step=0)
+    (group,) = sample_groups(Engine(tiny_model()), PROBLEMS[:1], settings)
     for sample, completion in enumerate(group.completions):
         penalty = {4: -1.0, 3: -0.5}.get(len(completion.token_ids), 0.0)
         assert group.rewards["overlong"][sample] == penalty
@@ -375,21 +387,21 @@ def odd_problems(problem: Problem, completion_text: str) -> float:
 
 
 def rollout(settings: GRPOConfig, *, step: int = 0) -> list[RolloutGroup]:
-    return rollouts(Engine(tiny_model()), PROBLEMS, settings, seed=0, step=step)
+    return RolloutSampler.of(Engine(tiny_model()), settings, seed=0).rollout(PROBLEMS, step=step)
 
 
 def test_a_completion_ends_where_its_text_ends() -> None:
     engine = Engine(bigram(writes("<think>", "7", "<|endoftext|>")))
-    (group,) = sample_groups(engine, PROBLEMS[:1], config(), seed=0, step=0)
+    (group,) = sample_groups(engine, PROBLEMS[:1], config())
     texts = {(tiny_tokenizer().decode(each.token_ids), each.finish_reason) for each in group.completions}
     assert texts == {("<think>7<|endoftext|>", "stop")}
 
 
 def test_a_step_without_signal_changes_nothing_and_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
-    monkeypatch.setattr(grpo_module, "say", said.append)
-    monkeypatch.setattr(grpo_module, "why_stalled", lambda metrics: f"dropped {metrics['groups_dropped']}")
-    monkeypatch.setattr(grpo_module, "QUIET_STEPS", 2)
+    monkeypatch.setattr(stall_watch, "say", said.append)
+    monkeypatch.setattr(stall_watch, "why_stalled", lambda metrics: f"dropped {metrics['groups_dropped']}")
+    monkeypatch.setattr(stall_watch, "QUIET_STEPS", 2)
     model = tiny_model()
     settings = config(steps=3, rewards={f"{__name__}:constant": 1.0}, kl_coef=0.1, weight_decay=0.1, keep="last")
     log = run(model, settings, tmp_path)
@@ -443,7 +455,7 @@ def test_refill_gives_up_after_its_rounds(tmp_path: Path, monkeypatch: pytest.Mo
     assert len(rollout(replace(never, max_resample_rounds=1))) == 4
     assert len(rollout(replace(never, dynamic_sampling="skip"))) == 2
     said: list[str] = []
-    monkeypatch.setattr(grpo_module, "say", said.append)
+    monkeypatch.setattr(stall_watch, "say", said.append)
     log = run(tiny_model(), replace(never, steps=3, keep="last"), tmp_path)
     assert log[0]["groups_dropped"] == 1
     assert [sentence for sentence in said if "signal" in sentence] == [
@@ -480,7 +492,7 @@ def test_a_rollout_depends_on_seed_and_step_alone() -> None:
 
 def test_groups_hold_what_the_engine_wrote_and_what_it_was_worth() -> None:
     model, settings = tiny_model(), config(rewards={"format": 0.5, "tiny_stages:letters": 2.0}, temperature=0.8)
-    (group,) = sample_groups(Engine(model), PROBLEMS[:1], settings, seed=0, step=0)
+    (group,) = sample_groups(Engine(model), PROBLEMS[:1], settings)
     tokenizer = tiny_tokenizer()
     assert group.prompt == tuple(prompt_ids(PROBLEMS[0], tokenizer))
     assert len(group.completions) == 4
@@ -493,6 +505,57 @@ def test_groups_hold_what_the_engine_wrote_and_what_it_was_worth() -> None:
         # Neither top-k nor top-p, and at the rollout's temperature: the log-probabilities are the trainer's.
         expected = logprobs_of(model, group.prompt, completion.token_ids, temperature=0.8)
         assert completion.logprobs == pytest.approx(expected.tolist(), abs=1e-4)
+
+
+@pytest.mark.parametrize("advantage", ["zscore", "mean"])
+def test_groups_hold_the_advantages_of_their_completions(advantage: str) -> None:
+    (group,) = sample_groups(Engine(tiny_model()), PROBLEMS[:1], config(advantage=advantage))
+    rewards = [value.item() for value in group.total]
+    mean = sum(rewards) / 4
+    spread = math.sqrt(sum((reward - mean) ** 2 for reward in rewards) / 3) + 1e-4 if advantage == "zscore" else 1.0
+    assert spread > 1e-3
+    assert group.advantages.tolist() == pytest.approx([(reward - mean) / spread for reward in rewards], abs=1e-5)
+
+
+def test_a_run_looks_each_reward_up_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    find = rewards_module.find_reward
+
+    def count(name: str) -> rewards_module.Reward:
+        asked.append(name)
+        return find(name)
+
+    monkeypatch.setattr(rewards_module, "find_reward", count)
+    run(tiny_model(), config(steps=2, rewards={"format": 0.5, **LETTERS}, keep="last"), tmp_path)
+    assert asked == ["accuracy", "format", *LETTERS]
+
+
+def test_a_reward_that_is_not_there_stops_a_run_before_it_begins(tmp_path: Path) -> None:
+    for name in ("accurcy", "no_such_module:f", "tiny_stages:no_such_function"):
+        with pytest.raises(UserError, match=name):
+            run(tiny_model(), config(rewards={name: 1.0}), tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_pass_made_for_the_other_processes_counts_in_no_metric(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tiny_model().eval()
+    groups = [
+        group_of(model, [[10, 11, 12], [20]], [1.0, 0.0], ratios=[[1.5, 1.0, 0.9], [1.2]], number=n) for n in (0, 1)
+    ]
+    alone = update(None, groups, config(), trainer_of(copy.deepcopy(model), config(), tmp_path))
+    original = Trainer.add_gradients
+
+    def with_a_dummy(self, loss, batches, *, idle):  # type: ignore[no-untyped-def]
+        total = original(self, loss, batches, idle=idle)
+        loss(self.model, idle)
+        return total
+
+    monkeypatch.setattr(Trainer, "add_gradients", with_a_dummy)
+    beside = update(None, groups, config(), trainer_of(copy.deepcopy(model), config(), tmp_path))
+    assert beside == alone
+    assert [detail.number for detail in beside.details] == [0, 1]
 
 
 def test_a_rollout_described_by_hand() -> None:
@@ -605,7 +668,7 @@ def test_a_collapse_stops_the_run_and_leaves_the_best_weights(tmp_path: Path, mo
     monkeypatch.setattr(grpo_module, "describe", lambda groups: describe(groups) | {"well_formed": next(shares)})
     monkeypatch.setattr(grpo_module, "validation_accuracy", validate)
     monkeypatch.setattr(Trainer, "is_time_to_evaluate", lambda self: self.step < 3)
-    monkeypatch.setattr(grpo_module, "say", said.append)
+    monkeypatch.setattr(stall_watch, "say", said.append)
     model = tiny_model()
     log = run(model, config(steps=5, keep="last"), tmp_path)
     assert [line["well_formed"] for line in log] == [0.1, 0.9, 0.8, 0.1]

@@ -11,7 +11,7 @@ import pytest
 
 from nanogpt_edit.common.errors import UserError
 from nanogpt_edit.data.problems import Problem
-from nanogpt_edit.training.rewards import accuracy, find_reward, format_reward, length, score
+from nanogpt_edit.training.rewards import accuracy, find_reward, find_rewards, format_reward, length, score
 
 PROBLEM = Problem(question="What is 8 * 9?", rationale="8 * 9 = 72", answer="72", id="train:17")
 
@@ -52,13 +52,13 @@ def test_length_is_measured_against_the_worked_solution() -> None:
 def test_model_text_is_read_and_never_run(tmp_path: Path) -> None:
     evidence = tmp_path / "ran"
     text = f"<think></think><answer>__import__('pathlib').Path({str(evidence)!r}).touch() or 72</answer>"
-    score({"accuracy": 1.0, "format": 1.0}, PROBLEM, [text, "{9*8}", "$(echo 72)"])
+    score(find_rewards(("accuracy", "format")), PROBLEM, [text, "{9*8}", "$(echo 72)"])
     assert not evidence.exists()
 
 
 def test_scores_come_by_name_and_without_their_weights() -> None:
     texts = ["<think></think><answer>72</answer>", "<think></think><answer>7</answer>", "72"]
-    scores = score({"accuracy": 5.0, "format": 0.1}, PROBLEM, texts)
+    scores = score(find_rewards(("accuracy", "format")), PROBLEM, texts)
     assert scores == {"accuracy": [1.0, 0.0, 0.0], "format": [1.0, 1.0, 0.0]}
 
 
@@ -73,7 +73,7 @@ def own_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str, *, 
 def test_any_importable_function_is_a_reward(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = "def brief(problem, text):\n    return len(problem.answer) / len(text)\n"
     own_module(tmp_path, monkeypatch, source, name="my_rewards")
-    assert score({"my_rewards:brief": 1.0}, PROBLEM, ["12345678", "1234"]) == {"my_rewards:brief": [0.25, 0.5]}
+    assert score(find_rewards(["my_rewards:brief"]), PROBLEM, ["12345678", "1234"]) == {"my_rewards:brief": [0.25, 0.5]}
 
 
 @pytest.mark.parametrize(
@@ -132,7 +132,7 @@ def test_a_reward_that_fails_is_named_with_the_problem_and_the_completion(
     name = f"failing_{zlib.crc32(body.encode())}"
     own_module(tmp_path, monkeypatch, f"def f(problem, text):\n    {body}\n", name=name)
     with pytest.raises(UserError, match=sentence) as caught:
-        score({"accuracy": 1.0, f"{name}:f": 1.0}, PROBLEM, ["some text\nof two lines"])
+        score(find_rewards(("accuracy", f"{name}:f")), PROBLEM, ["some text\nof two lines"])
     assert f"reward \"{name}:f\" on problem train:17, completion 'some text\\nof two lines'" in str(caught.value)
 
 
@@ -158,14 +158,14 @@ def test_a_coroutine_is_closed_and_named(tmp_path: Path, monkeypatch: pytest.Mon
     source = "async def inner():\n    return 1.0\ndef f(problem, text):\n    return inner()\n"
     own_module(tmp_path, monkeypatch, source, name="awaited_by_nobody")
     with pytest.raises(UserError, match="gave coroutine .*; a reward must return one number"):
-        score({"awaited_by_nobody:f": 1.0}, PROBLEM, ["text"])
+        score(find_rewards(["awaited_by_nobody:f"]), PROBLEM, ["text"])
     gc.collect()  # a coroutine that nothing awaited would warn here, and warnings are errors
 
 
 def test_an_interrupt_inside_a_reward_interrupts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     own_module(tmp_path, monkeypatch, "def f(problem, text):\n    raise KeyboardInterrupt\n", name="interrupted")
     with pytest.raises(KeyboardInterrupt):
-        score({"interrupted:f": 1.0}, PROBLEM, ["text"])
+        score(find_rewards(["interrupted:f"]), PROBLEM, ["text"])
 
 
 @pytest.mark.parametrize(
@@ -177,9 +177,9 @@ def test_what_plainly_is_one_number_counts_as_it(
 ) -> None:
     name = f"plain_{zlib.crc32(body.encode())}"
     own_module(tmp_path, monkeypatch, f"def f(problem, text):\n    {body}\n", name=name)
-    assert score({f"{name}:f": 1.0}, PROBLEM, [""]) == {f"{name}:f": [value]}
+    assert score(find_rewards([f"{name}:f"]), PROBLEM, [""]) == {f"{name}:f": [value]}
 
 
 def test_a_reward_may_be_any_finite_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     own_module(tmp_path, monkeypatch, "import math\ndef f(problem, text):\n    return -math.pi\n", name="negative")
-    assert score({"negative:f": 1.0}, PROBLEM, [""]) == {"negative:f": [-math.pi]}
+    assert score(find_rewards(["negative:f"]), PROBLEM, [""]) == {"negative:f": [-math.pi]}

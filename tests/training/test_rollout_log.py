@@ -12,8 +12,8 @@ from nanogpt_edit.engine.engine import Engine
 from nanogpt_edit.training.grpo import GRPOConfig, grpo
 from nanogpt_edit.training.losses import group_advantages
 from nanogpt_edit.training.rollout_log import write_rollouts
-from nanogpt_edit.training.rollouts import RolloutGroup, sample_groups
-from nanogpt_edit.training.update import TokenDetail
+from nanogpt_edit.training.rollouts import RolloutGroup, RolloutSampler
+from nanogpt_edit.training.update import GroupDetail
 
 CONFIG = GRPOConfig(
     steps=2, problems_per_step=3, group_size=4, max_new_tokens=5, rewards={"tiny_stages:letters": 1.0}, keep="last"
@@ -21,22 +21,23 @@ CONFIG = GRPOConfig(
 
 
 def groups() -> list[RolloutGroup]:
-    return sample_groups(Engine(tiny_model()), PROBLEMS[:3], CONFIG, seed=0, step=0)
+    return RolloutSampler.of(Engine(tiny_model()), CONFIG, seed=0).sample_groups(PROBLEMS[:3], draw=0)
 
 
-def details(trained: list[RolloutGroup]) -> dict[tuple[int, int], TokenDetail]:
-    return {
-        (group.number, sample): TokenDetail(
-            entropy=(0.5,) * len(completion.token_ids), clipped=(0,) * len(completion.token_ids)
+def details(trained: list[RolloutGroup]) -> list[GroupDetail]:
+    return [
+        GroupDetail(
+            group.number,
+            entropy=tuple((0.5,) * len(each.token_ids) for each in group.completions),
+            clipped=tuple((0,) * len(each.token_ids) for each in group.completions),
         )
         for group in trained
-        for sample, completion in enumerate(group.completions)
-    }
+    ]
 
 
 def write(folder: Path, sampled: list[RolloutGroup], *, detailed: int) -> list[dict[str, object]]:
     # The first group was not trained on, as one without signal.
-    write_rollouts(folder, 7, sampled, details(sampled[1:]), tiny_tokenizer(), advantage="zscore", detailed=detailed)
+    write_rollouts(folder, 7, sampled, details(sampled[1:]), tiny_tokenizer(), detailed=detailed)
     return read(folder / "step_000007.jsonl.gz")
 
 

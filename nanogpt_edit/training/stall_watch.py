@@ -1,0 +1,79 @@
+"""What a person is told while GRPO learns little or nothing, and whether the policy has collapsed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from nanogpt_edit.common import distributed
+from nanogpt_edit.common.terminal import say
+from nanogpt_edit.training.grpo_config import GRPOConfig
+from nanogpt_edit.training.rollouts import RolloutGroup
+from nanogpt_edit.training.trainer import logged
+
+QUIET_STEPS = 20  # from one sentence about a stall to the next
+
+
+class StallWatch:
+    """Looks at every step of a run. `log` is the stage's own log: a resumed run decides by it as an unbroken one."""
+
+    def __init__(self, config: GRPOConfig, log: Path) -> None:
+        self.config, self.log = config, log
+        self.quiet_until = self.short_steps = 0
+
+    def look(self, step: int, kept: Sequence[RolloutGroup], metrics: Mapping[str, float]) -> None:
+        """Say what held the step back: too few groups that refill could find, or no signal in any of them."""
+        if self.config.dynamic_sampling == "refill" and len(kept) < self.config.problems_per_step:
+            self.short_steps += 1
+            if self.short_steps == 1:
+                say(
+                    f"grpo: step {step}: after {self.config.max_resample_rounds} further rounds {len(kept)} of "
+                    f"{self.config.problems_per_step} groups carry signal; the step is that much smaller. More such "
+                    f"steps are counted."
+                )
+        if step >= self.quiet_until and (reason := why_stalled(metrics)):
+            say(f"grpo: step {step}: {reason}")
+            self.quiet_until = step + QUIET_STEPS
+
+    def sees_collapse(self, step: int, metrics: Mapping[str, float], *, best: float) -> bool:
+        """Has the well-formed share fallen below `stop_below` after it was above? Then say so, and with which `best`
+        pass@1 the run stops."""
+        share, bound = metrics["well_formed"], self.config.stop_below
+        if share >= bound or not self._was_well_formed():
+            return False
+        say(
+            f"grpo: step {step}: only {share:.0%} of the completions are well-formed (stop_below is {bound:.0%}); the "
+            f"policy has collapsed. The run stops and keeps its best weights, with pass@1 {best:.1%} on validation; "
+            f"try a lower learning_rate or a higher kl_coef."
+        )
+        return True
+
+    def close(self) -> None:
+        """Say how many steps refill could not fill, when it was more than the one that was said at once."""
+        if self.short_steps > 1:
+            say(
+                f"grpo: {self.short_steps} steps were smaller than asked for: too few groups carried signal "
+                f"(dynamic_sampling)."
+            )
+
+    def _was_well_formed(self) -> bool:
+        bound = self.config.stop_below
+        found = distributed.is_first() and any(share >= bound for share in logged(self.log, "well_formed"))
+        return any(distributed.all_gather(found))  # only the first process knows that its line is written
+
+
+def why_stalled(metrics: Mapping[str, float]) -> str | None:
+    """In words, why a step had nothing to learn from; None when it had."""
+    if metrics["truncated"] == 1:
+        return "every completion was cut at its length limit; raise grpo.max_new_tokens."
+    if metrics["groups_dropped"] < 1:
+        return None
+    if metrics["well_formed"] == 0:
+        return (
+            "no completion is well-formed (<think>…</think><answer>…</answer>), so no answer earns anything; "
+            "teach the format first, by SFT."
+        )
+    return (
+        f"in every group all rewards are equal (mean {metrics['reward']:.2f}), so there is nothing to learn from; the "
+        f"problems are too easy or too hard for this model."
+    )
