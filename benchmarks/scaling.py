@@ -146,7 +146,7 @@ def measure_here(config: GPTConfig, folder: Path, *, shard: bool) -> dict[str, f
         started = time.perf_counter()
         batches = list(micro_batches(distributed.shard(rows), max_tokens=ROWS * TOKENS))
         share = partial(share_of_loss, targets=target_tokens(rows))
-        loss = trainer.add_gradients(share, batches, idle=batches[0])
+        loss = trainer.parallel.backward(share, batches, dummy=batches[0])
         trainer.apply_gradients()
         seconds.append(time.perf_counter() - started)
     return {"seconds": float(np.median(seconds[WARM_UP:])), "loss": loss}

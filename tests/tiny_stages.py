@@ -90,7 +90,7 @@ def run_stage(stage: str, folder: Path, *, shard: bool = False) -> GPT:
         trainer = sft(model, samples[5:], samples[:5], SFT, replay=stream, seed=1, state=state, log=log, shard=shard)
     else:
         trainer = grpo(model, PROBLEMS[5:], PROBLEMS[:5], GRPO, seed=1, state=state, log=log, shard=shard)
-    with trainer.whole() as whole:
+    with trainer.parallel.gathered() as whole:
         return copy.deepcopy(whole) if shard else whole
 
 

@@ -228,6 +228,6 @@ def _keep(folder: RunFolder, stage: str, trainer: Trainer, note: str, *, last_to
 
 
 def _save(trainer: Trainer, directory: Path, note: str) -> None:
-    with trainer.whole() as model:
+    with trainer.parallel.gathered() as model:
         if distributed.is_first():
             checkpoint.save(model, directory, lineage_note=note)

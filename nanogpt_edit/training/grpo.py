@@ -57,7 +57,7 @@ def grpo(
     tokenizer = tokenizer_of(model)
     reference = copy.deepcopy(model).eval() if config.kl_coef > 0 else None
     trainer = Trainer(model, config, label="grpo", state=state, log=log, shard=shard)
-    engine = Engine(trainer.whole_model, max_slots=config.problems_per_step * config.group_size)
+    engine = Engine(trainer.parallel.gathered_model, max_slots=config.problems_per_step * config.group_size)
     sampler, watch = RolloutSampler.of(engine, config, seed=seed), StallWatch(config, log)
     for step in trainer.steps():
         model.eval()  # no dropout in reinforcement learning: the policy that is trained is the one that was sampled
@@ -90,7 +90,7 @@ def grpo(
 def sample(trainer: Trainer, sampler: RolloutSampler, problems: Sequence[Problem], *, step: int) -> list[RolloutGroup]:
     """The groups of one step, with rewards and advantages; when a reward fails, the run's state is saved first."""
     try:
-        with trainer.whole():
+        with trainer.parallel.gathered():
             return sampler.rollout(problems, step=step)
     except UserError:
         trainer.save_state()
@@ -100,7 +100,7 @@ def sample(trainer: Trainer, sampler: RolloutSampler, problems: Sequence[Problem
 def validate(trainer: Trainer, engine: Engine, problems: Sequence[Problem], *, seed: int) -> float:
     """pass@1 on validation now; the weights are kept when none before had more."""
     assert isinstance(trainer.config, GRPOConfig)
-    with trainer.whole():
+    with trainer.parallel.gathered():
         score = validation_accuracy(engine, problems, trainer.config, seed=seed)
     trainer.keep_if_best(score)
     return score

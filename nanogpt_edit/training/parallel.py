@@ -1,7 +1,7 @@
 """One model trained by several processes: replicas whose gradients are added up, or one copy in shards.
 
 A stage's loss calls the model in its own way (states at target positions, a prompt shared by its completions), and
-PyTorch's engines see only what goes through one module's forward. So that module is the `Entrance`: its forward is
+PyTorch's engines see only what goes through one module's forward. So that module is a `LossModule`: its forward is
 whatever loss it is given. DistributedDataParallel (Li et al. 2020) wraps it; `fully_shard` (FSDP2, after Zhao et al.
 2023) divides each block's weights, and the rest, over the processes and gathers them while they are used.
 """
@@ -23,7 +23,7 @@ from nanogpt_edit.model.gpt import GPT
 Item = TypeVar("Item")
 
 
-class Entrance(nn.Module):
+class LossModule(nn.Module):
     """The model behind a forward that computes any loss of it."""
 
     def __init__(self, model: GPT) -> None:
@@ -42,8 +42,8 @@ class Parallel:
     """
 
     def __init__(self, model: GPT, *, shard: bool = False) -> None:
-        self.model = self.whole_model = model
-        self.entrance: nn.Module = Entrance(model)
+        self.model = self.gathered_model = model
+        self.loss_module: nn.Module = LossModule(model)
         self.sharded = shard
         if shard and distributed.world_size() == 1:
             raise UserError(
@@ -56,56 +56,63 @@ class Parallel:
 
             # The engine counts on every process making the same passes, so generation needs a model of its own.
             with torch.device("meta"):
-                self.whole_model = GPT(model.config)
+                self.gathered_model = GPT(model.config)
             for carried in ("tokenizer", "lineage", "kept"):
-                setattr(self.whole_model, carried, getattr(model, carried))
+                setattr(self.gathered_model, carried, getattr(model, carried))
             mesh = init_device_mesh(model.device.type, (distributed.world_size(),))
             for block in model.blocks:
                 fully_shard(block, mesh=mesh)
-            fully_shard(self.entrance, mesh=mesh)
+            fully_shard(self.loss_module, mesh=mesh)
         elif distributed.world_size() > 1:
-            self.entrance = DistributedDataParallel(self.entrance, gradient_as_bucket_view=True)
+            self.loss_module = DistributedDataParallel(self.loss_module, gradient_as_bucket_view=True)
 
-    def add_gradients(self, loss: Callable[[GPT, Item], Tensor], batches: Sequence[Item], *, idle: Item) -> float:
+    def backward(self, loss: Callable[[GPT, Item], Tensor], batches: Sequence[Item], *, dummy: Item) -> float:
         """Add the gradients of `loss(model, batch)`, summed over the batches of all processes -> that sum.
 
+        Each process brings its own batches; a loss is divided by a count over the whole step, so that neither
+        micro-batches nor processes change the gradient.
+
         The processes may hold different numbers of batches, or none. The engines count on all of them making the same
-        passes, so one that has run out computes the loss of `idle` and takes it times 0. For the same reason a loss
-        goes through the blocks equally often whatever its batch.
+        passes, so one that has run out computes the loss of `dummy`, any small batch, and takes it times 0. For the
+        same reason a loss goes through the blocks equally often whatever its batch.
         """
         passes = int(distributed.all_reduce_max([len(batches)])[0])
         total = 0.0
         for number in range(passes):
-            with self._adding_up(number == passes - 1):
-                own = self._pass(loss, batches[number]) if number < len(batches) else self._pass(loss, idle) * 0
+            with self._reduced(number == passes - 1):
+                own = self._forward(loss, batches[number]) if number < len(batches) else self._forward(loss, dummy) * 0
                 (own * distributed.world_size()).backward()  # both engines take the mean over processes
             total += own.item()
         return distributed.all_reduce_sum([total])[0]
 
-    def _pass(self, loss: Callable[[GPT, Item], Tensor], batch: Item) -> Tensor:
-        value: Tensor = self.entrance(lambda model: loss(model, batch))
+    def _forward(self, loss: Callable[[GPT, Item], Tensor], batch: Item) -> Tensor:
+        value: Tensor = self.loss_module(lambda model: loss(model, batch))
         return value
 
     @contextmanager
-    def whole(self) -> Iterator[GPT]:
-        """Inside, `whole_model` has all weights, in every process, and may be called as often as one likes."""
+    def gathered(self) -> Iterator[GPT]:
+        """The model to generate with, to validate and to save: with all its weights, also where they are in shards.
+
+        It is the same object every time (`gathered_model`), in every process, and may be called as often as one likes;
+        one made from shards has weights inside `with` only.
+        """
         if self.sharded:
-            weights = {name: whole_tensor(weight.detach()) for name, weight in self.model.named_parameters()}
-            self.whole_model.load_state_dict(weights, assign=True)
+            weights = {name: gathered_tensor(weight.detach()) for name, weight in self.model.named_parameters()}
+            self.gathered_model.load_state_dict(weights, assign=True)
         try:
-            yield self.whole_model
+            yield self.gathered_model
         finally:
             if self.sharded:
-                self.whole_model.to("meta")
+                self.gathered_model.to("meta")
 
-    def _adding_up(self, now: bool) -> AbstractContextManager[None]:
+    def _reduced(self, now: bool) -> AbstractContextManager[None]:
         """Replicas meet once per step, in its last pass; shards in every pass, or each would keep whole gradients."""
-        if isinstance(self.entrance, DistributedDataParallel) and not now:
-            return self.entrance.no_sync()
+        if isinstance(self.loss_module, DistributedDataParallel) and not now:
+            return self.loss_module.no_sync()
         return nullcontext()
 
 
-def whole_tensor(tensor: Tensor) -> Tensor:
+def gathered_tensor(tensor: Tensor) -> Tensor:
     """A tensor in one piece, also where its shards are with several processes."""
-    whole: Tensor = getattr(tensor, "full_tensor", lambda: tensor)()
-    return whole
+    full: Tensor = getattr(tensor, "full_tensor", lambda: tensor)()
+    return full

@@ -113,10 +113,10 @@ def pretrain(
         )
         own = windows[distributed.rank() :: distributed.world_size()]
         share = partial(share_of_loss, of_rows=len(windows))
-        loss = trainer.add_gradients(share, [own] if len(own) else [], idle=windows[:1])
+        loss = trainer.parallel.backward(share, [own] if len(own) else [], dummy=windows[:1])
         metrics = {"loss": loss, "grad_norm": trainer.apply_gradients()}
         if trainer.is_time_to_evaluate():
-            with trainer.whole() as whole:
+            with trainer.parallel.gathered() as whole:
                 metrics["val_loss"] = held_out_loss(whole, validation)
         trainer.log(metrics, tokens=windows[:, 1:].numel())
     trainer.finish("last")

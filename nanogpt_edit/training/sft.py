@@ -94,7 +94,7 @@ def sft(
         loss, norm = train_on(trainer, rows)
         metrics = {"loss": loss, "grad_norm": norm, "target_tokens": problem_targets}
         if trainer.is_time_to_evaluate():
-            with trainer.whole() as whole:
+            with trainer.parallel.gathered() as whole:
                 metrics["val_loss"] = validation_loss(whole, validation, max_tokens=config.micro_batch_tokens)
             trainer.keep_if_best(-metrics["val_loss"])
         trainer.log(metrics, tokens=sum(len(row.token_ids) for row in rows))
@@ -105,8 +105,8 @@ def sft(
 def train_on(trainer: Trainer, rows: Sequence[Sample]) -> tuple[float, float]:
     """One optimizer step on `rows`, dealt out to the processes -> its loss and the norm of its gradient."""
     batches = micro_batches(distributed.shard(rows), max_tokens=trainer.config.micro_batch_tokens)
-    share, idle = partial(share_of_loss, targets=target_tokens(rows)), collate(rows[:1])
-    return trainer.add_gradients(share, list(batches), idle=idle), trainer.apply_gradients()
+    share, dummy = partial(share_of_loss, targets=target_tokens(rows)), collate(rows[:1])
+    return trainer.parallel.backward(share, list(batches), dummy=dummy), trainer.apply_gradients()
 
 
 def problems_per_step(samples: Sequence[Sample], config: SFTConfig) -> int:

@@ -12,11 +12,11 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from types import FrameType
-from typing import Literal, TypeVar
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -32,14 +32,16 @@ from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.training import states
 from nanogpt_edit.training.config import Keep, LoopConfig, schedule_at
 from nanogpt_edit.training.optimizers import make_optimizers
-from nanogpt_edit.training.parallel import Parallel, whole_tensor
+from nanogpt_edit.training.parallel import Parallel, gathered_tensor
 
-Item = TypeVar("Item")
 SKIPS_ALLOWED = 5  # steps in a row with a non-finite loss or gradient before the run stops
 
 
 class Trainer:
-    """One stage's optimizer, log and saved states. See `sft.py` for how a stage uses it."""
+    """One stage's optimizer, log and saved states. See `sft.py` for how a stage uses it.
+
+    Gradients are added by `parallel.backward`; `parallel.gathered` lends the model to validate and to save.
+    """
 
     def __init__(
         self, model: GPT, config: LoopConfig, *, label: str, state: Path, log: Path, shard: bool = False
@@ -50,6 +52,8 @@ class Trainer:
         self.best_score = -math.inf
         self.skipped_in_a_row = 0
         self._touched = False  # are the weights no longer those at the step's start?
+        self._saved_at = self._step_began = time.perf_counter()
+        self._shown: dict[str, float] = {}  # of the step's metrics, in the line on the screen
         self.shard = shard
         model.activation_checkpointing = config.activation_checkpointing
         self.parallel = Parallel(model, shard=shard)
@@ -62,12 +66,12 @@ class Trainer:
         """The steps still to do. Saves the state now and then, and when SIGINT or SIGTERM asks to stop."""
         self._resume()
         self.model.train()
-        self._saved = time.monotonic()
+        self._saved_at = time.perf_counter()
         compiled = compiled_blocks(self.model) if self.config.compile else nullcontext()
-        bar = progress(self.label, self.config.steps, done=self.step)
-        with compiled, stop_after_step() as stop, bar as self.bar:
+        work = progress(self.label, self.config.steps, done=self.step)
+        with compiled, stop_after_step() as stop, work as bar:
             while self.step < self.config.steps:
-                self._started = time.perf_counter()
+                self._step_began = time.perf_counter()
                 # Dropout, where a model has any: other masks in each step and process, the same when resumed.
                 torch.manual_seed(self.step * distributed.world_size() + distributed.rank())
                 try:
@@ -78,7 +82,8 @@ class Trainer:
                     raise
                 self.step += 1
                 self._touched = False
-                late = time.monotonic() - self._saved > 60 * self.config.save_minutes
+                bar.update(self.step, **self._shown)
+                late = time.perf_counter() - self._saved_at > 60 * self.config.save_minutes
                 # A signal or a clock may reach one process only; all of them must do the same.
                 stopping, late = map(bool, distributed.all_reduce_max([stop.number is not None, late]))
                 if self.step % self.config.save_every == 0 or late or stopping:
@@ -87,25 +92,6 @@ class Trainer:
                     say(f"{self.label}: stopped after step {self.step}; the same command goes on from here.")
                     raise Stopped(stop.number or signal.SIGINT)  # it may have reached another process only
 
-    def add_gradients(self, loss: Callable[[GPT, Item], Tensor], batches: Sequence[Item], *, idle: Item) -> float:
-        """Add the gradients of `loss(model, batch)`, summed over the batches of all processes -> that sum.
-
-        Each process brings its own batches; a loss is divided by a count over the whole step, so that neither
-        micro-batches nor processes change the gradient. `idle` is any small batch of the step, the same in all.
-        """
-        return self.parallel.add_gradients(loss, batches, idle=idle)
-
-    def whole(self) -> AbstractContextManager[GPT]:
-        """The model to generate with, to validate and to save: with all its weights, also where they are in shards.
-
-        It is the same object every time (`whole_model`); one made from shards has weights inside `with` only.
-        """
-        return self.parallel.whole()
-
-    @property
-    def whole_model(self) -> GPT:
-        return self.parallel.whole_model
-
     def apply_gradients(self) -> float:
         """Clip, step the optimizer at this step's learning rate, clear the gradients -> the norm before clipping.
 
@@ -113,7 +99,7 @@ class Trainer:
         """
         gradients = [weight.grad for weight in self.model.parameters() if weight.grad is not None]
         total = torch.nn.utils.get_total_norm(gradients)
-        norm = float(whole_tensor(total))
+        norm = float(gathered_tensor(total))
         self._touched = True
         if math.isfinite(norm):
             if norm > self.config.grad_clip:
@@ -138,7 +124,7 @@ class Trainer:
 
     def log(self, metrics: Mapping[str, float], *, tokens: int, shown: Sequence[str] = ("loss", "val_loss")) -> None:
         """Write one line for this step: what happened, its learning rate, tokens/s and seconds; show some of it."""
-        seconds = time.perf_counter() - self._started
+        seconds = time.perf_counter() - self._step_began
         line = {
             "step": self.step,
             **metrics,
@@ -148,7 +134,7 @@ class Trainer:
         }
         if distributed.is_first():
             append_jsonl(self.log_path, {k: _finite(v) for k, v in line.items()})
-        self.bar.update(self.step + 1, **{name: float(metrics[name]) for name in shown if name in metrics})
+        self._shown = {name: float(metrics[name]) for name in shown if name in metrics}
 
     def is_time_to_evaluate(self) -> bool:
         """At step 0, every `evaluate_every` steps, and at the last step."""
@@ -200,7 +186,7 @@ class Trainer:
                     tensors[f"{moment}/{name}"] = value
         notes = {"step": self.step, "best_score": self.best_score}
         states.save_step(self.state, tensors, notes, shards=self.shard)
-        self._saved = time.monotonic()
+        self._saved_at = time.perf_counter()
 
     def _stop_in_step(self) -> None:
         """A step has been cut short. Until it changes the weights, they are those of its start, and can be kept."""

@@ -96,7 +96,7 @@ def descend(
         return terms.loss
 
     batches = list(group_batches(distributed.shard(groups), max_tokens=config.micro_batch_tokens))
-    metrics = {"loss": trainer.add_gradients(loss, batches, idle=groups[:1])}
+    metrics = {"loss": trainer.parallel.backward(loss, batches, dummy=groups[:1])}
     own = passes[: len(batches)]  # what comes after them is there for the other processes' sake
     sums, gap = [0.0] * (1 + len(MEANS)), 0.0
     for terms, _ in own:

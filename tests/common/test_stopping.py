@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import random
 import signal
@@ -18,6 +19,7 @@ from tiny_stages import run_stage
 from nanogpt_edit.checkpoint.checkpoint import fingerprint
 from nanogpt_edit.common import stopping
 from nanogpt_edit.common.files import write_json
+from nanogpt_edit.training.parallel import Parallel
 from nanogpt_edit.training.trainer import Trainer
 
 HERE = Path(__file__).parents[1]
@@ -137,20 +139,20 @@ def same_json(folder: Path, found: str) -> str:
 
 
 @pytest.fixture
-def stop_in(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
-    """The second signal comes while a stage is in `Trainer.<name>` of step 4, as the program's watch sends it."""
+def stop_in(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[type, str], None]]:
+    """The second signal comes while a stage is in what step 4 calls, as the program's watch sends it."""
 
-    def install(name: str) -> None:
-        original = getattr(Trainer, name)
+    def install(owner: type, name: str) -> None:
+        original, calls = getattr(owner, name), itertools.count()
 
-        def stopped(self: Trainer, *arguments: object, **named: object) -> object:
+        def stopped(self: object, *arguments: object, **named: object) -> object:
             found = original(self, *arguments, **named)
-            if self.step == 4:
+            if next(calls) == 4:
                 for _ in range(2):
                     signal.raise_signal(signal.SIGINT)
             return found
 
-        monkeypatch.setattr(Trainer, name, stopped)
+        monkeypatch.setattr(owner, name, stopped)
 
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background begins with it ignored
     yield install
@@ -158,9 +160,9 @@ def stop_in(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
 
 
 def test_a_step_cut_short_before_its_update_is_kept_at_its_start(
-    tmp_path: Path, stop_in: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, stop_in: Callable[[type, str], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    stop_in("add_gradients")
+    stop_in(Parallel, "backward")
     with pytest.raises(KeyboardInterrupt):
         run_stage("sft", tmp_path)
     assert (tmp_path / "state" / "step_00000004.safetensors").exists()  # saved every three steps, and for the signal
@@ -169,9 +171,9 @@ def test_a_step_cut_short_before_its_update_is_kept_at_its_start(
 
 
 def test_a_step_cut_short_after_its_update_is_done_again(
-    tmp_path: Path, stop_in: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, stop_in: Callable[[type, str], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    stop_in("apply_gradients")
+    stop_in(Trainer, "apply_gradients")
     with pytest.raises(KeyboardInterrupt):
         run_stage("sft", tmp_path)
     assert not (tmp_path / "state" / "step_00000004.safetensors").exists()

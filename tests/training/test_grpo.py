@@ -28,6 +28,7 @@ from nanogpt_edit.training import stall_watch
 from nanogpt_edit.training import update as update_module
 from nanogpt_edit.training.grpo import GRPOConfig, grpo
 from nanogpt_edit.training.losses import GRPOTerms, group_advantages
+from nanogpt_edit.training.parallel import Parallel
 from nanogpt_edit.training.rollouts import RolloutGroup, RolloutSampler, describe, overlong
 from nanogpt_edit.training.stall_watch import why_stalled
 from nanogpt_edit.training.trainer import Trainer
@@ -545,14 +546,14 @@ def test_a_pass_made_for_the_other_processes_counts_in_no_metric(
         group_of(model, [[10, 11, 12], [20]], [1.0, 0.0], ratios=[[1.5, 1.0, 0.9], [1.2]], number=n) for n in (0, 1)
     ]
     alone = update(None, groups, config(), trainer_of(copy.deepcopy(model), config(), tmp_path))
-    original = Trainer.add_gradients
+    original = Parallel.backward
 
-    def with_a_dummy(self, loss, batches, *, idle):  # type: ignore[no-untyped-def]
-        total = original(self, loss, batches, idle=idle)
-        loss(self.model, idle)
+    def with_a_dummy(self, loss, batches, *, dummy):  # type: ignore[no-untyped-def]
+        total = original(self, loss, batches, dummy=dummy)
+        loss(self.model, dummy)
         return total
 
-    monkeypatch.setattr(Trainer, "add_gradients", with_a_dummy)
+    monkeypatch.setattr(Parallel, "backward", with_a_dummy)
     beside = update(None, groups, config(), trainer_of(copy.deepcopy(model), config(), tmp_path))
     assert beside == alone
     assert [detail.number for detail in beside.details] == [0, 1]

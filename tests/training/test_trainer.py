@@ -140,6 +140,18 @@ def test_a_decay_over_the_last_half_is_flat_before() -> None:
     assert halves == pytest.approx([1, 1, 1, 1, 1, 1, 0.8, 0.6, 0.4, 0.2, 0])
 
 
+def test_a_trainer_takes_and_logs_a_step_also_outside_its_loop(tmp_path: Path) -> None:
+    trainer = simple_trainer(tmp_path, steps=3)
+    before = fingerprint(trainer.model)
+    set_gradients(trainer.model, 0.1)
+    trainer.apply_gradients()
+    assert fingerprint(trainer.model) != before
+    trainer.log({"loss": 1.0}, tokens=10)
+    trainer.save_state()
+    (line,) = log_of(tmp_path)
+    assert (line["step"], line["loss"]) == (0, 1.0)
+
+
 def test_the_shortest_runs_have_a_schedule_too() -> None:
     assert schedule(steps=1) == [1.0]
     assert schedule(steps=2) == pytest.approx([1.0, 0.1])
