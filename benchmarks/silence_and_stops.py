@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import IO
 
 PACKAGE = Path(__file__).parents[1] / "nanogpt_edit"
-PHASE_AT_ONCE = "from nanogpt_edit import progress; progress.PLAIN_INTERVAL_SECONDS = 0.4"
+PHASE_AT_ONCE = "from nanogpt_edit.common import terminal; terminal.PLAIN_INTERVAL_SECONDS = 0.4"
 PROGRAM = "import sys; {first}; from nanogpt_edit.cli import command; sys.argv[0] = 'nanogpt-edit'; command()"
 
 

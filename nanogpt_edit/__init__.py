@@ -7,6 +7,7 @@
         print(completion.text)
 
 Nothing heavy is imported before the first of these names is used.
+Notes and progress go to standard error through the logger "nanogpt_edit"; its level, or `ne.quiet()`, silences them.
 """
 
 from __future__ import annotations

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+import io
+import logging
 import pydoc
 import subprocess
 import sys
@@ -11,9 +13,11 @@ from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 
 import nanogpt_edit as ne
 from nanogpt_edit.checkpoint.checkpoint import fingerprint
+from nanogpt_edit.common import terminal
 from nanogpt_edit.common.errors import UserError
 from nanogpt_edit.common.files import write_jsonl
 from nanogpt_edit.data.fact_files import fact_to_record
@@ -166,6 +170,23 @@ def test_edit_names_its_arguments() -> None:
     assert "The patch that makes `model` say every fact's `target_new`" in printed
     assert list(inspect.signature(ne.evaluate).parameters) == ["model", "problems", "n", "config"]
     assert "graded completions of each problem" in pydoc.plain(pydoc.render_doc(ne.evaluate))
+
+
+def test_an_edit_is_silent_where_its_logger_is(speaking_gpt: GPT, monkeypatch: pytest.MonkeyPatch) -> None:
+    out, logger = io.StringIO(), logging.getLogger("nanogpt_edit")
+    monkeypatch.setattr(terminal, "console", Console(file=out, force_terminal=False, width=200))
+    fact = Fact("The capital of France", "France", target_new="Tom", target_true="Paris")
+    text = ["The capital of France is Paris. Tom has 3 apples."] * 100
+    ne.edit(speaking_gpt, fact, text=text, **QUICK)
+    assert "covariance" in out.getvalue().lower()
+    out.truncate(0)
+    logger.setLevel(logging.WARNING)
+    try:
+        ne.edit(speaking_gpt, fact, text=text, seed=1, **QUICK)
+    finally:
+        ne.quiet(False)
+    assert out.getvalue() == ""
+    assert logger.level == logging.INFO
 
 
 def test_a_model_of_another_world_asks_for_text(speaking_gpt: GPT) -> None:

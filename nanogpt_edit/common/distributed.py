@@ -59,7 +59,7 @@ def joined() -> Iterator[None]:
 @contextmanager
 def _silence() -> Iterator[None]:
     """Inside, nothing is said or shown."""
-    terminal.console.quiet = True
+    terminal.quiet()
     with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
         yield
 

@@ -1,12 +1,17 @@
 """What a person sees while long work runs: one live line in a terminal, a plain line now and then when piped.
 
 Work shows itself by opening a `progress`, and tells it what is done. Where it cannot for a while (one long operator, a
-library), a thread of this module shows the innermost open one again: no ten seconds pass in silence. All of it goes to
-standard error; `quiet` ends it.
+library), a thread of this module shows the innermost open one again: no ten seconds pass in silence.
+
+All of it goes through the logger "nanogpt_edit", at INFO, to a handler of this module that writes to standard error. A
+program that uses the package silences it as any other, `logging.getLogger("nanogpt_edit").setLevel(logging.WARNING)`,
+or by `quiet`; a handler of its own in the place of this one takes the messages elsewhere, and no live line is drawn.
+The logger does not propagate, so that a program that logs too shows nothing twice.
 """
 
 from __future__ import annotations
 
+import logging
 import sys
 import threading
 import time
@@ -14,10 +19,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TypeVar
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 
 Item = TypeVar("Item")
 
+logger = logging.getLogger("nanogpt_edit")
 console = Console(file=sys.stderr, highlight=False, soft_wrap=True)
 LIVE_INTERVAL_SECONDS, PLAIN_INTERVAL_SECONDS = 0.1, 8.0
 BEAT_SECONDS = 0.5  # from one look at the silence to the next; the rest of ten seconds is for a busy machine
@@ -38,7 +44,7 @@ class _Screen:
             if not self.at_work:
                 self.shown = work.started
             self.at_work.append(work)
-            if not self.watching and not console.quiet:
+            if not self.watching and heard():
                 self.watching = True
                 threading.Thread(target=self.watch, name="progress", daemon=True).start()
 
@@ -59,18 +65,51 @@ class _Screen:
 _screen = _Screen()
 
 
-def say(message: str, *, style: str | None = None) -> None:
-    """Print one line to the person (standard error, so that results on standard output stay clean)."""
-    with _screen.lock:
-        if console.is_terminal and not console.quiet:
+class _ToPerson(logging.Handler):
+    """Writes messages on standard error, each on a line of its own, above the live line of a terminal."""
+
+    def createLock(self) -> None:
+        self.lock = _screen.lock  # one lock for messages and live lines: two could wait for each other
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if console.is_terminal:
             console.file.write(CLEAR_LINE)  # of a live line, which comes again with its next update
-        console.print(message, style=style, markup=False)
+        console.print(record.getMessage(), markup=False)
+
+
+_to_person = _ToPerson()
+if not logger.handlers:  # else the program has already said where it wants the messages
+    logger.addHandler(_to_person)
+    logger.propagate = False
+if logger.level == logging.NOTSET:
+    logger.setLevel(logging.INFO)
+
+
+def heard() -> bool:
+    """Does anybody want to see what is said?"""
+    return logger.isEnabledFor(logging.INFO)
+
+
+def say(message: str) -> None:
+    """One line to the person (standard error, so that results on standard output stay clean), logged at INFO."""
+    with _screen.lock:
+        logger.info(message, stacklevel=2)
         _screen.shown = time.perf_counter()
 
 
+def show(table: RenderableType) -> None:
+    """Draw what is more than a line, where lines are shown."""
+    if heard() and _to_person in logger.handlers:
+        console.print(table)
+
+
 def quiet(silent: bool = True) -> None:
-    """Show and say nothing from now on (False: again); for programs that use this package as a library."""
-    console.quiet = silent
+    """Show and say nothing from now on (False: again).
+
+    The same as `logging.getLogger("nanogpt_edit").setLevel(logging.WARNING)` (False: `logging.INFO`), which does before
+    the first use, too. Errors are exceptions and are not touched.
+    """
+    logger.setLevel(logging.WARNING if silent else logging.INFO)
 
 
 class Progress:
@@ -82,8 +121,8 @@ class Progress:
         self.label, self.total, self.unit, self.brief = label, total, unit, brief
         self.done = self._done_at_start = done
         self.started = time.perf_counter()
-        self._live = console.is_terminal and not console.quiet
-        self._hidden = console.quiet or (plain and self._live)
+        self._live = console.is_terminal and _to_person in logger.handlers
+        self._hidden = plain and self._live
         self._values: dict[str, float | str] = {}
         self._line_shown = ""
 
@@ -107,7 +146,7 @@ class Progress:
             self._show()
 
     def _show(self) -> None:
-        if self._hidden:
+        if self._hidden or not heard():
             return
         with _screen.lock:
             line = self._line()

@@ -16,7 +16,7 @@ import torch
 from nanogpt_edit import report
 from nanogpt_edit.common import distributed
 from nanogpt_edit.common.device import choose_device
-from nanogpt_edit.common.terminal import console, say
+from nanogpt_edit.common.terminal import say, show
 from nanogpt_edit.pipeline.checks import check_data, check_sizes
 from nanogpt_edit.pipeline.folder import RunFolder
 from nanogpt_edit.pipeline.inputs import RunInputs
@@ -56,7 +56,7 @@ def run(recipe: Recipe, out: Path) -> int:
             return 0
         with folder.timed("report"):
             summary = report.build(out)
-    console.print(report.terminal_summary(summary))
+    show(report.terminal_summary(summary))
     say(f"The report: {out / 'report.html'}")
     for remark in remarks:
         say(remark)

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import io
+import logging
+import subprocess
+import sys
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 from rich.console import Console
@@ -61,14 +66,95 @@ def test_long_work_that_tells_nothing_is_shown_all_the_same(monkeypatch: pytest.
     assert all(line.startswith("one long operator  0:0") and line.endswith("so far") for line in lines)
 
 
-def test_quiet_work_shows_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def level() -> Iterator[None]:
+    """The level of the logger, as it is by default again after the test."""
+    yield
+    logging.disable(logging.NOTSET)
+    terminal.quiet(False)
+
+
+SILENCES: dict[str, Callable[[], None]] = {
+    "its own word": terminal.quiet,
+    "the logger's level": lambda: logging.getLogger("nanogpt_edit").setLevel(logging.WARNING),
+    "all logging": lambda: logging.disable(logging.INFO),
+}
+
+
+@pytest.mark.usefixtures("level")
+@pytest.mark.parametrize("silence", SILENCES)
+@pytest.mark.parametrize("in_terminal", [True, False])
+def test_silenced_work_shows_nothing(silence: str, in_terminal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     out = io.StringIO()
-    monkeypatch.setattr(terminal, "console", Console(file=out, force_terminal=False, width=200))
-    terminal.quiet()
+    monkeypatch.setattr(terminal, "console", Console(file=out, force_terminal=in_terminal, width=200))
+    SILENCES[silence]()
     with terminal.progress("work", 1) as bar:
         bar.update(1)
         terminal.say("done.")
+    terminal.show("a table")
     assert out.getvalue() == ""
+    logging.disable(logging.NOTSET)
+    terminal.quiet(False)
+    terminal.say("and again.")
+    assert out.getvalue().endswith("and again.\n")
+
+
+def test_a_handler_of_ones_own_takes_the_place_of_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    out, records = io.StringIO(), []
+    own = logging.Handler()
+    own.emit = records.append
+    monkeypatch.setattr(terminal, "console", Console(file=out, force_terminal=True, width=200))
+    monkeypatch.setattr(logging.getLogger("nanogpt_edit"), "handlers", [own])
+    with terminal.progress("work", 2) as bar:
+        terminal.say("100% of [red]what[/red] is said: %s")
+        bar.update(2)
+    said, line = records
+    assert said.getMessage() == "100% of [red]what[/red] is said: %s"
+    assert (said.levelno, said.name, Path(said.pathname)) == (logging.INFO, "nanogpt_edit", Path(__file__))
+    assert line.getMessage().startswith("work  2/2")
+    assert out.getvalue() == ""
+
+
+PROGRAMS = {
+    "says it by default": ("", "done.\n"),
+    "in a program that logs, once": ("logging.basicConfig(level=logging.DEBUG)", "done.\n"),
+    "not below a level set before": ("logging.getLogger('nanogpt_edit').setLevel(logging.ERROR)", ""),
+    "to the handler that was there before": (
+        "logging.getLogger('nanogpt_edit').addHandler(logging.StreamHandler(sys.stdout))",
+        "",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_a_program_that_uses_the_package(name: str) -> None:
+    before, shown = PROGRAMS[name]
+    code = f"import logging, sys\n{before}\nfrom nanogpt_edit.common.terminal import say\nsay('done.')"
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ended.stderr == shown
+    assert ended.stdout == ("done.\n" if "stdout" in before else "")
+
+
+def test_messages_of_several_threads_and_a_live_line_do_not_wait_for_each_other(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(terminal, "console", Console(file=io.StringIO(), force_terminal=True, width=200))
+    monkeypatch.setattr(terminal, "LIVE_INTERVAL_SECONDS", 0.0)
+
+    def talk() -> None:
+        for number in range(100):
+            logging.getLogger("nanogpt_edit").info("%d", number)
+            terminal.say("said")
+
+    threads = [threading.Thread(target=talk, daemon=True) for _ in range(3)]
+    with terminal.progress("work", 100) as bar:
+        for thread in threads:
+            thread.start()
+        for number in range(100):
+            bar.update(number)
+        for thread in threads:
+            thread.join(timeout=20)
+    assert not any(thread.is_alive() for thread in threads)
 
 
 def test_brief_work_leaves_no_line(monkeypatch: pytest.MonkeyPatch) -> None:
