@@ -19,10 +19,11 @@ from writer import ANSWER, writer
 
 import nanogpt_edit as ne
 from nanogpt_edit.checkpoint import checkpoint
+from nanogpt_edit.common.reasoning import REASONING_TEMPLATE, TAGS
 from nanogpt_edit.data.problems import Problem
 from nanogpt_edit.evaluation.suite import EvaluateConfig
 from nanogpt_edit.model.gpt import GPT
-from nanogpt_edit.model.tokenizer import REASONING_TEMPLATE, REASONING_TOKENS, Tokenizer
+from nanogpt_edit.model.tokenizer import Tokenizer
 
 TASK = """\
 task: bare_questions
@@ -116,7 +117,7 @@ def check(gguf_file: Path, family: str, tokenizer: Tokenizer, *, pre: str) -> No
     fields = {name: field.contents() for name, field in GGUFReader(gguf_file).fields.items()}
     tokens, kinds = fields["tokenizer.ggml.tokens"], fields["tokenizer.ggml.token_type"]
     assert (fields["general.architecture"], fields[f"{family}.context_length"]) == (family, 64)
-    assert [tokens[i] for i in tokenizer.reasoning_ids] == list(REASONING_TOKENS)
+    assert [tokens[i] for i in tokenizer.reasoning_ids] == list(TAGS)
     assert {kinds[i] for i in tokenizer.reasoning_ids} == {TokenType.USER_DEFINED}  # shown, unlike CONTROL
     assert kinds[tokenizer.eos_id] == TokenType.CONTROL
     assert fields["tokenizer.ggml.eos_token_id"] == tokenizer.eos_id

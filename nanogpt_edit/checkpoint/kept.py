@@ -14,8 +14,9 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 from nanogpt_edit.common.files import read_json, write_text
+from nanogpt_edit.common.reasoning import REASONING_TEMPLATE
 from nanogpt_edit.model.kept import Kept
-from nanogpt_edit.model.tokenizer import REASONING_TEMPLATE, Tokenizer
+from nanogpt_edit.model.tokenizer import Tokenizer
 
 CARD = "README.md"
 OWN_PART = "<!-- nanogpt_edit: what follows is written anew whenever the model is saved -->"

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from nanogpt_edit.common.arguments import checked
 from nanogpt_edit.common.errors import UserError
+from nanogpt_edit.common.reasoning import TAGS
 from nanogpt_edit.common.records import check_fields
 from nanogpt_edit.data import hub_datasets
 from nanogpt_edit.data.numerals import THOUSANDS, numbers
@@ -21,9 +22,7 @@ from nanogpt_edit.data.rows import ROW_SUFFIXES, read_rows, reason_of_json
 
 CALCULATOR_MARK = re.compile(r"<<[^<>]*>>")
 COMMA_BETWEEN_DIGITS = re.compile(r"(?<=\d)[,，٬](?=\d)")
-MARKUP = re.compile(
-    r"<(?:/?(?:think|answer|s)>|\|[^|<>\s]{1,40}\|>)"
-)  # tokens that are markup in one family or another
+MARKUP = re.compile("|".join((*TAGS, r"</?s>|<\|[^|<>\s]{1,40}\|>")))  # tokens of one family or another
 LONGEST_PROBLEM = 1_000_000  # characters; no model reads as much at once
 EXAMPLE_FILE = Path(__file__).parent / "example.jsonl"
 EXAMPLE = '{"question": "…", "answer": "… #### 72"}'

@@ -14,9 +14,9 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from nanogpt_edit.common.reasoning import TAGS, parse
 from nanogpt_edit.data.numerals import LONGEST, number, numbers, written
 
-TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 SEGMENT = re.compile("|".join((*TAGS, "\n")))  # no numeral reaches over one of these
 
 
@@ -37,17 +37,15 @@ class Extracted:
 
 def extract(completion_text: str) -> Extracted:
     """Read a completion (which begins at `<think>`, without the prompt). Never raises."""
-    thinking, answer = _after(completion_text, "<think>"), _after(completion_text, "<answer>")
-    # Neither part holds a tag, so equality means: each tag once, in order, nothing outside.
-    well_formed = completion_text == f"<think>{thinking}</think><answer>{answer}</answer>"
-    text = answer.strip() or None
+    parsed = parse(completion_text)
+    text = parsed.answer.strip() or None
     last = last_number(completion_text)
     return Extracted(
-        strict=text if well_formed else None,
+        strict=text if parsed.well_formed else None,
         flexible=text if last is None else last,
-        well_formed=well_formed,
-        thinking=thinking,
-        answer=answer,
+        well_formed=parsed.well_formed,
+        thinking=parsed.thinking,
+        answer=parsed.answer,
     )
 
 
@@ -84,10 +82,3 @@ def last_number(text: str) -> str | None:
 def _is_plain(text: str) -> bool:
     """Nothing but digits, as nearly every answer is: read in a fraction of the time."""
     return text.isascii() and text.isdigit() and len(text) <= LONGEST
-
-
-def _after(text: str, tag: str) -> str:
-    """Text after the first `tag`, up to the next of any tags."""
-    _, present, rest = text.partition(tag)
-    ends = [rest.find(end) for end in TAGS] if present else []
-    return rest[: min((end for end in ends if end >= 0), default=len(rest))] if present else ""

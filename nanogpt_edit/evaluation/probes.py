@@ -6,8 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from nanogpt_edit.common.reasoning import TAGS
 from nanogpt_edit.common.stats import Interval, share
-from nanogpt_edit.evaluation.answers import TAGS, extract
+from nanogpt_edit.evaluation.answers import extract
 from nanogpt_edit.evaluation.records import EvalRecord
 
 # What a model of word problems makes of other questions (the prompts of the earlier system's report, and a few more).

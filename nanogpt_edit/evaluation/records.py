@@ -9,13 +9,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
 
 from nanogpt_edit.common.files import write_json, write_jsonl
+from nanogpt_edit.common.reasoning import TokenKind
 from nanogpt_edit.common.records import read_json_as, read_jsonl_as
 from nanogpt_edit.common.stats import Difference, Interval
-
-TokenKind = Literal["think", "answer", "tag", "outside"]
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 from rich.text import Text
 
 from nanogpt_edit.common.errors import visible
-from nanogpt_edit.evaluation.records import TokenKind, Transcript
+from nanogpt_edit.common.reasoning import AFTER, TokenKind, split_completion
+from nanogpt_edit.evaluation.records import Transcript
 
 if TYPE_CHECKING:
     from nanogpt_edit.model.tokenizer import Tokenizer
@@ -23,12 +24,7 @@ STYLES: dict[TokenKind, str] = {"think": "dim", "answer": "bold green", "tag": "
 
 def token_kinds(token_ids: Sequence[int], tokenizer: Tokenizer) -> list[TokenKind]:
     """The kind of every token of a completion (one that begins at `<think>`, without the prompt)."""
-    after_tag: dict[int, TokenKind] = {
-        tokenizer.think_start: "think",
-        tokenizer.think_end: "outside",
-        tokenizer.answer_start: "answer",
-        tokenizer.answer_end: "outside",
-    }
+    after_tag = dict(zip(tokenizer.reasoning_ids, AFTER.values(), strict=True))
     end_of_text = tokenizer.eos_id
     kinds: list[TokenKind] = []
     kind: TokenKind = "outside"
@@ -79,11 +75,7 @@ def completion_text(text: str) -> Text:
 
     A small model writes any byte; control characters are shown and not obeyed.
     """
-    shown = Text(visible(text))
-    shown.highlight_regex(r"(?s)(?<=<think>).*?(?=</think>|<answer>|\Z)", STYLES["think"])
-    shown.highlight_regex(r"(?s)(?<=<answer>).*?(?=</answer>|\Z)", STYLES["answer"])
-    shown.highlight_regex(r"</?(?:think|answer)>", STYLES["tag"])
-    return shown
+    return Text.assemble(*((part.text, STYLES[part.kind]) for part in split_completion(visible(text))))
 
 
 def transcript(

@@ -26,12 +26,12 @@ from tokenizers import AddedToken, decoders, models, pre_tokenizers, processors,
 
 from nanogpt_edit.common.errors import UserError
 from nanogpt_edit.common.files import read_bytes, read_json, write_json, write_text
+from nanogpt_edit.common.reasoning import TAGS
 from nanogpt_edit.common.terminal import progress
 
 if TYPE_CHECKING:
     from nanogpt_edit.model.gpt import GPT
 
-REASONING_TOKENS = ("<think>", "</think>", "<answer>", "</answer>")
 END_OF_TEXT = "<|endoftext|>"
 
 # How the families end a text, for directories that do not say it: GPT-2 and Qwen, Llama 3, Llama 2.
@@ -42,17 +42,6 @@ GPT2_FILES = (("encoder.json", "vocab.bpe"), ("vocab.json", "merges.txt"))
 
 # Where a chat template lies; in tokenizer_config.json it is the entry of this name.
 CHAT_TEMPLATE = "chat_template"
-
-# How SFT and GRPO pose a question, as a chat template: the last question alone, and then `<think>`. Neither a system's
-# words nor earlier turns are ever trained on, so they are left out.
-REASONING_TEMPLATE = """\
-{%- set turn = namespace(text='') -%}
-{%- for message in messages -%}
-  {%- if message['role'] == 'user' -%}{%- set turn.text = message['content'] | trim -%}
-  {%- elif message['role'] == 'assistant' -%}{%- set turn.text = turn.text + message['content'] -%}{%- endif -%}
-{%- endfor -%}
-{{- turn.text -}}{%- if add_generation_prompt -%}{{- '<think>' -}}{%- endif -%}
-"""
 
 # Entries of a tokenizer_config.json that would have other libraries cut text in another way than tokenizer.json says.
 # Every other entry is kept.
@@ -102,7 +91,7 @@ class Tokenizer:
         inner.no_truncation()
         inner.no_padding()
         known = {token.content for token in inner.get_added_tokens_decoder().values()}
-        self.added: tuple[str, ...] = tuple(token for token in REASONING_TOKENS if token not in known)
+        self.added: tuple[str, ...] = tuple(token for token in TAGS if token not in known)
         """The reasoning tokens that were not in the vocabulary and took the next free ids."""
         inner.add_tokens([_reasoning(token) for token in self.added])
         self._inner = inner
@@ -114,9 +103,7 @@ class Tokenizer:
         self.vocab_size: int = max(vocabulary.values()) + 1
         self.first_added: int = min((vocabulary[token] for token in self.added), default=self.vocab_size)
         """Ids below it came with the vocabulary."""
-        self.think_start, self.think_end, self.answer_start, self.answer_end = (
-            vocabulary[token] for token in REASONING_TOKENS
-        )
+        self.think_start, self.think_end, self.answer_start, self.answer_end = (vocabulary[token] for token in TAGS)
         candidates = END_OF_TEXT_NAMES if eos_token is None else (eos_token, *END_OF_TEXT_NAMES)
         self.eos_token: str | None = next((token for token in candidates if token in vocabulary), None)
         self.eos_id: int | None = None if self.eos_token is None else vocabulary[self.eos_token]
@@ -136,7 +123,7 @@ class Tokenizer:
         Raises UserError when `vocab_size` has no room for the bytes and the special tokens.
         """
         alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-        special = (END_OF_TEXT, *REASONING_TOKENS)
+        special = (END_OF_TEXT, *TAGS)
         smallest = len(alphabet) + len(special)
         if vocab_size < smallest:
             raise UserError(
@@ -229,7 +216,7 @@ class Tokenizer:
     def markup(self) -> tuple[str, ...]:
         """The texts of the special tokens: written in a text, they are read as the tokens, not as characters."""
         special = {token.content for token in self._inner.get_added_tokens_decoder().values() if token.special}
-        return tuple(sorted({*special, *REASONING_TOKENS, *([self.eos_token] if self.eos_token else [])}))
+        return tuple(sorted({*special, *TAGS, *([self.eos_token] if self.eos_token else [])}))
 
     @cached_property
     def fingerprint(self) -> str:
@@ -245,7 +232,7 @@ class Tokenizer:
 
     @property
     def reasoning_ids(self) -> tuple[int, int, int, int]:
-        """Ids of the four reasoning tokens, in the order of `REASONING_TOKENS`."""
+        """Ids of the four reasoning tokens, in the order of `TAGS`."""
         return self.think_start, self.think_end, self.answer_start, self.answer_end
 
 
@@ -256,20 +243,18 @@ def _reasoning(token: str) -> AddedToken:
 def _none_special(inner: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
     """The same vocabulary, in which no reasoning token is special (the library can only change that in the JSON)."""
     known = inner.get_added_tokens_decoder().values()
-    if not any(token.special and token.content in REASONING_TOKENS for token in known):
+    if not any(token.special and token.content in TAGS for token in known):
         return inner
     entries = json.loads(inner.to_str())
     for token in entries["added_tokens"]:
-        token["special"] &= token["content"] not in REASONING_TOKENS
+        token["special"] &= token["content"] not in TAGS
     return tokenizers.Tokenizer.from_str(json.dumps(entries))
 
 
 def _without_reasoning(settings: Mapping[str, object]) -> dict[str, object]:
     """Settings whose lists of special tokens (under whatever name) do not hold the reasoning tokens."""
     return {
-        name: [each for each in value if _token_text(each) not in REASONING_TOKENS]
-        if isinstance(value, list)
-        else value
+        name: [each for each in value if _token_text(each) not in TAGS] if isinstance(value, list) else value
         for name, value in settings.items()
     }
 

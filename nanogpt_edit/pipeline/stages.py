@@ -17,6 +17,7 @@ import torch
 from nanogpt_edit.checkpoint import checkpoint
 from nanogpt_edit.common import distributed
 from nanogpt_edit.common.device import autocast
+from nanogpt_edit.common.reasoning import REASONING_TEMPLATE
 from nanogpt_edit.common.terminal import say
 from nanogpt_edit.data.problems import Problem
 from nanogpt_edit.data.samples import Sample
@@ -28,7 +29,7 @@ from nanogpt_edit.editing.patch_files import carried_patches, save_edited, save_
 from nanogpt_edit.editing.scores import score_patch
 from nanogpt_edit.evaluation.config import EvaluateConfig
 from nanogpt_edit.model.gpt import GPT
-from nanogpt_edit.model.tokenizer import REASONING_TEMPLATE, tokenizer_of
+from nanogpt_edit.model.tokenizer import tokenizer_of
 from nanogpt_edit.pipeline import fitted
 from nanogpt_edit.pipeline.checks import check_model
 from nanogpt_edit.pipeline.folder import RunFolder

@@ -15,16 +15,6 @@ from nanogpt_edit.evaluation.records import EvalRecord, Evaluation
 from nanogpt_edit.report import labels
 from nanogpt_edit.report.records import EditedFact, Run
 
-TAGS = re.compile(r"(</?(?:think|answer)>)")
-
-
-@dataclass(frozen=True, slots=True)
-class Part:
-    """A stretch of a completion; `kind` is tag, think, answer or outside."""
-
-    kind: str
-    text: str
-
 
 @dataclass(frozen=True, slots=True)
 class Side:
@@ -62,19 +52,6 @@ class FactGroup:
     title: str
     kind: str
     facts: tuple[EditedFact, ...]
-
-
-def split_completion(text: str) -> tuple[Part, ...]:
-    """'<think>a</think>b' -> tag, think 'a', tag, outside 'b'. Stretches between the wrong tags are outside."""
-    parts: list[Part] = []
-    inside = "outside"
-    for piece in TAGS.split(text):
-        if TAGS.fullmatch(piece):
-            parts.append(Part("tag", piece))
-            inside = "outside" if piece.startswith("</") else piece[1:-1]
-        elif piece:
-            parts.append(Part(inside, piece))
-    return tuple(parts)
 
 
 def problem_examples(run: Run, *, per_kind: int = 2) -> list[Example]:

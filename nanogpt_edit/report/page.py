@@ -15,8 +15,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from nanogpt_edit.common.errors import visible as escaped
+from nanogpt_edit.common.reasoning import split_completion
 from nanogpt_edit.report import labels
-from nanogpt_edit.report.examples import split_completion
 from nanogpt_edit.report.ledger import Verdict
 from nanogpt_edit.report.plots_edits import visible
 from nanogpt_edit.report.records import RolloutToken

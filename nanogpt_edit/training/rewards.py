@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import SupportsFloat
 
 from nanogpt_edit.common.errors import UserError, did_you_mean
+from nanogpt_edit.common.reasoning import render
 from nanogpt_edit.data.problems import Problem
 from nanogpt_edit.evaluation.answers import extract, is_correct
 
@@ -29,7 +30,7 @@ def format_reward(problem: Problem, completion_text: str) -> float:
 
 def length(problem: Problem, completion_text: str) -> float:
     """1 when the completion is as long as the worked solution, in characters, falling to 0 at nothing and at twice."""
-    wanted = len(f"<think>{problem.rationale}</think><answer>{problem.answer}</answer>")
+    wanted = len(render(problem.rationale, problem.answer))
     return max(0.0, 1 - abs(len(completion_text) - wanted) / wanted)
 
 

@@ -17,8 +17,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from writer import AFTERWARDS, COMPLETION, writer
 
 from nanogpt_edit.checkpoint import checkpoint
+from nanogpt_edit.common.reasoning import REASONING_TEMPLATE, TAGS
 from nanogpt_edit.engine.generate import generate
-from nanogpt_edit.model.tokenizer import REASONING_TEMPLATE, REASONING_TOKENS, Tokenizer
+from nanogpt_edit.model.tokenizer import Tokenizer
 
 transformers.utils.logging.disable_progress_bar()
 
@@ -110,14 +111,14 @@ def flags(directory: Path) -> dict[str, bool]:
 
 def test_only_the_end_of_text_is_special(tokenizer: Tokenizer, tmp_path: Path) -> None:
     tokenizer.save(tmp_path)
-    assert flags(tmp_path) == {"<|endoftext|>": True, **dict.fromkeys(REASONING_TOKENS, False)}
+    assert flags(tmp_path) == {"<|endoftext|>": True, **dict.fromkeys(TAGS, False)}
 
 
 def test_a_directory_of_the_old_kind_loads_as_one_of_the_new(tokenizer: Tokenizer, tmp_path: Path) -> None:
     tokenizer.save(tmp_path)
     as_special(tmp_path)
     (tmp_path / "tokenizer_config.json").write_text(
-        json.dumps({"eos_token": "<|endoftext|>", "additional_special_tokens": [*REASONING_TOKENS, "<|endoftext|>"]})
+        json.dumps({"eos_token": "<|endoftext|>", "additional_special_tokens": [*TAGS, "<|endoftext|>"]})
     )
     old = Tokenizer.load(tmp_path)
     text = f"{TEXTS[0]}<think>1</think> <answer>2</answer>"

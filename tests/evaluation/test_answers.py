@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nanogpt_edit.evaluation.answers import TAGS, extract, is_correct, last_number, normalise
+from nanogpt_edit.common.reasoning import TAGS
+from nanogpt_edit.evaluation.answers import extract, is_correct, last_number, normalise
 
 # What a model may write: tags, numbers, signs and prose, in any order.
 PIECES = st.sampled_from(

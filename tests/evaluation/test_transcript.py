@@ -86,7 +86,7 @@ def test_a_completions_text_is_styled_where_it_thinks_and_answers() -> None:
     spans = {shown.plain[span.start : span.end]: span.style for span in shown.spans}
     tags = dict.fromkeys(("<think>", "</think>", "<answer>", "</answer>"), STYLES["tag"])
     assert spans == {"3\n+4": "dim", "7": "bold green", **tags}
-    (thought, tag) = completion_text("<think>cut").spans
+    (tag, thought) = completion_text("<think>cut").spans
     assert (thought.start, thought.end, thought.style) == (7, 10, "dim")
     assert tag.style == STYLES["tag"]
 

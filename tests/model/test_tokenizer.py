@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from tokenizers import decoders, models, pre_tokenizers, processors
 
 from nanogpt_edit.common.errors import UserError
-from nanogpt_edit.model.tokenizer import REASONING_TOKENS, Tokenizer
+from nanogpt_edit.common.reasoning import TAGS
+from nanogpt_edit.model.tokenizer import Tokenizer
 
 TRAINED = Tokenizer.train(TEXTS, vocab_size=300)
 CARS = "If there are 3 cars in the parking lot and 2 more cars arrive, how many cars are in the parking lot?"
@@ -140,7 +141,7 @@ def test_gpt2_reasoning_tokens_take_the_padding_ids(gpt2: Tokenizer) -> None:
     assert gpt2.reasoning_ids == (50257, 50258, 50259, 50260)
     assert (gpt2.eos_id, gpt2.vocab_size) == (50256, 50261)
     assert gpt2.encode("<think>There are") == [50257, 1858, 389]
-    assert (gpt2.added, gpt2.first_added) == (REASONING_TOKENS, 50257)
+    assert (gpt2.added, gpt2.first_added) == (TAGS, 50257)
 
 
 def test_gpt2_spans_of_a_flag(gpt2: Tokenizer) -> None:

@@ -21,9 +21,9 @@ from nanogpt_edit.checkpoint import checkpoint
 from nanogpt_edit.common import terminal
 from nanogpt_edit.common.errors import UserError
 from nanogpt_edit.common.files import read_json, write_json, write_jsonl
+from nanogpt_edit.common.reasoning import REASONING_TEMPLATE
 from nanogpt_edit.editing.config import EditConfig
 from nanogpt_edit.editing.patch_files import load_patch
-from nanogpt_edit.model.tokenizer import REASONING_TEMPLATE
 from nanogpt_edit.pipeline import fitted, pipeline
 from nanogpt_edit.pipeline.folder import RunFolder
 from nanogpt_edit.pipeline.inputs import RunInputs

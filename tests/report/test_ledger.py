@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from nanogpt_edit.common.stats import Difference, Interval, Verdict, paired_difference, share
 from nanogpt_edit.evaluation.records import Comparison, EvalRecord, Evaluation, Recall
 from nanogpt_edit.report import labels
-from nanogpt_edit.report.examples import edit_groups, lost_facts, problem_examples, prompt_examples, split_completion
+from nanogpt_edit.report.examples import edit_groups, lost_facts, problem_examples, prompt_examples
 from nanogpt_edit.report.ledger import make_ledger
 from nanogpt_edit.report.page import cell, fenced
 from nanogpt_edit.report.plots import rolling_mean
@@ -222,19 +222,6 @@ def test_edits_are_grouped_with_failures_first() -> None:
         ("Rewritten, but a paraphrase or a neighbour is wrong", ["costly"]),
         ("Rewritten, paraphrases and neighbours right", ["clean", "no neighbours"]),
     ]
-
-
-def test_a_completion_is_split_at_its_tags() -> None:
-    parts = split_completion("a<think>b\nc</think>d<answer>5</answer>")
-    assert [(part.kind, part.text) for part in parts] == [
-        ("outside", "a"), ("tag", "<think>"), ("think", "b\nc"), ("tag", "</think>"), ("outside", "d"),
-        ("tag", "<answer>"), ("answer", "5"), ("tag", "</answer>"),
-    ]  # fmt: skip
-
-
-@given(st.lists(st.sampled_from(["<think>", "</think>", "<answer>", "</answer>", "x", "<b>", "\n"])))
-def test_splitting_loses_nothing(pieces: list[str]) -> None:
-    assert "".join(part.text for part in split_completion("".join(pieces))) == "".join(pieces)
 
 
 def test_a_running_mean_by_hand() -> None:
