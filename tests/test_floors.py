@@ -21,7 +21,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("pipeline", "serving"),
     ("commands", "api", "cli", "__main__"),
 )
-RECORDS = {f"nanogpt_edit.{room}.records" for room in ("evaluation",)}
+RECORDS = {f"nanogpt_edit.{room}.records" for room in ("editing", "evaluation", "pipeline", "tracing", "training")}
 """What the rooms write, as the report reads it too: these files stand on the ground as it does, and need no torch."""
 ROOT_MODULES = {"__init__", "__main__", "api", "cli"}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 from nanogpt_edit.commands.arguments import Trace
@@ -19,7 +20,8 @@ from nanogpt_edit.evaluation.facts import measure_facts
 from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.report.pictures import check_picture, save_picture
 from nanogpt_edit.tracing import tracing
-from nanogpt_edit.tracing.average import effect_at, token_groups, trace_record
+from nanogpt_edit.tracing.average import average_trace, effect_at, token_groups
+from nanogpt_edit.tracing.records import AverageTrace
 from nanogpt_edit.tracing.tracing import Site, Traced, trace_facts
 from nanogpt_edit.tracing.view import Trace as Shown
 
@@ -54,11 +56,11 @@ def trace_many(chosen: Trace, source: str) -> int:
     model, _ = load_speaker(chosen.model, chosen.device)
     facts = recalled(model, wanted)
     traced = trace_facts(model, facts[: chosen.trace.facts], chosen.trace)
-    record = trace_record(traced, stage=Path(chosen.model).name)
+    record = average_trace(traced, stage=Path(chosen.model).name)
     print(table(traced))
     if chosen.out is not None:
-        write_json(chosen.out / "trace.json", record)
-        draw(chosen, traced, trials)
+        write_json(chosen.out / "trace.json", asdict(record))
+        draw(chosen.out, record, traced, trials)
         print(f"\nNumbers and heat maps: {chosen.out}")
     return 0
 
@@ -88,24 +90,20 @@ def _points(cell: Interval) -> str:
     return f"{100 * cell.value:.1f} ±{50 * (cell.high - cell.low):.1f}"
 
 
-def draw(chosen: Trace, traced: Sequence[Traced], trials: Sequence[Trial]) -> None:
+def draw(folder: Path, record: AverageTrace, traced: Sequence[Traced], trials: Sequence[Trial]) -> None:
     """Every average heat map, and the overlay with a sweep, as SVG and PNG."""
     from nanogpt_edit.report.plots_edits import layers_picture, trace_pictures  # here, for it loads matplotlib
-    from nanogpt_edit.report.read_edits import read_trace
 
-    assert chosen.out is not None
-    read = read_trace(chosen.out / "trace.json")
-    assert read is not None
-    pictures = trace_pictures(read)
+    pictures = trace_pictures(record)
     if trials:
         alone = {trial.layers[0]: trial.success for trial in trials if trial.step == "layers alone"}
-        site: Site = "mlp_out" if "mlp_out" in traced[0].effect else chosen.trace.sites[0]
+        site: Site = "mlp_out" if "mlp_out" in traced[0].effect else next(iter(traced[0].effect))
         cells = [
             change_of_share([float(one.effect[site][one.subject_last, layer]) for one in traced])
-            for layer in read.layers
+            for layer in record.layers
         ]
         effect = [(cell.value, cell.low, cell.high) for cell in cells]
-        pictures.append(layers_picture(read.layers, effect, alone, what=site))
+        pictures.append(layers_picture(record.layers, effect, alone, what=site))
     for picture in pictures:
         for ending in (".svg", ".png"):
-            save_picture(picture, chosen.out / f"{picture.name}{ending}")
+            save_picture(picture, folder / f"{picture.name}{ending}")

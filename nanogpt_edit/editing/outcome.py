@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 from nanogpt_edit.common.errors import visible
 from nanogpt_edit.editing.config import EditConfig
-from nanogpt_edit.editing.scores import VALUE_FOUND, EditScores, FactScore
+from nanogpt_edit.editing.records import EditScores, FactScore
+from nanogpt_edit.editing.scores import VALUE_FOUND
 
 FEW = 0.5  # a share of successes below it is no edit that worked
 GOES_ON = "Likely reason: the first token is the new answer's, but the text goes on in another way."
@@ -17,7 +18,7 @@ def describe(scores: EditScores) -> str:
     records, after, before = scores.records, scores.paraphrase, scores.paraphrase_before
     told = [
         f"{sum(record.success for record in records)} of {len(records)} facts at rank 1",
-        f"{sum(record.exact for record in records)} written freely are exactly the new answer",
+        f"{sum(record.exact is True for record in records)} written freely are exactly the new answer",
     ]
     if after is not None and before is not None:
         told.append(f"p(new) > p(true) on {after.value:.0%} of paraphrases ({before.value:.0%} before)")
@@ -31,7 +32,7 @@ def shortfall(scores: EditScores, config: EditConfig) -> str:
     failed = [record for record in scores.records if not record.success]
     same = [each for each in scores.records if each.new_answer == each.old_answer and not each.exact]
     n, told = len(scores.records), []
-    exact = sum(record.exact for record in scores.records)
+    exact = sum(record.exact is True for record in scores.records)
     if scores.success.value < FEW:
         told.append(f"only {n - len(failed)} of {n} facts have their new answer at rank 1")
     elif exact < FEW * n:
@@ -46,7 +47,7 @@ def shortfall(scores: EditScores, config: EditConfig) -> str:
 
 
 def _likely_reason(lost: Sequence[FactScore], config: EditConfig) -> str:
-    without = sum(record.value_probability < VALUE_FOUND for record in lost)
+    without = sum((record.value_probability or 0.0) < VALUE_FOUND for record in lost)
     if 2 * without > len(lost):
         return (
             f"Likely reason: for {without} of {len(lost)} no value was found that says the new answer; more steps, a "

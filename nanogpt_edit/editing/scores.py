@@ -15,137 +15,19 @@ the perplexity of held-out text.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
+from dataclasses import asdict, replace
 
 from torch import Tensor
 
-from nanogpt_edit.common.files import write_json, write_jsonl
 from nanogpt_edit.common.stats import Interval, harmonic_mean, quantity, share
 from nanogpt_edit.editing.patch import EditedFact, EditPatch
+from nanogpt_edit.editing.records import Edit, EditScores, FactScore
 from nanogpt_edit.evaluation.facts import FactState, measure_facts
 from nanogpt_edit.evaluation.perplexity import block_nats, perplexity
 from nanogpt_edit.evaluation.targets import TargetScore
 from nanogpt_edit.model.gpt import GPT
 
 VALUE_FOUND = 0.5  # probability of the target's tokens from which a value counts as found
-
-
-@dataclass(frozen=True)
-class FactScore:
-    """One fact before and after the edit: a line of edits/<name>.jsonl."""
-
-    id: str
-    relation: str
-    prompt: str
-    subject: str
-    target_true: str
-    target_new: str
-    old_answer: str
-    """Greedy text before the edit."""
-    new_answer: str
-    """Greedy text after it."""
-    p_first_before: float
-    p_first_after: float
-    rank_before: int
-    rank_after: int
-    p_target_before: float
-    p_target_after: float
-    success: bool
-    """The target's first token has rank 1."""
-    efficacy: bool
-    """p(new) > p(true)."""
-    efficacy_before: bool
-    exact: bool
-    """Written freely, the answer is the target, with its natural end and nothing added."""
-    contains: bool
-    """The greedy text contains the whole target."""
-    token_accuracy: float
-    paraphrase_before: float | None
-    """Share of paraphrases with p(new) > p(true); None without paraphrases."""
-    paraphrase_success: float | None
-    """The same after it."""
-    paraphrase_rank1_before: float | None
-    """Share of paraphrases where the target's first token has rank 1."""
-    paraphrase_rank1: float | None
-    """The same after it."""
-    neighbourhood_before: float | None
-    """Share of neighbours with p(true) > p(new)."""
-    neighbourhood_after: float | None
-    neighbourhood_rank1_before: float | None
-    """Share of neighbours whose true answer's first token has rank 1."""
-    neighbourhood_rank1_after: float | None
-    entropy_before: float | None
-    """n-gram entropy of what the model writes on after the prompt, in bits."""
-    entropy_after: float | None
-    subject_lookup: str
-    value_probability: float
-    """Of the target's tokens (geometric mean), as far as the value optimisation came."""
-    reason: str
-    """For a failure: where it was lost. Empty for a success."""
-
-
-@dataclass(frozen=True)
-class EditScores:
-    """All facts of an edit, and the means with their 95% intervals over facts."""
-
-    records: tuple[FactScore, ...]
-    success: Interval
-    exact: Interval
-    contains: Interval
-    token_accuracy: Interval
-    efficacy_before: Interval
-    efficacy: Interval
-    paraphrase_rank1_before: Interval | None
-    paraphrase_rank1: Interval | None
-    paraphrase_before: Interval | None
-    paraphrase: Interval | None
-    neighbourhood_before: Interval | None
-    neighbourhood_after: Interval | None
-    neighbourhood_rank1_before: Interval | None
-    neighbourhood_rank1_after: Interval | None
-    score: Interval | None
-    """S, the harmonic mean of efficacy, paraphrase and neighbourhood after the edit."""
-    p_target_before: Interval
-    p_target_after: Interval
-    entropy_before: Interval | None
-    entropy_after: Interval | None
-    perplexity_before: Interval | None = None
-    """Of held-out text; None where none was given."""
-    perplexity_after: Interval | None = None
-
-    def failures(self) -> dict[str, list[FactScore]]:
-        """The facts that did not reach rank 1, by relation, the relation with most of them first."""
-        groups: dict[str, list[FactScore]] = {}
-        for record in self.records:
-            if not record.success:
-                groups.setdefault(record.relation or "no relation", []).append(record)
-        return dict(sorted(groups.items(), key=lambda group: -len(group[1])))
-
-    def kept_in(self, patch: EditPatch) -> EditPatch:
-        """The patch with these records, one per fact."""
-        return replace(patch, scores=tuple(asdict(record) for record in self.records))
-
-    def summary(self, patch: EditPatch) -> dict[str, object]:
-        """The contents of edits/<name>.json: the intervals, and how the patch was made."""
-        means = {name: value for name, value in asdict(self).items() if name != "records"}
-        return {
-            "n": len(self.records),
-            "method": patch.config.method,
-            "layers": list(patch.layers),
-            "seconds": patch.seconds,
-            **means,
-            "failures": {
-                relation: [{"id": each.id, "prompt": each.prompt, "reason": each.reason} for each in group]
-                for relation, group in self.failures().items()
-            },
-            "settings": asdict(patch.config),
-        }
-
-    def save(self, folder: Path, name: str, *, patch: EditPatch) -> None:
-        """Write <name>.jsonl, one record per fact, and then <name>.json into `folder`."""
-        write_jsonl(folder / f"{name}.jsonl", [asdict(record) for record in self.records])
-        write_json(folder / f"{name}.json", self.summary(patch))
 
 
 def score_patch(model: GPT, patch: EditPatch, *, text: Tensor | None = None) -> EditScores:
@@ -158,6 +40,16 @@ def score_patch(model: GPT, patch: EditPatch, *, text: Tensor | None = None) -> 
         after, perplexity_after = measure_facts(model, patch.facts, fluency=True), _perplexity(model, text)
     scores = compare_states(patch.edited, before, after)
     return replace(scores, perplexity_before=perplexity_before, perplexity_after=perplexity_after)
+
+
+def kept_in(patch: EditPatch, scores: EditScores) -> EditPatch:
+    """The patch with its scores, one record per fact."""
+    return replace(patch, scores=tuple(asdict(record) for record in scores.records))
+
+
+def edit_record(name: str, patch: EditPatch, scores: EditScores) -> Edit:
+    """What a run keeps of an edit beside the patch itself."""
+    return Edit(name, patch.config.method, tuple(patch.layers), patch.seconds, asdict(patch.config), scores)
 
 
 def _perplexity(model: GPT, text: Tensor | None) -> Interval | None:
@@ -175,10 +67,10 @@ def compare_states(edited: Sequence[EditedFact], before: Sequence[FactState], af
     return EditScores(
         records=records,
         success=share([float(r.success) for r in records]),
-        exact=share([float(r.exact) for r in records]),
+        exact=share([float(r.exact is True) for r in records]),
         contains=share([float(r.contains) for r in records]),
         token_accuracy=share([r.token_accuracy for r in records]),
-        efficacy_before=share([float(r.efficacy_before) for r in records]),
+        efficacy_before=share([float(r.efficacy_before is True) for r in records]),
         efficacy=share(efficacy),
         paraphrase_rank1_before=_mean([r.paraphrase_rank1_before for r in records]),
         paraphrase_rank1=_mean([r.paraphrase_rank1 for r in records]),
@@ -193,6 +85,8 @@ def compare_states(edited: Sequence[EditedFact], before: Sequence[FactState], af
         p_target_after=share([r.p_target_after for r in records]),
         entropy_before=_mean_entropy([r.entropy_before for r in records]),
         entropy_after=_mean_entropy([r.entropy_after for r in records]),
+        perplexity_before=None,
+        perplexity_after=None,
     )
 
 

@@ -28,7 +28,8 @@ from nanogpt_edit.data.facts import Fact
 from nanogpt_edit.editing.config import EditConfig
 from nanogpt_edit.editing.config import SweepConfig as SweepConfig
 from nanogpt_edit.editing.editor import edit_model
-from nanogpt_edit.editing.scores import EditScores, compare_states, score_patch
+from nanogpt_edit.editing.records import EditScores
+from nanogpt_edit.editing.scores import compare_states, score_patch
 from nanogpt_edit.evaluation.facts import FactState, measure_facts
 from nanogpt_edit.evaluation.perplexity import block_nats
 from nanogpt_edit.model.gpt import GPT

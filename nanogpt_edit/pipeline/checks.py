@@ -14,15 +14,15 @@ from nanogpt_edit.common.errors import about
 from nanogpt_edit.common.sizes import check_fits
 from nanogpt_edit.data.samples import with_room
 from nanogpt_edit.editing.editor import check_edit
-from nanogpt_edit.editing.scores import EditScores
+from nanogpt_edit.editing.records import EditScores
 from nanogpt_edit.evaluation.facts import FACT_GROUPS
 from nanogpt_edit.evaluation.suite import problem_metric_names
 from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.model.tokenizer import tokenizer_of
 from nanogpt_edit.pipeline.inputs import Part, RunInputs
 from nanogpt_edit.pipeline.recipe import ModelConfig, Recipe
+from nanogpt_edit.pipeline.records import STAGE_NAMES
 from nanogpt_edit.report.expect import check_expectations
-from nanogpt_edit.report.records import STAGES
 from nanogpt_edit.training.pretrain import check_window
 from nanogpt_edit.training.rewards import find_reward
 from nanogpt_edit.training.sft import problems_per_step
@@ -113,9 +113,9 @@ def summary_paths(recipe: Recipe) -> set[str]:
     measured = {f"{skill}.{name}" for skill, names in numbers.items() for name in names}
     compared = numbers["problems"] | {f"facts_{group}" for group in FACT_GROUPS}
     compared |= {"arithmetic_pass_at_1", "probes_non_arithmetic", "perplexity_nats_per_token"}
-    paths = {f"stages.{stage}.{name}" for stage in STAGES for name in measured}
-    paths |= {f"comparisons.{after}-{before}.{name}" for before, after in pairwise(STAGES) for name in compared}
+    paths = {f"stages.{stage}.{name}" for stage in STAGE_NAMES for name in measured}
+    paths |= {f"comparisons.{after}-{before}.{name}" for before, after in pairwise(STAGE_NAMES) for name in compared}
     paths |= {f"edit.{field.name}" for field in fields(EditScores) if field.name != "records"}
     paths |= {"edit.n", "edit.seconds", "edit.neighbourhood_drop"}
-    timed = (*STAGES, *(f"evaluate_{stage}" for stage in STAGES), "world", "trace", "report", "total")
+    timed = (*STAGE_NAMES, *(f"evaluate_{stage}" for stage in STAGE_NAMES), "world", "trace", "report", "total")
     return paths | {f"seconds.{what}" for what in timed}

@@ -6,7 +6,7 @@ import fcntl
 import os
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -23,15 +23,9 @@ from nanogpt_edit.common.terminal import say
 from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.pipeline.environment import environment
 from nanogpt_edit.pipeline.recipe import Recipe, load_recipe, save_recipe
+from nanogpt_edit.pipeline.records import Timing
 
 MAY_CHANGE = ("threads", "shard", "expect")  # between two calls of one run
-
-
-@dataclass(frozen=True)
-class Timing:
-    """timing.json: the seconds of each stage so far."""
-
-    stages: Mapping[str, float]
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from nanogpt_edit.model.tokenizer import tokenizer_of
 from nanogpt_edit.pipeline import fitted
 from nanogpt_edit.pipeline.folder import RunFolder
 from nanogpt_edit.pipeline.inputs import RunInputs
-from nanogpt_edit.tracing.average import trace_record
+from nanogpt_edit.tracing.average import average_trace
 from nanogpt_edit.tracing.tracing import TraceConfig, trace_facts
 
 
@@ -77,4 +77,4 @@ def trace(inputs: RunInputs, folder: RunFolder, device: torch.device) -> None:
     facts = [fact for fact in inputs.facts if fact.prompt in known] or list(inputs.facts)
     config = TraceConfig()
     traced = trace_facts(folder.load("base", device), facts[: config.facts], config)
-    write_json(path, trace_record(traced, stage="base"))
+    write_json(path, asdict(average_trace(traced, stage="base")))

@@ -26,7 +26,7 @@ from nanogpt_edit.doctor.findings import Finding, verdict
 from nanogpt_edit.editing.editor import edit_model
 from nanogpt_edit.editing.outcome import describe, shortfall
 from nanogpt_edit.editing.patch_files import carried_patches, save_edited, save_patch
-from nanogpt_edit.editing.scores import score_patch
+from nanogpt_edit.editing.scores import edit_record, kept_in, score_patch
 from nanogpt_edit.evaluation.config import EvaluateConfig
 from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.model.tokenizer import tokenizer_of
@@ -167,9 +167,9 @@ def make_edited(
     blocks = None if recipe.edit.method == "ft" else spared_blocks(inputs, model, facts, remedy=remedy)
     patch = edit_model(model, facts, recipe.edit, covariance_blocks=blocks, cache_dir=cache_dir)
     scores = score_patch(model, patch, text=fitted.held_out_blocks(inputs, model))
-    patch = scores.kept_in(patch.bound_to(model))
+    patch = kept_in(patch.bound_to(model), scores)
     save_patch(patch, folder.edits / f"{name}.safetensors")
-    scores.save(folder.edits, name, patch=patch)
+    edit_record(name, patch, scores).save(folder.edits)
     save_edited(model, folder.model("edited"), [*carried_patches(start), (name, patch.apply(model))])
     say(f"Edit: {describe(scores)}; {patch.seconds:.1f} s.")
     return tuple(line for line in (shortfall(scores, patch.config),) if line)

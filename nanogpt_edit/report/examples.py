@@ -11,9 +11,10 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from nanogpt_edit.editing.records import FactScore
 from nanogpt_edit.evaluation.records import EvalRecord, Evaluation
 from nanogpt_edit.report import labels
-from nanogpt_edit.report.records import EditedFact, Run
+from nanogpt_edit.report.records import Run
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +52,7 @@ class FactGroup:
 
     title: str
     kind: str
-    facts: tuple[EditedFact, ...]
+    facts: tuple[FactScore, ...]
 
 
 def problem_examples(run: Run, *, per_kind: int = 2) -> list[Example]:
@@ -160,9 +161,9 @@ def lost_facts(run: Run) -> tuple[tuple[str, ...], list[LostFact]]:
     return tuple(recalled)[1:], lost
 
 
-def edit_groups(facts: Sequence[EditedFact]) -> list[FactGroup]:
+def edit_groups(facts: Sequence[FactScore]) -> list[FactGroup]:
     """Failures by reason (the commonest first), then the half and the costly successes, then the clean ones."""
-    failed: dict[str, list[EditedFact]] = {}
+    failed: dict[str, list[FactScore]] = {}
     for fact in facts:
         if not fact.success:
             failed.setdefault(_kind_of_failure(fact.reason), []).append(fact)
@@ -193,7 +194,7 @@ def _kind_of_failure(reason: str) -> str:
     return re.split(r"[:;(]", reason)[0].strip(" ,") or "the new answer is not first"
 
 
-def _clean(fact: EditedFact) -> bool:
-    paraphrases_hold = fact.paraphrase is None or fact.paraphrase == 1
+def _clean(fact: FactScore) -> bool:
+    paraphrases_hold = fact.paraphrase_success is None or fact.paraphrase_success == 1
     before, after = fact.neighbourhood_before, fact.neighbourhood_after
     return paraphrases_hold and (before is None or after is None or after >= before)

@@ -22,12 +22,12 @@ import math
 import re
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeGuard
 
 from nanogpt_edit.common.errors import UserError
 from nanogpt_edit.common.stats import Z_TWO_SIDED
-from nanogpt_edit.report.fields import is_number
-from nanogpt_edit.report.records import STAGES, is_share
+from nanogpt_edit.pipeline.records import STAGE_NAMES
+from nanogpt_edit.report.records import is_share
 
 Verdict = Literal["pass", "fail", "inconclusive", "undecidable", "not measured", "wrong"]
 BOUND = re.compile(r"\s*(>=|<=|>|<)\s*([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)\s*(?:\(?(value|point)\)?)?\s*")
@@ -200,20 +200,28 @@ def _as_quantity(node: object) -> Quantity | None:
     )
 
 
+def is_number(value: object) -> TypeGuard[int | float]:
+    """A finite number that is not a flag."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
 def _awaits(path: list[str], part: str, node: object, summary: Mapping[str, object]) -> bool:
     """Whether `part` is missing at `path` only because the run has not come that far."""
     stages = summary.get("stages")
     done = set(stages) if isinstance(stages, Mapping) else set()
     if path == ["stages"]:
-        return part in STAGES
+        return part in STAGE_NAMES
     if path == ["comparisons"]:
         pair = set(part.split("-"))
-        return pair <= set(STAGES) | done and not pair <= done
+        return pair <= set(STAGE_NAMES) | done and not pair <= done
     if path == ["edit"]:
         return node is None
     if path == ["seconds"]:
         return (
-            not node or part in STAGES or part.startswith("evaluate_") or part in ("world", "edit", "trace", "report")
+            not node
+            or part in STAGE_NAMES
+            or part.startswith("evaluate_")
+            or part in ("world", "edit", "trace", "report")
         )
     return False
 

@@ -187,8 +187,8 @@ def scientific(value: float, *, digits: int = 1) -> str:
 
 
 def effect(value: float) -> str:
-    """A cell of the causal trace: '0.42'; a group no prompt has is '–'."""
-    return "–" if math.isnan(value) else f"{value:z.2f}".replace("-", "−")
+    """A cell of the causal trace: '0.42'."""
+    return f"{value:z.2f}".replace("-", "−")
 
 
 def power(value: float) -> str:

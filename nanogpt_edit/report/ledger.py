@@ -15,9 +15,10 @@ from typing import Literal
 
 from nanogpt_edit.common import stats
 from nanogpt_edit.common.stats import Difference, Interval
+from nanogpt_edit.editing.records import Edit
 from nanogpt_edit.evaluation.records import Comparison, Evaluation
 from nanogpt_edit.report import labels
-from nanogpt_edit.report.records import Edit, Run
+from nanogpt_edit.report.records import Run
 
 STEPS = {"base": "Pretraining", "sft": "SFT", "grpo": "GRPO", "edited": "The edit"}
 Verdict = stats.Verdict | Literal["untested"]
@@ -96,7 +97,7 @@ def _columns(run: Run) -> tuple[labels.Column, ...]:
     if run.edit is not None and "edited" in run.stages:
         if "edited" in measured.get("facts", ()):
             columns.append(("facts", "edited"))
-        if {"neighbourhood_before", "neighbourhood_after"} <= run.edit.scores.keys():
+        if run.edit.scores.neighbourhood_before and run.edit.scores.neighbourhood_after:
             columns.append(("edit", "neighbourhood"))
     return tuple(columns)
 
@@ -153,14 +154,14 @@ def _origin(run: Run) -> str | None:
 
 def _neighbours(edit: Edit, *, is_origin: bool) -> Cell | None:
     """The neighbours of the edited facts, from the edit's own records: before it, or after it and the change."""
-    before, after = (edit.scores[f"neighbourhood_{when}"] for when in ("before", "after"))
-    if not isinstance(before, Interval) or not isinstance(after, Interval):
+    before, after = edit.scores.neighbourhood_before, edit.scores.neighbourhood_after
+    if before is None or after is None:
         return None
     if is_origin:
         return Cell(before, None, None, None, None)
     pairs = [
         (fact.neighbourhood_before, fact.neighbourhood_after)
-        for fact in edit.facts
+        for fact in edit.scores.records
         if fact.neighbourhood_before is not None and fact.neighbourhood_after is not None
     ]
     if len(pairs) < 2:

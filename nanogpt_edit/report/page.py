@@ -19,7 +19,6 @@ from nanogpt_edit.common.reasoning import split_completion
 from nanogpt_edit.report import labels
 from nanogpt_edit.report.ledger import Verdict
 from nanogpt_edit.report.plots_edits import visible
-from nanogpt_edit.report.records import RolloutToken
 from nanogpt_edit.report.view import View
 
 LONGEST_TEXT = 900
@@ -79,15 +78,15 @@ def fenced(text: str) -> str:
     return f"{fence}text\n{text}\n{fence}"
 
 
-def surprise(token: RolloutToken) -> int:
+def surprise(logprob: float) -> int:
     """How unlikely a sampled token was, for its shade: 0 (p is 1) to 100 (p is 5% or less)."""
-    return round(100 * min(1.0, -token.logprob / 3))
+    return round(100 * min(1.0, -logprob / 3))
 
 
-def token_title(token: RolloutToken) -> str:
+def token_title(logprob: float, entropy: float, clipped: int) -> str:
     """What pointing at a token says."""
-    held = {-1: ", held at the lower bound", 1: ", held at the upper bound"}.get(token.clipped, "")
-    return f"p {labels.probability(math.exp(token.logprob))}, entropy {labels.number(token.entropy)} nats{held}"
+    held = {-1: ", held at the lower bound", 1: ", held at the upper bound"}.get(clipped, "")
+    return f"p {labels.probability(math.exp(logprob))}, entropy {labels.number(entropy)} nats{held}"
 
 
 def clipped(text: str) -> str:

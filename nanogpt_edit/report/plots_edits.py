@@ -11,12 +11,13 @@ from matplotlib.collections import LineCollection, PolyCollection
 from matplotlib.colors import to_rgba
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
+from nanogpt_edit.editing.records import FactScore
 from nanogpt_edit.report import labels
 from nanogpt_edit.report.canvas import Picture, colour, draw
-from nanogpt_edit.report.records import EditedFact, Grid, Trace
+from nanogpt_edit.tracing.records import AverageTrace, Grid
 
 
-def edit_pictures(facts: Sequence[EditedFact]) -> list[Picture]:
+def edit_pictures(facts: Sequence[FactScore]) -> list[Picture]:
     """Probability and rank of the new answer before and after, failures in their own colour."""
     if not facts:
         return []
@@ -42,7 +43,7 @@ def edit_pictures(facts: Sequence[EditedFact]) -> list[Picture]:
     ]
 
 
-def _paint_probability(axes: Axes, facts: Sequence[EditedFact]) -> None:
+def _paint_probability(axes: Axes, facts: Sequence[FactScore]) -> None:
     for success, role, marker in ((True, "accent", "o"), (False, "bad", "X")):
         chosen = [fact for fact in facts if fact.success == success]
         before = [max(fact.p_target_before, 1e-9) for fact in chosen]
@@ -56,7 +57,7 @@ def _paint_probability(axes: Axes, facts: Sequence[EditedFact]) -> None:
     axes.text(1, -0.16, "before", transform=axes.transAxes, ha="right", va="top", color=colour("muted"))
 
 
-def _paint_rank(axes: Axes, facts: Sequence[EditedFact]) -> None:
+def _paint_rank(axes: Axes, facts: Sequence[FactScore]) -> None:
     for success, role, alpha in ((True, "accent", 0.5), (False, "bad", 0.95)):  # failures last, on top
         chosen = [fact for fact in facts if fact.success == success]
         lines = [[(0, max(1, fact.rank_before)), (1, max(1, fact.rank_after))] for fact in chosen]
@@ -72,13 +73,13 @@ def _paint_rank(axes: Axes, facts: Sequence[EditedFact]) -> None:
     axes.set_xlim(-0.12, 1.12)
 
 
-def trace_pictures(trace: Trace) -> list[Picture]:
+def trace_pictures(trace: AverageTrace) -> list[Picture]:
     """The average heat map of every site, all on one scale, the subject's last token marked."""
-    top = _largest(trace.effect)
+    top = _largest(trace.indirect_effect)
     return [
         heat_map(
             _file_name("trace", site),
-            trace.effect[site],
+            trace.indirect_effect[site],
             rows=trace.token_groups,
             columns=trace.layers,
             top=top,
@@ -127,11 +128,9 @@ def layers_picture(
     )
 
 
-def example_pictures(trace: Trace) -> list[Picture]:
+def example_pictures(trace: AverageTrace) -> list[Picture]:
     """The same for the one prompt shown; the subject's tokens are marked."""
     example = trace.example
-    if example is None:
-        return []
     top = _largest(example.effect)
     return [
         heat_map(
@@ -152,8 +151,7 @@ def _file_name(kind: str, site: str) -> str:
 
 
 def _largest(effect: Mapping[str, Grid]) -> float:
-    cells = (cell for grid in effect.values() for row in grid for cell in row)
-    return max((cell for cell in cells if not math.isnan(cell)), default=0.0)
+    return max((cell for grid in effect.values() for row in grid for cell in row), default=0.0)
 
 
 def heat_map(
@@ -189,7 +187,7 @@ def heat_map(
                 color=colour("ink" if bold else "muted"),
             )
 
-    cells = [(value, -y, -x) for y, row in enumerate(grid) for x, value in enumerate(row) if not math.isnan(value)]
+    cells = [(value, -y, -x) for y, row in enumerate(grid) for x, value in enumerate(row)]
     caption = ""
     if cells:
         value, y, x = max(cells)
@@ -201,12 +199,12 @@ def _paint_cells(axes: Axes, grid: Grid, *, top: float, with_text: bool) -> None
     boxes, colours = [], []
     for y, row in enumerate(grid):
         for x, value in enumerate(row):
-            strength = 0.0 if math.isnan(value) or top <= 0 else min(1.0, abs(value) / top)
+            strength = 0.0 if top <= 0 else min(1.0, abs(value) / top)
             left, right, upper, lower = x - 0.48, x + 0.48, y - 0.46, y + 0.46
             boxes += [[(left, upper), (right, upper), (right, lower), (left, lower)]] * 2
             colours += [to_rgba(colour("rule"), 0.3), to_rgba(colour("accent" if value >= 0 else "bad"), strength)]
             if with_text:
-                ink = colour("muted" if math.isnan(value) else "paper" if strength > 0.55 else "ink")
+                ink = colour("paper" if strength > 0.55 else "ink")
                 axes.text(x, y, labels.effect(value), ha="center", va="center", fontsize=10, color=ink)
     axes.add_collection(PolyCollection(boxes, facecolors=colours, linewidths=0))
 

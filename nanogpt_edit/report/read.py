@@ -7,21 +7,22 @@ prove it, ends in a UserError that names the file.
 
 from __future__ import annotations
 
-import math
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 
 from nanogpt_edit.common.errors import UserError
 from nanogpt_edit.common.files import read_json
-from nanogpt_edit.common.records import read_json_as
+from nanogpt_edit.common.records import Typed, read_json_as
+from nanogpt_edit.editing.records import Edit
 from nanogpt_edit.evaluation.records import Comparison, Evaluation, Transcript
-from nanogpt_edit.report.fields import read_lines, read_object
-from nanogpt_edit.report.read_edits import read_edit, read_trace
-from nanogpt_edit.report.read_rollouts import read_rollouts
-from nanogpt_edit.report.records import STAGES, Run, Series
+from nanogpt_edit.pipeline.records import STAGE_NAMES, Timing
+from nanogpt_edit.report.records import RolloutStep, Run, Series
+from nanogpt_edit.tracing.records import AverageTrace
+from nanogpt_edit.training.records import read_log, read_rollouts, rollout_files
 
 LOGS = ("pretrain", "sft", "grpo")
+GROUPS = 2  # problems shown of each step of GRPO
 
 
 def read_run(path: Path) -> Run:
@@ -32,13 +33,12 @@ def read_run(path: Path) -> Run:
     if not path.is_dir():
         raise UserError(f"{path}: no such folder. Name the folder that `run --out` wrote.")
     stages = _read_stages(path / "eval")
-    edit, trace = read_edit(path / "edits"), read_trace(path / "edits" / "trace.json")
-    told = path / "eval" / "transcript.json"
-    transcript = read_json_as(Transcript, told) if told.exists() else None
+    edit, trace = _read_edit(path / "edits"), _read_if_there(AverageTrace, path / "edits" / "trace.json")
+    transcript = _read_if_there(Transcript, path / "eval" / "transcript.json")
     logs = {name: _read_log(path / "logs" / f"{name}.jsonl") for name in LOGS}
     logs = {name: log for name, log in logs.items() if log}
     environment = read_json(path / "environment.json") if (path / "environment.json").exists() else {}
-    seconds = _read_seconds(path / "timing.json")
+    timing = _read_if_there(Timing, path / "timing.json")
     present = {
         "the evaluation of base": "base" in stages,
         "the evaluation of sft": "sft" in stages,
@@ -51,7 +51,7 @@ def read_run(path: Path) -> Run:
         "the causal trace": trace is not None,
         "the transcript": transcript is not None,
         "the environment": bool(environment),
-        "the timing": bool(seconds),
+        "the timing": timing is not None,
     }
     return Run(
         path=path,
@@ -62,8 +62,8 @@ def read_run(path: Path) -> Run:
         edit=edit,
         trace=trace,
         transcript=transcript,
-        rollouts=read_rollouts(path / "logs" / "rollouts"),
-        seconds=seconds,
+        rollouts=_read_rollouts(path / "logs" / "rollouts"),
+        seconds=timing.stages if timing else {},
         environment=environment,
         notes=tuple(name for name, there in present.items() if not there),
     )
@@ -79,24 +79,33 @@ def _read_recipe(path: Path) -> Mapping[str, object]:
 
 
 def _read_log(path: Path) -> Mapping[str, Series]:
-    """Columns of a training log. Of a step written twice (a run killed and resumed) the last line counts."""
-    if not path.exists():
-        return {}
-    by_step: dict[float, Mapping[str, object]] = {}
-    for fields in read_lines(path):
-        by_step[fields.number("step")] = fields.values
-    columns: dict[str, tuple[list[float], list[float]]] = {}
-    for step in sorted(by_step):
-        for key, value in by_step[step].items():
-            if key != "step" and isinstance(value, int | float) and math.isfinite(value):
-                steps, values = columns.setdefault(key, ([], []))
-                steps.append(step)
-                values.append(float(value))
-    return {key: Series(steps=tuple(steps), values=tuple(values)) for key, (steps, values) in columns.items()}
+    """The columns of a training log."""
+    columns: dict[str, list[tuple[float, float]]] = {}
+    for step, line in read_log(path).items() if path.exists() else ():
+        for name, value in line.items():
+            if value is not None:
+                columns.setdefault(name, []).append((step, value))
+    return {name: Series(*zip(*points, strict=True)) for name, points in columns.items()}
+
+
+def _read_rollouts(folder: Path) -> tuple[RolloutStep, ...]:
+    """First, middle and last step; none when the run kept no rollouts."""
+    files = list(rollout_files(folder).items())
+    chosen = sorted({0, len(files) // 2, len(files) - 1}) if files else []
+    return tuple(_read_step(*files[place]) for place in chosen)
+
+
+def _read_step(step: int, path: Path) -> RolloutStep:
+    rollouts = read_rollouts(path)
+    told = [each for each in rollouts if each.told]
+    groups = list(dict.fromkeys(each.group for each in told))[:GROUPS]
+    shown = [each for each in told if each.group in groups]
+    shown.sort(key=lambda each: (groups.index(each.group), -each.advantage))
+    return RolloutStep(step, len(rollouts), sum(each.correct for each in rollouts), tuple(shown))
 
 
 def _read_stages(folder: Path) -> Mapping[str, Evaluation]:
-    """Evaluated checkpoints in the order of STAGES; stages of other names follow, by name."""
+    """Evaluated checkpoints in the order of STAGE_NAMES; stages of other names follow, by name."""
     names = {file.stem for file in folder.glob("*.json")} - {"transcript"}
     names = {name for name in names if not name.startswith("compare_")}
     return {name: Evaluation.load(folder, name) for name in sorted(names, key=lambda name: (_place(name), name))}
@@ -108,12 +117,15 @@ def _read_comparisons(folder: Path) -> Mapping[str, Comparison]:
     return {comparison.name: comparison for comparison in found}
 
 
+def _read_edit(folder: Path) -> Edit | None:
+    """The first edit by name. (A run makes one; `trace.json` lies in the same folder.)"""
+    paths = sorted(path for path in folder.glob("*.json") if path.name != "trace.json")
+    return Edit.load(paths[0]) if paths else None
+
+
+def _read_if_there(kind: type[Typed], path: Path) -> Typed | None:
+    return read_json_as(kind, path) if path.exists() else None
+
+
 def _place(stage: str) -> int:
-    return STAGES.index(stage) if stage in STAGES else len(STAGES)
-
-
-def _read_seconds(path: Path) -> Mapping[str, float]:
-    if not path.exists():
-        return {}
-    stages = read_object(path).inner("stages")
-    return {name: stages.number(name) for name in stages.values}
+    return STAGE_NAMES.index(stage) if stage in STAGE_NAMES else len(STAGE_NAMES)

@@ -85,23 +85,21 @@ def summarise(run: Run) -> Summary:
 
 def total_seconds(seconds: Mapping[str, float]) -> Mapping[str, float]:
     """Seconds per stage with their sum as `total`; empty when nothing was timed."""
-    if not seconds or "total" in seconds:
-        return seconds
-    return {**seconds, "total": sum(seconds.values())}
+    return {**seconds, "total": sum(seconds.values())} if seconds else {}
 
 
 def _edit_numbers(run: Run) -> Mapping[str, Interval | float | int] | None:
     if run.edit is None:
         return None
-    numbers: dict[str, Interval | float | int] = {"n": run.edit.n, **run.edit.scores}
+    means = {name: mean for name, mean in run.edit.scores.means.items() if mean is not None}
     drops = [
         fact.neighbourhood_before - fact.neighbourhood_after
-        for fact in run.edit.facts
+        for fact in run.edit.scores.records
         if fact.neighbourhood_before is not None and fact.neighbourhood_after is not None
     ]
     if drops:
-        numbers.setdefault("neighbourhood_drop", change_of_share(drops))
-    return {**numbers, "seconds": run.edit.seconds}
+        means["neighbourhood_drop"] = change_of_share(drops)
+    return {"n": run.edit.n, **means, "seconds": run.edit.seconds}
 
 
 def _numbers(summary: Summary) -> dict[str, object]:

@@ -14,8 +14,9 @@ from nanogpt_edit.report.canvas import Picture
 from nanogpt_edit.report.examples import Example, FactGroup, LostFact
 from nanogpt_edit.report.plots import learning_curves, pass_at_k, solved_counts
 from nanogpt_edit.report.plots_edits import edit_pictures, example_pictures, trace_pictures, visible
-from nanogpt_edit.report.records import Rollout, RolloutStep, Run
+from nanogpt_edit.report.records import RolloutStep, Run
 from nanogpt_edit.report.summary import Summary
+from nanogpt_edit.training.records import Rollout
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +107,7 @@ class View:
     @property
     def lookups(self) -> str:
         """How the edits' subjects were found in their prompts: '40 exact, 10 ignoring case'."""
-        facts = self.run.edit.facts if self.run.edit else ()
+        facts = self.run.edit.scores.records if self.run.edit else ()
         counts = Counter(fact.subject_lookup for fact in facts if fact.subject_lookup)
         return ", ".join(f"{n} {how}" for how, n in counts.most_common())
 
@@ -163,8 +164,8 @@ def make_view(run: Run, summary: Summary) -> View:
         evaluation_pictures=tuple(picture for picture in drawn if picture is not None),
         measures=_measures(run),
         tested=_tested(run),
-        edit_pictures=tuple(edit_pictures(run.edit.facts)) if run.edit else (),
-        edit_groups=tuple(examples.edit_groups(run.edit.facts)) if run.edit else (),
+        edit_pictures=tuple(edit_pictures(run.edit.scores.records)) if run.edit else (),
+        edit_groups=tuple(examples.edit_groups(run.edit.scores.records)) if run.edit else (),
         trace_pictures=tuple(trace_pictures(run.trace)) if run.trace else (),
         example_pictures=tuple(example_pictures(run.trace)) if run.trace else (),
         problems=tuple(examples.problem_examples(run)),
@@ -199,8 +200,8 @@ def _header_facts(run: Run, summary: Summary) -> tuple[str, ...]:
     shown += [_moment(environment["started"])] if environment.get("started") else []
     shown += [", ".join(machine)] if machine else []
     shown += [f"{key} {environment[key]}" for key in ("torch", "python") if environment.get(key)]
-    version = environment.get("nanogpt-edit", environment.get("version"))
-    shown += [f"nanogpt_edit {version}"] if version not in (None, "", "not installed") else []
+    version = environment.get("nanogpt-edit")
+    shown += [f"nanogpt_edit {version}"] if version not in (None, "not installed") else []
     if "total" in summary.seconds:
         shown.append(f"{labels.duration(summary.seconds['total'])} in all")
     return tuple(shown)

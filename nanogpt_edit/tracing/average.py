@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from nanogpt_edit.common.errors import UserError
 from nanogpt_edit.common.stats import Interval, change_of_share
+from nanogpt_edit.tracing.records import AverageTrace, Grid, TraceExample
 from nanogpt_edit.tracing.tracing import Site, Traced
 
 TOKEN_GROUPS = ("before subject", "subject first", "subject middle", "subject last", "after", "last")
 
 
-def trace_record(traced: Sequence[Traced], *, stage: str) -> dict[str, object]:
+def average_trace(traced: Sequence[Traced], *, stage: str) -> AverageTrace:
     """The average indirect effect per site, kind of token and layer, with 95% intervals over facts, and one example.
 
     The example is the fact whose corruption cost the most. A kind of token that no fact has is left out.
@@ -22,33 +23,33 @@ def trace_record(traced: Sequence[Traced], *, stage: str) -> dict[str, object]:
     if not traced:
         raise UserError("there are no traces to average; trace at least one fact.")
     groups = token_groups(traced)
-    sites = list(traced[0].effect)
     layers = range(next(iter(traced[0].effect.values())).shape[1])
-    average = {
-        site: [[effect_at(traced, site, group, layer) for layer in layers] for group in groups] for site in sites
+    cells = {
+        site: [[effect_at(traced, site, group, layer) for layer in layers] for group in groups]
+        for site in traced[0].effect
     }
 
-    def pick(name: str) -> dict[str, list[list[float]]]:
-        return {site: [[getattr(cell, name) for cell in row] for row in rows] for site, rows in average.items()}
+    def grids(end: Callable[[Interval], float]) -> dict[str, Grid]:
+        return {site: tuple(tuple(map(end, row)) for row in rows) for site, rows in cells.items()}
 
     example = max(traced, key=lambda one: one.total_effect)
-    return {
-        "n": len(traced),
-        "stage": stage,
-        "sites": sites,
-        "token_groups": groups,
-        "layers": list(layers),
-        "indirect_effect": pick("value"),
-        "low": pick("low"),
-        "high": pick("high"),
-        "clean_p": float(np.mean([one.clean_p for one in traced])),
-        "corrupted_p": float(np.mean([one.corrupted_p for one in traced])),
-        "example": {
-            "tokens": list(example.tokens),
-            "subject_tokens": list(range(example.subject_first, example.subject_last + 1)),
-            "effect": {site: example.effect[site].tolist() for site in sites},
-        },
-    }
+    return AverageTrace(
+        n=len(traced),
+        stage=stage,
+        sites=tuple(cells),
+        token_groups=tuple(groups),
+        layers=tuple(layers),
+        indirect_effect=grids(lambda cell: cell.value),
+        low=grids(lambda cell: cell.low),
+        high=grids(lambda cell: cell.high),
+        clean_p=float(np.mean([one.clean_p for one in traced])),
+        corrupted_p=float(np.mean([one.corrupted_p for one in traced])),
+        example=TraceExample(
+            tokens=example.tokens,
+            subject_tokens=tuple(range(example.subject_first, example.subject_last + 1)),
+            effect={site: tuple(map(tuple, grid.tolist())) for site, grid in example.effect.items()},
+        ),
+    )
 
 
 def token_groups(traced: Sequence[Traced]) -> list[str]:

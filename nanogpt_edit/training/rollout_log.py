@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from nanogpt_edit.common import distributed
-from nanogpt_edit.common.files import write_jsonl
 from nanogpt_edit.model.tokenizer import Tokenizer
+from nanogpt_edit.training.records import Rollout, save_rollouts
 from nanogpt_edit.training.rollouts import RolloutGroup
 from nanogpt_edit.training.update import GroupDetail
 
@@ -30,31 +31,34 @@ def write_rollouts(
         return
     trained = {detail.number: detail for detail in details}
     chosen = best_and_worst([group for group in groups if group.number in trained], detailed)
-    lines: list[dict[str, object]] = []
+    rollouts: list[Rollout] = []
     for group in groups:
         detail, advantages = trained.get(group.number), group.advantages.tolist()
         for sample, completion in enumerate(group.completions):
-            line: dict[str, object] = {
-                "group": group.number,
-                "problem_id": group.problem.id,
-                "question": group.problem.question,
-                "gold": group.problem.answer,
-                "sample": sample,
-                "text": tokenizer.decode(completion.token_ids),
-                "rewards": {name: values[sample] for name, values in group.rewards.items()},
-                "reward": group.total[sample].item(),
-                "advantage": advantages[sample],
-                "finish_reason": completion.finish_reason,
-                "tokens": len(completion.token_ids),
-                "in_loss": detail is not None and group.takes_part[sample],
-            }
+            rollout = Rollout(
+                group=group.number,
+                problem_id=group.problem.id,
+                question=group.problem.question,
+                gold=group.problem.answer,
+                sample=sample,
+                text=tokenizer.decode(completion.token_ids),
+                rewards={name: values[sample] for name, values in group.rewards.items()},
+                reward=group.total[sample].item(),
+                advantage=advantages[sample],
+                finish_reason=completion.finish_reason,
+                tokens=len(completion.token_ids),
+                in_loss=detail is not None and group.takes_part[sample],
+            )
             if detail is not None and (group.number, sample) in chosen:
-                line["token_texts"] = [tokenizer.token_text(token_id) for token_id in completion.token_ids]
-                line["logprobs"] = [round(value, 5) for value in completion.logprobs]
-                line["entropy"] = [round(value, 5) for value in detail.entropy[sample]]
-                line["clipped"] = list(detail.clipped[sample])
-            lines.append(line)
-    write_jsonl(folder / f"step_{step:06}.jsonl.gz", lines)
+                rollout = replace(
+                    rollout,
+                    token_texts=tuple(map(tokenizer.token_text, completion.token_ids)),
+                    logprobs=tuple(round(value, 5) for value in completion.logprobs),
+                    entropy=tuple(round(value, 5) for value in detail.entropy[sample]),
+                    clipped=tuple(detail.clipped[sample]),
+                )
+            rollouts.append(rollout)
+    save_rollouts(folder, step, rollouts)
 
 
 def best_and_worst(groups: Sequence[RolloutGroup], count: int) -> set[tuple[int, int]]:

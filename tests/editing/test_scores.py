@@ -14,7 +14,8 @@ from nanogpt_edit.editing.config import EditConfig
 from nanogpt_edit.editing.editor import edit_model
 from nanogpt_edit.editing.outcome import describe, shortfall
 from nanogpt_edit.editing.patch import EditedFact
-from nanogpt_edit.editing.scores import compare_states, score_patch
+from nanogpt_edit.editing.records import Edit
+from nanogpt_edit.editing.scores import compare_states, edit_record, score_patch
 from nanogpt_edit.evaluation.facts import FactState
 from nanogpt_edit.evaluation.targets import TargetScore
 
@@ -125,7 +126,8 @@ def test_the_files_hold_what_was_measured(tmp_path: Path) -> None:
     config = replace(PLAIN, layers=(0, 1), covariance_weight=5.0, learning_rate=0.3, steps=5, n_prefixes=0)
     patch = edit_model(model, facts(3), config, covariance_blocks=covariance_blocks())
     scores = score_patch(model, patch, text=covariance_blocks()[:8])
-    scores.save(tmp_path, "three", patch=patch)
+    edit_record("three", patch, scores).save(tmp_path)
+    assert Edit.load(tmp_path / "three.json").scores == scores
     summary = json.loads((tmp_path / "three.json").read_text(encoding="utf-8"))
     assert (summary["n"], summary["method"], summary["layers"]) == (3, "memit", [0, 1])
     assert summary["success"] == {

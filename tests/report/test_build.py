@@ -27,9 +27,6 @@ from nanogpt_edit.report.summary import summarise
 
 HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(2)>\"'`|*_$x$ {{ 7 * 7 }} </style></svg>\n# head"
 
-TRACE_OF_WRONG_SHAPE = """
-{"n": 1, "sites": ["a"], "token_groups": ["b"], "layers": [0], "indirect_effect": {"a": [[]]}}"""
-
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -292,7 +289,8 @@ def test_a_folder_that_is_no_run_is_named(tmp_path: Path) -> None:
         ("eval/grpo_facts.jsonl", "[]\n", "grpo_facts.jsonl:1"),
         ("eval/compare_grpo-sft.json", '{"metrics": {"x": {"delta": 1}}}', "compare_grpo-sft.json"),
         ("edits/facts50.jsonl", '{"prompt": 3}\n', "facts50.jsonl:1"),
-        ("edits/trace.json", TRACE_OF_WRONG_SHAPE, "1 rows and 1 columns"),
+        ("edits/trace.json", '{"n": "forty"}', "trace.json"),
+        ("edits/facts50.json", '{"method": "memit", "layers": [0], "seconds": 1.0, "settings": {}}', '"success"'),
         ("logs/sft.jsonl", '{"loss": 1}\n', "sft.jsonl:1"),
         ("timing.json", '{"stages": {"sft": "long"}}', "timing.json"),
         ("eval/transcript.json", '{"prompt": [["a", 1]]}', "transcript.json"),
@@ -305,6 +303,20 @@ def test_a_damaged_file_is_named_and_nothing_is_written(run: Path, file: str, co
     assert named in str(caught.value)
     assert not (run / "report.html").exists()
     assert not (run / "summary.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"token_groups": ["last"]}, "indirect_effect must have a grid of 1 rows and 4 columns"),
+        ({"low": {}}, "low must have a grid of 5 rows and 4 columns for resid_post, mlp_out, attn_out."),
+        ({"layers": [0]}, "indirect_effect must have a grid of 5 rows and 1 columns"),
+    ],
+)
+def test_a_trace_of_the_wrong_shape_is_refused(run: Path, change: dict[str, object], said: str) -> None:
+    edit_json(run / "edits" / "trace.json", **change)
+    with pytest.raises(UserError, match=said):
+        build(run)
 
 
 @pytest.mark.parametrize("file", ["eval/grpo.jsonl", "eval/grpo_facts.jsonl", "edits/facts50.jsonl"])

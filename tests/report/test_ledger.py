@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 
 import numpy
@@ -10,14 +12,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from nanogpt_edit.common.records import Place, to_value
 from nanogpt_edit.common.stats import Difference, Interval, Verdict, paired_difference, share
+from nanogpt_edit.editing.records import Edit, EditScores, FactScore
 from nanogpt_edit.evaluation.records import Comparison, EvalRecord, Evaluation, Recall
 from nanogpt_edit.report import labels
 from nanogpt_edit.report.examples import edit_groups, lost_facts, problem_examples, prompt_examples
 from nanogpt_edit.report.ledger import make_ledger
 from nanogpt_edit.report.page import cell, fenced
 from nanogpt_edit.report.plots import rolling_mean
-from nanogpt_edit.report.records import Edit, EditedFact, Run
+from nanogpt_edit.report.records import Run
 
 
 def stage(
@@ -70,15 +74,25 @@ def answers(pattern: dict[str, str]) -> list[EvalRecord]:
     ]
 
 
-def edited(**changes: object) -> EditedFact:
+def edited(**changes: object) -> FactScore:
     fact = {
         "id": "1", "relation": "capital", "prompt": "The capital of Egypt is", "subject": "Egypt",
         "target_true": "Cairo", "target_new": "Alexandria", "old_answer": "Cairo", "new_answer": "Alexandria",
         "p_first_before": 0.01, "p_first_after": 0.9, "rank_before": 7, "rank_after": 1, "p_target_before": 0.01,
-        "p_target_after": 0.9, "success": True, "efficacy": 1.0, "paraphrase": 1.0, "neighbourhood_before": 1.0,
-        "neighbourhood_after": 1.0, "contains": True, "subject_lookup": "exact", "reason": "",
+        "p_target_after": 0.9, "success": True, "efficacy": True, "contains": True, "token_accuracy": 1.0,
+        "paraphrase_success": 1.0, "paraphrase_rank1": 1.0, "neighbourhood_before": 1.0, "neighbourhood_after": 1.0,
+        "neighbourhood_rank1_before": 1.0, "neighbourhood_rank1_after": 1.0, "entropy_before": None,
+        "entropy_after": None, "subject_lookup": "exact", "reason": "",
     }  # fmt: skip
-    return EditedFact(**{**fact, **changes})  # type: ignore[arg-type]
+    return to_value(FactScore, {**fact, **changes}, "fact", Place("a test"))
+
+
+def scores_of(facts: Sequence[FactScore]) -> EditScores:
+    """As the facts give them, where the ledger looks; elsewhere anything."""
+    before, after = ([getattr(fact, f"neighbourhood_{when}") for fact in facts] for when in ("before", "after"))
+    means = dict.fromkeys((each.name for each in fields(EditScores)), share([1.0] * len(facts)))
+    means |= {"neighbourhood_before": share(before), "neighbourhood_after": share(after)}
+    return EditScores(**{**means, "records": tuple(facts)})
 
 
 @pytest.mark.parametrize("verdict", ["better", "worse", "changed", "inconclusive"])
@@ -140,8 +154,7 @@ def test_the_ledger_says_how_many_samples_a_pair_had_where_a_row_had_more(
 
 def test_the_edit_is_weighed_by_what_was_written_of_it() -> None:
     facts = [edited(id=str(n), neighbourhood_after=0.5 if n < 2 else 1.0) for n in range(10)]
-    scores = {"neighbourhood_before": share([1.0] * 10), "neighbourhood_after": share([0.5] * 2 + [1.0] * 8)}
-    edit = Edit("x", 10, "memit", (0,), 1.0, {"success": share([1.0] * 10), **scores}, {}, tuple(facts))
+    edit = Edit("x", "memit", (0,), 1.0, {}, scores_of(facts))
     none, every = {"facts": {"edited": share([0.0] * 10)}}, {"facts": {"edited": share([1.0] * 10)}}
     tested = paired_difference([0.0] * 10, [1.0] * 10)
     ledger = make_ledger(
@@ -159,7 +172,7 @@ def test_the_edit_is_weighed_by_what_was_written_of_it() -> None:
     assert written is not None
     assert neighbours is not None
     assert (written.earlier, written.value.value, written.verdict) == (0.0, 1.0, "better")
-    assert (neighbours.earlier, neighbours.value) == (1.0, scores["neighbourhood_after"])
+    assert (neighbours.earlier, neighbours.value) == (1.0, share([0.5] * 2 + [1.0] * 8))
     assert neighbours.delta == pytest.approx(-0.1)
     assert neighbours.verdict == "inconclusive", "two facts of ten prove nothing"
 
@@ -212,7 +225,7 @@ def test_edits_are_grouped_with_failures_first() -> None:
         edited(id="lost", success=False, reason="no value found: p 0.2; rank 90 to 3"),
         edited(id="kept", success=False, reason="value found (p 0.9), but not taken up"),
         edited(id="lost too", success=False, reason="no value found: p 0.1"),
-        edited(id="no neighbours", neighbourhood_before=None, neighbourhood_after=None, paraphrase=None),
+        edited(id="no neighbours", neighbourhood_before=None, neighbourhood_after=None, paraphrase_success=None),
     ]
     groups = [(group.title, [fact.id for fact in group.facts]) for group in edit_groups(facts)]
     assert groups == [

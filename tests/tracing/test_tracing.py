@@ -15,7 +15,7 @@ from nanogpt_edit.common.errors import UserError
 from nanogpt_edit.data.facts import locate_subject
 from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.model.sites import capture, patch
-from nanogpt_edit.tracing.average import kinds_of_tokens, trace_record
+from nanogpt_edit.tracing.average import average_trace, kinds_of_tokens
 from nanogpt_edit.tracing.tracing import SITES, TraceConfig, Traced, Tracer, trace, trace_facts
 
 CONFIG = TraceConfig(draws=3, window=2)
@@ -147,16 +147,12 @@ def test_the_record_averages_by_kind_of_token() -> None:
             effect=dict.fromkeys(SITES, grid),
         )
 
-    record = trace_record([traced(0.2, 5), traced(0.6, 4)], stage="base")
-    assert record["token_groups"] == ["before subject", "subject first", "subject last", "after", "last"]
-    effects = record["indirect_effect"]
-    assert isinstance(effects, dict)
-    assert effects["mlp_out"][2] == pytest.approx([0.0, 0.4])
-    assert effects["mlp_out"][3] == [0.0, 0.0]
-    high = record["high"]
-    assert isinstance(high, dict)
-    assert high["mlp_out"][0] == [0.0, 0.0]  # before the subject nothing can be restored
-    assert record["n"] == 2
+    record = average_trace([traced(0.2, 5), traced(0.6, 4)], stage="base")
+    assert record.token_groups == ("before subject", "subject first", "subject last", "after", "last")
+    assert record.indirect_effect["mlp_out"][2] == pytest.approx((0.0, 0.4))
+    assert record.indirect_effect["mlp_out"][3] == (0.0, 0.0)
+    assert record.high["mlp_out"][0] == (0.0, 0.0)  # before the subject nothing can be restored
+    assert record.n == 2
     assert kinds_of_tokens(traced(0.1, 4)) == {
         "before subject": [0],
         "subject first": [1],
