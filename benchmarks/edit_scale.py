@@ -27,7 +27,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 from nanogpt_edit.checkpoint import checkpoint
 from nanogpt_edit.common.files import append_jsonl, read_jsonl
 from nanogpt_edit.data.facts import Fact
-from nanogpt_edit.data.text import token_blocks
+from nanogpt_edit.data.text import token_blocks, token_stream
 from nanogpt_edit.editing.config import EditConfig
 from nanogpt_edit.editing.editor import edit_model
 from nanogpt_edit.evaluation.facts import measure_facts
@@ -35,7 +35,7 @@ from nanogpt_edit.model.gpt import GPT, GPTConfig
 from nanogpt_edit.model.tokenizer import Tokenizer, tokenizer_of
 from nanogpt_edit.report.canvas import Picture, colour, draw
 from nanogpt_edit.report.pictures import save_picture
-from nanogpt_edit.training.pretrain import PretrainConfig, pretrain, token_stream
+from nanogpt_edit.training.pretrain import PretrainConfig, pretrain
 
 FACTS, EDITED = 1200, 1000
 PHRASINGS = ("{} is famous for its", "People visit {} for the", "The pride of {} is the")

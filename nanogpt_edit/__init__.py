@@ -27,13 +27,14 @@ if TYPE_CHECKING:
     from nanogpt_edit.data.facts import Fact, Neighbour
     from nanogpt_edit.data.problems import Problem, read_problems
     from nanogpt_edit.data.samples import to_samples
+    from nanogpt_edit.data.text import token_stream
     from nanogpt_edit.editing.config import EditConfig
     from nanogpt_edit.editing.patch_files import load_patch
     from nanogpt_edit.engine.generate import generate
     from nanogpt_edit.evaluation.suite import EvaluateConfig
     from nanogpt_edit.tracing.tracing import TraceConfig
     from nanogpt_edit.training.grpo import GRPOConfig, grpo
-    from nanogpt_edit.training.pretrain import PretrainConfig, pretrain, token_stream
+    from nanogpt_edit.training.pretrain import PretrainConfig, pretrain
     from nanogpt_edit.training.sft import SFTConfig, sft
 
 __all__ = [
@@ -91,7 +92,7 @@ _HOMES = {
     "score": "nanogpt_edit.api",
     "sft": "nanogpt_edit.training.sft",
     "to_samples": "nanogpt_edit.data.samples",
-    "token_stream": "nanogpt_edit.training.pretrain",
+    "token_stream": "nanogpt_edit.data.text",
     "trace": "nanogpt_edit.api",
 }
 

@@ -22,12 +22,12 @@ from nanogpt_edit.checkpoint.checkpoint import fingerprint
 from nanogpt_edit.common.files import write_json
 from nanogpt_edit.data.problems import Problem
 from nanogpt_edit.data.samples import to_sample
-from nanogpt_edit.data.text import token_blocks
+from nanogpt_edit.data.text import token_blocks, token_stream
 from nanogpt_edit.model.gpt import GPT, GPTConfig
 from nanogpt_edit.model.tokenizer import Tokenizer
 from nanogpt_edit.training.grpo import GRPOConfig, grpo
 from nanogpt_edit.training.optimizers import make_optimizers
-from nanogpt_edit.training.pretrain import PretrainConfig, pretrain, token_stream
+from nanogpt_edit.training.pretrain import PretrainConfig, pretrain
 from nanogpt_edit.training.sft import SFTConfig, sft
 
 PROBLEMS = tuple(

@@ -2,17 +2,20 @@
 
 Documents are joined by the end-of-text token (GPT-2's packing, Radford et al. 2019), so no token is spent on padding.
 `token_blocks` cuts the row into blocks that overlap by exactly one token: each token but the first is the target of
-one prediction, which is what perplexity wants. `random_blocks` draws blocks anywhere in the row, for pretraining.
+one prediction, which is what perplexity wants. `token_stream` notes where windows for training may begin: with a
+document, so that the model also learns what stands at the start of a text.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -29,6 +32,14 @@ TEXT_SUFFIXES = (".txt", ".raw", ".md", ".txt.gz", ".raw.gz", ".md.gz")
 END_OF_TEXT = "<|endoftext|>"
 # WikiText marks an article " = Title = " and its sections " = = Title = = ".
 ARTICLE_HEADING = re.compile(r"^ = [^=\n].*[^=\n] = ?$", re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class TokenStream:
+    """Documents as one row of token ids, and the places where a training window may begin."""
+
+    token_ids: Tensor  # (tokens,) int64
+    starts: Tensor  # (windows,) int64: the first token of each document, and every `context_tokens` inside long ones
 
 
 def read_text(
@@ -65,14 +76,18 @@ def read_text(
     return documents[:limit]
 
 
-def pack(documents: Iterable[str], tokenizer: Tokenizer) -> Tensor:
-    """All documents as one row of token ids, (n,) int64, an end-of-text token after each (where the family has one)."""
+def pack(documents: Iterable[str], tokenizer: Tokenizer) -> tuple[Tensor, list[int]]:
+    """All documents as one row of token ids, (n,) int64, and where each begins.
+
+    An end-of-text token stands after each, where the family has one.
+    """
     row: list[int] = []
+    begins: list[int] = []
+    separator = [] if tokenizer.eos_id is None else [tokenizer.eos_id]
     for document in counted(list(documents), "tokenising", unit="documents"):
-        row += tokenizer.encode(document)
-        if tokenizer.eos_id is not None:
-            row.append(tokenizer.eos_id)
-    return torch.tensor(row, dtype=torch.int64)
+        begins.append(len(row))
+        row += tokenizer.encode(document) + separator
+    return torch.tensor(row, dtype=torch.int64), begins
 
 
 def token_blocks(documents: Iterable[str], tokenizer: Tokenizer, *, block_size: int) -> Tensor:
@@ -81,30 +96,38 @@ def token_blocks(documents: Iterable[str], tokenizer: Tokenizer, *, block_size: 
     The last token of a block is the first of the next, so no target is counted twice; what is left at the end (fewer
     than `block_size` targets) is not used. Raises UserError when the text fills no block.
     """
-    row = pack(documents, tokenizer)
-    _require(row, block_size)
-    return row.unfold(0, block_size + 1, block_size).contiguous()
-
-
-def random_blocks(
-    row: Tensor, *, block_size: int, batch_size: int, generator: torch.Generator
-) -> tuple[Tensor, Tensor]:
-    """(inputs, targets), each (batch_size, block_size) int64: blocks of `row` (n,) at uniform places, with replacement.
-
-    Raises UserError when `row` is shorter than a block and its last target.
-    """
-    _require(row, block_size)
-    starts = torch.randint(len(row) - block_size, (batch_size, 1), generator=generator)  # (B, 1)
-    blocks = row[starts + torch.arange(block_size + 1)]  # (B, T + 1)
-    return blocks[:, :-1], blocks[:, 1:]
-
-
-def _require(row: Tensor, block_size: int) -> None:
+    row, _ = pack(documents, tokenizer)
     if len(row) < block_size + 1:
         raise UserError(
             f"The text has {len(row):,} tokens, too few for one block of {block_size} and its last target; "
             f"give more text or a smaller block_size."
         )
+    return row.unfold(0, block_size + 1, block_size).contiguous()
+
+
+def token_stream(documents: Sequence[str], tokenizer: Tokenizer, *, context_tokens: int) -> TokenStream:
+    """Tokenise `documents` and note where windows of `context_tokens` may begin.
+
+    Raises UserError when there is no text, or less of it than one window.
+    """
+    row, begins = pack(documents, tokenizer)
+    last = len(row) - context_tokens - 1
+    starts = [
+        start
+        for begin, end in pairwise([*begins, len(row)])
+        for start in range(begin, end, context_tokens)
+        if start <= last
+    ]
+    if not starts:
+        raise UserError(f"the text has {len(row)} tokens, less than one window of {context_tokens}; give more text.")
+    return TokenStream(row, torch.tensor(starts))
+
+
+def random_windows(stream: TokenStream, *, rows: int, context_tokens: int, seed: int, step: int) -> Tensor:
+    """(rows, context_tokens + 1) token ids, windows chosen by (seed, step)."""
+    choice = np.random.default_rng([seed, step]).integers(len(stream.starts), size=rows)
+    columns = torch.arange(context_tokens + 1)
+    return stream.token_ids[stream.starts[torch.from_numpy(choice)][:, None] + columns]
 
 
 def _documents(text: str) -> list[str]:

@@ -11,7 +11,7 @@ from nanogpt_edit.common.errors import about
 from nanogpt_edit.common.terminal import say
 from nanogpt_edit.data.problems import Problem
 from nanogpt_edit.data.samples import Sample, to_samples, with_room
-from nanogpt_edit.data.text import token_blocks
+from nanogpt_edit.data.text import TokenStream, token_blocks, token_stream
 from nanogpt_edit.evaluation.config import EvaluateConfig
 from nanogpt_edit.evaluation.perplexity import held_out_text
 from nanogpt_edit.evaluation.probes import PROBES
@@ -20,7 +20,6 @@ from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.model.tokenizer import tokenizer_of
 from nanogpt_edit.pipeline.inputs import RunInputs
 from nanogpt_edit.training.grpo_config import GRPOConfig
-from nanogpt_edit.training.pretrain import TokenStream, token_stream
 
 HELD_OUT_TOKENS = 64
 

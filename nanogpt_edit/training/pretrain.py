@@ -6,51 +6,21 @@ start of a text; documents are separated by the end-of-text token.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from nanogpt_edit.common import distributed
 from nanogpt_edit.common.arguments import checked
 from nanogpt_edit.common.errors import UserError
-from nanogpt_edit.common.terminal import counted, progress
+from nanogpt_edit.common.terminal import progress
+from nanogpt_edit.data.text import TokenStream, random_windows
 from nanogpt_edit.model.gpt import GPT
-from nanogpt_edit.model.tokenizer import Tokenizer
 from nanogpt_edit.training.chunked_loss import head_cross_entropy_sum
 from nanogpt_edit.training.pretrain_config import PretrainConfig as PretrainConfig
 from nanogpt_edit.training.trainer import Trainer
-
-
-@dataclass(frozen=True)
-class TokenStream:
-    """Documents as one row of token ids, and the places where a training window may begin."""
-
-    token_ids: Tensor  # (tokens,) int64
-    starts: Tensor  # (windows,) int64: the first token of each document, and every `context` tokens inside long ones
-
-
-def token_stream(documents: Sequence[str], tokenizer: Tokenizer, *, context_tokens: int) -> TokenStream:
-    """Tokenise `documents` and note where windows of `context_tokens` may begin.
-
-    Raises UserError when there is no text, or less of it than one window.
-    """
-    ids: list[int] = []
-    starts: list[int] = []
-    separator = [] if tokenizer.eos_id is None else [tokenizer.eos_id]
-    for document in counted(documents, "tokenising", unit="documents"):
-        document_ids = tokenizer.encode(document) + separator
-        starts += range(len(ids), len(ids) + len(document_ids), context_tokens)
-        ids += document_ids
-    last = len(ids) - context_tokens - 1
-    starts = [start for start in starts if start <= last]
-    if not starts:
-        raise UserError(f"the text has {len(ids)} tokens, less than one window of {context_tokens}; give more text.")
-    return TokenStream(torch.tensor(ids), torch.tensor(starts))
 
 
 def check_window(field: str, tokens: int, model: GPT) -> None:
@@ -59,13 +29,6 @@ def check_window(field: str, tokens: int, model: GPT) -> None:
         raise UserError(
             f"{field} is {tokens}, more than the {model.config.block_size} tokens (block_size) that the model can read."
         )
-
-
-def random_windows(stream: TokenStream, *, rows: int, context_tokens: int, seed: int, step: int) -> Tensor:
-    """(rows, context_tokens + 1) token ids, windows chosen by (seed, step)."""
-    choice = np.random.default_rng([seed, step]).integers(len(stream.starts), size=rows)
-    columns = torch.arange(context_tokens + 1)
-    return stream.token_ids[stream.starts[torch.from_numpy(choice)][:, None] + columns]
 
 
 def next_token_loss(model: GPT, windows: Tensor) -> Tensor:

@@ -15,11 +15,11 @@ from nanogpt_edit.checkpoint.checkpoint import fingerprint, load, save
 from nanogpt_edit.common import terminal
 from nanogpt_edit.common.errors import UserError
 from nanogpt_edit.common.files import read_jsonl
+from nanogpt_edit.data.text import TokenStream
 from nanogpt_edit.editing.patch_files import load_patch
 from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.pipeline import pipeline, stages
 from nanogpt_edit.pipeline.recipe import Recipe, load_recipe
-from nanogpt_edit.training.pretrain import TokenStream
 
 
 @pytest.fixture

@@ -9,9 +9,10 @@ import torch
 from conftest import shared_data
 from hypothesis import given
 from hypothesis import strategies as st
+from tiny_stages import tiny_tokenizer
 
 from nanogpt_edit.common.errors import UserError
-from nanogpt_edit.data.text import pack, random_blocks, read_text, token_blocks
+from nanogpt_edit.data.text import pack, random_windows, read_text, token_blocks, token_stream
 from nanogpt_edit.model.tokenizer import Tokenizer
 
 WIKI = " \n = Du Fu = \n \n A poet . \n \n = = Life = = \n \n Born in 712 . \n = Ise = \n \n A ship . \n"
@@ -73,13 +74,13 @@ def test_hub_rows_are_documents_and_wikitext_lines_are_joined(monkeypatch: pytes
 def test_packing_ends_every_document(tokenizer: Tokenizer) -> None:
     eos = tokenizer.eos_id
     assert eos is not None
-    assert pack(["ab", "c"], tokenizer).tolist() == [*tokenizer.encode("ab"), eos, *tokenizer.encode("c"), eos]
+    assert pack(["ab", "c"], tokenizer)[0].tolist() == [*tokenizer.encode("ab"), eos, *tokenizer.encode("c"), eos]
 
 
 @given(length=st.integers(1, 60), block_size=st.integers(1, 12))
 def test_blocks_predict_every_token_once_in_order(tokenizer: Tokenizer, length: int, block_size: int) -> None:
     documents = ["x" * (length - 1)]
-    row = pack(documents, tokenizer)
+    row, _ = pack(documents, tokenizer)
     if len(row) <= block_size:
         with pytest.raises(UserError, match="too few for one block"):
             token_blocks(documents, tokenizer, block_size=block_size)
@@ -92,17 +93,26 @@ def test_blocks_predict_every_token_once_in_order(tokenizer: Tokenizer, length: 
     assert torch.equal(blocks[1:, 0], blocks[:-1, -1])
 
 
-def test_random_blocks_are_shifted_by_one_seeded_and_reach_both_ends() -> None:
-    row = torch.arange(10)
-    generator = torch.Generator().manual_seed(0)
-    inputs, targets = random_blocks(row, block_size=4, batch_size=200, generator=generator)
-    assert inputs.shape == targets.shape == (200, 4)
-    assert torch.equal(inputs + 1, targets)
-    assert set(inputs[:, 0].tolist()) == set(range(6)), "every place a block fits, the last target included"
-    again = random_blocks(row, block_size=4, batch_size=200, generator=torch.Generator().manual_seed(0))
-    assert torch.equal(again[0], inputs)
-    with pytest.raises(UserError, match="10 tokens, too few for one block of 10"):
-        random_blocks(row, block_size=10, batch_size=1, generator=generator)
+def test_windows_begin_where_documents_begin() -> None:
+    tokenizer = tiny_tokenizer()
+    documents = ["12", "3456789", "0"]  # digits are single tokens; an end-of-text token behind each document
+    stream = token_stream(documents, tokenizer, context_tokens=4)
+    end = tokenizer.eos_id
+    digits = {digit: tokenizer.encode(digit)[0] for digit in "0123456789"}
+    expected = [*(digits[d] for d in "12"), end, *(digits[d] for d in "3456789"), end, digits["0"], end]
+    assert stream.token_ids.tolist() == expected
+    # Documents begin at 0, 3 and 11; inside the second, 4 further on, at 7. A window and its last target take five
+    # tokens of the 13, so it begins at 8 at the latest.
+    assert stream.starts.tolist() == [0, 3, 7]
+    windows = random_windows(stream, rows=50, context_tokens=4, seed=0, step=0)
+    assert {tuple(window) for window in windows.tolist()} == {tuple(expected[i : i + 5]) for i in (0, 3, 7)}
+    assert torch.equal(windows, random_windows(stream, rows=50, context_tokens=4, seed=0, step=0))
+    assert not torch.equal(windows, random_windows(stream, rows=50, context_tokens=4, seed=0, step=1))
+
+
+def test_text_shorter_than_a_window_is_refused() -> None:
+    with pytest.raises(UserError, match="the text has 5 tokens, less than one window of 5"):
+        token_stream(["1234"], tiny_tokenizer(), context_tokens=5)
 
 
 def test_wikitext_2_has_its_articles() -> None:

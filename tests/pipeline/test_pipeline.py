@@ -22,6 +22,7 @@ from nanogpt_edit.common import terminal
 from nanogpt_edit.common.errors import UserError
 from nanogpt_edit.common.files import read_json, write_json, write_jsonl
 from nanogpt_edit.common.reasoning import REASONING_TEMPLATE
+from nanogpt_edit.data.text import TokenStream
 from nanogpt_edit.editing.config import EditConfig
 from nanogpt_edit.editing.patch_files import load_patch
 from nanogpt_edit.pipeline import fitted, pipeline
@@ -29,7 +30,6 @@ from nanogpt_edit.pipeline.folder import RunFolder
 from nanogpt_edit.pipeline.inputs import RunInputs
 from nanogpt_edit.pipeline.new_model import new_model
 from nanogpt_edit.pipeline.recipe import ModelConfig, load_recipe, save_recipe
-from nanogpt_edit.training.pretrain import TokenStream
 
 STAGES = ("base", "sft", "grpo", "edited")
 

@@ -30,6 +30,7 @@ from nanogpt_edit.common.errors import UserError
 from nanogpt_edit.common.files import read_json, read_jsonl
 from nanogpt_edit.data.batch import collate, micro_batches, rows_of_step
 from nanogpt_edit.data.samples import Sample, to_sample
+from nanogpt_edit.data.text import token_stream
 from nanogpt_edit.model.block import take_columns
 from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.training import sft as sft_module
@@ -39,7 +40,7 @@ from nanogpt_edit.training.chunked_loss import head_cross_entropy_sum
 from nanogpt_edit.training.config import LoopConfig, schedule_at
 from nanogpt_edit.training.grpo import grpo
 from nanogpt_edit.training.optimizers import make_optimizers
-from nanogpt_edit.training.pretrain import held_out_loss, next_token_loss, random_windows, token_stream
+from nanogpt_edit.training.pretrain import held_out_loss, next_token_loss
 from nanogpt_edit.training.sft import (
     SFTConfig,
     completion_loss_sum,
@@ -792,29 +793,7 @@ def test_replay_adds_rows_of_text_in_which_every_token_counts() -> None:
     assert SFTConfig(replay=0.0).replay_rows == 0
 
 
-# Pretraining's windows
-
-
-def test_windows_begin_where_documents_begin() -> None:
-    tokenizer = tiny_tokenizer()
-    documents = ["12", "3456789", "0"]  # digits are single tokens; an end-of-text token behind each document
-    stream = token_stream(documents, tokenizer, context_tokens=4)
-    end = tokenizer.eos_id
-    digits = {digit: tokenizer.encode(digit)[0] for digit in "0123456789"}
-    expected = [*(digits[d] for d in "12"), end, *(digits[d] for d in "3456789"), end, digits["0"], end]
-    assert stream.token_ids.tolist() == expected
-    # Documents begin at 0, 3 and 11; inside the second, 4 further on, at 7. A window and its last target take five
-    # tokens of the 13, so it begins at 8 at the latest.
-    assert stream.starts.tolist() == [0, 3, 7]
-    windows = random_windows(stream, rows=50, context_tokens=4, seed=0, step=0)
-    assert {tuple(window) for window in windows.tolist()} == {tuple(expected[i : i + 5]) for i in (0, 3, 7)}
-    assert torch.equal(windows, random_windows(stream, rows=50, context_tokens=4, seed=0, step=0))
-    assert not torch.equal(windows, random_windows(stream, rows=50, context_tokens=4, seed=0, step=1))
-
-
-def test_text_shorter_than_a_window_is_refused() -> None:
-    with pytest.raises(UserError, match="the text has 5 tokens, less than one window of 5"):
-        token_stream(["1234"], tiny_tokenizer(), context_tokens=5)
+# Pretraining's loss
 
 
 def test_next_token_loss_is_the_mean_over_all_tokens() -> None:
