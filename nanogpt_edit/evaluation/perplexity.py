@@ -12,11 +12,11 @@ from torch import Tensor
 from nanogpt_edit.common.stats import Interval, quantity
 from nanogpt_edit.common.terminal import progress
 from nanogpt_edit.data.text import read_text, token_blocks
+from nanogpt_edit.evaluation.targets import LOGIT_NUMBERS
 from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.model.tokenizer import Tokenizer
 
 TEXT_BLOCK = 256  # tokens of a block of held-out text
-LOGIT_NUMBERS = 2**27  # most logits in memory at once
 
 
 def held_out_text(source: str, tokenizer: Tokenizer, *, block_size: int) -> Tensor:
@@ -26,17 +26,22 @@ def held_out_text(source: str, tokenizer: Tokenizer, *, block_size: int) -> Tens
 
 @torch.inference_mode()
 def block_nats(model: GPT, blocks: Tensor, *, rows: int = 32) -> list[float]:
-    """Mean nats per token of each of `blocks` (N, T + 1)."""
+    """Mean nats per token of each of `blocks` (N, T + 1). A model in training goes on in training."""
+    was_training = model.training
     model.eval()
     nats: list[float] = []
-    rows = max(1, min(rows, LOGIT_NUMBERS // (blocks.shape[1] * model.config.vocab_size)))
+    room = max(1, LOGIT_NUMBERS // model.config.vocab_size)
     with progress("held-out text", len(blocks), "blocks", brief=True) as bar:
-        for part in blocks.split(rows):
-            token_ids = part.to(model.device)
-            logits = model(token_ids[:, :-1]).float()
-            loss = F.cross_entropy(logits.flatten(0, 1), token_ids[:, 1:].flatten(), reduction="none")
-            nats += loss.view(len(part), -1).mean(dim=1).double().tolist()
+        for start in range(0, len(blocks), rows):
+            token_ids = blocks[start : start + rows].to(model.device)
+            states, targets = model.hidden(token_ids[:, :-1]).flatten(0, 1), token_ids[:, 1:].flatten()
+            losses = [
+                F.cross_entropy(model.logits(part).float(), wanted, reduction="none")
+                for part, wanted in zip(states.split(room), targets.split(room), strict=True)
+            ]
+            nats += torch.cat(losses).view(len(token_ids), -1).mean(dim=1).double().tolist()
             bar.update(len(nats))
+    model.train(was_training)
     return nats
 
 

@@ -9,14 +9,13 @@ from __future__ import annotations
 from functools import partial
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from nanogpt_edit.common import distributed
 from nanogpt_edit.common.arguments import checked
 from nanogpt_edit.common.errors import UserError
-from nanogpt_edit.common.terminal import progress
 from nanogpt_edit.data.text import TokenStream, random_windows
+from nanogpt_edit.evaluation.perplexity import block_nats
 from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.training.chunked_loss import head_cross_entropy_sum
 from nanogpt_edit.training.pretrain_config import PretrainConfig as PretrainConfig
@@ -37,17 +36,10 @@ def next_token_loss(model: GPT, windows: Tensor) -> Tensor:
     return head_cross_entropy_sum(states, model.head_weight, windows[:, 1:].flatten()) / windows[:, 1:].numel()
 
 
-@torch.inference_mode()
-def held_out_loss(model: GPT, blocks: Tensor, *, rows: int = 32) -> float:
-    """Mean nats per token over `blocks` (N, T + 1)."""
-    model.eval()
-    with progress("base validation", len(blocks.split(rows)), "batches", brief=True) as bar:
-        sums = distributed.map_over_ranks(
-            blocks.split(rows),
-            lambda own: [next_token_loss(model, part.to(model.device)).item() * len(part) for part in bar.counted(own)],
-        )
-    model.train()
-    return sum(sums) / len(blocks)
+def held_out_loss(model: GPT, blocks: Tensor) -> float:
+    """Mean nats per token over `blocks` (N, T + 1), of which every process looks at its share."""
+    nats = distributed.map_over_ranks(range(len(blocks)), lambda own: block_nats(model, blocks[list(own)]))
+    return sum(nats) / len(nats)
 
 
 def share_of_loss(model: GPT, windows: Tensor, *, of_rows: int) -> Tensor:

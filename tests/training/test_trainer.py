@@ -802,7 +802,7 @@ def test_next_token_loss_is_the_mean_over_all_tokens() -> None:
     windows = torch.tensor([[0, 3, 0], [1, 2, 1]])
     mean = (-math.log(0.4) - math.log(0.7) + math.log(4) + math.log(5)) / 4
     assert next_token_loss(model, windows).item() == pytest.approx(mean)
-    assert held_out_loss(model, torch.cat((windows, windows[:1])), rows=2) == pytest.approx(
+    assert held_out_loss(model, torch.cat((windows, windows[:1]))) == pytest.approx(
         (4 * mean - math.log(0.4) - math.log(0.7)) / 6
     )
     assert model.training  # the training goes on
