@@ -57,7 +57,7 @@ RECALLED = {"base": 1.0, "sft": 0.97, "grpo": 0.965, "edited": 0.93}
 NATS = {"base": 0.0, "sft": 0.021, "grpo": 0.024, "edited": 0.05}
 SECONDS = {
     "world": 1.9, "base": 88.4, "sft": 51.2, "grpo": 118.7, "evaluate_base": 6.1, "evaluate_sft": 7.7,
-    "evaluate_grpo": 7.9, "edit": 4.3, "evaluate_edited": 8.1, "trace": 5.2,
+    "evaluate_grpo": 7.9, "edited": 4.3, "evaluate_edited": 8.1, "trace": 5.2,
 }  # fmt: skip
 Random = numpy.random.Generator
 

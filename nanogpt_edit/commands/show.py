@@ -8,9 +8,7 @@ from rich.console import Console, JustifyMethod, RenderableType
 from rich.table import Table
 
 from nanogpt_edit.common.stats import Difference, Interval
-
-MARKS = {"better": "▲ better", "worse": "▼ worse", "inconclusive": "≈ inconclusive"}
-NEUTRAL_MARKS = {True: "◆ more", False: "◆ less"}  # neither is better
+from nanogpt_edit.report.labels import ARROWS
 
 
 def show_metrics(metrics: Mapping[str, Mapping[str, Interval]]) -> None:
@@ -34,9 +32,15 @@ def show_differences(differences: Mapping[str, Difference]) -> None:
             f"{found.p_value:.2g}",
             f"{found.n:,}",
             number(found.smallest_detectable),
-            MARKS.get(found.verdict) or NEUTRAL_MARKS[found.delta > 0],
+            marked(found),
         )
     show(table)
+
+
+def marked(change: Difference) -> str:
+    """Its verdict: '▲ better'; where neither side is better, '◆ more' or '◆ less'."""
+    word = change.verdict if change.verdict != "changed" else "more" if change.delta > 0 else "less"
+    return f"{ARROWS[change.verdict]} {word}"
 
 
 def number(value: float) -> str:

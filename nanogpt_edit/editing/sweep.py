@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from statistics import harmonic_mean
 from typing import Any
 
 import torch
@@ -193,17 +194,16 @@ class _Trier:
             None if scores.neighbourhood_after is None else scores.neighbourhood_after.value,
             kept,
         )
-        return Trial(step, config.layers, _settings(config), *shares, mark=harmonic(shares), seconds=patch.seconds)
+        return Trial(step, config.layers, _settings(config), *shares, mark=mark(shares), seconds=patch.seconds)
 
     def _nats(self) -> float:
         nats = block_nats(self.model, self.text)
         return sum(nats) / len(nats)
 
 
-def harmonic(shares: Sequence[float | None]) -> float:
-    """Harmonic mean of the shares there are; 0 when one is 0."""
-    present = [share for share in shares if share is not None]
-    return 0.0 if min(present) <= 0 else len(present) / sum(1 / share for share in present)
+def mark(shares: Sequence[float | None]) -> float:
+    """The harmonic mean of the shares there are; 0 when one is 0."""
+    return harmonic_mean([share for share in shares if share is not None])
 
 
 def read_trials(log: Path) -> list[Trial]:

@@ -21,7 +21,7 @@ from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.model.tokenizer import tokenizer_of
 from nanogpt_edit.pipeline.inputs import Part, RunInputs
 from nanogpt_edit.pipeline.recipe import ModelConfig, Recipe
-from nanogpt_edit.pipeline.records import STAGE_NAMES
+from nanogpt_edit.pipeline.records import STAGE_NAMES, TIMED
 from nanogpt_edit.report.expect import check_expectations
 from nanogpt_edit.training.pretrain import check_window
 from nanogpt_edit.training.rewards import find_reward
@@ -117,5 +117,4 @@ def summary_paths(recipe: Recipe) -> set[str]:
     paths |= {f"comparisons.{after}-{before}.{name}" for before, after in pairwise(STAGE_NAMES) for name in compared}
     paths |= {f"edit.{field.name}" for field in fields(EditScores) if field.name != "records"}
     paths |= {"edit.n", "edit.seconds", "edit.neighbourhood_drop"}
-    timed = (*STAGE_NAMES, *(f"evaluate_{stage}" for stage in STAGE_NAMES), "world", "trace", "report", "total")
-    return paths | {f"seconds.{what}" for what in timed}
+    return paths | {f"seconds.{what}" for what in (*TIMED, "total")}

@@ -8,6 +8,9 @@ from dataclasses import dataclass
 STAGE_NAMES = ("base", "sft", "grpo", "edited")
 """The checkpoints of a run in the order they are made. A run may hold any part of them."""
 
+TIMED = ("world", *STAGE_NAMES, *(f"evaluate_{stage}" for stage in STAGE_NAMES), "trace", "report")
+"""What timing.json may hold."""
+
 
 @dataclass(frozen=True)
 class Timing:

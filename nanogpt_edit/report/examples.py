@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from nanogpt_edit.editing.records import FactScore
 from nanogpt_edit.evaluation.records import EvalRecord, Evaluation
 from nanogpt_edit.report import labels
-from nanogpt_edit.report.records import Run
+from nanogpt_edit.report.run import Run
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,8 +26,8 @@ from typing import Literal, TypeGuard
 
 from nanogpt_edit.common.errors import UserError
 from nanogpt_edit.common.stats import Z_TWO_SIDED
-from nanogpt_edit.pipeline.records import STAGE_NAMES
-from nanogpt_edit.report.records import is_share
+from nanogpt_edit.pipeline.records import STAGE_NAMES, TIMED
+from nanogpt_edit.report.run import is_share
 
 Verdict = Literal["pass", "fail", "inconclusive", "undecidable", "not measured", "wrong"]
 BOUND = re.compile(r"\s*(>=|<=|>|<)\s*([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)\s*(?:\(?(value|point)\)?)?\s*")
@@ -217,12 +217,7 @@ def _awaits(path: list[str], part: str, node: object, summary: Mapping[str, obje
     if path == ["edit"]:
         return node is None
     if path == ["seconds"]:
-        return (
-            not node
-            or part in STAGE_NAMES
-            or part.startswith("evaluate_")
-            or part in ("world", "edit", "trace", "report")
-        )
+        return not node or part in TIMED
     return False
 
 

@@ -11,10 +11,14 @@ from collections.abc import Sequence
 
 from nanogpt_edit.common.stats import Difference, Interval
 from nanogpt_edit.report.expect import Expectation, parse_bound
-from nanogpt_edit.report.records import is_share as is_share
+from nanogpt_edit.report.run import is_share as is_share
 
 Column = tuple[str, str]
 """(skill, metric), such as ("problems", "pass_at_1")."""
+ARROWS = {"better": "▲", "worse": "▼", "changed": "◆", "inconclusive": "≈", "untested": "·"}
+"""Of a change, by its verdict."""
+MARKS = {"pass": "✓", "fail": "✗", "wrong": "✗", "inconclusive": "?", "undecidable": "?", "not measured": "–"}
+"""Of an expectation, by its verdict."""
 STAGE_LABELS = {"base": "base", "sft": "SFT", "grpo": "GRPO", "edited": "edited"}
 SKILL_LABELS = {
     "problems": "problems",

@@ -18,7 +18,7 @@ from nanogpt_edit.common.stats import Difference, Interval
 from nanogpt_edit.editing.records import Edit
 from nanogpt_edit.evaluation.records import Comparison, Evaluation
 from nanogpt_edit.report import labels
-from nanogpt_edit.report.records import Run
+from nanogpt_edit.report.run import Run
 
 STEPS = {"base": "Pretraining", "sft": "SFT", "grpo": "GRPO", "edited": "The edit"}
 Verdict = stats.Verdict | Literal["untested"]

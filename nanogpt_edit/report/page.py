@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
 from importlib.resources import files
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -17,7 +16,6 @@ from markupsafe import Markup
 from nanogpt_edit.common.errors import visible as escaped
 from nanogpt_edit.common.reasoning import split_completion
 from nanogpt_edit.report import labels
-from nanogpt_edit.report.ledger import Verdict
 from nanogpt_edit.report.plots_edits import visible
 from nanogpt_edit.report.view import View
 
@@ -43,8 +41,6 @@ EDIT_SCORES = (
     "p_target_before",
     "p_target_after",
 )
-ARROWS: Mapping[Verdict, str] = {"better": "▲", "worse": "▼", "changed": "◆", "inconclusive": "≈", "untested": "·"}
-MARKS = {"pass": "✓", "fail": "✗", "wrong": "✗", "inconclusive": "?", "undecidable": "?", "not measured": "–"}
 
 
 def render_html(view: View) -> str:
@@ -109,8 +105,6 @@ def _environment(*, autoescape: bool) -> Environment:
         visible=visible,
         surprise=surprise,
         token_title=token_title,
-        ARROWS=ARROWS,
-        MARKS=MARKS,
         EDIT_SCORES=EDIT_SCORES,
     )
     return environment

@@ -15,7 +15,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, Multiple
 from nanogpt_edit.evaluation.records import Evaluation
 from nanogpt_edit.report import labels
 from nanogpt_edit.report.canvas import Picture, colour, draw
-from nanogpt_edit.report.records import Run, Series
+from nanogpt_edit.report.run import Run, Series
 
 MOST_POINTS = 300
 

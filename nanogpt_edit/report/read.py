@@ -17,7 +17,7 @@ from nanogpt_edit.common.records import Typed, read_json_as
 from nanogpt_edit.editing.records import Edit
 from nanogpt_edit.evaluation.records import Comparison, Evaluation, Transcript
 from nanogpt_edit.pipeline.records import STAGE_NAMES, Timing
-from nanogpt_edit.report.records import RolloutStep, Run, Series
+from nanogpt_edit.report.run import RolloutStep, Run, Series
 from nanogpt_edit.tracing.records import AverageTrace
 from nanogpt_edit.training.records import read_log, read_rollouts, rollout_files
 

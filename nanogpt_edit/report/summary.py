@@ -17,7 +17,7 @@ from nanogpt_edit.common.errors import UserError
 from nanogpt_edit.common.stats import Interval, change_of_share
 from nanogpt_edit.report.expect import Expectation, judge
 from nanogpt_edit.report.ledger import Ledger, make_ledger
-from nanogpt_edit.report.records import Run
+from nanogpt_edit.report.run import Run
 
 
 @dataclass(frozen=True, slots=True)

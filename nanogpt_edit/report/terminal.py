@@ -16,16 +16,8 @@ from nanogpt_edit.report.expect import Expectation
 from nanogpt_edit.report.ledger import Cell
 from nanogpt_edit.report.summary import Summary
 
-ARROWS = {"better": "▲", "worse": "▼", "changed": "◆", "inconclusive": "≈", "untested": "·"}
 STYLES = {"better": "green", "worse": "red", "changed": "default", "inconclusive": "dim", "untested": "dim"}
-MARKS = {
-    "pass": ("✓", "green"),
-    "fail": ("✗", "red"),
-    "wrong": ("✗", "red"),
-    "inconclusive": ("?", "yellow"),
-    "undecidable": ("?", "yellow"),
-    "not measured": ("–", "dim"),
-}
+JUDGED = {"pass": "green", "fail": "red", "wrong": "red", "inconclusive": "yellow", "undecidable": "yellow"}
 SHORT = {
     ("facts", "recall"): "true facts",
     ("probes", "non_arithmetic"): "non-math probes",
@@ -87,14 +79,14 @@ def _cell(column: labels.Column, cell: Cell | None) -> Text:
     ends = [labels.quantity(metric, end).removesuffix("%") for end in (cell.value.low, cell.value.high)]
     text.append("\n" + "–".join(end[:5].rstrip(".") for end in ends), style="dim")
     if cell.verdict is not None and cell.delta is not None:
-        text.append(f"\n{ARROWS[cell.verdict]} {labels.signed(metric, cell.delta)}", style=STYLES[cell.verdict])
+        text.append(f"\n{labels.ARROWS[cell.verdict]} {labels.signed(metric, cell.delta)}", style=STYLES[cell.verdict])
         if cell.samples:
             text.append(f"\n{cell.samples} samples", style="dim")
     return text
 
 
 def _verdict_line(expectation: Expectation) -> Text:
-    mark, style = MARKS[expectation.verdict]
-    text = Text(f"{mark} {expectation.verdict:<13}", style=style)
+    verdict = expectation.verdict
+    text = Text(f"{labels.MARKS[verdict]} {verdict:<13}", style=JUDGED.get(verdict, "dim"))
     text.append(f"{labels.path_label(expectation.metric)} {labels.bound_label(expectation)}", style="default")
     return text.append(f"   {labels.measured(expectation)}", style="dim")

@@ -14,7 +14,7 @@ from nanogpt_edit.report.canvas import Picture
 from nanogpt_edit.report.examples import Example, FactGroup, LostFact
 from nanogpt_edit.report.plots import learning_curves, pass_at_k, solved_counts
 from nanogpt_edit.report.plots_edits import edit_pictures, example_pictures, trace_pictures, visible
-from nanogpt_edit.report.records import RolloutStep, Run
+from nanogpt_edit.report.run import RolloutStep, Run
 from nanogpt_edit.report.summary import Summary
 from nanogpt_edit.training.records import Rollout
 

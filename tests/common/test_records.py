@@ -21,6 +21,7 @@ from nanogpt_edit.common.records import Place, read_json_as, read_jsonl_as, to_v
 from nanogpt_edit.data.facts import Fact, Neighbour
 from nanogpt_edit.data.problems import Problem
 from nanogpt_edit.editing.config import EditConfig
+from nanogpt_edit.editing.records import FactScore
 from nanogpt_edit.editing.sweep import Trial
 from nanogpt_edit.engine.sampling import Sampling
 from nanogpt_edit.evaluation.records import BlockNats, EvalRecord, Recall
@@ -31,7 +32,7 @@ from nanogpt_edit.training.grpo_config import GRPOConfig
 from nanogpt_edit.training.pretrain import PretrainConfig
 from nanogpt_edit.training.sft import SFTConfig
 
-KINDS = (EvalRecord, Recall, Trial, BlockNats)
+KINDS = (EvalRecord, Recall, Trial, BlockNats, FactScore)
 OF_NO_TYPE = ("seven", 7, 7.5, True, None, [], ["seven"], {"seven": 7}, {"seven": "7"})
 NUMBERS = st.floats(allow_nan=False, allow_infinity=False)
 records = st.sampled_from(KINDS).flatmap(lambda kind: st.lists(st.builds(kind, **finite(kind)), min_size=1, max_size=3))

@@ -16,7 +16,7 @@ from nanogpt_edit.common.files import write_jsonl
 from nanogpt_edit.data.fact_files import fact_to_record
 from nanogpt_edit.editing import sweep as sweep_module
 from nanogpt_edit.editing.config import EditConfig
-from nanogpt_edit.editing.sweep import SweepConfig, _candidates, _groups_around, harmonic, read_trials, sweep
+from nanogpt_edit.editing.sweep import SweepConfig, _candidates, _groups_around, mark, read_trials, sweep
 
 START = replace(
     PLAIN, layers=(2,), covariance_weight=20.0, learning_rate=0.3, steps=12, n_prefixes=0, clamp=3.0, weight_decay=0.0
@@ -46,7 +46,7 @@ def test_the_best_settings_are_kept_and_confirmed_on_other_facts(tmp_path: Path)
     assert [record.id for record in found.confirmed.records] == ["capital-1", "capital-3"]
     for trial in found.trials:
         assert trial.mark == pytest.approx(
-            harmonic((trial.success, trial.paraphrase, trial.neighbourhood, trial.text_kept))
+            mark((trial.success, trial.paraphrase, trial.neighbourhood, trial.text_kept))
         )
         assert 0 < trial.text_kept <= 1
 
@@ -104,9 +104,9 @@ def test_groups_hold_the_best_layer(best: int, n_layer: int, expected: list[tupl
 
 
 def test_the_mark_is_a_harmonic_mean_of_what_there_is() -> None:
-    assert harmonic((1.0, 0.5, 1.0, 1.0)) == pytest.approx(0.8)
-    assert harmonic((1.0, None, None, 0.5)) == pytest.approx(2 / 3)
-    assert harmonic((0.0, 1.0)) == 0.0
+    assert mark((1.0, 0.5, 1.0, 1.0)) == pytest.approx(0.8)
+    assert mark((1.0, None, None, 0.5)) == pytest.approx(2 / 3)
+    assert mark((0.0, 1.0)) == 0.0
 
 
 def test_too_few_facts_and_a_foreign_log_are_named(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from nanogpt_edit.common.stats import Interval, change_of_share
 from nanogpt_edit.report import build, terminal_summary
 from nanogpt_edit.report.plots import PANELS, _curve
 from nanogpt_edit.report.read import read_run
-from nanogpt_edit.report.records import Series
+from nanogpt_edit.report.run import Series
 from nanogpt_edit.report.summary import summarise
 
 HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(2)>\"'`|*_$x$ {{ 7 * 7 }} </style></svg>\n# head"
@@ -317,6 +317,23 @@ def test_a_trace_of_the_wrong_shape_is_refused(run: Path, change: dict[str, obje
     edit_json(run / "edits" / "trace.json", **change)
     with pytest.raises(UserError, match=said):
         build(run)
+
+
+def test_a_run_of_version_0_1_0_is_reported_without_what_it_did_not_measure(run: Path) -> None:
+    later = {"efficacy_before", "exact", "paraphrase_before", "paraphrase_rank1_before", "value_probability"}
+    scores, records = run / "edits" / "facts50.json", run / "edits" / "facts50.jsonl"
+    lines = [json.loads(line) for line in records.read_text().splitlines()]
+    for table in (whole := json.loads(scores.read_text()), *lines):
+        for name in later & table.keys():
+            del table[name]
+    scores.write_text(json.dumps(whole))
+    records.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    summary = build(run)
+    assert summary.edit is not None
+    assert not later & summary.edit.keys()
+    assert {"n", "success", "paraphrase", "neighbourhood_drop", "score"} <= summary.edit.keys()
+    told = [line for line in (run / "report.md").read_text().splitlines() if line.startswith("| The capital of Egypt")]
+    assert " | Alexandria again | Alexandria | – | " in told[0]
 
 
 @pytest.mark.parametrize("file", ["eval/grpo.jsonl", "eval/grpo_facts.jsonl", "edits/facts50.jsonl"])

@@ -21,7 +21,7 @@ from nanogpt_edit.report.examples import edit_groups, lost_facts, problem_exampl
 from nanogpt_edit.report.ledger import make_ledger
 from nanogpt_edit.report.page import cell, fenced
 from nanogpt_edit.report.plots import rolling_mean
-from nanogpt_edit.report.records import Run
+from nanogpt_edit.report.run import Run
 
 
 def stage(

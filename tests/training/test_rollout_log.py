@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import gzip
 import json
+from dataclasses import asdict
 from pathlib import Path
 
+import pytest
 from tiny_stages import PROBLEMS, tiny_model, tiny_tokenizer
 
+from nanogpt_edit.common.errors import UserError
+from nanogpt_edit.common.files import write_jsonl
 from nanogpt_edit.engine.engine import Engine
 from nanogpt_edit.training.grpo import GRPOConfig, grpo
 from nanogpt_edit.training.losses import group_advantages
+from nanogpt_edit.training.records import read_log, read_rollouts, rollout_files
 from nanogpt_edit.training.rollout_log import write_rollouts
 from nanogpt_edit.training.rollouts import RolloutGroup, RolloutSampler
 from nanogpt_edit.training.update import GroupDetail
@@ -57,6 +62,38 @@ def test_every_completion_is_there_with_what_it_was_worth(tmp_path: Path) -> Non
         assert line["advantage"] == group_advantages(group.total[None])[0, sample].item()  # type: ignore[index]
         assert line["gold"] == group.problem.answer
         assert "token_texts" not in line
+
+
+def test_what_is_written_is_read(tmp_path: Path) -> None:
+    lines = write(tmp_path, groups(), detailed=3)
+    (path,) = rollout_files(tmp_path).values()
+    read_back = [
+        {name: value for name, value in asdict(each).items() if value is not None} for each in read_rollouts(path)
+    ]
+    assert json.loads(json.dumps(read_back)) == lines
+    assert [len(each.told) for each in read_rollouts(path)] == [len(line.get("token_texts", ())) for line in lines]
+
+
+@pytest.mark.parametrize("name", ["logprobs", "entropy", "clipped"])
+def test_one_number_per_token_is_asked_for(tmp_path: Path, name: str) -> None:
+    lines = write(tmp_path, groups(), detailed=3)
+    told = next(line for line in lines if "token_texts" in line)
+    told[name] = told[name][:-1]  # type: ignore[index]
+    path = tmp_path / "step_000007.jsonl.gz"
+    write_jsonl(path, lines)
+    with pytest.raises(UserError, match=f"jsonl.gz:{lines.index(told) + 1}: {name} has 4 values for 5 tokens"):
+        read_rollouts(path)
+
+
+def test_of_a_step_logged_twice_the_last_line_counts(tmp_path: Path) -> None:
+    path = tmp_path / "grpo.jsonl"
+    lines = [{"step": 1, "kl": 0.5}, {"step": 0, "kl": None}, {"step": 1, "kl": 2}]
+    write_jsonl(path, lines)
+    assert read_log(path) == {0.0: {"kl": None}, 1.0: {"kl": 2.0}}
+    for line, said in (({"kl": 1}, '"step" must be a number'), ({"step": 2, "kl": "x"}, '"kl" must be a number')):
+        write_jsonl(path, [*lines, line])
+        with pytest.raises(UserError, match=f"grpo.jsonl:4: {said}"):
+            read_log(path)
 
 
 def test_the_best_and_the_worst_of_the_trained_groups_are_told_token_by_token(tmp_path: Path) -> None:

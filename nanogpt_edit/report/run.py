@@ -1,4 +1,4 @@
-"""What a run folder says, as frozen records: the only thing the other files of this room look at.
+"""What a run folder says, as one frozen record: the only thing the other files of this room look at.
 
 `read.py` fills them from the files; nothing here opens a file or judges a number.
 """
