@@ -154,7 +154,7 @@ def dealing() -> dict[str, object]:
 def whole_recipe(folder: Path) -> Recipe:
     """Every stage, of a few steps, and two edits: what they come to is measured above."""
     facts = folder / f"facts{distributed.rank()}.jsonl"
-    write_jsonl(facts, [fact_to_record(fact) for fact in read_facts("facts50", limit=2)])
+    write_jsonl(facts, [fact_to_record(fact) for fact in read_facts("facts50")[:2]])
     return replace(
         MICRO,
         facts=str(facts),

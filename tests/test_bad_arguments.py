@@ -114,7 +114,7 @@ FACTS: list[tuple[Call, str]] = [
     (lambda m: ne.score(m, None), 'ne.score: "facts" must be'),
     (lambda m: ne.score(m), "missing a required argument: 'facts'; it is called as ne.score(model"),
     (lambda m: ne.read_facts(None), 'ne.read_facts: "source" must be text or a path, found None'),
-    (lambda m: ne.read_facts("facts50", limit="3"), '"limit" must be a whole number or None, found "3"'),
+    (lambda m: ne.read_facts("facts50", limit=3), "got an unexpected keyword argument 'limit'; it is called as"),
     (lambda m: ne.Fact(None, "a", "b", "c"), 'Fact: "prompt" must be text, found None'),
     (lambda m: ne.Fact("a", "a", "b", "c", paraphrases="d"), 'Fact: "paraphrases" must be a list of text, found "d"'),
     (lambda m: ne.Neighbour("a", 5), 'Neighbour: "target_true" must be text, found 5'),

@@ -74,7 +74,7 @@ def reader(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequ
         patch.setenv("NANOGPT_EDIT_CACHE", str(folder / "cache"))
         if demo is not None:
             shutil.copytree(ROOT / demo, folder / MADE_BY_DEMO)
-        write_jsonl(folder / "few.jsonl", [fact_to_record(fact) for fact in read_facts("facts50", limit=2)])
+        write_jsonl(folder / "few.jsonl", [fact_to_record(fact) for fact in read_facts("facts50")[:2]])
         save_recipe(micro("mine"), folder / OWN_RECIPE)
         if demo is None:
             for name in recipe.packaged_recipes():

@@ -31,14 +31,14 @@ UNREAD = ("portability", "attribute_prompts", "generation_prompts")
 
 
 @checked
-def read_facts(source: str | Path, *, limit: int | None = None) -> tuple[Fact, ...]:
+def read_facts(source: str | Path) -> tuple[Fact, ...]:
     """The facts of a file (.jsonl or .json), or of a set that comes with the package ("facts50").
 
     Raises UserError naming file and line for a missing file, a bad record or an empty file.
     """
     if str(source) in BUILT_IN:
         with resources.as_file(resources.files("nanogpt_edit.data.world") / f"{source}.jsonl") as file:
-            return _read_ours(file)[:limit]
+            return _read_ours(file)
     path = Path(source)
     if not path.is_file():
         raise UserError(f"{path}: no such file. Give a .jsonl or .json of facts, or one of: {', '.join(BUILT_IN)}.")
@@ -50,7 +50,7 @@ def read_facts(source: str | Path, *, limit: int | None = None) -> tuple[Fact, .
     for name in UNREAD:
         if count := sum(bool(record.get(name)) for _, record in records):
             say(f"{path}: {name} of {count} of {len(records)} facts is not read, as a fact has no place for it.")
-    return tuple(facts.values())[:limit]
+    return tuple(facts.values())
 
 
 def _read_ours(path: Path) -> tuple[Fact, ...]:

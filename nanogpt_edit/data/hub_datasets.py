@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from itertools import islice
 
 from nanogpt_edit.checkpoint.hub import answers
 from nanogpt_edit.common.errors import UserError
@@ -45,7 +44,7 @@ def read_splits(source: str, *, wanted: Iterable[str]) -> dict[str, list[Row]]:
     """
     wanted = list(wanted)
     name, _, configuration = ALIASES.get(source, source).partition(":")
-    data = _load(name, configuration or None, split=None, streaming=False)
+    data = _load(name, configuration or None, split=None)
     if not isinstance(data, Mapping):
         raise UserError(f"{source}: the hub gave no splits for this data set; expected {' and '.join(wanted)}.")
     found: dict[str, list[Row]] = {split: [dict(row) for row in data[split]] for split in wanted if split in data}
@@ -54,16 +53,16 @@ def read_splits(source: str, *, wanted: Iterable[str]) -> dict[str, list[Row]]:
     return found
 
 
-def read_rows(source: str, *, split: str, limit: int | None = None) -> list[Row]:
-    """Rows of one split; with `limit`, only the first `limit` rows are fetched (streamed)."""
+def read_rows(source: str, *, split: str) -> list[Row]:
+    """Rows of one split. Raises UserError as `read_splits` does."""
     name, _, configuration = ALIASES.get(source, source).partition(":")
-    data = _load(name, configuration or None, split=split, streaming=limit is not None)
+    data = _load(name, configuration or None, split=split)
     if not isinstance(data, Iterable):
         raise UserError(f"{source}: the hub gave no rows for split {split}.")
-    return [dict(row) for row in islice(data, limit)]
+    return [dict(row) for row in data]
 
 
-def _load(name: str, configuration: str | None, *, split: str | None, streaming: bool) -> object:
+def _load(name: str, configuration: str | None, *, split: str | None) -> object:
     try:
         import datasets
     except ImportError:
@@ -72,7 +71,7 @@ def _load(name: str, configuration: str | None, *, split: str | None, streaming:
     try:
         alone = not offline and not _reachable(name)
         with _cache_alone() if alone else nullcontext():
-            loaded: object = datasets.load_dataset(name, configuration, split=split, streaming=streaming)
+            loaded: object = datasets.load_dataset(name, configuration, split=split)
         return loaded
     except Exception as error:  # the library raises a dozen unrelated types for "not reachable" and "not there"
         reason = " ".join(str(error).split())[:200] or type(error).__name__

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from nanogpt_edit.model.tokenizer import Tokenizer
 
 TEXT_SUFFIXES = (".txt", ".raw", ".md", ".txt.gz", ".raw.gz", ".md.gz")
+TEXT_FIELD = "text"  # of a record that is a document
 END_OF_TEXT = "<|endoftext|>"
 # WikiText marks an article " = Title = " and its sections " = = Title = = ".
 ARTICLE_HEADING = re.compile(r"^ = [^=\n].*[^=\n] = ?$", re.MULTILINE)
@@ -42,25 +43,15 @@ class TokenStream:
     starts: Tensor  # (windows,) int64: the first token of each document, and every `context_tokens` inside long ones
 
 
-def read_text(
-    source: str | Path | Sequence[str | Path],
-    *,
-    split: str = "train",
-    text_field: str = "text",
-    limit: int | None = None,
-) -> list[str]:
-    """Documents of a file, a folder (its .txt, .raw, .md files in order of name), a hub data set, or a list of these.
+def read_text(source: str | Path, *, split: str = "train") -> list[str]:
+    """Documents of a file, a folder (its .txt, .raw, .md files in order of name), or a hub data set.
 
     A file is one document, unless it is WikiText (one per article) or holds `<|endoftext|>` (one per part); plain or
     gzipped. Of a file of records (`rows.py`) and of the `split` of a hub data set ("owner/name" or
-    "owner/name:configuration") each row's `text_field` is a document; WikiText's rows are joined and cut by article.
-    `limit` keeps the first so many documents (and streams the hub).
+    "owner/name:configuration") each row's "text" is a document; WikiText's rows are joined and cut by article.
 
     Raises UserError for a missing or unreadable source, and when there is no text in it.
     """
-    if not isinstance(source, (str, Path)):
-        documents = [document for one in source for document in read_text(one, split=split, text_field=text_field)]
-        return documents[:limit]
     path = Path(source)
     if path.is_dir():
         files = sorted(file for file in path.rglob("*") if file.is_file() and file.name.endswith(TEXT_SUFFIXES))
@@ -68,12 +59,12 @@ def read_text(
             raise UserError(f"{path}: no text in this folder (looked for {', '.join(TEXT_SUFFIXES)} files).")
         documents = [document for file in files for document in _documents(read_text_file(file))]
     elif path.is_file():
-        documents = _row_documents(path, text_field) if is_rows(path) else _documents(read_text_file(path))
+        documents = _row_documents(path) if is_rows(path) else _documents(read_text_file(path))
     else:
-        documents = _hub_documents(str(source), split=split, text_field=text_field, limit=limit)
+        documents = _hub_documents(str(source), split=split)
     if not documents:
         raise UserError(f"{source}: there is no text in it.")
-    return documents[:limit]
+    return documents
 
 
 def pack(documents: Iterable[str], tokenizer: Tokenizer) -> tuple[Tensor, list[int]]:
@@ -142,28 +133,28 @@ def _documents(text: str) -> list[str]:
     return [part.strip() for part in parts if part.strip()]
 
 
-def _row_documents(path: Path, text_field: str) -> list[str]:
+def _row_documents(path: Path) -> list[str]:
     rows = []
-    for number, row in read_rows(path, field=text_field):
+    for number, row in read_rows(path, field=TEXT_FIELD):
         if isinstance(row, Exception):
             raise UserError(f"{path}:{number}: not valid JSON ({reason_of_json(row)}).")
         rows.append(row)
-    return _texts(rows, str(path), text_field)
+    return _texts(rows, str(path))
 
 
-def _hub_documents(source: str, *, split: str, text_field: str, limit: int | None) -> list[str]:
+def _hub_documents(source: str, *, split: str) -> list[str]:
     hub_datasets.check_name(source)
-    return _texts(hub_datasets.read_rows(source, split=split, limit=limit), source, text_field)
+    return _texts(hub_datasets.read_rows(source, split=split), source)
 
 
-def _texts(rows: Sequence[object], source: str, text_field: str) -> list[str]:
+def _texts(rows: Sequence[object], source: str) -> list[str]:
     """One document per row; WikiText's rows are lines, of which articles are made."""
-    found = [row.get(text_field) if isinstance(row, Mapping) else None for row in rows]
+    found = [row.get(TEXT_FIELD) if isinstance(row, Mapping) else None for row in rows]
     texts = [text for text in found if isinstance(text, str)]
     if len(texts) < len(found):
-        raise UserError(f'{source}: {len(found) - len(texts):,} rows have no text in field "{text_field}".')
+        raise UserError(f'{source}: {len(found) - len(texts):,} rows have no text in field "{TEXT_FIELD}".')
     for text in texts:
-        check_sound(text, f'{source}: field "{text_field}"')
+        check_sound(text, f'{source}: field "{TEXT_FIELD}"')
     if any(ARTICLE_HEADING.match(text) for text in texts):
         return _documents("".join(texts))
     return [text.strip() for text in texts if text.strip()]

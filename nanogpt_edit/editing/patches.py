@@ -18,7 +18,6 @@ from torch import Tensor
 from nanogpt_edit.common.errors import UserError
 from nanogpt_edit.data.facts import Fact
 from nanogpt_edit.editing import solve
-from nanogpt_edit.editing.config import EditConfig
 from nanogpt_edit.editing.editor import edit_model, solve_again
 from nanogpt_edit.editing.patch import EditPatch, LayerUpdate, on_grid, product_norm
 from nanogpt_edit.model.gpt import GPT
@@ -153,12 +152,9 @@ def rebase_patch(
     *,
     covariance_blocks: Tensor | None,
     cache_dir: Path | None = None,
-    config: EditConfig | None = None,
 ) -> EditPatch:
     """The same facts edited anew on other weights: values, keys and solution are all recomputed."""
-    return edit_model(
-        model, patch.facts, config or patch.config, covariance_blocks=covariance_blocks, cache_dir=cache_dir
-    )
+    return edit_model(model, patch.facts, patch.config, covariance_blocks=covariance_blocks, cache_dir=cache_dir)
 
 
 def diff_patches(first: EditPatch, second: EditPatch) -> PatchDifference:

@@ -190,10 +190,9 @@ class Tokenizer:
         encoding = self._inner.encode(text, add_special_tokens=False)
         return Encoded(token_ids=tuple(encoding.ids), spans=tuple(encoding.offsets))
 
-    def decode(self, token_ids: Sequence[int], *, skip_reasoning: bool = False) -> str:
-        """The text of `token_ids`; ids of padding rows give nothing. `skip_reasoning` leaves the four tokens out."""
-        skipped = frozenset(self.reasoning_ids if skip_reasoning else ())
-        text: str = self._inner.decode([i for i in token_ids if i not in skipped], skip_special_tokens=False)
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """The text of `token_ids`; ids of padding rows give nothing."""
+        text: str = self._inner.decode(list(token_ids), skip_special_tokens=False)
         return text
 
     def token_text(self, token_id: int) -> str:

@@ -170,7 +170,7 @@ def test_a_hub_name_gives_the_same_splits_as_a_folder(monkeypatch: pytest.Monkey
     rows = {"train": numbered(50), "test": numbered(10, first=500)}
     asked: list[tuple[object, ...]] = []
 
-    def load_dataset(name: str, configuration: str | None, *, split: str | None, streaming: bool) -> object:
+    def load_dataset(name: str, configuration: str | None, *, split: str | None) -> object:
         asked.append((name, configuration, split))
         return rows[split] if split else rows
 

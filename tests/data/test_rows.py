@@ -89,8 +89,8 @@ def test_text_is_read_from_the_same_forms(tmp_path: Path) -> None:
     ):
         assert read_text(path) == ["One.", "Two."]
     assert read_text(put(tmp_path / "t.txt.gz", gzip.compress(b"Three."))) == ["Three."]
-    with pytest.raises(UserError, match=r'3 rows have no text in field "body"'):
-        read_text(tmp_path / "t.jsonl", text_field="body")
+    with pytest.raises(UserError, match=r'other\.jsonl: 3 rows have no text in field "text"'):
+        read_text(put(tmp_path / "other.jsonl", lines.replace('"text"', '"body"')))
     with pytest.raises(UserError, match=r"broken\.jsonl:2: not valid JSON"):
         read_text(put(tmp_path / "broken.jsonl", lines.replace('{"text": " T', '{"text" " T')))
     with pytest.raises(UserError, match=r"half\.jsonl:1: not valid JSON \(half of a surrogate pair"):

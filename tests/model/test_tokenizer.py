@@ -114,10 +114,9 @@ def test_a_span_includes_the_space_a_word_begins_with() -> None:
     assert text == [TRAINED.token_text(i) for i in encoded.token_ids]
 
 
-def test_reasoning_tokens_may_be_left_out_of_the_text() -> None:
+def test_reasoning_tokens_are_text() -> None:
     ids = TRAINED.encode("<think>3 + 14 = 17</think><answer>17</answer>")
     assert TRAINED.decode(ids) == "<think>3 + 14 = 17</think><answer>17</answer>"
-    assert TRAINED.decode(ids, skip_reasoning=True) == "3 + 14 = 1717"
 
 
 def test_ids_of_padding_rows_are_no_text() -> None:
