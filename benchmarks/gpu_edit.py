@@ -15,8 +15,8 @@ from nanogpt_edit.checkpoint import checkpoint
 from nanogpt_edit.editing.config import EditConfig
 from nanogpt_edit.editing.contexts import LocatedFact, generate_prefixes, locate_facts
 from nanogpt_edit.editing.covariance import Covariance, collect
-from nanogpt_edit.editing.editor import edit_model
-from nanogpt_edit.editing.memit import EditedLayer, Terrain, solve_batch
+from nanogpt_edit.editing.editor import edit_model, solver_of
+from nanogpt_edit.editing.memit import EditedLayer, write_values
 from nanogpt_edit.editing.values import optimise_values
 from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.tracing.tracing import TraceConfig, trace_facts
@@ -68,9 +68,8 @@ def solve(
     """Factorise the covariances and solve for all layers; the weights are left as they were."""
     layers = {layer: EditedLayer(model, layer) for layer in config.layers}
     try:
-        for number, layer in layers.items():
-            layer.terrain = Terrain.of(covariances[number], config, model.device)
-        solve_batch(model, facts, values, config, layers)
+        solvers = {layer: solver_of(covariances[layer], config, model.device) for layer in layers}
+        write_values(model, facts, values, layers, solvers)
     finally:
         for layer in layers.values():
             layer.restore()

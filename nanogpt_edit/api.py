@@ -47,7 +47,7 @@ def edit(
     """
     taken = recipe_for_edit(model.source, recipe)
     settings, chosen = (config or taken.edit).with_fields(fields), facts_of(facts)
-    blocks = None if settings.method == "ft" else spared_text(model, chosen, taken, text=text)
+    blocks = spared_text(model, chosen, taken, text=text) if settings.needs_text else None
     return edit_model(model, chosen, settings, covariance_blocks=blocks)
 
 

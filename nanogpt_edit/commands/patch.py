@@ -59,11 +59,9 @@ def apply(chosen: Apply) -> int:
 
 
 def _rebased(model: GPT, found: EditPatch, text: str | None) -> EditPatch:
-    blocks = (
-        None
-        if found.config.method == "ft"
-        else spared_text(model, found.facts, recipe_for_edit(model.source), text=text)
-    )
+    blocks = None
+    if found.config.needs_text:
+        blocks = spared_text(model, found.facts, recipe_for_edit(model.source), text=text)
     return rebase_patch(model, found, covariance_blocks=blocks, cache_dir=default_cache_dir()).apply(model)
 
 

@@ -105,7 +105,7 @@ def choose_settings(chosen: Edit, recipe: Recipe, remedy: str | None) -> int:
     """Sweep, print the table and what the settings are worth on the other half of the facts, write them."""
     check_sizes(recipe)
     device = choose_device(chosen.device, threads=chosen.threads)
-    inputs, ft = RunInputs(recipe), chosen.edit.method == "ft"
+    inputs = RunInputs(recipe)
     with RunFolder(chosen.out).locked():
         model = load(chosen.model, device=device)
         tokenizer_of(model)  # without one nothing can be learned
@@ -114,7 +114,9 @@ def choose_settings(chosen: Edit, recipe: Recipe, remedy: str | None) -> int:
             inputs.facts,
             chosen.edit,
             chosen.grid,
-            covariance_blocks=None if ft else spared_blocks(inputs, model, inputs.facts, remedy=remedy),
+            covariance_blocks=(
+                spared_blocks(inputs, model, inputs.facts, remedy=remedy) if chosen.edit.needs_text else None
+            ),
             text=fitted.held_out_blocks(inputs, model),
             log=chosen.out / "sweep.jsonl",
             cache_dir=default_cache_dir(),

@@ -13,6 +13,28 @@ Method = Literal["memit", "rome", "alphaedit", "ft"]
 
 
 @dataclass(frozen=True)
+class Traits:
+    """What sets a method apart, as far as others than its own file must know."""
+
+    strength: str | None
+    """The setting that protects ordinary text."""
+    finds_values: bool = True
+    """It finds a value for each fact and solves for the weights by C; ft descends on the weights themselves."""
+    many_layers: bool = True
+    """It spreads an edit over all of `layers`; the others change the last only."""
+    one_by_one: bool = False
+    """It edits one fact after the other."""
+
+
+METHODS: dict[Method, Traits] = {
+    "memit": Traits(strength="covariance_weight"),
+    "rome": Traits(strength=None, many_layers=False, one_by_one=True),
+    "alphaedit": Traits(strength="ridge"),
+    "ft": Traits(strength="norm_constraint", finds_values=False, many_layers=False),
+}
+
+
+@dataclass(frozen=True)
 class EditConfig(Settings):
     """How facts are written into the weights. The defaults are those of the recipe `tiny`, found for its model of three
     blocks; they suit no other size. A model in the folder of a run takes the settings of its recipe, and for any other
@@ -92,7 +114,21 @@ class EditConfig(Settings):
     @property
     def edited_layers(self) -> tuple[int, ...]:
         """The layers that change: rome and ft use the last of `layers`."""
-        return self.layers if self.method in ("memit", "alphaedit") else self.layers[-1:]
+        return self.layers if self.traits.many_layers else self.layers[-1:]
+
+    @property
+    def traits(self) -> Traits:
+        return METHODS[self.method]
+
+    @property
+    def needs_text(self) -> bool:
+        """Does the method take the covariance of ordinary text?"""
+        return self.traits.finds_values
+
+    @property
+    def refines(self) -> bool:
+        """Is there a descent on the residuals after the weights are solved for?"""
+        return self.refine_steps > 0 and self.traits.finds_values and self.traits.many_layers
 
     def with_fields(self, changed: Mapping[str, object]) -> EditConfig:
         """The same with some fields changed. Raises UserError for a name that is none."""

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from nanogpt_edit.checkpoint.tensors import tensor_sha256
+from nanogpt_edit.common.errors import UserError
 from nanogpt_edit.common.terminal import progress, say
 from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.model.sites import capture
@@ -29,6 +30,7 @@ PROBES = 32
 FIRST_CHECK_TOKENS = 4096
 BATCH_TOKENS = 4096
 BAND = 512  # rows of C made at once
+RIDGES = (1e-8, 1e-6, 1e-4)  # of C's mean eigenvalue, the first that is enough
 
 
 @dataclass(frozen=True)
@@ -171,6 +173,28 @@ class _Sum:
             moved[rows] += apart @ solved[rows.start :]
             moved[rows.stop :] += apart[:, len(apart) :].T @ solved[rows]
         return self._per_doubling * float((solve(moved).norm(dim=0) / solved.norm(dim=0)).mean())
+
+
+def factorise(covariance: Tensor) -> Tensor:
+    """Cholesky factor of C with a ridge on its diagonal.
+
+    The ridge gives a value to directions that no key of the text has (units of a ReLU that never fire, or fewer tokens
+    than dimensions); others it moves by less than the covariance's own error. Where such directions have come out below
+    zero, for the sum is made of float32 products, it is a larger one. Raises UserError where none is enough.
+    """
+    mean = covariance.trace() / len(covariance)
+    if mean <= 0:
+        raise UserError("the covariance is zero: the text gave no keys. Give more covariance text.")
+    for ridge in RIDGES:
+        ridged = covariance.clone()
+        ridged.diagonal().add_(ridge * mean)
+        factor, failed = torch.linalg.cholesky_ex(ridged)
+        if not bool(failed):
+            return factor
+    raise UserError(
+        f"the covariance of {len(covariance)} dimensions cannot be factorised: the text gave too few different keys, "
+        "or some that are not finite. Give more covariance text, or check the model's weights."
+    )
 
 
 def _upper_blocks(keys: Tensor) -> Iterator[tuple[slice, slice, Tensor]]:

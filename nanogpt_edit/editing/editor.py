@@ -1,4 +1,4 @@
-"""Facts in, EditPatch out: values (`values.py`), then weights layer by layer (`layers.py`), batch after batch.
+"""Facts in, EditPatch out: values (`values.py`), then weights layer by layer (`memit.py`), batch after batch.
 
 The changes are made on the model itself and undone in `finally`: when `edit_model` returns or fails, the weights are
 bitwise what they were. A model in half precision is edited in float32 (small steps would be lost in bfloat16's eight
@@ -13,7 +13,8 @@ Shapes: N facts, D model width, F MLP width.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -26,16 +27,20 @@ from nanogpt_edit.common.terminal import progress, say
 from nanogpt_edit.common.version import __version__
 from nanogpt_edit.data.fact_files import check_changes
 from nanogpt_edit.data.facts import Fact
-from nanogpt_edit.editing.config import EditConfig
+from nanogpt_edit.editing.alphaedit import AlphaEditSolver
+from nanogpt_edit.editing.config import EditConfig, Method
 from nanogpt_edit.editing.contexts import LocatedFact, generate_prefixes, locate_facts
 from nanogpt_edit.editing.covariance import Covariance
 from nanogpt_edit.editing.covariance_cache import covariances
-from nanogpt_edit.editing.finetune import finetuned_delta
-from nanogpt_edit.editing.memit import EditedLayer, Terrain, refine_batch, solve_batch
+from nanogpt_edit.editing.finetune import finetune
+from nanogpt_edit.editing.memit import EditedLayer, LayerSolver, MemitSolver, write_values
 from nanogpt_edit.editing.patch import EditedFact, EditPatch, LayerUpdate, on_grid
-from nanogpt_edit.editing.refine import OrdinaryText
+from nanogpt_edit.editing.refine import OrdinaryText, refine_batch
+from nanogpt_edit.editing.rome import RomeSolver
 from nanogpt_edit.editing.values import TargetValues, optimise_values
 from nanogpt_edit.model.gpt import GPT
+
+SOLVERS: dict[Method, type[LayerSolver]] = {"memit": MemitSolver, "rome": RomeSolver, "alphaedit": AlphaEditSolver}
 
 
 def edit_model(
@@ -86,38 +91,45 @@ def _edit(
 ) -> EditPatch:
     started = time.perf_counter()
     _check(model, facts, config)
+    with _lent(model, config) as layers:
+        prefixes = generate_prefixes(model, config)
+        located = locate_facts(model, facts, prefixes, allow_partial=config.allow_partial_subject)
+        ordinary: dict[int, Covariance] = {}
+        if config.traits.finds_values:
+            if covariance_blocks is None:
+                raise UserError(f"{config.method} needs covariance_blocks, the token ids of ordinary text.")
+            ordinary = _ordinary_keys(model, covariance_blocks, config, cache_dir)
+            _note_unreachable(model, located, config)
+            batches = _edit_in_batches(model, located, config, layers, ordinary, covariance_blocks, known_values)
+        else:
+            batches = [finetune(model, located, config, *layers.values())]
+    return _patch(model, located, batches, config, layers, ordinary, started)
+
+
+@contextmanager
+def _lent(model: GPT, config: EditConfig) -> Iterator[dict[int, EditedLayer]]:
+    """The model in at least float32, to be edited in these layers; afterwards it is bitwise what it was."""
     was_training, dtype = model.training, model.dtype
     model.eval().to(torch.promote_types(dtype, torch.float32))  # exact, there and back
     layers = {layer: EditedLayer(model, layer) for layer in config.edited_layers}
-    found: dict[int, Covariance] = {}
     try:
-        located = locate_facts(
-            model, facts, generate_prefixes(model, config), allow_partial=config.allow_partial_subject
-        )
-        if config.method == "ft":
-            values = _finetune(model, located, config, layers)
-        else:
-            if covariance_blocks is None:
-                raise UserError(f"{config.method} needs covariance_blocks, the token ids of ordinary text.")
-            _note_unreachable(model, located, config)
-            found = covariances(
-                model,
-                covariance_blocks,
-                layers=config.edited_layers,
-                max_tokens=config.covariance_tokens,
-                tolerance=config.covariance_tolerance,
-                cache_dir=cache_dir,
-            )
-            for number, layer in layers.items():
-                layer.terrain = Terrain.of(found[number], config, model.device)
-            refines = config.refine_steps > 0 and config.refine_kl > 0
-            text = OrdinaryText.of(model, covariance_blocks, config) if refines else None
-            values = _edit_in_batches(model, located, config, layers, known_values, text)
+        yield layers
     finally:
         for layer in layers.values():
             layer.restore()
         model.to(dtype).train(was_training)
-    return _patch(model, located, values, config, layers, found, started)
+
+
+def _ordinary_keys(model: GPT, blocks: Tensor, config: EditConfig, cache_dir: Path | None) -> dict[int, Covariance]:
+    """C of every edited layer."""
+    return covariances(
+        model,
+        blocks,
+        layers=config.edited_layers,
+        max_tokens=config.covariance_tokens,
+        tolerance=config.covariance_tolerance,
+        cache_dir=cache_dir,
+    )
 
 
 def _edit_in_batches(
@@ -125,24 +137,32 @@ def _edit_in_batches(
     located: Sequence[LocatedFact],
     config: EditConfig,
     layers: Mapping[int, EditedLayer],
+    ordinary: Mapping[int, Covariance],
+    blocks: Tensor,
     known_values: TargetValues | None,
-    text: OrdinaryText | None,
 ) -> list[TargetValues]:
-    """All batches in turn; their changes stay in the model."""
-    parts: list[TargetValues] = []
-    size = 1 if config.method == "rome" else (config.batch_size or len(located))
+    """The values of all batches in turn; their changes stay in the model."""
+    solvers = {layer: solver_of(each, config, model.device) for layer, each in ordinary.items()}
+    text = OrdinaryText.of(model, blocks, config) if config.refines and config.refine_kl > 0 else None
+    done: list[TargetValues] = []
+    size = 1 if config.traits.one_by_one else (config.batch_size or len(located))
     for first in range(0, len(located), size):
         batch = located[first : first + size]
-        for round_ in range(config.rounds):
-            if known_values is not None:
-                found_values = _slice(known_values, first, first + size)
+        for number in range(config.rounds):
+            if known_values is None:
+                values = optimise_values(model, batch, config)
             else:
-                found_values = optimise_values(model, batch, config)
-            solve_batch(model, batch, found_values.values, config, layers, again=round_ > 0)
-        if config.refine_steps and config.method in ("memit", "alphaedit"):
-            refine_batch(model, batch, config, layers, text)
-        parts.append(found_values)
-    return parts
+                values = _slice(known_values, first, first + size)
+            write_values(model, batch, values.values, layers, solvers, again=number > 0)
+        if config.refines:
+            refine_batch(model, batch, config, layers, solvers, text)
+        done.append(values)
+    return done
+
+
+def solver_of(covariance: Covariance, config: EditConfig, device: torch.device) -> LayerSolver:
+    """The method's for one layer; on the CPU beside Apple's GPUs, which have no float64."""
+    return SOLVERS[config.method](covariance.matrix.to("cpu" if device.type == "mps" else device), config)
 
 
 def check_edit(model: GPT, facts: Sequence[Fact], config: EditConfig) -> None:
@@ -169,21 +189,6 @@ def _check(model: GPT, facts: Sequence[Fact], config: EditConfig) -> None:
                 )
 
 
-def _finetune(
-    model: GPT, located: Sequence[LocatedFact], config: EditConfig, layers: Mapping[int, EditedLayer]
-) -> list[TargetValues]:
-    delta, probabilities, steps = finetuned_delta(model, located, config)
-    n, (layer,) = len(located), layers.values()
-    layer.add(torch.eye(len(delta), dtype=torch.float64), delta.double().cpu(), torch.zeros(delta.shape[1], n))
-    values = TargetValues(
-        values=torch.zeros(n, model.config.n_embd),
-        probabilities=probabilities,
-        shifts=(0.0,) * n,
-        steps=(steps,) * n,
-    )
-    return [values]
-
-
 def _note_unreachable(model: GPT, located: Sequence[LocatedFact], config: EditConfig) -> None:
     """What the last block writes no later token reads: say so where the subject does not end the prompt."""
     early = [fact for fact in located if fact.contexts[0].subject_last + 1 < len(fact.contexts[0].token_ids)]
@@ -198,13 +203,13 @@ def _note_unreachable(model: GPT, located: Sequence[LocatedFact], config: EditCo
 def _patch(
     model: GPT,
     located: Sequence[LocatedFact],
-    parts_of_values: Sequence[TargetValues],
+    batches: Sequence[TargetValues],
     config: EditConfig,
     edited_layers: Mapping[int, EditedLayer],
-    found: dict[int, Covariance],
+    ordinary: Mapping[int, Covariance],
     started: float,
 ) -> EditPatch:
-    values = _joined(parts_of_values)
+    values = _joined(batches)
     made = (values.values, *(each for layer in edited_layers.values() for each in (*layer.left, *layer.right)))
     if not all(bool(each.isfinite().all()) for each in made):
         raise UserError(
@@ -212,14 +217,14 @@ def _patch(
             "learning_rate or clamp is far too large."
         )
     layers: dict[int, LayerUpdate] = {}
-    for layer, parts in edited_layers.items():
-        left, right = on_grid(torch.cat(parts.left, dim=1).cpu(), torch.cat(parts.right, dim=0).cpu())
+    for layer, edited_layer in edited_layers.items():
+        left, right = on_grid(torch.cat(edited_layer.left, dim=1).cpu(), torch.cat(edited_layer.right, dim=0).cpu())
         layers[layer] = LayerUpdate(
             left=left.contiguous(),
             right=right.contiguous(),
-            keys=torch.cat(parts.keys, dim=1).float().cpu().contiguous(),
-            expected_sha256=tensor_sha256(parts.weight),
-            covariance_sha256=found[layer].sha256() if layer in found else "",
+            keys=torch.cat(edited_layer.keys, dim=1).float().cpu().contiguous(),
+            expected_sha256=tensor_sha256(edited_layer.weight),
+            covariance_sha256=ordinary[layer].sha256() if layer in ordinary else "",
         )
     edited = tuple(
         EditedFact(fact.fact, fact.lookup, probability, shift, steps)
@@ -232,7 +237,7 @@ def _patch(
         values=values.values.float().contiguous(),
         edited=edited,
         config=config,
-        batches=tuple(len(part.steps) for part in parts_of_values),
+        batches=tuple(len(batch.steps) for batch in batches),
         seconds=time.perf_counter() - started,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         versions={"nanogpt_edit": __version__, "torch": str(torch.__version__)},

@@ -2,11 +2,13 @@
 
 Adam on W of the last edited layer, minimising the facts' mean NLL per target token, with every entry of ΔW held within
 ± `norm_constraint`. All facts in one batch; the blocks below are run once.
+
+Shapes: N facts, T tokens of the longest text, J of the longest target, D model width, F MLP width.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -14,54 +16,62 @@ from torch import Tensor
 from nanogpt_edit.common.terminal import progress
 from nanogpt_edit.editing.config import EditConfig
 from nanogpt_edit.editing.contexts import LocatedFact, pad_rows
-from nanogpt_edit.editing.patch import edited_weight
+from nanogpt_edit.editing.memit import EditedLayer
+from nanogpt_edit.editing.values import TargetValues
 from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.model.tokenizer import tokenizer_of
 
 
-def finetuned_delta(
-    model: GPT, facts: Sequence[LocatedFact], config: EditConfig
-) -> tuple[Tensor, tuple[float, ...], int]:
-    """ΔW (D, F), each fact's probability per target token at the end, and the steps taken.
+def finetune(model: GPT, facts: Sequence[LocatedFact], config: EditConfig, edited: EditedLayer) -> TargetValues:
+    """Leave ΔW in the model and in `edited`, as I · ΔW; there are no values, and no keys, of single facts."""
+    nll_of = _nll(model, facts, layer=config.edited_layers[0])
+    weight, original = edited.weight, edited.original
+    delta = torch.zeros_like(original, dtype=torch.float32)  # (D, F)
+    adam, bound = torch.optim.Adam([delta], lr=config.ft_learning_rate), config.norm_constraint
+    trained, taken = weight.requires_grad, 0
+    weight.requires_grad_()
+    try:
+        with progress("fine-tuning", config.steps) as bar, torch.enable_grad():
+            for taken in range(1, config.steps + 1):
+                nll = nll_of()
+                if taken == config.steps or bool(((-nll).exp() >= config.stop_probability).all()):
+                    break
+                (delta.grad,) = torch.autograd.grad(nll.mean(), weight)
+                adam.step()
+                with torch.no_grad():
+                    weight.copy_(original + delta.clamp_(-bound, bound))
+                bar.update(taken, loss=float(nll.detach().mean()))
+            bar.update(config.steps, loss=float(nll.detach().mean()))
+    finally:
+        weight.requires_grad_(trained)
+    n, d = len(facts), len(delta)
+    edited.add(torch.eye(d, dtype=torch.float64), delta.double().cpu(), torch.zeros(delta.shape[1], n))
+    return TargetValues(
+        values=torch.zeros(n, d),
+        probabilities=tuple((-nll).exp().tolist()),
+        shifts=(0.0,) * n,
+        steps=(taken,) * n,
+    )
 
-    The caller gives the weight its original value back.
-    """
-    layer = config.edited_layers[0]
-    weight = edited_weight(model, layer)
-    original = weight.detach().clone()
+
+def _nll(model: GPT, facts: Sequence[LocatedFact], *, layer: int) -> Callable[[], Tensor]:
+    """What gives (N,) nats per target token after each bare prompt, as the model is then; `layer` is the lowest that
+    changes."""
     pad_id, device = tokenizer_of(model).pad_id, model.device
     rows = [(*fact.contexts[0].token_ids, *fact.target_ids[:-1]) for fact in facts]
-    token_ids = pad_rows(rows, pad_id=pad_id, device=device)
+    token_ids = pad_rows(rows, pad_id=pad_id, device=device)  # (N, T)
     targets = pad_rows([fact.target_ids for fact in facts], pad_id=pad_id, device=device)  # (N, J)
     lengths = torch.tensor([len(fact.target_ids) for fact in facts], device=device)
     steps = torch.arange(targets.shape[1], device=device)
-    mask = steps < lengths[:, None]
+    is_target = steps < lengths[:, None]
     ends = torch.tensor([len(fact.contexts[0].token_ids) - 1 for fact in facts], device=device)
-    at = (ends[:, None] + steps).clamp_max(token_ids.shape[1] - 1)
+    read = (ends[:, None] + steps).clamp_max(token_ids.shape[1] - 1)[..., None]  # (N, J, 1)
     with torch.no_grad():
-        x = model.run_blocks(model.embed_tokens(token_ids), stop=layer)
-    delta = torch.zeros_like(original, dtype=torch.float32)
-    first, second = torch.zeros_like(delta), torch.zeros_like(delta)
-    taken = 0
-    trained = weight.requires_grad
-    weight.requires_grad_()
-    with progress("fine-tuning", config.steps) as bar, torch.enable_grad():
-        for taken in range(1, config.steps + 1):
-            states = model.run_blocks(x, start=layer).gather(1, at[..., None].expand(-1, -1, x.shape[2]))
-            logprobs = model.logits(model.final(states)).float().log_softmax(-1)
-            nll = -(logprobs.gather(-1, targets[..., None]).squeeze(-1) * mask).sum(-1) / lengths
-            if taken == config.steps or bool(((-nll).exp() >= config.stop_probability).all()):
-                break
-            (slope,) = torch.autograd.grad(nll.mean(), weight)
-            with torch.no_grad():
-                first.mul_(0.9).add_(slope, alpha=0.1)
-                second.mul_(0.999).addcmul_(slope, slope, value=0.001)
-                stride = (first / (1 - 0.9**taken)) / ((second / (1 - 0.999**taken)).sqrt() + 1e-8)
-                delta = (delta - config.ft_learning_rate * stride).clamp(
-                    -config.norm_constraint, config.norm_constraint
-                )
-                weight.copy_(original + delta)
-            bar.update(taken, loss=float(nll.detach().mean()))
-        bar.update(config.steps, loss=float(nll.detach().mean()))
-    weight.requires_grad_(trained)
-    return delta, tuple((-nll).exp().tolist()), taken
+        below = model.run_blocks(model.embed_tokens(token_ids), stop=layer)  # (N, T, D)
+
+    def nll() -> Tensor:
+        states = model.run_blocks(below, start=layer).gather(1, read.expand(-1, -1, below.shape[2]))
+        logprobs = model.logits(model.final(states)).float().log_softmax(-1)
+        return -(logprobs.gather(-1, targets[..., None]).squeeze(-1) * is_target).sum(-1) / lengths
+
+    return nll

@@ -1,28 +1,36 @@
-"""Values written into the weights, layer by layer (MEMIT's algorithm 1; the algebra is in `solve.py`).
+"""MEMIT's algorithm 1 (Meng et al. 2023): the values of many facts written into the weights, layer by layer.
 
 For every edited layer in turn, keys and the present state h are taken with the earlier layers already changed, the
 residual v* − h is divided by the number of layers left, and the layer's ΔW is solved for. The changes are made on the
 model itself, because later layers must see them.
+
+MEMIT, ROME and AlphaEdit find the smallest change of a weight W (out, in) that adds the residuals R (out, n) at the
+keys K (in, n), where "small" is measured on the keys the model usually sees, C = E[k kᵀ] (in, in):
+
+    ΔW = argmin ‖ΔW K − R‖² + tr(ΔW A ΔWᵀ) = R Kᵀ (A + K Kᵀ)⁻¹
+
+MEMIT (eq. 14): A = λ C. ROME is its limit for one key and λ → 0 (`rome.py`), AlphaEdit projects the keys first
+(`alphaedit.py`). ΔW always has the form left · right with left = R, so a method's `LayerSolver` has only the right
+factor (n, in) to give.
 
 Shapes: N facts, T tokens of a chunk's texts up to their subjects' last, D model width, F MLP width.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from nanogpt_edit.common.terminal import progress
-from nanogpt_edit.editing import solve
 from nanogpt_edit.editing.config import EditConfig
 from nanogpt_edit.editing.contexts import LocatedFact, in_chunks, pad_rows
-from nanogpt_edit.editing.covariance import Covariance
+from nanogpt_edit.editing.covariance import factorise
 from nanogpt_edit.editing.long_row import Layout
 from nanogpt_edit.editing.patch import edited_weight
-from nanogpt_edit.editing.refine import OrdinaryText, Update, refine_residuals
 from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.model.sites import capture
 from nanogpt_edit.model.tokenizer import tokenizer_of
@@ -30,45 +38,52 @@ from nanogpt_edit.model.tokenizer import tokenizer_of
 CHUNK_TOKENS = 16_384  # tokens run at once; more cost no more memory than their states (T, D)
 
 
-@dataclass(frozen=True)
-class Terrain:
-    """What a layer's solver needs of its covariance, in the form the method wants; float64."""
+class LayerSolver(ABC):
+    """What a method makes of one layer's keys; `covariance` C (F, F) is that of its ordinary keys, float64."""
 
-    covariance: Tensor  # C
-    factor: Tensor | None = None  # memit, rome: of C
-    projector: Tensor | None = None  # alphaedit: on C's null space
+    def __init__(self, covariance: Tensor, config: EditConfig) -> None:
+        self.covariance, self.config = covariance, config
 
-    @classmethod
-    def of(cls, covariance: Covariance, config: EditConfig, device: torch.device) -> Terrain:
-        matrix = covariance.matrix.to("cpu" if device.type == "mps" else device)
-        if config.method == "alphaedit":
-            return cls(matrix, projector=solve.null_space_projector(matrix, null_share=config.null_share))
-        return cls(matrix, factor=solve.factorise(matrix))
+    @abstractmethod
+    def right(self, keys: Tensor, *, earlier: Tensor | None, other_keys: Callable[[], Tensor]) -> Tensor:
+        """The right factor (N, F) of ΔW for `keys` (F, N).
 
-    def right(self, keys: Tensor, others: Tensor | None, config: EditConfig, earlier_keys: Tensor | None) -> Tensor:
-        """The right factor (N, F) of this batch's ΔW, for `keys` (F, N).
-
-        `others` (F, F), the summed k kᵀ of the prompts' other tokens, joins MEMIT's λ C with `context_weight`.
+        `earlier` (F, M) are the keys of the batches before. `other_keys` runs the texts once more for the summed k kᵀ
+        (F, F) of their tokens but the subjects' last.
         """
-        if self.projector is not None:
-            ridge = config.ridge * float(self.covariance.trace())
-            return solve.alphaedit_right(keys, self.projector, ridge=ridge, earlier_keys=earlier_keys)
-        assert self.factor is not None
-        if config.method == "rome":
-            return solve.rome_right(keys, self.factor)
-        factor = self.factor
-        if others is not None:
-            factor = solve.factorise(self.covariance + config.context_weight / config.covariance_weight * others)
-        return solve.memit_right(keys, factor, covariance_weight=config.covariance_weight)
+
+
+class MemitSolver(LayerSolver):
+    """A = λ C, and `context_weight` of the other tokens' keys beside C."""
+
+    def __init__(self, covariance: Tensor, config: EditConfig) -> None:
+        super().__init__(covariance, config)
+        self.factor = factorise(covariance)
+
+    def right(self, keys: Tensor, *, earlier: Tensor | None, other_keys: Callable[[], Tensor]) -> Tensor:
+        weight, factor = self.config.covariance_weight, self.factor
+        if self.config.context_weight > 0:
+            factor = factorise(self.covariance + self.config.context_weight / weight * other_keys())
+        return memit_right(keys, factor, covariance_weight=weight)
+
+
+def memit_right(keys: Tensor, factor: Tensor, *, covariance_weight: float) -> Tensor:
+    """Kᵀ (λ C + K Kᵀ)⁻¹, (n, in), for `keys` (in, n) and `factor = factorise(C)`, float64.
+
+    `covariance_weight` λ: how many times the usual keys count against each edited one; λ → ∞ changes nothing. Computed
+    as (λ I + Kᵀ C⁻¹ K)⁻¹ Kᵀ C⁻¹, which is the same, needs C's factor only, and stays exact as λ → 0.
+    """
+    spread = torch.cholesky_solve(keys, factor)  # C⁻¹ K (in, n)
+    identity = torch.eye(keys.shape[1], dtype=keys.dtype, device=keys.device)
+    return torch.linalg.solve(covariance_weight * identity + keys.T @ spread, spread.T)
 
 
 class EditedLayer:
-    """One layer while it is edited: its weight as it was, its terrain, and ΔW so far, batch by batch; float64."""
+    """One layer while it is edited: its weight as it was, and ΔW so far, batch by batch; float64."""
 
     def __init__(self, model: GPT, layer: int) -> None:
         self.weight = edited_weight(model, layer)
         self.original = self.weight.detach().clone()
-        self.terrain: Terrain | None = None  # ft has none
         self.left: list[Tensor] = []  # (D, n)
         self.right: list[Tensor] = []  # (n, F)
         self.keys: list[Tensor] = []  # (F, n)
@@ -95,37 +110,37 @@ class EditedLayer:
 
 @progress("solving")
 @torch.no_grad()
-def solve_batch(
+def write_values(
     model: GPT,
     facts: Sequence[LocatedFact],
     values: Tensor,
-    config: EditConfig,
     edited: Mapping[int, EditedLayer],
+    solvers: Mapping[int, LayerSolver],
     *,
     again: bool = False,
 ) -> None:
-    """Solve for all layers in turn, for `values` v* (N, D), and leave the batch's changes in the model.
+    """Algorithm 1: solve for the layers of `edited` in turn, ascending, for `values` v* (N, D), and leave the batch's
+    changes in the model.
 
     `again`: a further round of the same batch. The keys and the right factors stay, what is still missing of the (new)
     values is added to the left ones.
     """
-    layers = config.edited_layers
-    asked = [_Subjects(model, chunk, layers[0]) for chunk in in_chunks(facts, CHUNK_TOKENS)]
+    layers = list(edited)
+    subjects = [SubjectStates(model, chunk, layers[0]) for chunk in in_chunks(facts, CHUNK_TOKENS)]
     for index, layer in enumerate(layers):
-        found = [part.advance_to(model, layer, last_layer=layers[-1]) for part in asked]
-        mean_key, h = (torch.cat(each) for each in zip(*found, strict=True))  # (N, F), (N, D)
+        chunks = [chunk.advance_to(model, layer, last_layer=layers[-1]) for chunk in subjects]
+        keys, h = (torch.cat(each) for each in zip(*chunks, strict=True))  # (N, F), (N, D)
         residual = ((values.to(h) - h) / (len(layers) - index)).T  # (D, N)
         if again:
             edited[layer].left[-1] += residual
         else:
-            terrain, earlier = edited[layer].terrain, edited[layer].earlier_keys()
-            assert terrain is not None
-            others = _other_keys(model, facts, layer) if config.context_weight > 0 else None
-            edited[layer].add(residual, terrain.right(mean_key.T, others, config, earlier), mean_key.T)
+            other_keys = partial(_other_keys, model, facts, layer)
+            right = solvers[layer].right(keys.T, earlier=edited[layer].earlier_keys(), other_keys=other_keys)
+            edited[layer].add(residual, right, keys.T)
         edited[layer].write()
 
 
-class _Subjects:
+class SubjectStates:
     """Some facts' texts up to their subjects' last tokens, run up to the layer that is solved for next.
 
     Only their residual stream is kept. An edited block is run twice: to its keys, and with its new weight.
@@ -155,23 +170,6 @@ class _Subjects:
         top = model.run_from_key(middle[:, self.is_bare], key[:, self.is_bare], layer)
         top = _run(model, top, self.bare, layer + 1, last_layer + 1)
         return mean_key, _double(top[0, self.last_bare])
-
-
-def refine_batch(
-    model: GPT,
-    facts: Sequence[LocatedFact],
-    config: EditConfig,
-    edited: Mapping[int, EditedLayer],
-    text: OrdinaryText | None,
-) -> None:
-    """Descend on the residuals of the batch just solved (see `refine`), and leave the better ones in the model."""
-    updates = {}
-    for layer, each in edited.items():
-        assert each.terrain is not None
-        updates[layer] = Update(each.left[-1], each.right[-1], each.keys[-1], each.terrain.covariance)
-    for layer, left in refine_residuals(model, facts, updates, config, text).items():
-        edited[layer].left[-1] = left
-        edited[layer].write()
 
 
 def _run(model: GPT, x: Tensor, row: Layout, start: int, stop: int) -> Tensor:

@@ -17,7 +17,6 @@ from torch import Tensor
 
 from nanogpt_edit.common.errors import UserError
 from nanogpt_edit.data.facts import Fact
-from nanogpt_edit.editing import solve
 from nanogpt_edit.editing.editor import edit_model, solve_again
 from nanogpt_edit.editing.patch import EditPatch, LayerUpdate, on_grid, product_norm
 from nanogpt_edit.model.gpt import GPT
@@ -63,7 +62,7 @@ def drop_facts(patch: EditPatch, indices: Sequence[int]) -> EditPatch:
         raise UserError(f"the patch has facts 0 to {n - 1}; there is no fact {missing[0]}.")
     if len(dropped) == n:
         raise UserError("dropping every fact leaves no patch; revert it instead.")
-    if patch.config.method == "ft":
+    if not patch.config.traits.finds_values:
         raise UserError("a fine-tuned patch holds all its facts in one matrix; edit again without the fact.")
     kept = [i for i in range(n) if i not in set(dropped)]
     firsts = [sum(patch.batches[:b]) for b in range(len(patch.batches))]
@@ -86,9 +85,22 @@ def _without(update: LayerUpdate, spans: Sequence[range], dropped: Sequence[int]
     for span in spans:
         own = [i - span.start for i in dropped if i in span]
         part = right[span.start : span.stop]
-        parts.append(solve.drop_keys(part, keys[:, span.start : span.stop], own) if own else part)
+        parts.append(drop_keys(part, keys[:, span.start : span.stop], own) if own else part)
     left, new_right = on_grid(update.left[:, kept].double(), torch.cat(parts))
     return replace(update, left=left, right=new_right, keys=update.keys[:, kept].contiguous(), undo=None)
+
+
+def drop_keys(right: Tensor, keys: Tensor, dropped: list[int]) -> Tensor:
+    """The right factor as it would be without some of the keys: (n, in) -> (n − d, in).
+
+    Sherman–Morrison–Woodbury on right = Kᵀ B⁻¹, where B = A + K Kᵀ: with d the dropped and s the staying columns,
+    (B − K_d K_dᵀ)⁻¹ = B⁻¹ + B⁻¹ K_d (I − K_dᵀ B⁻¹ K_d)⁻¹ K_dᵀ B⁻¹, so A itself is not needed.
+    """
+    staying = [i for i in range(len(right)) if i not in set(dropped)]
+    overlap = right[dropped] @ keys[:, dropped]  # (d, d)
+    identity = torch.eye(len(dropped), dtype=right.dtype, device=right.device)
+    spread = right[staying] @ keys[:, dropped]  # (s, d)
+    return right[staying] + spread @ torch.linalg.solve(identity - overlap, right[dropped])
 
 
 def find_conflicts(first: EditPatch, second: EditPatch) -> tuple[Conflict, ...]:
@@ -125,7 +137,7 @@ def merge_patches(
     if conflicts:
         listed = "; ".join(conflict.describe() for conflict in conflicts)
         raise UserError(f"the patches contradict each other: {listed}. Drop one side's facts first.")
-    if "ft" in (first.config.method, second.config.method):
+    if not (first.config.traits.finds_values and second.config.traits.finds_values):
         raise UserError("a fine-tuned patch has no values to merge; edit again with all facts.")
     if first.config.layers[-1] != second.config.layers[-1]:
         raise UserError(

@@ -31,6 +31,7 @@ from nanogpt_edit.editing.clean_runs import clean_runs, texts_of, token_weight
 from nanogpt_edit.editing.config import EditConfig
 from nanogpt_edit.editing.contexts import LocatedFact, in_chunks
 from nanogpt_edit.editing.head_slopes import nll_and_slope
+from nanogpt_edit.editing.memit import EditedLayer, LayerSolver
 from nanogpt_edit.editing.suffixes import Suffixes
 from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.model.sites import SiteKey, patch
@@ -80,6 +81,24 @@ class OrdinaryText:
         return (before.exp() * (before - now)).sum(-1).mean()
 
 
+def refine_batch(
+    model: GPT,
+    facts: Sequence[LocatedFact],
+    config: EditConfig,
+    edited: Mapping[int, EditedLayer],
+    solvers: Mapping[int, LayerSolver],
+    text: OrdinaryText | None,
+) -> None:
+    """Descend on the residuals of the batch just solved for, and leave the better ones in the model."""
+    updates = {
+        layer: Update(each.left[-1], each.right[-1], each.keys[-1], solvers[layer].covariance)
+        for layer, each in edited.items()
+    }
+    for layer, left in refine_residuals(model, facts, updates, config, text).items():
+        edited[layer].left[-1] = left
+        edited[layer].write()
+
+
 def refine_residuals(
     model: GPT,
     facts: Sequence[LocatedFact],
@@ -88,12 +107,12 @@ def refine_residuals(
     text: OrdinaryText | None = None,
 ) -> dict[int, Tensor]:
     """The better left factors (D, N), float64, by layer; `text` is needed for the KL. The weights are not touched."""
-    layers = {layer: _Layer.of(update, model) for layer, update in updates.items()}
-    asked = [_Asked.of(model, chunk, first=min(updates)) for chunk in in_chunks(facts, CHUNK_TOKENS)]
+    layers = {layer: _LayerResiduals.of(update, model) for layer, update in updates.items()}
+    texts = [_FactTexts.of(model, chunk, first=min(updates)) for chunk in in_chunks(facts, CHUNK_TOKENS)]
     shifts = {layer: torch.zeros_like(each.start, requires_grad=True) for layer, each in layers.items()}
     optimizer = torch.optim.Adam(shifts.values(), lr=config.learning_rate)
     enough = -math.log(config.stop_probability)
-    dice = torch.Generator().manual_seed(config.seed)
+    generator = torch.Generator().manual_seed(config.seed)
     with progress("refining", config.refine_steps) as bar, torch.enable_grad():
         for step in range(config.refine_steps):
             for group in optimizer.param_groups:
@@ -102,24 +121,24 @@ def refine_residuals(
             price = sum((each.price(shifts[layer]) for layer, each in layers.items()), torch.zeros(()))
             (config.refine_weight * price).backward()
             missing = 0.0
-            for part in asked:
-                with _written(model, layers, shifts):
+            for part in texts:
+                with _with_shifts(model, layers, shifts):
                     nll, states, slope = part.nll(model)
                 wanting = (nll > enough)[part.texts.fact]
                 states.backward((slope * wanting[:, None]).to(states.dtype), inputs=list(shifts.values()))
                 missing += float((nll - enough).clamp_min(0).sum())
             if text is not None:
-                chosen = torch.randint(len(text.states), (KL_ROWS,), generator=dice)
-                with _written(model, layers, shifts):
-                    felt = config.refine_kl * text.kl(model, chosen, min(updates))
-                felt.backward(inputs=list(shifts.values()))
+                chosen = torch.randint(len(text.states), (KL_ROWS,), generator=generator)
+                with _with_shifts(model, layers, shifts):
+                    disturbed = config.refine_kl * text.kl(model, chosen, min(updates))
+                disturbed.backward(inputs=list(shifts.values()))
             optimizer.step()
             bar.update(step + 1, missing=missing / len(facts), disturbance=float(price.detach()))
     return {layer: layers[layer].left(shift.detach()) for layer, shift in shifts.items()}
 
 
 @dataclass(frozen=True)
-class _Layer:
+class _LayerResiduals:
     """A layer's factors, scaled so that a fact's own key answers with 1: R is then in the units of the stream."""
 
     start: Tensor  # (D, N) R as it is in the weights
@@ -128,7 +147,7 @@ class _Layer:
     scale: Tensor  # (N,) what a fact's own key answers with, unscaled
 
     @classmethod
-    def of(cls, update: Update, model: GPT) -> _Layer:
+    def of(cls, update: Update, model: GPT) -> _LayerResiduals:
         scale = (update.right @ update.keys).diagonal()
         scale = torch.where(scale.abs() > 1e-6, scale, torch.ones_like(scale))
         right = update.right / scale[:, None]
@@ -146,14 +165,14 @@ class _Layer:
 
 
 @dataclass(frozen=True)
-class _Asked:
+class _FactTexts:
     """Some facts' whole texts, run up to the first edited layer."""
 
     texts: Suffixes
     weight: Tensor  # (M,) of each token read
 
     @classmethod
-    def of(cls, model: GPT, facts: Sequence[LocatedFact], *, first: int) -> _Asked:
+    def of(cls, model: GPT, facts: Sequence[LocatedFact], *, first: int) -> _FactTexts:
         whole = texts_of(facts, from_subject=False)
         texts = Suffixes.of(model, whole, clean_runs(model, whole, last_layer=first - 1))
         return cls(texts, token_weight(facts).to(model.device)[texts.fact])
@@ -166,7 +185,9 @@ class _Asked:
         return nll, states, self.weight[:, None] * slope
 
 
-def _written(model: GPT, layers: Mapping[int, _Layer], shifts: Mapping[int, Tensor]) -> AbstractContextManager[None]:
+def _with_shifts(
+    model: GPT, layers: Mapping[int, _LayerResiduals], shifts: Mapping[int, Tensor]
+) -> AbstractContextManager[None]:
     """Inside: every edited layer's MLP also adds shift · Q k; in two products, or by their own where N is large."""
     changes: dict[SiteKey, Callable[[Tensor], Tensor]] = {}
     for layer, each in layers.items():

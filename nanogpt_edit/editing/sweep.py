@@ -36,11 +36,6 @@ from nanogpt_edit.evaluation.perplexity import block_nats
 from nanogpt_edit.model.gpt import GPT
 
 FEWEST_FACTS = 4
-STRENGTH = {  # the setting that protects ordinary text, by method
-    "memit": "covariance_weight",
-    "alphaedit": "ridge",
-    "ft": "norm_constraint",
-}
 
 
 @dataclass(frozen=True)
@@ -124,13 +119,12 @@ def _candidates(step: str, best: EditConfig, grid: SweepConfig, n_layer: int) ->
         count = min(grid.single_layers, n_layer)
         layers = sorted({round(i * (n_layer - 1) / max(1, count - 1)) for i in range(count)})
         yield from (replace(best, layers=(layer,)) for layer in layers)
-    elif step == "layers together" and best.method in ("memit", "alphaedit"):
+    elif step == "layers together" and best.traits.many_layers:
         yield from (replace(best, layers=layers) for layers in _groups_around(best.layers[-1], grid.spans, n_layer))
-    elif step == "strength" and best.method in STRENGTH:
-        name = STRENGTH[best.method]
+    elif step == "strength" and (name := best.traits.strength):
         now = float(getattr(best, name))
         yield from (_with(best, name, now * factor) for factor in grid.strengths)
-    elif step in ("clamp", "kl_coef") and best.method != "ft":
+    elif step in ("clamp", "kl_coef") and best.traits.finds_values:
         values = grid.clamps if step == "clamp" else grid.kl_coefs
         yield from (_with(best, step, value) for value in values if value != getattr(best, step))
 
@@ -212,7 +206,7 @@ def read_trials(log: Path) -> list[Trial]:
 
 
 def _settings(config: EditConfig) -> dict[str, float]:
-    names = [name for name in (STRENGTH.get(config.method), "clamp", "kl_coef") if name is not None]
+    names = [name for name in (config.traits.strength, "clamp", "kl_coef") if name is not None]
     return {name: float(getattr(config, name)) for name in names}
 
 

@@ -164,10 +164,10 @@ def make_edited(
     recipe, facts, name = inputs.recipe, inputs.facts, Path(inputs.recipe.facts).stem
     model = checkpoint.load(start, device=device)
     tokenizer_of(model)  # without one nothing can be learned
-    blocks = None if recipe.edit.method == "ft" else spared_blocks(inputs, model, facts, remedy=remedy)
+    blocks = spared_blocks(inputs, model, facts, remedy=remedy) if recipe.edit.needs_text else None
     patch = edit_model(model, facts, recipe.edit, covariance_blocks=blocks, cache_dir=cache_dir)
     scores = score_patch(model, patch, text=fitted.held_out_blocks(inputs, model))
-    patch = kept_in(patch.bound_to(model), scores)
+    patch = kept_in(patch, scores)
     save_patch(patch, folder.edits / f"{name}.safetensors")
     edit_record(name, patch, scores).save(folder.edits)
     save_edited(model, folder.model("edited"), [*carried_patches(start), (name, patch.apply(model))])

@@ -56,12 +56,12 @@ def plain_nll(model: GPT, located: tuple[LocatedFact, ...]) -> Tensor:
 
 def test_the_loss_is_the_edited_models(model: GPT) -> None:
     patch, located, updates = edited(model)
-    layers = {layer: refine_module._Layer.of(update, model) for layer, update in updates.items()}
+    layers = {layer: refine_module._LayerResiduals.of(update, model) for layer, update in updates.items()}
     generator = torch.Generator().manual_seed(0)
     shifts = {layer: 0.3 * torch.randn(each.start.shape, generator=generator) for layer, each in layers.items()}
-    asked = refine_module._Asked.of(model, located, first=0)
+    asked = refine_module._FactTexts.of(model, located, first=0)
     with patch.applied(model):
-        with torch.no_grad(), refine_module._written(model, layers, shifts):
+        with torch.no_grad(), refine_module._with_shifts(model, layers, shifts):
             found, _, _ = asked.nll(model)
         with torch.no_grad():
             for layer, each in layers.items():
@@ -74,9 +74,9 @@ def test_the_loss_is_the_edited_models(model: GPT) -> None:
 def test_a_change_not_yet_in_the_weights_acts_as_if_it_were(n: int) -> None:
     model, generator = trained_model(), torch.Generator().manual_seed(0)
     right, shift = 0.1 * torch.randn(n, 192, generator=generator), torch.randn(48, n, generator=generator)
-    layer = refine_module._Layer(start=shift, right=right, gram=right @ right.T, scale=torch.ones(n))
+    layer = refine_module._LayerResiduals(start=shift, right=right, gram=right @ right.T, scale=torch.ones(n))
     tokens = covariance_blocks()[:2]
-    with torch.no_grad(), refine_module._written(model, {1: layer}, {1: shift}):
+    with torch.no_grad(), refine_module._with_shifts(model, {1: layer}, {1: shift}):
         found = model(tokens)
     with torch.no_grad():
         edited_weight(model, 1).add_(shift @ right)
@@ -89,7 +89,7 @@ def test_the_price_is_what_ordinary_text_feels(model: GPT) -> None:
         model(covariance_blocks())
     keys = seen["mlp_key", 1].flatten(0, 1).double()
     felt = (keys @ (updates[1].left @ updates[1].right).T).square().sum(-1).mean()
-    layer = refine_module._Layer.of(updates[1], model)
+    layer = refine_module._LayerResiduals.of(updates[1], model)
     assert float(layer.price(torch.zeros_like(layer.start))) == pytest.approx(float(felt), rel=1e-3)
 
 

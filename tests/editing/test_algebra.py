@@ -7,7 +7,11 @@ import torch
 from torch import Tensor
 
 from nanogpt_edit.common.errors import UserError
-from nanogpt_edit.editing import solve
+from nanogpt_edit.editing.alphaedit import alphaedit_right, null_space_projector
+from nanogpt_edit.editing.covariance import RIDGES, factorise
+from nanogpt_edit.editing.memit import memit_right
+from nanogpt_edit.editing.patches import drop_keys
+from nanogpt_edit.editing.rome import rome_right
 
 
 def random_problem(n: int = 5, width: int = 16, rows: int = 7, tokens: int = 200) -> tuple[Tensor, Tensor, Tensor]:
@@ -21,7 +25,7 @@ def random_problem(n: int = 5, width: int = 16, rows: int = 7, tokens: int = 200
 
 def test_memit_equals_the_closed_form() -> None:
     keys, residuals, covariance = random_problem()
-    delta = residuals @ solve.memit_right(keys, solve.factorise(covariance), covariance_weight=3.0)
+    delta = residuals @ memit_right(keys, factorise(covariance), covariance_weight=3.0)
     expected = residuals @ keys.T @ torch.linalg.inv(3.0 * covariance + keys @ keys.T)
     torch.testing.assert_close(delta, expected, rtol=1e-6, atol=1e-8)
 
@@ -32,16 +36,16 @@ def test_memit_minimises_its_objective() -> None:
     def cost(delta: Tensor) -> Tensor:
         return (delta @ keys - residuals).square().sum() + 3.0 * (delta @ covariance @ delta.T).trace()
 
-    best = (residuals @ solve.memit_right(keys, solve.factorise(covariance), covariance_weight=3.0)).requires_grad_()
+    best = (residuals @ memit_right(keys, factorise(covariance), covariance_weight=3.0)).requires_grad_()
     (slope,) = torch.autograd.grad(cost(best), best)
     assert slope.abs().max() < 1e-5
 
 
 def test_memit_worked_by_hand() -> None:
     """k = (1, 1), C = diag(1, 3), λ = 1: (λC + kkᵀ)⁻¹ = [[4, −1], [−1, 2]] / 7, so kᵀ(…)⁻¹ = (3, 1) / 7."""
-    right = solve.memit_right(
+    right = memit_right(
         torch.ones(2, 1, dtype=torch.float64),
-        solve.factorise(torch.diag(torch.tensor([1.0, 3.0], dtype=torch.float64))),
+        factorise(torch.diag(torch.tensor([1.0, 3.0], dtype=torch.float64))),
         covariance_weight=1.0,
     )
     torch.testing.assert_close(right, torch.tensor([[3 / 7, 1 / 7]], dtype=torch.float64))
@@ -49,43 +53,43 @@ def test_memit_worked_by_hand() -> None:
 
 def test_infinite_covariance_weight_changes_nothing() -> None:
     keys, residuals, covariance = random_problem()
-    weak = residuals @ solve.memit_right(keys, solve.factorise(covariance), covariance_weight=1e12)
+    weak = residuals @ memit_right(keys, factorise(covariance), covariance_weight=1e12)
     assert weak.abs().max() < 1e-9
 
 
 def test_vanishing_covariance_weight_hits_every_value() -> None:
     keys, residuals, covariance = random_problem()
-    delta = residuals @ solve.memit_right(keys, solve.factorise(covariance), covariance_weight=1e-9)
+    delta = residuals @ memit_right(keys, factorise(covariance), covariance_weight=1e-9)
     torch.testing.assert_close(delta @ keys, residuals, rtol=1e-6, atol=1e-6)
 
 
 def test_rome_is_the_rank_one_formula_and_memits_limit() -> None:
     keys, residuals, covariance = random_problem(n=1)
-    right = solve.rome_right(keys, solve.factorise(covariance))
+    right = rome_right(keys, factorise(covariance))
     solved = torch.linalg.inv(covariance) @ keys
     torch.testing.assert_close(right, solved.T / (keys.T @ solved), rtol=1e-6, atol=1e-8)
     delta = residuals @ right
     torch.testing.assert_close(delta @ keys, residuals, rtol=1e-6, atol=1e-8)
     assert torch.linalg.matrix_rank(delta) == 1
     torch.testing.assert_close(
-        right, solve.memit_right(keys, solve.factorise(covariance), covariance_weight=1e-12), rtol=1e-9, atol=1e-12
+        right, memit_right(keys, factorise(covariance), covariance_weight=1e-12), rtol=1e-9, atol=1e-12
     )
 
 
 def test_rome_refuses_two_keys() -> None:
     keys, _, covariance = random_problem(n=2)
     with pytest.raises(ValueError, match="one fact"):
-        solve.rome_right(keys, solve.factorise(covariance))
+        rome_right(keys, factorise(covariance))
 
 
 def test_alphaedit_leaves_preserved_keys_alone() -> None:
     generator = torch.Generator().manual_seed(1)
     preserved = torch.randn(20, 9, dtype=torch.float64, generator=generator)  # of rank 9 in 20 dimensions
-    projector = solve.null_space_projector(preserved @ preserved.T / 9, null_share=0.0)
+    projector = null_space_projector(preserved @ preserved.T / 9, null_share=0.0)
     assert round(float(projector.trace())) == 11
     keys = torch.randn(20, 4, dtype=torch.float64, generator=generator)
     residuals = torch.randn(6, 4, dtype=torch.float64, generator=generator)
-    delta = residuals @ solve.alphaedit_right(keys, projector, ridge=1e-6)
+    delta = residuals @ alphaedit_right(keys, projector, ridge=1e-6)
     assert (delta @ preserved).abs().max() < 1e-10
     torch.testing.assert_close(delta @ keys, residuals, rtol=1e-4, atol=1e-4)
 
@@ -94,46 +98,46 @@ def test_alphaedit_equals_the_papers_formula() -> None:
     """Fang et al. 2025, eq. 12: Δ = R Kᵀ P (Kₚ Kₚᵀ P + K Kᵀ P + λ I)⁻¹."""
     keys, residuals, covariance = random_problem(n=4)
     earlier = random_problem(n=9)[0][:, 5:]
-    projector = solve.null_space_projector(covariance, null_share=0.4)
-    delta = residuals @ solve.alphaedit_right(keys, projector, ridge=0.7, earlier_keys=earlier)
+    projector = null_space_projector(covariance, null_share=0.4)
+    delta = residuals @ alphaedit_right(keys, projector, ridge=0.7, earlier_keys=earlier)
     inner = (earlier @ earlier.T + keys @ keys.T) @ projector + 0.7 * torch.eye(16, dtype=torch.float64)
     torch.testing.assert_close(delta, residuals @ keys.T @ projector @ torch.linalg.inv(inner), rtol=1e-8, atol=1e-10)
 
 
 def test_the_null_space_holds_the_share_it_is_given() -> None:
     covariance = torch.diag(torch.tensor([50.0, 30.0, 15.0, 4.0, 1.0], dtype=torch.float64))
-    projector = solve.null_space_projector(covariance, null_share=0.05)  # 1% and 4% of the trace
+    projector = null_space_projector(covariance, null_share=0.05)  # 1% and 4% of the trace
     torch.testing.assert_close(projector, torch.diag(torch.tensor([0.0, 0.0, 0.0, 1.0, 1.0], dtype=torch.float64)))
 
 
 def test_dropping_keys_equals_solving_without_them() -> None:
     keys, _, covariance = random_problem()
-    right = solve.memit_right(keys, solve.factorise(covariance), covariance_weight=3.0)
-    without = solve.memit_right(keys[:, [0, 2, 4]], solve.factorise(covariance), covariance_weight=3.0)
-    torch.testing.assert_close(solve.drop_keys(right, keys, [1, 3]), without, rtol=1e-6, atol=1e-8)
+    right = memit_right(keys, factorise(covariance), covariance_weight=3.0)
+    without = memit_right(keys[:, [0, 2, 4]], factorise(covariance), covariance_weight=3.0)
+    torch.testing.assert_close(drop_keys(right, keys, [1, 3]), without, rtol=1e-6, atol=1e-8)
 
 
 def test_directions_without_any_key_are_no_obstacle() -> None:
     """A unit that never fires has a zero row in C; the edit of a key without it leaves its weights alone."""
     covariance = torch.diag(torch.tensor([2.0, 1.0, 0.0], dtype=torch.float64))
     key = torch.tensor([[1.0], [1.0], [0.0]], dtype=torch.float64)
-    right = solve.memit_right(key, solve.factorise(covariance), covariance_weight=1.0)
+    right = memit_right(key, factorise(covariance), covariance_weight=1.0)
     torch.testing.assert_close(right, torch.tensor([[0.2, 0.4, 0.0]], dtype=torch.float64), rtol=1e-6, atol=1e-8)
 
 
 def test_a_covariance_of_nothing_is_named() -> None:
     with pytest.raises(UserError, match="gave no keys"):
-        solve.factorise(torch.zeros(3, 3, dtype=torch.float64))
+        factorise(torch.zeros(3, 3, dtype=torch.float64))
 
 
 def test_fewer_keys_than_dimensions_are_enough() -> None:
     """Where float32 products have left C an eigenvalue below zero, by more than the smallest ridge."""
     seen = torch.randn(16, 64, generator=torch.Generator().manual_seed(0)) * torch.logspace(1, -1, 64)
     covariance = (seen.T @ seen).double() / 16
-    ridge = solve.RIDGES[0] * covariance.trace() / 64
+    ridge = RIDGES[0] * covariance.trace() / 64
     assert torch.linalg.eigvalsh(covariance)[0] < -ridge
-    factor = solve.factorise(covariance)
+    factor = factorise(covariance)
     mean = covariance.trace() / 64
     torch.testing.assert_close(factor @ factor.T, covariance, rtol=0, atol=1e-4 * float(mean))
     with pytest.raises(UserError, match="64 dimensions cannot be factorised"):
-        solve.factorise(covariance - 0.1 * mean * torch.eye(64))
+        factorise(covariance - 0.1 * mean * torch.eye(64))
