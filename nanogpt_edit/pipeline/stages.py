@@ -24,9 +24,8 @@ from nanogpt_edit.data.samples import Sample
 from nanogpt_edit.doctor import doctor
 from nanogpt_edit.doctor.findings import Finding, verdict
 from nanogpt_edit.editing.editor import edit_model
-from nanogpt_edit.editing.outcome import describe, shortfall
 from nanogpt_edit.editing.patch_files import carried_patches, save_edited, save_patch
-from nanogpt_edit.editing.scores import edit_record, kept_in, score_patch
+from nanogpt_edit.editing.scores import describe, edit_record, kept_in, score_patch, shortfall
 from nanogpt_edit.evaluation.config import EvaluateConfig
 from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.model.tokenizer import tokenizer_of

@@ -12,10 +12,9 @@ from edit_world import PLAIN, covariance_blocks, facts, trained_model
 from nanogpt_edit.data.facts import Fact
 from nanogpt_edit.editing.config import EditConfig
 from nanogpt_edit.editing.editor import edit_model
-from nanogpt_edit.editing.outcome import describe, shortfall
 from nanogpt_edit.editing.patch import EditedFact
 from nanogpt_edit.editing.records import Edit
-from nanogpt_edit.editing.scores import compare_states, edit_record, score_patch
+from nanogpt_edit.editing.scores import compare_states, describe, edit_record, score_patch, shortfall
 from nanogpt_edit.evaluation.facts import FactState
 from nanogpt_edit.evaluation.targets import TargetScore
 
