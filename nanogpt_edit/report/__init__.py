@@ -1,4 +1,5 @@
-"""What people read: the files of a run -> tables, plots, one page. Imports no torch and no room of the house.
+"""What people read: the files of a run -> tables, plots, one page. Imports no torch, and of the other rooms
+only the records that they write.
 
 `build(run_dir)` writes report.html, report.md and summary.json and returns the `Summary`, `numbers(run_dir)` only
 returns it; `terminal_summary(summary)` is what a run prints at its end.

@@ -171,9 +171,7 @@ def change_span(metric: str, change: Difference) -> str:
     return f"[{signed(metric, change.low)}, {signed(metric, change.high)}]"
 
 
-def p_value(value: float | None) -> str:
-    if value is None:
-        return ""
+def p_value(value: float) -> str:
     return "<0.001" if value < 0.001 else f"{value:.3f}"
 
 
