@@ -98,8 +98,8 @@ def _edit(
         if config.traits.finds_values:
             if covariance_blocks is None:
                 raise UserError(f"{config.method} needs covariance_blocks, the token ids of ordinary text.")
-            ordinary = _ordinary_keys(model, covariance_blocks, config, cache_dir)
             _note_unreachable(model, located, config)
+            ordinary = _ordinary_keys(model, covariance_blocks, config, cache_dir)
             batches = _edit_in_batches(model, located, config, layers, ordinary, covariance_blocks, known_values)
         else:
             batches = [finetune(model, located, config, *layers.values())]
@@ -152,7 +152,7 @@ def _edit_in_batches(
             if known_values is None:
                 values = optimise_values(model, batch, config)
             else:
-                values = _slice(known_values, first, first + size)
+                values = known_values.part(first, first + size)
             write_values(model, batch, values.values, layers, solvers, again=number > 0)
         if config.refines:
             refine_batch(model, batch, config, layers, solvers, text)
@@ -209,22 +209,12 @@ def _patch(
     ordinary: Mapping[int, Covariance],
     started: float,
 ) -> EditPatch:
-    values = _joined(batches)
+    values = TargetValues.joined(batches)
     made = (values.values, *(each for layer in edited_layers.values() for each in (*layer.left, *layer.right)))
     if not all(bool(each.isfinite().all()) for each in made):
         raise UserError(
             "the edit came to NaN or infinite numbers: the model's weights hold some (nanogpt-edit info tells), or "
             "learning_rate or clamp is far too large."
-        )
-    layers: dict[int, LayerUpdate] = {}
-    for layer, edited_layer in edited_layers.items():
-        left, right = on_grid(torch.cat(edited_layer.left, dim=1).cpu(), torch.cat(edited_layer.right, dim=0).cpu())
-        layers[layer] = LayerUpdate(
-            left=left.contiguous(),
-            right=right.contiguous(),
-            keys=torch.cat(edited_layer.keys, dim=1).float().cpu().contiguous(),
-            expected_sha256=tensor_sha256(edited_layer.weight),
-            covariance_sha256=ordinary[layer].sha256() if layer in ordinary else "",
         )
     edited = tuple(
         EditedFact(fact.fact, fact.lookup, probability, shift, steps)
@@ -233,7 +223,7 @@ def _patch(
         )
     )
     patch = EditPatch(
-        layers=layers,
+        layers={layer: _layer_update(each, ordinary.get(layer)) for layer, each in edited_layers.items()},
         values=values.values.float().contiguous(),
         edited=edited,
         config=config,
@@ -245,19 +235,12 @@ def _patch(
     return patch.bound_to(model)
 
 
-def _slice(values: TargetValues, first: int, end: int) -> TargetValues:
-    return TargetValues(
-        values=values.values[first:end],
-        probabilities=values.probabilities[first:end],
-        shifts=values.shifts[first:end],
-        steps=values.steps[first:end],
-    )
-
-
-def _joined(parts: Sequence[TargetValues]) -> TargetValues:
-    return TargetValues(
-        values=torch.cat([part.values for part in parts]),
-        probabilities=tuple(p for part in parts for p in part.probabilities),
-        shifts=tuple(s for part in parts for s in part.shifts),
-        steps=tuple(s for part in parts for s in part.steps),
+def _layer_update(layer: EditedLayer, covariance: Covariance | None) -> LayerUpdate:
+    left, right = on_grid(torch.cat(layer.left, dim=1).cpu(), torch.cat(layer.right, dim=0).cpu())
+    return LayerUpdate(
+        left=left.contiguous(),
+        right=right.contiguous(),
+        keys=torch.cat(layer.keys, dim=1).float().cpu().contiguous(),
+        expected_sha256=tensor_sha256(layer.weight),
+        covariance_sha256="" if covariance is None else covariance.sha256(),
     )

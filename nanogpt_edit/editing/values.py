@@ -47,6 +47,21 @@ class TargetValues:
     steps: tuple[int, ...]
     """Steps taken until the fact stopped."""
 
+    @classmethod
+    def joined(cls, parts: Sequence[TargetValues]) -> TargetValues:
+        """Those of all facts of the parts, in order."""
+        return cls(
+            values=torch.cat([part.values for part in parts]),
+            probabilities=tuple(p for part in parts for p in part.probabilities),
+            shifts=tuple(s for part in parts for s in part.shifts),
+            steps=tuple(s for part in parts for s in part.steps),
+        )
+
+    def part(self, first: int, end: int) -> TargetValues:
+        """Those of facts `first` to `end` − 1."""
+        rows = slice(first, end)
+        return TargetValues(self.values[rows], self.probabilities[rows], self.shifts[rows], self.steps[rows])
+
 
 def optimise_values(
     model: GPT, facts: Sequence[LocatedFact], config: EditConfig, *, chunk_tokens: int = CHUNK_TOKENS
@@ -57,12 +72,7 @@ def optimise_values(
         for chunk in in_chunks(facts, chunk_tokens):
             losses = _Losses.of(model, chunk, last_layer=config.layers[-1], essence=config.kl_coef > 0)
             parts.append(_descend(model, losses, config, bar))
-    return TargetValues(
-        values=torch.cat([part.values for part in parts]),
-        probabilities=tuple(p for part in parts for p in part.probabilities),
-        shifts=tuple(s for part in parts for s in part.shifts),
-        steps=tuple(s for part in parts for s in part.steps),
-    )
+    return TargetValues.joined(parts)
 
 
 @dataclass(frozen=True)

@@ -63,7 +63,7 @@ def grpo(
         model.eval()  # no dropout in reinforcement learning: the policy that is trained is the one that was sampled
         metrics: dict[str, float] = {}
         if trainer.is_time_to_evaluate():
-            metrics["val_pass_at_1"] = validate(trainer, engine, validation, seed=seed)
+            metrics["val_pass_at_1"] = validate(trainer, engine, validation, config, seed=seed)
         with timed(metrics, "generate"):
             groups = sample(trainer, sampler, problems, step=step)
         kept = with_signal(groups, config)
@@ -82,7 +82,7 @@ def grpo(
             return trainer
     watch.close()
     if config.keep != "last" and config.steps:
-        validate(trainer, engine, validation, seed=seed)
+        validate(trainer, engine, validation, config, seed=seed)
     trainer.finish(config.keep)
     return trainer
 
@@ -97,11 +97,10 @@ def sample(trainer: Trainer, sampler: RolloutSampler, problems: Sequence[Problem
         raise
 
 
-def validate(trainer: Trainer, engine: Engine, problems: Sequence[Problem], *, seed: int) -> float:
+def validate(trainer: Trainer, engine: Engine, problems: Sequence[Problem], config: GRPOConfig, *, seed: int) -> float:
     """pass@1 on validation now; the weights are kept when none before had more."""
-    assert isinstance(trainer.config, GRPOConfig)
     with trainer.parallel.gathered():
-        score = validation_accuracy(engine, problems, trainer.config, seed=seed)
+        score = validation_accuracy(engine, problems, config, seed=seed)
     trainer.keep_if_best(score)
     return score
 

@@ -106,9 +106,9 @@ def descend(
     weight, *rest = distributed.all_reduce_sum(sums)
     metrics |= {name: value / weight for name, value in zip(MEANS, rest, strict=True)}
     metrics["sampler_gap"] = distributed.all_reduce_max([gap])[0]
-    found = distributed.all_gather([detail for _, details in own for detail in details])
+    gathered = distributed.all_gather([detail for _, details in own for detail in details])
     metrics["grad_norm"] = trainer.apply_gradients()
-    return Updated(metrics, tuple(detail for each in found for detail in each))
+    return Updated(metrics, tuple(detail for each in gathered for detail in each))
 
 
 def group_terms(

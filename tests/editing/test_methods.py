@@ -15,6 +15,7 @@ from nanogpt_edit.editing import memit as memit_module
 from nanogpt_edit.editing.config import METHODS, EditConfig, Method
 from nanogpt_edit.editing.editor import SOLVERS, edit_model
 from nanogpt_edit.editing.patch import edited_weight
+from nanogpt_edit.editing.values import TargetValues
 
 QUICK = replace(PLAIN, layers=(0, 1), steps=2, covariance_tokens=500, n_prefixes=1, prefix_tokens=2)
 METHOD_NAMES: tuple[Method, ...] = get_args(Method)
@@ -112,3 +113,13 @@ def test_fine_tuning_that_fails_leaves_no_trace(
         edit_model(model, facts(1), replace(QUICK, method="ft"))
     assert weight.requires_grad is trained
     assert torch.equal(weight, before)
+
+
+@pytest.mark.parametrize("size", [1, 2, 5, 9])
+def test_values_in_parts_join_to_the_whole(size: int) -> None:
+    whole = TargetValues(
+        torch.arange(10.0).view(5, 2), (0.1, 0.2, 0.3, 0.4, 0.5), (1.0, 2.0, 3.0, 4.0, 5.0), (1, 2, 3, 4, 5)
+    )
+    joined = TargetValues.joined([whole.part(first, first + size) for first in range(0, 5, size)])
+    assert torch.equal(joined.values, whole.values)
+    assert replace(joined, values=whole.values) == whole
