@@ -26,6 +26,7 @@ from nanogpt_edit.data.problems import Problem
 from nanogpt_edit.engine.generate import Generation, generate
 from nanogpt_edit.evaluation.suite import EvaluateConfig
 from nanogpt_edit.model.gpt import GPT
+from nanogpt_edit.model.lineage import EMBEDDED, LineageEntry
 from nanogpt_edit.pipeline.recipe import Recipe
 from nanogpt_edit.pipeline.spared import spared_text
 
@@ -194,7 +195,7 @@ def test_a_model_of_another_world_asks_for_text(speaking_gpt: GPT) -> None:
     with pytest.raises(UserError, match=r"which text is the edit to spare\? Give text: .* not pretrained on that"):
         ne.edit(speaking_gpt, [fact])
     assert ne.edit(speaking_gpt, [fact], method="ft", steps=1).facts == (fact,)
-    speaking_gpt.lineage = ("pretrained for 3 steps", "SFT for 2 steps")
+    speaking_gpt.lineage = (LineageEntry("pretrained", "pretrained for 3 steps", text=EMBEDDED, problems=EMBEDDED),)
     assert len(spared_text(speaking_gpt, [fact], Recipe())) > 100
 
 

@@ -42,7 +42,7 @@ LOAD: list[tuple[Call, str]] = [
     (lambda m: ne.load(".", devise="cpu"), "got an unexpected keyword argument 'devise'; it is called as"),
     (lambda m: ne.save("model", "out"), 'ne.save: "model" must be a model (ne.load gives one), found "model"'),
     (lambda m: ne.save(m, None), '"directory" must be a path or text, found None'),
-    (lambda m: ne.save(m, "out", lineage_note=3), '"lineage_note" must be text or None, found 3'),
+    (lambda m: ne.save(m, "out", lineage_note=3), '"lineage_note" must be text or a LineageEntry or None, found 3'),
     (lambda m: ne.load_patch(None), 'ne.load_patch: "path" must be text or a path, found None'),
     (lambda m: ne.load_patch("none.safetensors"), "none.safetensors: no such file"),
 ]

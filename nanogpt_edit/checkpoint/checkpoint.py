@@ -22,6 +22,7 @@ from torch.overrides import TorchFunctionMode
 from nanogpt_edit.checkpoint import hub, nanogpt, weights
 from nanogpt_edit.checkpoint.config_json import config_from_json, config_to_json
 from nanogpt_edit.checkpoint.kept import is_kept, read_kept, write_card, write_texts
+from nanogpt_edit.checkpoint.lineage import lineage_json, read_lineage
 from nanogpt_edit.checkpoint.tensors import SafetensorsFiles, Tensors
 from nanogpt_edit.checkpoint.weights import fingerprint
 from nanogpt_edit.common import files
@@ -32,6 +33,7 @@ from nanogpt_edit.common.errors import UserError
 from nanogpt_edit.model.fit import tokenizer_doubts
 from nanogpt_edit.model.gpt import GPT, GPTConfig
 from nanogpt_edit.model.kept import Kept
+from nanogpt_edit.model.lineage import LineageEntry
 from nanogpt_edit.model.size import check_fits
 from nanogpt_edit.model.tokenizer import Tokenizer
 
@@ -71,7 +73,7 @@ class _Source:
     tensors: Tensors
     tokenizer: Tokenizer | None
     kept: Kept
-    lineage: tuple[str, ...]
+    lineage: tuple[LineageEntry, ...]
     conv1d: bool
     """Whether GPT-2's matrices are stored (in, out)."""
     fresh_rows: bool
@@ -128,14 +130,14 @@ def save(
     directory: Path | str,
     *,
     tokenizer: Tokenizer | None = None,
-    lineage_note: str | None = None,
+    lineage_note: str | LineageEntry | None = None,
     attachments: Mapping[str, Callable[[Path], None]] | None = None,
 ) -> None:
     """Write `model` as a model directory, complete or not at all; a model directory already there is replaced.
 
     `tokenizer` defaults to the model's. `lineage_note` says what was just done to the weights; it is added to the
-    model's lineage. `attachments` are further files by their name in the directory, each with what writes it to a path.
-    What came with the model (`Kept`) is written again.
+    model's lineage (a sentence as a note, which nothing hangs on). `attachments` are further files by their name in the
+    directory, each with what writes it to a path. What came with the model (`Kept`) is written again.
     transformers gives the same logits and ids for the directory; its `generate` stops at `</answer>`.
     (One exception: transformers 5 reads any qwen2 directory with Qwen2's own rules for cutting text, so another
     family's vocabulary in a qwen2 model gives other ids there.)
@@ -146,8 +148,9 @@ def save(
     tokenizer = tokenizer or model.tokenizer
     _check_replaceable(directory)
     config = config_json(model, tokenizer)
-    if lineage_note is not None and model.lineage[-1:] != (lineage_note,):
-        model.lineage = (*model.lineage, lineage_note)
+    if lineage_note is not None:
+        entry = lineage_note if isinstance(lineage_note, LineageEntry) else LineageEntry("note", lineage_note)
+        model.lineage = model.lineage if model.lineage[-1:] == (entry,) else (*model.lineage, entry)
     with files.atomic_directory(directory) as part:
         weights.write(model, part)
         files.write_json(part / "config.json", config)
@@ -211,7 +214,7 @@ def _open_directory(path: Path, *, name: str) -> _Source:
         tensors=tensors,
         tokenizer=tokenizer,
         kept=kept,
-        lineage=_read_lineage(path / "lineage.json") or (f"loaded from {name}",),
+        lineage=read_lineage(path / "lineage.json") or (LineageEntry("taken", f"loaded from {name}"),),
         conv1d=True,
         fresh_rows=True,
     )
@@ -232,7 +235,7 @@ def _open_nanogpt(path: Path) -> _Source:
         tensors=checkpoint.tensors,
         tokenizer=tokenizer,
         kept=Kept(),
-        lineage=(checkpoint.note,),
+        lineage=(LineageEntry("taken", checkpoint.note),),
         conv1d=False,
         fresh_rows=False,  # such checkpoints carry no tokenizer, and may have learnt the tokens in their padding
     )
@@ -312,16 +315,7 @@ def _new_rows(model: GPT, opened: _Source, stored_rows: int) -> None:
         f"embedding rows {first} to {last - 1} set to the mean row plus noise"
     )
     progress.say(f"{opened.path}: {note}.")
-    model.lineage = (*model.lineage, note)
-
-
-def _read_lineage(file: Path) -> tuple[str, ...]:
-    if not file.is_file():
-        return ()
-    notes = files.read_json(file).get("lineage")
-    if not isinstance(notes, list) or not all(isinstance(note, str) for note in notes):
-        raise UserError(f'{file}: "lineage" must be a list of sentences. Remove the file if you do not need it.')
-    return tuple(notes)
+    model.lineage = (*model.lineage, LineageEntry("vocabulary", note))
 
 
 def _check_replaceable(directory: Path) -> None:
@@ -345,7 +339,7 @@ def _check_replaceable(directory: Path) -> None:
 
 def _lineage_json(model: GPT, tokenizer: Tokenizer | None) -> dict[str, object]:
     vocabulary = {} if tokenizer is None else {"vocabulary": tokenizer.vocabulary_sha256}
-    return {"lineage": list(model.lineage), "fingerprint": fingerprint(model), **vocabulary}
+    return {"lineage": lineage_json(model.lineage), "fingerprint": fingerprint(model), **vocabulary}
 
 
 def _generation_json(model: GPT, tokenizer: Tokenizer) -> dict[str, object]:

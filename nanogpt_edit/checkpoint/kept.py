@@ -16,6 +16,7 @@ from pathlib import Path
 from nanogpt_edit.common.files import read_json, write_text
 from nanogpt_edit.common.reasoning import REASONING_TEMPLATE
 from nanogpt_edit.model.kept import Kept
+from nanogpt_edit.model.lineage import LineageEntry
 from nanogpt_edit.model.tokenizer import Tokenizer
 
 CARD = "README.md"
@@ -62,11 +63,11 @@ def is_kept(name: str) -> bool:
     return name == TEMPLATES or any(fnmatch(name.upper(), pattern.upper()) for pattern in TEXTS)
 
 
-def write_card(directory: Path, lineage: Sequence[str], tokenizer: Tokenizer | None) -> None:
+def write_card(directory: Path, lineage: Sequence[LineageEntry], tokenizer: Tokenizer | None) -> None:
     """Say at the end of the model card what was done to the weights and how a question is put to the model."""
     card = directory / CARD
     theirs = card.read_text(encoding="utf-8", errors="replace").partition(OWN_PART)[0] if card.is_file() else ""
-    notes = [note.replace("<", "\\<") for note in lineage]  # else Markdown takes the reasoning tokens for HTML
+    notes = [each.sentence.replace("<", "\\<") for each in lineage]  # else Markdown takes the reasoning tokens for HTML
     steps = "\n".join(f"{number}. {note}" for number, note in enumerate(notes, start=1)) or "Nothing is recorded."
     own = f"## What was done to these weights\n\n{steps}\n\n## How a question is put\n\n{_format(tokenizer)}\n"
     write_text(card, f"{theirs.rstrip()}\n\n{OWN_PART}\n{own}".lstrip())

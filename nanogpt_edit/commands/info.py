@@ -43,7 +43,7 @@ def describe(model: GPT) -> list[tuple[str, str]]:
         ("tokenizer", _tokenizer(model)),
         ("chat template", _chat_template(model)),
         ("fingerprint", fingerprint(model)),
-        ("lineage", " → ".join(model.lineage) or "nothing recorded"),
+        ("lineage", " → ".join(map(str, model.lineage)) or "nothing recorded"),
     ]
 
 

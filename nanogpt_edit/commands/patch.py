@@ -15,6 +15,7 @@ from nanogpt_edit.editing.patch import EditPatch
 from nanogpt_edit.editing.patch_files import carried_patches, load_patch, save_edited, save_patch
 from nanogpt_edit.editing.patches import diff_patches, drop_facts, merge_patches, rebase_patch
 from nanogpt_edit.model.gpt import GPT
+from nanogpt_edit.model.lineage import LineageEntry
 from nanogpt_edit.pipeline.spared import recipe_for_edit, spared_text
 
 
@@ -73,7 +74,7 @@ def revert(chosen: Revert) -> int:
         raise UserError(f"{chosen.model} carries no patches; name the .safetensors files to take out.")
     for each in reversed(found):
         each.revert(model)
-        model.lineage = (*model.lineage, f"reverted: {each.describe()}")
+        model.lineage = (*model.lineage, LineageEntry("reverted", f"reverted: {each.describe()}"))
         carried = [(name, patch) for name, patch in carried if patch.made_of() != each.made_of()]
     save_edited(model, chosen.out, carried)
     print(f"{_what_is_left(model, found[0], carried)}: {chosen.out}")

@@ -25,6 +25,7 @@ from nanogpt_edit.common.errors import UserError
 from nanogpt_edit.data.facts import Fact, Lookup
 from nanogpt_edit.editing.config import EditConfig
 from nanogpt_edit.model.gpt import GPT
+from nanogpt_edit.model.lineage import LineageEntry
 
 DOUBLE_BITS, SINGLE_BITS = 53, 24  # significant bits of float64 and float32
 
@@ -123,7 +124,7 @@ class EditPatch:
             for layer, update in bound.layers.items():
                 weight = edited_weight(model, layer)
                 weight.copy_(add_delta(weight, update))
-        model.lineage = (*model.lineage, self.describe())
+        model.lineage = (*model.lineage, LineageEntry("edited", self.describe()))
         return bound
 
     def revert(self, model: GPT) -> None:

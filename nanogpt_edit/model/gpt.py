@@ -25,6 +25,7 @@ from nanogpt_edit.model.attention import AttentionView
 from nanogpt_edit.model.block import Block, make_norm, take_columns
 from nanogpt_edit.model.config import GPTConfig as GPTConfig
 from nanogpt_edit.model.kept import Kept
+from nanogpt_edit.model.lineage import LineageEntry
 from nanogpt_edit.model.linear import Packed, head_product
 from nanogpt_edit.model.positions import rotary_angles, sinusoids
 from nanogpt_edit.model.size import check_fits
@@ -51,7 +52,7 @@ class GPT(nn.Module):
         self.config = config
         self.tokenizer: Tokenizer | None = None
         self.kept = Kept()
-        self.lineage: tuple[str, ...] = ()
+        self.lineage: tuple[LineageEntry, ...] = ()
         self.source: Path | None = None
         """The directory or file it was loaded from."""
         self.activation_checkpointing = False

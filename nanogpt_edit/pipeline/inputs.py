@@ -25,11 +25,10 @@ from nanogpt_edit.data.text import read_text
 from nanogpt_edit.data.world.world import World, make_world
 from nanogpt_edit.evaluation.facts import Question
 from nanogpt_edit.model.gpt import GPT
+from nanogpt_edit.model.lineage import EMBEDDED
 from nanogpt_edit.model.tokenizer import tokenizer_of
 from nanogpt_edit.pipeline.recipe import Recipe
 
-PRETRAINED = "pretrained for"  # begins the lineage of models that have learned the world
-TRAINED = (PRETRAINED, "SFT for", "GRPO for")  # and of those that know the form of its problems
 HELD_OUT_DOCUMENTS = 400
 
 Part = Literal["problems", "facts", "extra_text", "replay_source"]
@@ -97,6 +96,11 @@ class RunInputs:
             return read_text(source)
 
     @property
+    def whose_problems(self) -> str:
+        """As a lineage names them."""
+        return self.recipe.problems.path or EMBEDDED
+
+    @property
     def counts(self) -> Mapping[str, object]:
         """How much data there is, for the report."""
         problems = {name: len(getattr(self.problems, name)) for name in ("train", "validation", "test")}
@@ -126,7 +130,7 @@ class RunInputs:
 
     def knows_world(self, model: GPT) -> bool:
         """Are the world's facts base text of `model`: is it the new one of this recipe, or was it pretrained here?"""
-        return self.recipe.model.source is None or was_trained(model, PRETRAINED)
+        return self.recipe.model.source is None or learned_world(model)
 
     def replays_text(self, model: GPT) -> bool:
         """Does SFT mix in text: that of its own source, or the base text where there is one?"""
@@ -155,6 +159,6 @@ class RunInputs:
         return self._solved[key]
 
 
-def was_trained(model: GPT, *how: str) -> bool:
-    """Does a note of the model's lineage begin so?"""
-    return any(note.startswith(how) for note in model.lineage)
+def learned_world(model: GPT) -> bool:
+    """Does the lineage say that the model was pretrained on the text of the embedded world?"""
+    return any(done.text == EMBEDDED for done in model.lineage)

@@ -15,8 +15,9 @@ from nanogpt_edit.common.terminal import say
 from nanogpt_edit.data.facts import Fact, states_old_answer
 from nanogpt_edit.data.text import read_text
 from nanogpt_edit.model.gpt import GPT
+from nanogpt_edit.model.lineage import EMBEDDED
 from nanogpt_edit.model.tokenizer import tokenizer_of
-from nanogpt_edit.pipeline.inputs import PRETRAINED, TRAINED, RunInputs, was_trained
+from nanogpt_edit.pipeline.inputs import RunInputs, learned_world
 from nanogpt_edit.pipeline.recipe import ModelConfig, Recipe, load_recipe, recipe_beside
 
 
@@ -32,7 +33,7 @@ def spared_blocks(inputs: RunInputs, model: GPT, facts: Sequence[Fact], *, remed
         _require_world(model, remedy=remedy)
     tokenizer, context = tokenizer_of(model), min(recipe.pretrain.context_tokens, model.config.block_size)
     spared = [text for text in inputs.sentences(model) if not any(states_old_answer(text, fact) for fact in facts)]
-    knows_problems = recipe.problems.path is not None or was_trained(model, *TRAINED)
+    knows_problems = recipe.problems.path is not None or any(done.problems == EMBEDDED for done in model.lineage)
     solved = inputs.solved(model)[0] if knows_problems else []
     end = [] if tokenizer.eos_id is None else [tokenizer.eos_id]
     texts = [[*tokenizer.encode(text), *end] for text in spared] * recipe.pretrain.fact_repeats
@@ -86,7 +87,7 @@ def recipe_for_edit(model: str | Path | None, chosen: str | Path | None = None) 
 
 def _require_world(model: GPT, *, remedy: str) -> None:
     """Raise UserError unless `model` was pretrained here, where the embedded world is part of the text."""
-    if not was_trained(model, PRETRAINED):
+    if not learned_world(model):
         raise UserError(
             f"which text is the edit to spare? {remedy}: a file, a folder or a hub data set like what the model was "
             "trained on. Without it the embedded world is taken, and this model was not pretrained on that."

@@ -8,7 +8,7 @@ that was half trained goes on from its saved state.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -28,11 +28,12 @@ from nanogpt_edit.editing.patch_files import carried_patches, save_edited, save_
 from nanogpt_edit.editing.scores import describe, edit_record, kept_in, score_patch, shortfall
 from nanogpt_edit.evaluation.config import EvaluateConfig
 from nanogpt_edit.model.gpt import GPT
+from nanogpt_edit.model.lineage import EMBEDDED, LineageEntry
 from nanogpt_edit.model.tokenizer import tokenizer_of
 from nanogpt_edit.pipeline import fitted
 from nanogpt_edit.pipeline.checks import check_model
 from nanogpt_edit.pipeline.folder import RunFolder
-from nanogpt_edit.pipeline.inputs import PRETRAINED, Part, RunInputs
+from nanogpt_edit.pipeline.inputs import Part, RunInputs
 from nanogpt_edit.pipeline.measure import keep_transcript
 from nanogpt_edit.pipeline.new_model import new_model
 from nanogpt_edit.pipeline.spared import spared_blocks
@@ -84,7 +85,7 @@ def make_base(
         check(inputs, model)
     if start is not None:
         if distributed.is_first():
-            checkpoint.save(model, folder.model("base"), lineage_note=f"taken from {start}")
+            checkpoint.save(model, folder.model("base"), lineage_note=LineageEntry("taken", f"taken from {start}"))
         return ()
     recipe, parameters = inputs.recipe, sum(parameter.numel() for parameter in model.parameters())
     folder.keep_environment(device, parameters=parameters, vocabulary=tokenizer.vocab_size)
@@ -101,7 +102,8 @@ def make_base(
             log=folder.log("pretrain"),
             shard=recipe.shard,
         )
-    _keep(folder, "base", trainer, f"{PRETRAINED} {recipe.pretrain.steps} steps")
+    said = f"pretrained for {recipe.pretrain.steps} steps"
+    _keep(folder, "base", trainer, LineageEntry("pretrained", said, text=EMBEDDED, problems=inputs.whose_problems))
     return ()
 
 
@@ -122,7 +124,8 @@ def make_sft(inputs: RunInputs, folder: RunFolder, device: torch.device, start: 
             log=folder.log("sft"),
             shard=recipe.shard,
         )
-    _keep(folder, "sft", trainer, f"SFT for {recipe.sft.steps} steps", last_too=recipe.sft.keep == "both")
+    done = LineageEntry("sft", f"SFT for {recipe.sft.steps} steps", problems=inputs.whose_problems)
+    _keep(folder, "sft", trainer, done, last_too=recipe.sft.keep == "both")
     return ()
 
 
@@ -142,7 +145,8 @@ def make_grpo(inputs: RunInputs, folder: RunFolder, device: torch.device, start:
             log=folder.log("grpo"),
             shard=recipe.shard,
         )
-    _keep(folder, "grpo", trainer, f"GRPO for {config.steps} steps", last_too=config.keep == "both")
+    done = LineageEntry("grpo", f"GRPO for {config.steps} steps", problems=inputs.whose_problems)
+    _keep(folder, "grpo", trainer, done, last_too=config.keep == "both")
     return ()
 
 
@@ -213,21 +217,22 @@ def _to_train(start: Start, device: torch.device) -> GPT:
     if tokenizer.chat_template != REASONING_TEMPLATE:
         done = "set" if tokenizer.chat_template is None else "replaced"
         tokenizer.chat_template = REASONING_TEMPLATE
-        model.lineage = (*model.lineage, f"chat template {done}: the bare question, then <think>")
+        said = f"chat template {done}: the bare question, then <think>"
+        model.lineage = (*model.lineage, LineageEntry("template", said))
     return model
 
 
-def _keep(folder: RunFolder, stage: str, trainer: Trainer, note: str, *, last_too: bool = False) -> None:
+def _keep(folder: RunFolder, stage: str, trainer: Trainer, done: LineageEntry, *, last_too: bool = False) -> None:
     """Save what a stage has trained, then let go of its saved states."""
     if last_too:
         trainer.use("last")
-        _save(trainer, folder.model(f"{stage}-last"), f"{note}, the last weights")
+        _save(trainer, folder.model(f"{stage}-last"), replace(done, sentence=f"{done}, the last weights"))
         trainer.use("best")
-    _save(trainer, folder.model(stage), note)
+    _save(trainer, folder.model(stage), done)
     trainer.clear()
 
 
-def _save(trainer: Trainer, directory: Path, note: str) -> None:
+def _save(trainer: Trainer, directory: Path, done: LineageEntry) -> None:
     with trainer.parallel.gathered() as model:
         if distributed.is_first():
-            checkpoint.save(model, directory, lineage_note=note)
+            checkpoint.save(model, directory, lineage_note=done)

@@ -159,7 +159,7 @@ class Server(ThreadingHTTPServer):
             "source": source,
             "parameters": sum(parameter.numel() for parameter in model.parameters()),
             "block_size": model.config.block_size,
-            "lineage": list(model.lineage),
+            "lineage": list(map(str, model.lineage)),
         }
 
     def handle_error(self, request: socket | tuple[bytes, socket], client_address: object) -> None:

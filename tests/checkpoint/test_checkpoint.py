@@ -25,6 +25,7 @@ from nanogpt_edit.checkpoint.tensors import tensor_sha256
 from nanogpt_edit.common import terminal
 from nanogpt_edit.common.errors import UserError
 from nanogpt_edit.model.gpt import GPT, GPTConfig
+from nanogpt_edit.model.lineage import LineageEntry
 from nanogpt_edit.model.positions import RopeScaling
 from nanogpt_edit.model.tokenizer import Tokenizer
 
@@ -69,12 +70,13 @@ def without_reasoning_tokens(directory: Path) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_model_comes_back_bit_for_bit(any_gpt: GPT, tokenizer: Tokenizer, dtype: torch.dtype, tmp_path: Path) -> None:
     any_gpt.to(dtype)
-    any_gpt.lineage = ("loaded from somewhere",)
+    any_gpt.lineage = (LineageEntry("taken", "loaded from somewhere"),)
     checkpoint.save(any_gpt, tmp_path / "m", tokenizer=tokenizer, lineage_note="trained a little")
     loaded = checkpoint.load(tmp_path / "m")
     assert loaded.config == any_gpt.config
     assert (loaded.dtype, loaded.training) == (dtype, False)
-    assert loaded.lineage == any_gpt.lineage == ("loaded from somewhere", "trained a little")
+    assert loaded.lineage == any_gpt.lineage
+    assert list(map(str, loaded.lineage)) == ["loaded from somewhere", "trained a little"]
     assert checkpoint.fingerprint(loaded) == checkpoint.fingerprint(any_gpt)
     for (name, weight), (other, expected) in zip(loaded.named_parameters(), any_gpt.named_parameters(), strict=True):
         assert name == other
@@ -189,7 +191,7 @@ def test_a_failed_save_leaves_the_old_model(saved: Path, speaking_gpt: GPT, monk
 
 def test_a_model_replaces_a_model_but_nothing_else(saved: Path, speaking_gpt: GPT, tmp_path: Path) -> None:
     checkpoint.save(speaking_gpt, saved, lineage_note="again")
-    assert checkpoint.load(saved).lineage[-1] == "again"
+    assert checkpoint.load(saved).lineage[-1] == LineageEntry("note", "again")
     (saved / "thesis.tex").write_text("…")
     with pytest.raises(UserError, match=r'not replaced by the model, it holds "thesis\.tex"'):
         checkpoint.save(speaking_gpt, saved)
@@ -251,7 +253,7 @@ def test_missing_rows_are_added_at_the_mean_and_said(saved: Path, tokenizer: Tok
     assert len(said) == 1
     assert "grew by 24 rows to 320" in said[0]
     assert "embedding rows 296 to 319 set to the mean row plus noise" in said[0]
-    assert grown.lineage[-1] in said[0]
+    assert str(grown.lineage[-1]) in said[0]
     assert checkpoint.fingerprint(checkpoint.load(saved)) == checkpoint.fingerprint(grown)  # seeded
 
     said.clear()
@@ -335,7 +337,7 @@ def test_a_nanogpt_checkpoint_is_converted(bias: bool, tmp_path: Path, said: lis
     checkpoint.save(model, tmp_path / "m", lineage_note="kept")
     again = checkpoint.load(tmp_path / "m")
     assert checkpoint.fingerprint(again) == checkpoint.fingerprint(expected)
-    assert "nanoGPT checkpoint ckpt.pt (iteration 2000)" in again.lineage[0]
+    assert "nanoGPT checkpoint ckpt.pt (iteration 2000)" in str(again.lineage[0])
     assert again.config == config
 
 
@@ -405,9 +407,9 @@ def test_a_cached_hub_model_loads_without_network(saved: Path, hub_cache: Path) 
     into_cache(hub_cache, "someone/small-gpt", saved)
     (saved / "lineage.json").unlink()
     into_cache(hub_cache, "small-gpt", saved)
-    assert checkpoint.load("someone/small-gpt").lineage == ("pretrained on a page",)
+    assert checkpoint.load("someone/small-gpt").lineage == (LineageEntry("note", "pretrained on a page"),)
     model = checkpoint.load("small-gpt")
-    assert model.lineage == ("loaded from small-gpt",)
+    assert model.lineage == (LineageEntry("taken", "loaded from small-gpt"),)
     assert model.tokenizer is not None
     assert checkpoint.fingerprint(model) == checkpoint.fingerprint(checkpoint.load(saved))
 

@@ -47,7 +47,7 @@ def test_applied_and_reverted_from_files_gives_the_same_weights(edited: tuple[Pa
     assert cli.main(["patch", "revert", str(tmp_path / "edited"), str(patch), "--out", str(tmp_path / "back")]) == 0
     back = load(tmp_path / "back")
     assert fingerprint(back) == fingerprint(load(base))
-    assert back.lineage[-1].startswith("reverted: memit edit of 2 facts")
+    assert str(back.lineage[-1]).startswith("reverted: memit edit of 2 facts")
 
 
 def test_an_edited_model_carries_its_patches_and_gives_them_all_back(edited: tuple[Path, Path], tmp_path: Path) -> None:

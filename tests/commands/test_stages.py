@@ -18,6 +18,7 @@ from nanogpt_edit.common.files import read_jsonl
 from nanogpt_edit.data.text import TokenStream
 from nanogpt_edit.editing.patch_files import load_patch
 from nanogpt_edit.model.gpt import GPT
+from nanogpt_edit.model.lineage import EMBEDDED, LineageEntry
 from nanogpt_edit.pipeline import pipeline, stages
 from nanogpt_edit.pipeline.recipe import Recipe, load_recipe
 
@@ -46,7 +47,7 @@ def test_sft_trains_logs_saves_and_is_not_done_twice(
     assert [line["step"] for line in read_jsonl(tmp_path / "out" / "logs" / "sft.jsonl")] == [0, 1, 2]
     trained = load(tmp_path / "out" / "sft")
     assert fingerprint(trained) != fingerprint(load(base))
-    assert trained.lineage[-1].startswith("SFT for 3 steps")
+    assert str(trained.lineage[-1]).startswith("SFT for 3 steps")
 
     # The same command again leaves the model alone; another setting is refused, by its name.
     changed = (tmp_path / "out" / "sft" / "model.safetensors").stat().st_mtime_ns
@@ -89,7 +90,7 @@ SMALL_GRPO += ["--grpo.max-new-tokens", "6", "--grpo.evaluate-problems", "2", "-
 def test_grpo_trains_from_any_model(base: str, sums: list[str], tmp_path: Path) -> None:
     assert cli.main(["grpo", base, "--out", str(tmp_path / "out"), *sums, *SMALL_GRPO]) == 0
     assert [line["step"] for line in read_jsonl(tmp_path / "out" / "logs" / "grpo.jsonl")] == [0, 1]
-    assert load(tmp_path / "out" / "grpo").lineage[-1].startswith("GRPO for 2 steps")
+    assert str(load(tmp_path / "out" / "grpo").lineage[-1]).startswith("GRPO for 2 steps")
 
 
 def test_grpo_takes_rewards_by_name_and_by_function_in_this_folder(
@@ -133,7 +134,7 @@ def test_text_of_the_world_is_replayed_only_to_models_that_learned_it(
         raise UserError("enough")
 
     monkeypatch.setattr(stages, "sft", sft)
-    save(load(base), tmp_path / "here", lineage_note="pretrained for 3 steps")
+    save(load(base), tmp_path / "here", lineage_note=LineageEntry("pretrained", "as ever", text=EMBEDDED))
     for model, name in ((base, "a"), (str(tmp_path / "here"), "b")):
         assert cli.main(["sft", model, "--out", str(tmp_path / name), *sums, "--sft.replay", "0.5"]) == 2
     assert seen[0] is None

@@ -138,7 +138,7 @@ def test_what_sft_teaches_is_the_chat_template_from_then_on(finished: Path) -> N
         model, taught = checkpoint.load(finished / stage), stage != "base"
         assert model.tokenizer is not None
         assert model.tokenizer.chat_template == (REASONING_TEMPLATE if taught else None)
-        assert [note for note in model.lineage if "template" in note] == [said] * taught
+        assert [str(each) for each in model.lineage if each.kind == "template"] == [said] * taught
         assert ("the one it was trained on" in (finished / stage / "README.md").read_text()) == taught
 
 
