@@ -29,7 +29,7 @@ from nanogpt_edit.common.stats import Z_TWO_SIDED
 from nanogpt_edit.pipeline.records import STAGE_NAMES, TIMED
 from nanogpt_edit.report.run import is_share
 
-Verdict = Literal["pass", "fail", "inconclusive", "undecidable", "not measured", "wrong"]
+Judgement = Literal["pass", "fail", "inconclusive", "undecidable", "not measured", "wrong"]
 BOUND = re.compile(r"\s*(>=|<=|>|<)\s*([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)\s*(?:\(?(value|point)\)?)?\s*")
 
 
@@ -68,7 +68,7 @@ class Expectation:
     low: float | None
     high: float | None
     n: int | None
-    verdict: Verdict
+    verdict: Judgement
     n_needed: int | None
     reason: str = ""
 
@@ -125,7 +125,7 @@ def _judge_one(key: str, text: object, summary: Mapping[str, object]) -> Expecta
         return Expectation(key, shown, None, None, None, None, "not measured", None)
     value, low, high, n = found
     if bound.by_value or low is None or high is None:
-        verdict: Verdict = "pass" if bound.holds(value) else "fail"
+        verdict: Judgement = "pass" if bound.holds(value) else "fail"
         return Expectation(key, shown, value, low, high, n, verdict, None)
     if bound.holds(low) and bound.holds(high):
         verdict = "pass"

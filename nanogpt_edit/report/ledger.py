@@ -21,7 +21,7 @@ from nanogpt_edit.report import labels
 from nanogpt_edit.report.run import Run
 
 STEPS = {"base": "Pretraining", "sft": "SFT", "grpo": "GRPO", "edited": "The edit"}
-Verdict = stats.Verdict | Literal["untested"]
+CellVerdict = stats.Verdict | Literal["untested"]
 AROUND_THE_EDIT = (("facts", "edited"), ("edit", "neighbourhood"))
 
 
@@ -37,7 +37,7 @@ class Cell:
     earlier: float | None
     delta: float | None
     change: Difference | None
-    verdict: Verdict | None
+    verdict: CellVerdict | None
     samples: int | None = None
 
 
@@ -172,7 +172,7 @@ def _neighbours(edit: Edit, *, is_origin: bool) -> Cell | None:
 
 def _outcome(cells: Mapping[labels.Column, Cell | None]) -> str:
     """What a step gained, what it cost, what stays open: 'gained …. It cost …. Inconclusive: ….'"""
-    groups: dict[Verdict, list[tuple[labels.Column, Cell]]] = {}
+    groups: dict[CellVerdict, list[tuple[labels.Column, Cell]]] = {}
     for column, cell in cells.items():
         if cell is not None and cell.verdict is not None:
             groups.setdefault(cell.verdict, []).append((column, cell))

@@ -13,10 +13,10 @@ from importlib.resources import files
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from nanogpt_edit.common.errors import visible as escaped
+from nanogpt_edit.common.errors import visible
 from nanogpt_edit.common.reasoning import split_completion
 from nanogpt_edit.report import labels
-from nanogpt_edit.report.plots_edits import visible
+from nanogpt_edit.report.plots_edits import token_label
 from nanogpt_edit.report.view import View
 
 LONGEST_TEXT = 900
@@ -48,7 +48,7 @@ def render_html(view: View) -> str:
     environment = _environment(autoescape=True)
     environment.filters["inline"] = lambda picture: Markup(picture.inline)
     css = files("nanogpt_edit.report").joinpath("templates", "report.css").read_text(encoding="utf-8")
-    return escaped(environment.get_template("report.html.j2").render(view=view, css=Markup(css))) + "\n"
+    return visible(environment.get_template("report.html.j2").render(view=view, css=Markup(css))) + "\n"
 
 
 def render_markdown(view: View) -> str:
@@ -56,7 +56,7 @@ def render_markdown(view: View) -> str:
     environment = _environment(autoescape=False)
     environment.filters["cell"] = cell
     environment.filters["fenced"] = fenced
-    text = escaped(environment.get_template("report.md.j2").render(view=view))
+    text = visible(environment.get_template("report.md.j2").render(view=view))
     return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
 
 
@@ -102,7 +102,7 @@ def _environment(*, autoescape: bool) -> Environment:
         split_completion=split_completion,
         clipped=clipped,
         LONGEST_TEXT=LONGEST_TEXT,
-        visible=visible,
+        token_label=token_label,
         surprise=surprise,
         token_title=token_title,
         EDIT_SCORES=EDIT_SCORES,

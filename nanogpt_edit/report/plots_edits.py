@@ -14,7 +14,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 from nanogpt_edit.editing.records import FactScore
 from nanogpt_edit.report import labels
 from nanogpt_edit.report.canvas import Picture, colour, draw
-from nanogpt_edit.tracing.records import AverageTrace, Grid
+from nanogpt_edit.tracing.records import AverageTrace, Grid, TraceExample
 
 
 def edit_pictures(facts: Sequence[FactScore]) -> list[Picture]:
@@ -129,21 +129,23 @@ def layers_picture(
 
 
 def example_pictures(trace: AverageTrace) -> list[Picture]:
-    """The same for the one prompt shown; the subject's tokens are marked."""
+    """The same for the one prompt shown."""
     example = trace.example
-    top = _largest(example.effect)
-    return [
-        heat_map(
-            _file_name("trace-example", site),
-            grid,
-            rows=[visible(token) for token in example.tokens],
-            columns=trace.layers,
-            top=top,
-            title=site,
-            marked=[place in example.subject_tokens for place in range(len(example.tokens))],
-        )
-        for site, grid in example.effect.items()
-    ]
+    return [example_picture(_file_name("trace-example", site), example, site) for site in example.effect]
+
+
+def example_picture(name: str, example: TraceExample, site: str) -> Picture:
+    """The heat map of one site of one prompt, on the scale of all sites; the subject's tokens are marked."""
+    grid = example.effect[site]
+    return heat_map(
+        name,
+        grid,
+        rows=[token_label(token) for token in example.tokens],
+        columns=range(len(grid[0])),
+        top=_largest(example.effect),
+        title=site,
+        marked=[place in example.subject_tokens for place in range(len(example.tokens))],
+    )
 
 
 def _file_name(kind: str, site: str) -> str:
@@ -209,7 +211,7 @@ def _paint_cells(axes: Axes, grid: Grid, *, top: float, with_text: bool) -> None
     axes.add_collection(PolyCollection(boxes, facecolors=colours, linewidths=0))
 
 
-def visible(token: str) -> str:
+def token_label(token: str) -> str:
     """A token with its spaces and line ends made visible: ' Paris' -> '·Paris'."""
     marks = {"\n": "↵", " ": "·", "\t": "→"}
     return "".join(marks.get(c, c if c.isprintable() else "�") for c in token) or "(empty)"

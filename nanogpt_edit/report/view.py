@@ -13,7 +13,7 @@ from nanogpt_edit.report import examples, labels
 from nanogpt_edit.report.canvas import Picture
 from nanogpt_edit.report.examples import Example, FactGroup, LostFact
 from nanogpt_edit.report.plots import learning_curves, pass_at_k, solved_counts
-from nanogpt_edit.report.plots_edits import edit_pictures, example_pictures, trace_pictures, visible
+from nanogpt_edit.report.plots_edits import edit_pictures, example_pictures, token_label, trace_pictures
 from nanogpt_edit.report.run import RolloutStep, Run
 from nanogpt_edit.report.summary import Summary
 from nanogpt_edit.training.records import Rollout
@@ -115,7 +115,8 @@ class View:
     def token_lines(self) -> str:
         """The transcript for a fixed-width block: place, id, kind and text of every token."""
         return "\n".join(
-            f"{n:4d}  {token_id:6d}  {kind:7s}  {visible(text)}" for n, (token_id, text, kind) in enumerate(self.tokens)
+            f"{n:4d}  {token_id:6d}  {kind:7s}  {token_label(text)}"
+            for n, (token_id, text, kind) in enumerate(self.tokens)
         )
 
     @property

@@ -8,7 +8,7 @@ import numpy as np
 
 from nanogpt_edit.common.errors import UserError
 from nanogpt_edit.common.stats import Interval, change_of_share
-from nanogpt_edit.tracing.records import AverageTrace, Grid, TraceExample
+from nanogpt_edit.tracing.records import AverageTrace, Grid
 from nanogpt_edit.tracing.tracing import Site, Traced
 
 TOKEN_GROUPS = ("before subject", "subject first", "subject middle", "subject last", "after", "last")
@@ -44,11 +44,7 @@ def average_trace(traced: Sequence[Traced], *, stage: str) -> AverageTrace:
         high=grids(lambda cell: cell.high),
         clean_p=float(np.mean([one.clean_p for one in traced])),
         corrupted_p=float(np.mean([one.corrupted_p for one in traced])),
-        example=TraceExample(
-            tokens=example.tokens,
-            subject_tokens=tuple(range(example.subject_first, example.subject_last + 1)),
-            effect={site: tuple(map(tuple, grid.tolist())) for site, grid in example.effect.items()},
-        ),
+        example=example.as_example(),
     )
 
 

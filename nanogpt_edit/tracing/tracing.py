@@ -36,6 +36,7 @@ from nanogpt_edit.model.tokenizer import tokenizer_of
 from nanogpt_edit.tracing.config import SITES as SITES
 from nanogpt_edit.tracing.config import Site as Site
 from nanogpt_edit.tracing.config import TraceConfig as TraceConfig
+from nanogpt_edit.tracing.records import TraceExample
 
 CHUNK_ROWS = 4096  # restored runs in one sweep; bounds memory
 
@@ -59,6 +60,14 @@ class Traced:
     def total_effect(self) -> float:
         """What the corruption costs."""
         return self.clean_p - self.corrupted_p
+
+    def as_example(self) -> TraceExample:
+        """The same as it is kept and drawn."""
+        return TraceExample(
+            tokens=self.tokens,
+            subject_tokens=tuple(range(self.subject_first, self.subject_last + 1)),
+            effect={site: tuple(map(tuple, grid.tolist())) for site, grid in self.effect.items()},
+        )
 
 
 def trace_facts(model: GPT, facts: Sequence[Fact], config: TraceConfig | None = None) -> tuple[Traced, ...]:

@@ -37,19 +37,8 @@ class Trace:
     @checked
     def save(self, path: str | Path, *, site: Site = "resid_post") -> None:
         """Draw the heat map of one site (resid_post, mlp_out, attn_out), as an SVG or (by the file's ending) a PNG."""
-        from nanogpt_edit.report.plots_edits import heat_map, visible  # here, for it loads matplotlib
+        from nanogpt_edit.report.plots_edits import example_picture  # here, for it loads matplotlib
 
-        found = self.traced
-        if site not in found.effect:
-            raise UserError(f"{site} was not traced; it was {', '.join(found.effect)}.")
-        grid = tuple(tuple(row) for row in found.effect[site].tolist())
-        picture = heat_map(
-            Path(path).stem,
-            grid,
-            rows=[visible(token) for token in found.tokens],
-            columns=range(len(grid[0])),
-            top=max(float(each.max()) for each in found.effect.values()),
-            title=site,
-            marked=[found.subject_first <= place <= found.subject_last for place in range(len(found.tokens))],
-        )
-        save_picture(picture, Path(path))
+        if site not in self.traced.effect:
+            raise UserError(f"{site} was not traced; it was {', '.join(self.traced.effect)}.")
+        save_picture(example_picture(Path(path).stem, self.traced.as_example(), site), Path(path))
