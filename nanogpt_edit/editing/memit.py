@@ -38,6 +38,38 @@ from nanogpt_edit.model.tokenizer import tokenizer_of
 CHUNK_TOKENS = 16_384  # tokens run at once; more cost no more memory than their states (T, D)
 
 
+@progress("solving")
+@torch.no_grad()
+def write_values(
+    model: GPT,
+    facts: Sequence[LocatedFact],
+    values: Tensor,
+    edited: Mapping[int, EditedLayer],
+    solvers: Mapping[int, LayerSolver],
+    *,
+    again: bool = False,
+) -> None:
+    """Algorithm 1: solve for the layers of `edited` in turn, ascending, for `values` v* (N, D), and leave the batch's
+    changes in the model.
+
+    `again`: a further round of the same batch. The keys and the right factors stay, what is still missing of the (new)
+    values is added to the left ones.
+    """
+    layers = list(edited)
+    subjects = [SubjectStates(model, chunk, layers[0]) for chunk in in_chunks(facts, CHUNK_TOKENS)]
+    for index, layer in enumerate(layers):
+        chunks = [chunk.advance_to(model, layer, last_layer=layers[-1]) for chunk in subjects]
+        keys, h = (torch.cat(each) for each in zip(*chunks, strict=True))  # (N, F), (N, D)
+        residual = ((values.to(h) - h) / (len(layers) - index)).T  # (D, N)
+        if again:
+            edited[layer].left[-1] += residual
+        else:
+            other_keys = partial(_other_keys, model, facts, layer)
+            right = solvers[layer].right(keys.T, earlier=edited[layer].earlier_keys(), other_keys=other_keys)
+            edited[layer].add(residual, right, keys.T)
+        edited[layer].write()
+
+
 class LayerSolver(ABC):
     """What a method makes of one layer's keys; `covariance` C (F, F) is that of its ordinary keys, float64."""
 
@@ -106,38 +138,6 @@ class EditedLayer:
     @torch.no_grad()
     def restore(self) -> None:
         self.weight.copy_(self.original)
-
-
-@progress("solving")
-@torch.no_grad()
-def write_values(
-    model: GPT,
-    facts: Sequence[LocatedFact],
-    values: Tensor,
-    edited: Mapping[int, EditedLayer],
-    solvers: Mapping[int, LayerSolver],
-    *,
-    again: bool = False,
-) -> None:
-    """Algorithm 1: solve for the layers of `edited` in turn, ascending, for `values` v* (N, D), and leave the batch's
-    changes in the model.
-
-    `again`: a further round of the same batch. The keys and the right factors stay, what is still missing of the (new)
-    values is added to the left ones.
-    """
-    layers = list(edited)
-    subjects = [SubjectStates(model, chunk, layers[0]) for chunk in in_chunks(facts, CHUNK_TOKENS)]
-    for index, layer in enumerate(layers):
-        chunks = [chunk.advance_to(model, layer, last_layer=layers[-1]) for chunk in subjects]
-        keys, h = (torch.cat(each) for each in zip(*chunks, strict=True))  # (N, F), (N, D)
-        residual = ((values.to(h) - h) / (len(layers) - index)).T  # (D, N)
-        if again:
-            edited[layer].left[-1] += residual
-        else:
-            other_keys = partial(_other_keys, model, facts, layer)
-            right = solvers[layer].right(keys.T, earlier=edited[layer].earlier_keys(), other_keys=other_keys)
-            edited[layer].add(residual, right, keys.T)
-        edited[layer].write()
 
 
 class SubjectStates:
