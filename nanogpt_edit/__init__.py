@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from nanogpt_edit.editing.config import EditConfig
     from nanogpt_edit.editing.patch_files import load_patch
     from nanogpt_edit.engine.generate import generate
-    from nanogpt_edit.evaluation.suite import EvaluateConfig
+    from nanogpt_edit.evaluation.config import EvaluateConfig
     from nanogpt_edit.tracing.tracing import TraceConfig
     from nanogpt_edit.training.grpo import GRPOConfig, grpo
     from nanogpt_edit.training.pretrain import PretrainConfig, pretrain
@@ -69,7 +69,7 @@ __all__ = [
 
 _HOMES = {
     "EditConfig": "nanogpt_edit.editing.config",
-    "EvaluateConfig": "nanogpt_edit.evaluation.suite",
+    "EvaluateConfig": "nanogpt_edit.evaluation.config",
     "Fact": "nanogpt_edit.data.facts",
     "GRPOConfig": "nanogpt_edit.training.grpo",
     "Neighbour": "nanogpt_edit.data.facts",

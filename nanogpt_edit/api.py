@@ -13,10 +13,10 @@ from nanogpt_edit.editing.editor import edit_model
 from nanogpt_edit.editing.patch import EditPatch
 from nanogpt_edit.engine.generate import check_samples
 from nanogpt_edit.evaluation import suite
+from nanogpt_edit.evaluation.config import EvaluateConfig
 from nanogpt_edit.evaluation.fact_scores import Scores, sum_up
 from nanogpt_edit.evaluation.facts import measure_facts
 from nanogpt_edit.evaluation.records import Evaluation
-from nanogpt_edit.evaluation.suite import EvaluateConfig
 from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.pipeline import pipeline
 from nanogpt_edit.pipeline.recipe import Recipe, load_recipe

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from nanogpt_edit.data.world.world import WorldConfig
 from nanogpt_edit.editing.config import EditConfig
-from nanogpt_edit.evaluation.suite import EvaluateConfig
+from nanogpt_edit.evaluation.config import EvaluateConfig
 from nanogpt_edit.pipeline.recipe import ModelConfig, Recipe
 from nanogpt_edit.training.grpo import GRPOConfig
 from nanogpt_edit.training.pretrain import PretrainConfig

@@ -24,8 +24,9 @@ from nanogpt_edit.common.errors import UserError
 from nanogpt_edit.common.files import write_json, write_jsonl
 from nanogpt_edit.data.batch import rows_of_step
 from nanogpt_edit.data.fact_files import fact_to_record, read_facts
+from nanogpt_edit.evaluation.config import EvaluateConfig
 from nanogpt_edit.evaluation.facts import Question
-from nanogpt_edit.evaluation.suite import EvaluateConfig, Skills, evaluate
+from nanogpt_edit.evaluation.suite import Skills, evaluate
 from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.pipeline import pipeline
 from nanogpt_edit.pipeline.recipe import Recipe

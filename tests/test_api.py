@@ -24,7 +24,7 @@ from nanogpt_edit.data.fact_files import fact_to_record
 from nanogpt_edit.data.facts import Fact
 from nanogpt_edit.data.problems import Problem
 from nanogpt_edit.engine.generate import Generation, generate
-from nanogpt_edit.evaluation.suite import EvaluateConfig
+from nanogpt_edit.evaluation.config import EvaluateConfig
 from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.model.lineage import EMBEDDED, LineageEntry
 from nanogpt_edit.pipeline.recipe import Recipe

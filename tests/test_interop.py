@@ -21,7 +21,7 @@ import nanogpt_edit as ne
 from nanogpt_edit.checkpoint import checkpoint
 from nanogpt_edit.common.reasoning import REASONING_TEMPLATE, TAGS
 from nanogpt_edit.data.problems import Problem
-from nanogpt_edit.evaluation.suite import EvaluateConfig
+from nanogpt_edit.evaluation.config import EvaluateConfig
 from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.model.tokenizer import Tokenizer
 

@@ -67,8 +67,8 @@ def read_text(source: str | Path, *, split: str = "train") -> list[str]:
     return documents
 
 
-def pack(documents: Iterable[str], tokenizer: Tokenizer) -> tuple[Tensor, list[int]]:
-    """All documents as one row of token ids, (n,) int64, and where each begins.
+def pack(documents: Iterable[str | Sequence[int]], tokenizer: Tokenizer) -> tuple[Tensor, list[int]]:
+    """All documents (texts, or token ids) as one row of token ids, (n,) int64, and where each begins.
 
     An end-of-text token stands after each, where the family has one.
     """
@@ -77,7 +77,8 @@ def pack(documents: Iterable[str], tokenizer: Tokenizer) -> tuple[Tensor, list[i
     separator = [] if tokenizer.eos_id is None else [tokenizer.eos_id]
     for document in counted(list(documents), "tokenising", unit="documents"):
         begins.append(len(row))
-        row += tokenizer.encode(document) + separator
+        row += tokenizer.encode(document) if isinstance(document, str) else document
+        row += separator
     return torch.tensor(row, dtype=torch.int64), begins
 
 

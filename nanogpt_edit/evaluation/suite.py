@@ -23,8 +23,7 @@ from nanogpt_edit.data.samples import prompt_ids, refuse_markup
 from nanogpt_edit.engine.engine import Engine
 from nanogpt_edit.engine.sampling import Sampling
 from nanogpt_edit.evaluation.answers import extract, is_correct
-from nanogpt_edit.evaluation.config import ALONE_TOKENS
-from nanogpt_edit.evaluation.config import EvaluateConfig as EvaluateConfig
+from nanogpt_edit.evaluation.config import ALONE_TOKENS, EvaluateConfig
 from nanogpt_edit.evaluation.facts import Question, fact_metrics, recall
 from nanogpt_edit.evaluation.metrics import score_problems
 from nanogpt_edit.evaluation.perplexity import block_nats, perplexity

@@ -7,13 +7,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from nanogpt_edit.common.errors import UserError
 from nanogpt_edit.common.terminal import say
 from nanogpt_edit.data.facts import Fact, states_old_answer
-from nanogpt_edit.data.text import read_text
+from nanogpt_edit.data.text import pack, read_text
 from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.model.lineage import EMBEDDED
 from nanogpt_edit.model.tokenizer import tokenizer_of
@@ -35,12 +34,11 @@ def spared_blocks(inputs: RunInputs, model: GPT, facts: Sequence[Fact], *, remed
     spared = [text for text in inputs.sentences(model) if not any(states_old_answer(text, fact) for fact in facts)]
     knows_problems = recipe.problems.path is not None or any(done.problems == EMBEDDED for done in model.lineage)
     solved = inputs.solved(model)[0] if knows_problems else []
-    end = [] if tokenizer.eos_id is None else [tokenizer.eos_id]
-    texts = [[*tokenizer.encode(text), *end] for text in spared] * recipe.pretrain.fact_repeats
-    texts += [[*tokenizer.encode(text), *end] for text in inputs.extra_text]
-    texts += [[*sample.token_ids, *end] for sample in solved]
+    sentences = [tokenizer.encode(text) for text in spared] * recipe.pretrain.fact_repeats
+    further = [tokenizer.encode(text) for text in inputs.extra_text]
+    texts = [*sentences, *further, *(sample.token_ids for sample in solved)]
     random.Random(recipe.seed).shuffle(texts)
-    token_ids = torch.tensor([token_id for text in texts for token_id in text], dtype=torch.long)
+    token_ids, _ = pack(texts, tokenizer)
     if len(token_ids) < context:
         raise UserError(f"the text to spare has {len(token_ids)} tokens, less than a row of {context}; give more.")
     return token_ids[: len(token_ids) // context * context].view(-1, context)

@@ -14,8 +14,8 @@ from nanogpt_edit import cli
 from nanogpt_edit.checkpoint.checkpoint import save
 from nanogpt_edit.commands import evaluate
 from nanogpt_edit.data.world.world import WorldConfig, make_world
+from nanogpt_edit.evaluation.config import EvaluateConfig
 from nanogpt_edit.evaluation.records import read_records
-from nanogpt_edit.evaluation.suite import EvaluateConfig
 from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.pipeline.folder import RunFolder
 from nanogpt_edit.pipeline.inputs import RunInputs

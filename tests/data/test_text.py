@@ -74,7 +74,14 @@ def test_hub_rows_are_documents_and_wikitext_lines_are_joined(monkeypatch: pytes
 def test_packing_ends_every_document(tokenizer: Tokenizer) -> None:
     eos = tokenizer.eos_id
     assert eos is not None
-    assert pack(["ab", "c"], tokenizer)[0].tolist() == [*tokenizer.encode("ab"), eos, *tokenizer.encode("c"), eos]
+    row, begins = pack(["ab", "c"], tokenizer)
+    assert row.tolist() == [*tokenizer.encode("ab"), eos, *tokenizer.encode("c"), eos]
+    assert begins == [0, row.tolist().index(eos) + 1]
+    ids, same = pack([tuple(tokenizer.encode("ab")), "c"], tokenizer)
+    assert torch.equal(ids, row)
+    assert same == begins
+    assert pack(["", ()], tokenizer)[1] == [0, 1]
+    assert pack([], tokenizer)[0].dtype == torch.int64
 
 
 @given(length=st.integers(1, 60), block_size=st.integers(1, 12))

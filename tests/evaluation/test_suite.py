@@ -17,10 +17,11 @@ from nanogpt_edit.common.stats import share
 from nanogpt_edit.data.problems import Problem
 from nanogpt_edit.engine.engine import Engine
 from nanogpt_edit.engine.sampling import Sampling
+from nanogpt_edit.evaluation.config import EvaluateConfig
 from nanogpt_edit.evaluation.facts import Question
 from nanogpt_edit.evaluation.probes import PROBES
 from nanogpt_edit.evaluation.records import EvalRecord, Evaluation
-from nanogpt_edit.evaluation.suite import EvaluateConfig, Skills, evaluate, problem_metrics, solve
+from nanogpt_edit.evaluation.suite import Skills, evaluate, problem_metrics, solve
 from nanogpt_edit.model.gpt import GPT
 
 QUESTIONS = tuple(Problem(f"{n} + 3?", "", str(n + 3), f"test:{n}") for n in range(1, 6))
