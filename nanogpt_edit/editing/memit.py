@@ -29,9 +29,9 @@ from nanogpt_edit.common.terminal import progress
 from nanogpt_edit.editing.config import EditConfig
 from nanogpt_edit.editing.contexts import LocatedFact, in_chunks, pad_rows
 from nanogpt_edit.editing.covariance import factorise
-from nanogpt_edit.editing.long_row import Layout
 from nanogpt_edit.editing.patch import edited_weight
 from nanogpt_edit.model.gpt import GPT
+from nanogpt_edit.model.ragged import Layout
 from nanogpt_edit.model.sites import capture
 from nanogpt_edit.model.tokenizer import tokenizer_of
 
@@ -165,7 +165,7 @@ class SubjectStates:
         Layers come in ascending order, each with the weights of those below it final.
         """
         self.x, self.layer = _run(model, self.x, self.row, self.layer, layer), layer
-        middle, key = model.run_to_key(self.x, layer, view=self.row.cache(), position_ids=self.row.positions)
+        middle, key = model.run_to_key(self.x, layer, view=self.row.view, position_ids=self.row.positions)
         mean_key = _double(key[0, self.last]).unflatten(0, (-1, self.contexts)).mean(1)
         top = model.run_from_key(middle[:, self.is_bare], key[:, self.is_bare], layer)
         top = _run(model, top, self.bare, layer + 1, last_layer + 1)
@@ -173,7 +173,7 @@ class SubjectStates:
 
 
 def _run(model: GPT, x: Tensor, row: Layout, start: int, stop: int) -> Tensor:
-    return model.run_blocks(x, start=start, stop=stop, view=row.cache(), position_ids=row.positions)
+    return model.run_blocks(x, start=start, stop=stop, view=row.view, position_ids=row.positions)
 
 
 def _other_keys(model: GPT, facts: Sequence[LocatedFact], layer: int) -> Tensor:

@@ -27,12 +27,11 @@ import torch
 from torch import Tensor
 
 from nanogpt_edit.common.terminal import progress
-from nanogpt_edit.editing.clean_runs import clean_runs, texts_of, token_weight
 from nanogpt_edit.editing.config import EditConfig
 from nanogpt_edit.editing.contexts import LocatedFact, in_chunks
 from nanogpt_edit.editing.head_slopes import nll_and_slope
 from nanogpt_edit.editing.memit import EditedLayer, LayerSolver
-from nanogpt_edit.editing.suffixes import Suffixes
+from nanogpt_edit.editing.suffixes import Suffixes, clean_runs, texts_of, token_weight
 from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.model.sites import SiteKey, patch
 

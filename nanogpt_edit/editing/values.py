@@ -22,11 +22,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nanogpt_edit.common.terminal import Progress, progress
-from nanogpt_edit.editing.clean_runs import Text, clean_runs, texts_of, token_weight
 from nanogpt_edit.editing.config import EditConfig
 from nanogpt_edit.editing.contexts import LocatedFact, in_chunks
 from nanogpt_edit.editing.head_slopes import kl_and_slope, kl_only, nll_and_slope, nll_only
-from nanogpt_edit.editing.suffixes import Suffixes
+from nanogpt_edit.editing.suffixes import Suffixes, Text, clean_runs, texts_of, token_weight
 from nanogpt_edit.model.gpt import GPT
 
 CHUNK_TOKENS = 16_384  # tokens of all rows optimised together; bounds memory, does not change the result

@@ -28,9 +28,9 @@ from nanogpt_edit.common.sizes import check_fits
 from nanogpt_edit.common.terminal import progress
 from nanogpt_edit.data.facts import Fact, locate_subject
 from nanogpt_edit.editing.contexts import pad_rows
-from nanogpt_edit.editing.prefix import FrozenPrefix, Recorder, suffix_mask
 from nanogpt_edit.evaluation.targets import join, target_ids
 from nanogpt_edit.model.gpt import GPT
+from nanogpt_edit.model.ragged import Recorded, Recorder, prefix_mask
 from nanogpt_edit.model.sites import SiteKey, capture, patch
 from nanogpt_edit.model.tokenizer import tokenizer_of
 from nanogpt_edit.tracing.config import SITES as SITES
@@ -147,12 +147,12 @@ class Tracer:
 
         self.noise = self._noise(embedded)  # (F, N, T, D)
         noisy = embedded[:, None] + self.noise
-        recorder = Recorder(columns=token_ids.shape[1])
+        recorder = Recorder()
         with capture(model, [("resid_post", layer) for layer in layers]) as seen:
             corrupted = model.run_blocks(noisy.flatten(0, 1), view=recorder)
         states = [noisy.flatten(0, 1), *(seen["resid_post", layer] for layer in layers)]
         self.entering = [state.unflatten(0, (len(facts), draws)) for state in states]  # L + 1 of (F, N, T, D)
-        self.recorded = recorder.stacked(like=embedded, config=model.config).unflatten(0, (len(facts), draws))
+        self.recorded = recorder.stacked().unflatten(0, (len(facts), draws))
         last = corrupted.unflatten(0, (len(facts), draws))[everyone, :, ends]  # (F, N, D)
         self.corrupted_p = self._target_p(everyone, last).mean(1)  # (F,)
 
@@ -204,7 +204,8 @@ class Tracer:
         columns = at[:, None] + torch.arange(left, device=at.device)  # (F', r)
         positions = columns.repeat_interleave(draws, 0)  # (F'N, r)
         prefix = int(at.max())
-        mask = suffix_mask(at.repeat_interleave(draws), prefix=prefix, length=left)
+        seen = at.repeat_interleave(draws)  # (F'N,) of what stands before
+        mask = prefix_mask(seen, prefix, left)
         recorded = self.recorded[facts].flatten(0, 1)[..., :prefix, :]  # (F'N, 2L, K, P, E)
         runs: list[tuple[Site, int]] = []  # one group of F'N rows each, in the order they joined
         x = torch.empty(0, left, model.config.n_embd, device=at.device, dtype=model.dtype)
@@ -222,8 +223,8 @@ class Tracer:
                         x,
                         start=layer,
                         stop=layer + 1,
-                        view=FrozenPrefix(
-                            recorded[:, 2 * layer : 2 * layer + 2].repeat(times, 1, 1, 1, 1), first_layer=layer
+                        view=Recorded(
+                            recorded[:, 2 * layer : 2 * layer + 2].repeat(times, 1, 1, 1, 1), seen.repeat(times), layer
                         ),
                         position_ids=positions.repeat(times, 1),
                         attention_mask=mask.repeat(times, 1, 1, 1),

@@ -17,19 +17,19 @@ from torch import Tensor
 from nanogpt_edit.checkpoint.checkpoint import load, save
 from nanogpt_edit.common.errors import UserError
 from nanogpt_edit.data.facts import Fact
-from nanogpt_edit.editing import contexts, editor, head_slopes, long_row
+from nanogpt_edit.editing import contexts, editor, head_slopes
 from nanogpt_edit.editing import memit as layers
 from nanogpt_edit.editing import values as values_module
-from nanogpt_edit.editing.clean_runs import Text, clean_runs
 from nanogpt_edit.editing.config import EditConfig
 from nanogpt_edit.editing.contexts import LocatedFact, TokenRow, generate_prefixes, locate_facts
 from nanogpt_edit.editing.covariance import collect
 from nanogpt_edit.editing.editor import edit_model
 from nanogpt_edit.editing.patch import edited_weight
 from nanogpt_edit.editing.scores import score_patch
-from nanogpt_edit.editing.suffixes import Suffixes
+from nanogpt_edit.editing.suffixes import Suffixes, Text, clean_runs
 from nanogpt_edit.editing.values import optimise_values
 from nanogpt_edit.evaluation.facts import measure_facts
+from nanogpt_edit.model import ragged
 from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.model.sites import capture, patch
 from nanogpt_edit.model.tokenizer import tokenizer_of
@@ -279,7 +279,7 @@ def test_any_texts_in_groups_are_as_they_are_alone(
     layer = model.config.n_layer - 1 - above
     delta = torch.randn(len(made), model.config.n_embd, generator=torch.Generator().manual_seed(1))
     with torch.no_grad(), pytest.MonkeyPatch.context() as patched:
-        patched.setattr(long_row, "WORTH_TOKENS", worth)
+        patched.setattr(ragged, "WORTH_TOKENS", worth)
         rows = Suffixes.of(model, made, clean_runs(model, made, last_layer=layer))
         some = torch.arange(len(made)) % 2 == 0
         for chosen in (rows, rows.select(some)):

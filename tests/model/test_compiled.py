@@ -22,9 +22,9 @@ from nanogpt_edit.engine.sampling import Sampling
 from nanogpt_edit.model import linear
 from nanogpt_edit.model.compiled import compiled_blocks
 from nanogpt_edit.model.gpt import GPT
+from nanogpt_edit.model.ragged import packed_states
 from nanogpt_edit.model.sites import capture
 from nanogpt_edit.training import trainer as trainer_module
-from nanogpt_edit.training.packed import packed_states
 from nanogpt_edit.training.sft import SFTConfig, sft
 
 # torch's tracer looks at what it warns others of looking at.

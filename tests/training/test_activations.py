@@ -12,10 +12,9 @@ from conftest import tiny_config
 from torch import Tensor
 
 from nanogpt_edit.model.gpt import GPT
+from nanogpt_edit.model.ragged import completion_states, packed_states
 from nanogpt_edit.training.config import LoopConfig
-from nanogpt_edit.training.packed import packed_states
 from nanogpt_edit.training.pretrain import next_token_loss
-from nanogpt_edit.training.shared_prefix import completion_states
 from nanogpt_edit.training.trainer import Trainer
 
 ROWS = torch.randint(0, 40, (4, 16), generator=torch.Generator().manual_seed(0))

@@ -14,9 +14,9 @@ from torch.nn.utils.rnn import pad_sequence
 
 from nanogpt_edit.data.batch import collate
 from nanogpt_edit.data.samples import Sample
+from nanogpt_edit.model import ragged
 from nanogpt_edit.model.gpt import GPT
-from nanogpt_edit.training import packed as train_packed
-from nanogpt_edit.training.packed import Grid, like_lengths, packed_states
+from nanogpt_edit.model.ragged import Segment, like_lengths, packed_states
 from nanogpt_edit.training.sft import completion_loss_sum
 
 FAMILIES = pytest.mark.parametrize("family", ["gpt2", "llama"])
@@ -32,9 +32,7 @@ def bold(family: str, *, dropout: float = 0.0) -> GPT:
 
 
 def test_where_the_tokens_of_three_rows_stand() -> None:
-    grid = Grid(torch.tensor([2, 0, 3]))
-    assert grid.rows.tolist() == [0, 0, 2, 2, 2]
-    assert grid.columns.tolist() == [0, 1, 0, 1, 2]
+    grid = Segment(torch.tensor([2, 0, 3]))
     tokens = torch.arange(5.0)[None, None, :, None]  # (1, H, N, E)
     rows = grid.spread(tokens)
     assert rows.shape == (3, 1, 3, 1)
@@ -43,9 +41,10 @@ def test_where_the_tokens_of_three_rows_stand() -> None:
 
 
 def test_neighbours_of_like_length_are_padded_together() -> None:
-    assert like_lengths([60, 61, 200]) == [2, 1]  # 121 pairs wasted on the first, then 2 (200² − 61²)
-    assert like_lengths([7]) == [1]
-    assert like_lengths([30, 50, 70]) == [2, 1]  # 1,600; 1,600 + 2 · 2,400
+    # 121 pairs wasted on the first two, then 2 (200² − 61²)
+    assert like_lengths([60, 61, 200]) == [slice(0, 2), slice(2, 3)]
+    assert like_lengths([7]) == [slice(0, 1)]
+    assert like_lengths([30, 50, 70]) == [slice(0, 2), slice(2, 3)]  # 1,600; 1,600 + 2 · 2,400
 
 
 def flat_rows(rows: Tensor, lengths: list[int]) -> Tensor:
@@ -69,7 +68,7 @@ def test_states_and_gradients_are_those_of_each_row_alone(family: str, lengths: 
     rows = list(zip(token_ids, lengths, strict=True))
     alone = torch.cat([model.hidden(row[None, :length])[0] for row, length in rows if length])
     with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setattr(train_packed, "WASTED_PAIRS", wasted)
+        monkeypatch.setattr(ragged, "WASTED_PAIRS", wasted)
         flat, kept = flat_rows(token_ids, lengths), flat_rows(wanted, lengths)
         packed = packed_states(model, flat, torch.tensor(lengths))
         some = packed_states(model, flat, torch.tensor(lengths), wanted=kept)

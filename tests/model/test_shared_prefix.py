@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from nanogpt_edit.model.gpt import GPT
-from nanogpt_edit.training.shared_prefix import completion_states, pad
+from nanogpt_edit.model.ragged import completion_states
 
 FAMILIES = pytest.mark.parametrize("family", ["gpt2", "llama"])
 
@@ -107,12 +107,6 @@ def test_a_prompt_gets_gradient_from_all_its_completions() -> None:
     one = gradients(model, *completion_states(model, [[39, 0]], [group[:1]]))["embed.weight"][39]
     assert both.abs().max() > 0
     assert not torch.allclose(both, one)
-
-
-def test_rows_are_padded_on_the_right() -> None:
-    rows, lengths = pad([[5], [6, 7, 8]], device=torch.device("cpu"))
-    assert rows.tolist() == [[5, 0, 0], [6, 7, 8]]
-    assert lengths.tolist() == [1, 3]
 
 
 def test_no_gradient_is_added_up_in_the_order_threads_come() -> None:
