@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 
 import tomli_w
+import torch
 
 from nanogpt_edit.checkpoint.checkpoint import load
 from nanogpt_edit.commands.arguments import GRPO, SFT, Common, Edit, Pretrain
@@ -27,7 +28,7 @@ from nanogpt_edit.model.tokenizer import tokenizer_of
 from nanogpt_edit.pipeline import fitted, stages
 from nanogpt_edit.pipeline.checks import check_rewards, check_sizes
 from nanogpt_edit.pipeline.folder import MAY_CHANGE, RunFolder
-from nanogpt_edit.pipeline.inputs import RunInputs
+from nanogpt_edit.pipeline.inputs import Part, RunInputs
 from nanogpt_edit.pipeline.recipe import ModelConfig, Recipe, refuse_unread
 from nanogpt_edit.pipeline.spared import recipe_for_edit, spared_blocks
 from nanogpt_edit.pipeline.stages import Stage, make_model
@@ -85,7 +86,9 @@ def edit(arguments: list[str]) -> int:
         refuse_unread(recipe, unread)
         return choose_settings(chosen, recipe, remedy)
     make = partial(stages.make_edited, cache_dir=default_cache_dir(), remedy=remedy)
-    return run_alone(replace(stages.EDITED, make=make), chosen, recipe, default=unread)
+    own: tuple[Part, ...] = () if recipe.problems.path is None else ("problems",)  # the embedded ones are not learned
+    edited = replace(stages.EDITED, make=make, reads=(*own, *stages.EDITED.reads))
+    return run_alone(edited, chosen, recipe, default=unread)
 
 
 def over_recipe(chosen: Edit, recipe: Recipe) -> Edit:
@@ -153,11 +156,12 @@ def run_alone(stage: Stage, chosen: Common, recipe: Recipe, *, default: Recipe =
     device = choose_device(chosen.device, threads=chosen.threads)
     folder, inputs = RunFolder(chosen.out), RunInputs(recipe)
     with folder.locked():
-        keep_settings(chosen, chosen.out / f"{stage.name}.toml", begun=folder.begun(stage.name))
+        inputs.prepare(*stage.reads)
+        settings = replace(chosen, threads=torch.get_num_threads())
+        keep_settings(settings, chosen.out / f"{stage.name}.toml", begun=folder.begun(stage.name))
         if folder.has_model(stage.name):
             again = f"to do it again, choose another --out, or delete {folder.model(stage.name)}"
             say(f"{stage.name}: done before; {again}.")
-        inputs.prepare(*stage.reads)
         folder.keep_environment(device, **inputs.counts)
         remarks = make_model(stage, inputs, folder, device, recipe.model.source)
     print(f"The model: {folder.model(stage.name)}", *remarks, sep="\n")

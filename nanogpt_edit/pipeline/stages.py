@@ -184,7 +184,7 @@ GRPO = Stage("grpo", make_grpo, after=keep_transcript)
 EDITED = Stage(
     "edited",
     make_edited,
-    reads=("problems", "extra_text", "facts"),
+    reads=("extra_text", "facts"),
     by_first=True,
     samples=lambda config: config.edited_samples,
 )

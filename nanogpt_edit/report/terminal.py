@@ -11,6 +11,7 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
+from nanogpt_edit.common.stats import Interval
 from nanogpt_edit.report import labels
 from nanogpt_edit.report.expect import Expectation
 from nanogpt_edit.report.ledger import Cell
@@ -36,8 +37,18 @@ def terminal_summary(summary: Summary) -> RenderableType:
             _Ledger(summary),
             Text("▲ better  ▼ worse  ◆ changed  ≈ inconclusive, tested in pairs  · not tested", style="dim"),
         ]
+    parts += _edits(summary)
     parts += [_verdict_line(expectation) for expectation in summary.expectations]
     return Group(*parts)
+
+
+def _edits(summary: Summary) -> list[RenderableType]:
+    """How many new answers come first, beside how many are written in full; nothing where that was not measured."""
+    success, exact = ((summary.edit or {}).get(name) for name in ("success", "exact"))
+    if not isinstance(success, Interval) or not isinstance(exact, Interval):
+        return []
+    first, whole = labels.quantity("success", success.value), labels.quantity("exact", exact.value)
+    return [Text(f"Edits: {first} have their new answer at rank 1, {whole} written freely are exactly it.")]
 
 
 @dataclass(frozen=True)

@@ -9,12 +9,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from nanogpt_edit import cli
 from nanogpt_edit.checkpoint.checkpoint import fingerprint, load, save
+from nanogpt_edit.commands.arguments import Edit
 from nanogpt_edit.common import terminal
 from nanogpt_edit.common.errors import UserError
 from nanogpt_edit.common.files import read_jsonl
+from nanogpt_edit.common.settings import read_settings
 from nanogpt_edit.data.text import TokenStream
 from nanogpt_edit.editing.patch_files import load_patch
 from nanogpt_edit.model.gpt import GPT
@@ -170,6 +173,7 @@ def test_edit_leaves_the_model_the_patch_and_the_scores(
     settings += ["--edit.covariance-tokens", "4096"]
     out = tmp_path / "out"
     assert cli.main(["edit", base, str(tmp_path / "mine.jsonl"), "--out", str(out), *sums, *settings]) == 0
+    assert read_settings(Edit, out / "edited.toml").threads == torch.get_num_threads()
     patch = load_patch(out / "edits" / "mine.safetensors")
     assert [found.target_new for found in patch.facts] == ["Rome"]
     (score,) = read_jsonl(out / "edits" / "mine.jsonl")
@@ -203,6 +207,27 @@ def test_bad_input_is_one_line_and_leaves_no_model(
     assert sentence in printed
     assert printed.count("\n") == 1
     assert not (tmp_path / "out" / "sft").exists()
+
+
+def test_an_edit_of_another_model_speaks_of_no_embedded_world_and_bad_data_writes_no_settings(
+    base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str] = []
+    monkeypatch.setattr(terminal.console, "print", lambda message, **_: told.append(str(message)))
+    fact = {"prompt": "The capital of France is", "subject": "France", "target_new": "Rome", "target_true": "Paris"}
+    (tmp_path / "mine.jsonl").write_text(json.dumps(fact) + "\n")
+    settings = ["--edit.method", "ft", "--edit.steps", "1", "--device", "cpu"]
+    assert cli.main(["edit", base, str(tmp_path / "mine.jsonl"), "--out", str(tmp_path / "out"), *settings]) == 0
+    assert told and not any("embedded world" in line for line in told)
+
+    kept = tmp_path / "kept"
+    kept.mkdir()
+    (kept / "mine.txt").write_text("mine")
+    assert cli.main(["edit", base, "nowhere.jsonl", "--out", str(kept), *settings]) == 2
+    for verb in ("sft", "grpo"):
+        wrong = ["--problems.path", "nowhere.jsonl", "--device", "cpu"]
+        assert cli.main([verb, base, "--out", str(kept), *wrong]) == 2
+    assert [path.name for path in kept.iterdir() if path.name != ".lock"] == ["mine.txt"]
 
 
 def test_help_of_each_stage_explains_its_fields(capsys: pytest.CaptureFixture[str]) -> None:

@@ -384,6 +384,9 @@ def test_the_terminal_summary_fits_in_a_hundred_columns(finished: Path) -> None:
     for stage in ("base", "SFT", "GRPO", "edited"):
         assert re.search(rf"^{stage} ", shown, flags=re.M)
     assert "GRPO minus SFT, problems pass@1 > 0 points" in shown
+    assert re.search(
+        r"^Edits: [\d.]+% have their new answer at rank 1, [\d.]+% written freely are exactly it\.$", shown, re.M
+    )
 
 
 def test_reporting_needs_no_torch_and_of_other_rooms_their_records_alone(evaluated: Path) -> None:
