@@ -1,7 +1,7 @@
 """How fast facts are edited and traced: this package against a plain loop that does what published code does.
 
 A GPT-2 of 124 M parameters with random weights, so nothing is downloaded; MEMIT's settings for GPT-2 (layers 3 to 8, 20
-steps, the prompt and five generated prefixes of ten tokens). The plain loops (`plain_editing.py`) and ours take turns
+steps, the prompt and five generated prefixes of ten tokens). The plain loops (`plain/`) and ours take turns
 in one process on the same facts, text and prompt; results are compared before times are. Per part the ratio is the
 median over pairs. The last line is one JSON object; `--out` keeps it.
 
@@ -17,9 +17,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import plain_editing as plain
 import torch
 from machine import finish, matrix_peak, timed
+from plain import plain_editing, plain_tracing
 from torch import Tensor
 
 from nanogpt_edit.data.fact_files import read_facts
@@ -111,7 +111,7 @@ def values_part(
     slow, fast = [], []
     for pair in range(pairs):
         some = located[pair * plain_facts : (pair + 1) * plain_facts]
-        expected, seconds = timed(lambda some=some: plain.values(model, some, CONFIG))
+        expected, seconds = timed(lambda some=some: plain_editing.values(model, some, CONFIG))
         slow.append(seconds / plain_facts)
         found, seconds = timed(lambda: optimise_values(model, located, CONFIG))
         fast.append(seconds / len(located))
@@ -123,7 +123,7 @@ def values_part(
 def covariance_part(model: GPT, blocks: Tensor, pairs: int, peak: float) -> dict[str, object]:
     slow, fast = [], []
     for _ in range(pairs):
-        expected, seconds = timed(lambda: [plain.covariance(model, blocks, layer) for layer in CONFIG.layers])
+        expected, seconds = timed(lambda: [plain_editing.covariance(model, blocks, layer) for layer in CONFIG.layers])
         slow.append(seconds)
         found, seconds = timed(lambda: collect(model, blocks, layers=CONFIG.layers, max_tokens=10**9, tolerance=0.0))
         fast.append(seconds)
@@ -142,7 +142,9 @@ def tracing_part(model: GPT, pairs: int) -> dict[str, object]:
     slow, fast = [], []
     for _ in range(pairs):
         expected, seconds = timed(
-            lambda: plain.trace(model, place.token_ids, subject, tracer.targets[0], noise, "resid_post", windows)
+            lambda: plain_tracing.trace(
+                model, place.token_ids, subject, tracer.targets[0], noise, "resid_post", windows
+            )
         )
         slow.append(seconds)
         found, seconds = timed(lambda: trace_facts(model, [fact], config)[0])

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import plain_editing
 import pytest
 import torch
 from edit_world import covariance_blocks, random_model
-from torch import Tensor
 
 from nanogpt_edit import cli
 from nanogpt_edit.common.errors import UserError
@@ -26,20 +26,11 @@ from nanogpt_edit.editing.covariance_cache import (
     load_covariance,
 )
 from nanogpt_edit.model.gpt import GPT
-from nanogpt_edit.model.sites import capture
 
 
 @pytest.fixture(params=["gpt2", "llama"])
 def model(request: pytest.FixtureRequest) -> GPT:
     return random_model(request.param)
-
-
-def direct(model: GPT, blocks: Tensor, layer: int) -> np.ndarray:
-    """E[k kᵀ] from one plain pass: numpy's covariance about 0."""
-    with torch.no_grad(), capture(model, [("mlp_key", layer)]) as seen:
-        model(blocks)
-    keys = seen["mlp_key", layer].flatten(0, 1).double().numpy()
-    return np.cov(keys, rowvar=False, bias=True) + np.outer(keys.mean(0), keys.mean(0))
 
 
 def test_one_pass_equals_the_direct_computation(model: GPT, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -51,7 +42,9 @@ def test_one_pass_equals_the_direct_computation(model: GPT, monkeypatch: pytest.
     for layer, covariance in found.items():
         assert covariance.tokens == blocks.numel()
         assert covariance.matrix.dtype == torch.float64
-        np.testing.assert_allclose(covariance.matrix.numpy(), direct(model, blocks, layer), rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(
+            covariance.matrix.numpy(), plain_editing.covariance(model, blocks, layer), rtol=1e-4, atol=1e-5
+        )
 
 
 def test_it_stops_when_converged_and_says_how_far(model: GPT, monkeypatch: pytest.MonkeyPatch) -> None:

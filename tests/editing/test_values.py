@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 
+import plain_editing
 import pytest
 import torch
 from edit_world import PLAIN, covariance_blocks, facts, random_model, trained_model
@@ -221,24 +222,28 @@ def test_memit_hits_v_star_when_nothing_else_counts() -> None:
             torch.testing.assert_close(seen["resid_post", 1][0, row.subject_last], value, rtol=1e-2, atol=2e-2)
 
 
-def test_one_layers_update_is_the_closed_form() -> None:
-    """ΔW of the patch = R Kᵀ (λ C + K Kᵀ)⁻¹ with K, h and C taken by plain forward passes."""
-    model, blocks = trained_model(), covariance_blocks()
-    config = replace(CONFIG, layers=(1,), n_prefixes=0)
+@pytest.mark.parametrize(("layers", "n_prefixes"), [((1,), 0), ((0, 1), 3), ((0, 1, 2), 1)])
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_an_edit_equals_the_plain_algorithm(family: str, layers: tuple[int, ...], n_prefixes: int) -> None:
+    """Layer by layer ΔW = R Kᵀ (λ C + K Kᵀ)⁻¹, with K, h and C taken by plain passes through the edited model."""
+    model, blocks = trained_model(family), covariance_blocks()
+    config = replace(CONFIG, layers=layers, n_prefixes=n_prefixes)
     made = edit_model(model, facts(3), config, covariance_blocks=blocks)
-    with torch.no_grad(), capture(model, [("mlp_key", 1), ("resid_post", 1)]) as seen:
-        keys, states = [], []
-        for fact in locate_facts(model, facts(3), ()):
-            row = fact.contexts[0]
-            model(torch.tensor([row.token_ids]))
-            keys.append(seen["mlp_key", 1][0, row.subject_last].double())
-            states.append(seen["resid_post", 1][0, row.subject_last].double())
-        model(blocks)
-        usual = seen["mlp_key", 1].flatten(0, 1).double()
-    k, residual = torch.stack(keys, dim=1), (made.values.double() - torch.stack(states)).T
-    covariance = usual.T @ usual / len(usual)
-    expected = residual @ k.T @ torch.linalg.inv(20.0 * covariance + k @ k.T)
-    torch.testing.assert_close(made.layers[1].delta(), expected, rtol=1e-2, atol=1e-3 * float(expected.abs().max()))
+    found = locate_facts(model, facts(3), generate_prefixes(model, config))
+    plain = plain_editing.memit(model, found, made.values, config, blocks)
+    assert list(made.layers) == list(plain)
+    for layer, expected in plain.items():
+        delta = made.layers[layer].delta()
+        torch.testing.assert_close(delta, expected, rtol=1e-2, atol=1e-3 * float(expected.abs().max()))
+
+
+@pytest.mark.parametrize("last_layer", [0, 1])
+def test_the_values_equal_the_plain_loop(model: GPT, last_layer: int) -> None:
+    """One fact at a time, all of the model, torch's Adam; both sides go on to the end."""
+    config = replace(CONFIG, layers=(last_layer,), steps=6, learning_rate=0.02, stop_probability=2.0, kl_coef=0.3)
+    found = located(model)
+    plain = plain_editing.values(model, found, config)
+    torch.testing.assert_close(optimise_values(model, found, config).values, plain, rtol=1e-3, atol=1e-3)
 
 
 def test_rewordings_take_turns_behind_the_prefixes(model: GPT) -> None:

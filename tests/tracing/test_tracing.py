@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
 import torch
 from edit_world import facts, random_model, trained_model
-from torch import Tensor
+from plain_tracing import trace as plain_trace
 
 from nanogpt_edit.common.errors import UserError
-from nanogpt_edit.data.facts import locate_subject
 from nanogpt_edit.model.gpt import GPT
-from nanogpt_edit.model.sites import capture, patch
 from nanogpt_edit.tracing.average import average_trace, kinds_of_tokens
 from nanogpt_edit.tracing.tracing import SITES, TraceConfig, Traced, Tracer, trace, trace_facts
 
@@ -26,53 +22,22 @@ def model(request: pytest.FixtureRequest) -> GPT:
     return random_model(request.param)
 
 
-def slow_effect(model: GPT, index: int, site: str, token: int, layer: int) -> tuple[float, float]:
-    """Corrupted and restored p(target) with one full, hooked forward pass per draw."""
-    assert model.tokenizer is not None
-    fact = facts(4)[index]
-    place = locate_subject(fact.prompt, fact.subject, model.tokenizer)
-    token_ids = torch.tensor([place.token_ids])
-    target = model.tokenizer.encode(" " + fact.target_true)[0]
-    noise = Tracer(model, facts(4), CONFIG).noise[index, :, : token_ids.shape[1]]
-    window = [layer] if site == "resid_post" else list(CONFIG.layers_around(layer, model.config.n_layer))
-    with capture(model, [(site, i) for i in window]) as seen:
-        model(token_ids)
-        clean = {key: value.clone() for key, value in seen.items()}
-
-    @contextmanager
-    def noisy(draw: int) -> Iterator[None]:
-        with patch(model, {("resid_pre", 0): lambda x: x + noise[draw]}):
-            yield
-
-    def put_back(key: tuple[str, int]) -> Callable[[Tensor], Tensor]:
-        def change(value: Tensor) -> Tensor:
-            value = value.clone()
-            value[:, token] = clean[key][:, token]
-            return value
-
-        return change
-
-    corrupted, restored = [], []
-    for draw in range(CONFIG.draws):
-        with noisy(draw):
-            corrupted.append(model(token_ids)[0, -1].softmax(-1)[target])
-            with patch(model, {key: put_back(key) for key in clean}):
-                restored.append(model(token_ids)[0, -1].softmax(-1)[target])
-    return float(torch.stack(corrupted).mean()), float(torch.stack(restored).mean())
-
-
 @torch.no_grad()
 def test_the_sweep_equals_one_run_per_state(model: GPT) -> None:
-    traced = trace_facts(model, facts(4), CONFIG)
+    traced, tracer = trace_facts(model, facts(4), CONFIG), Tracer(model, facts(4), CONFIG)
+    n_layer = model.config.n_layer
     for index in (0, 3):
         found = traced[index]
+        subject = slice(found.subject_first, found.subject_last + 1)
+        noise = tracer.noise[index, :, subject]
         for site in SITES:
-            for token in {found.subject_first, found.subject_last, len(found.tokens) - 1}:
-                for layer in range(model.config.n_layer):
-                    corrupted, restored = slow_effect(model, index, site, token, layer)
-                    assert found.corrupted_p == pytest.approx(corrupted, rel=1e-3, abs=1e-6)
-                    effect = float(found.effect[site][token, layer])
-                    assert effect == pytest.approx(restored - corrupted, rel=2e-3, abs=1e-5)
+            alone = [range(layer, layer + 1) for layer in range(n_layer)]
+            around = [CONFIG.layers_around(layer, n_layer) for layer in range(n_layer)]
+            windows = [range(0), *(alone if site == "resid_post" else around)]  # the first restores nothing
+            plain = plain_trace(model, tracer.rows[index], subject, tracer.targets[index], noise, site, windows)
+            corrupted, restored = plain[:, :1], plain[:, 1:]
+            assert found.corrupted_p == pytest.approx(float(corrupted[0]), rel=1e-3, abs=1e-6)
+            torch.testing.assert_close(found.effect[site], restored - corrupted, rtol=2e-3, atol=1e-5)
 
 
 def test_a_site_alone_is_as_among_all(model: GPT) -> None:
