@@ -120,6 +120,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 0
         check_text(arguments)
         check_place()
+        check_launcher()
         if verb in VERBS and {"-h", "--help"} & set(arguments) and verb not in OWN_HELP:
             importlib.import_module("nanogpt_edit.commands.arguments").show_help(verb, arguments[1:])
         with at_work(verb), together(verb):
@@ -202,14 +203,31 @@ def check_place() -> None:
         raise UserError("the working folder has been deleted; go to another (cd) and start again.") from None
 
 
+LAUNCHER = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+
+
+def check_launcher() -> None:
+    """Raise UserError when the environment speaks of several processes, and not as torchrun does."""
+    if set(LAUNCHER) & set(os.environ) and not all(os.environ.get(name, "0").isdecimal() for name in LAUNCHER):
+        said = ", ".join(f'{name}="{os.environ[name]}"' for name in LAUNCHER if name in os.environ)
+        raise UserError(f"the environment says {said}, which torchrun would not; unset them, or start with torchrun.")
+    if several() and "RANK" not in os.environ:
+        raise UserError(
+            f"WORLD_SIZE is {os.environ['WORLD_SIZE']}, as for one of several processes, and RANK is not set; unset "
+            "it, or start with torchrun."
+        )
+
+
 def several() -> bool:
     """Is this one of several processes that torchrun started? It sets WORLD_SIZE and RANK."""
-    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+    size = os.environ.get("WORLD_SIZE", "1")
+    return size.isdecimal() and int(size) > 1
 
 
 def rank() -> int:
     """This process's number among those that torchrun started; 0 when it is alone."""
-    return int(os.environ["RANK"]) if several() else 0
+    number = os.environ.get("RANK", "0")
+    return int(number) if several() and number.isdecimal() else 0
 
 
 def overview() -> str:

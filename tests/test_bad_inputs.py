@@ -78,6 +78,9 @@ def test_a_bad_input_is_one_sentence(
         (r"$PROGRAM $'\xff'", r"'\udcff', is not UTF-8 text"),
         ("mkdir gone; cd gone; rmdir ../gone; $PROGRAM info model", "the working folder has been deleted"),
         ("mkdir gone; cd gone; rmdir ../gone; $PROGRAM run tiny", "the working folder has been deleted"),
+        ("WORLD_SIZE=abc $PROGRAM info model", 'WORLD_SIZE="abc"'),
+        ("WORLD_SIZE=2 $PROGRAM info model", "RANK is not set"),
+        ("WORLD_SIZE=2 RANK=x $PROGRAM info model", 'RANK="x"'),
         ("ulimit -f 1; $PROGRAM run tiny --out x", "file too large"),
     ],
 )

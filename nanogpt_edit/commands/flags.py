@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from difflib import get_close_matches
+from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -54,6 +55,8 @@ class Flag:
         if get_origin(kind) is Literal and word not in get_args(kind):
             wanted = ", ".join(get_args(kind))
             raise UserError(f"invalid choice {shown} for argument '{self.name}'. It is one of {wanted}.")
+        if kind is Path and not word:
+            raise UserError(f"{self.name} is an empty word; name a place, as . for the folder this was started in.")
         try:
             if kind in (int, float):
                 int(word) if kind is int else float(word)

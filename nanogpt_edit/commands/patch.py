@@ -45,6 +45,7 @@ def _rank(found: EditPatch, number: int) -> str:
 def apply(chosen: Apply) -> int:
     if not chosen.patches:
         raise UserError("which patches? Give the .safetensors files that edits wrote.")
+    check_kept(chosen.model, chosen.out)
     model = load(chosen.model)
     carried = carried_patches(chosen.model)
     for path in chosen.patches:
@@ -66,7 +67,16 @@ def _rebased(model: GPT, found: EditPatch, text: str | None) -> EditPatch:
     return rebase_patch(model, found, covariance_blocks=blocks, cache_dir=default_cache_dir()).apply(model)
 
 
+def check_kept(model: Path | str, out: Path) -> None:
+    """Raise UserError where the result would take the place of the model it is made of."""
+    if out.resolve() == Path(model).resolve():
+        raise UserError(
+            f"is {out}, the model that the patches are for; it is kept, so name another folder.", field="out"
+        )
+
+
 def revert(chosen: Revert) -> int:
+    check_kept(chosen.model, chosen.out)
     model = load(chosen.model)
     carried = carried_patches(chosen.model)
     found = [load_patch(path) for path in chosen.patches] or [patch for _, patch in carried]

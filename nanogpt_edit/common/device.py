@@ -58,7 +58,7 @@ def choose_device(name: str = "auto", *, threads: int | None = None) -> torch.de
                 f'device "{name}" is one for {distributed.world_size()} processes; say {device.type}: '
                 "each takes its own."
             )
-        torch.empty(0, device=device)
+        torch.empty(1, device=device).sum().item()  # a device without data, as meta, computes nothing
     except (RuntimeError, AssertionError, NotImplementedError):
         found = ", ".join(["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))])
         raise UserError(f'device "{name}" cannot be used here; this machine has: {found}. Or say auto.') from None

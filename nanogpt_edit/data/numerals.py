@@ -55,8 +55,10 @@ OPERATION = re.compile(
     r"|(?<![=-])[<>]=? ?\(*+0"
     r"|0\)*+ ?(?:[+÷]|\* ?[\w(]|- ?(?:\(|[a-z](?![a-z])))|0 ?[xyzn](?![a-z])"  # 5 + x, 5*x, 5 - x, 2x
     r"|[\w)\]](?: ?[-+] |[-+])\(*+0|[\w)\]] ?[*÷/] ?\(*+0(?!\*)|[-*÷/] ?\(++0"  # x - 5, x/5, -(5)
+    r"|(?<![a-z])(?:not|minus|plus|times|half|halves|third|quarter|twice|double|triple|dozens?)(?![a-z])"
 )
 
+SIGN_WORD = re.compile(r"(?<![\w)\]] )(?<![\w)\]])(?:minus|negative) (?=\.?[0-9])|(?<![a-z])negative (?=\.?[0-9])")
 MINUS = frozenset("‐‑‒–—―−˗﹘﹣－➖")
 OTHER = {"’": "'", "‘": "'", "∕": "/", "×": "*", "·": "*", "⋅": "*", "∙": "*", "٬": ",", "٫": "."}
 SUPERSCRIPT = re.compile("[⁺⁻]?[⁰¹²³⁴⁵⁶⁷⁸⁹]+")
@@ -123,7 +125,7 @@ def _plain(text: str) -> str:
             text = pattern.sub(replacement, text)
     text = MARKUP.sub(" ", text.replace("$", ""))
     text = MILLIONS.sub(r"\1n", UNIT_POWER.sub(r"\1", text))
-    return SPACES.sub(" ", text.lower()).strip()
+    return SIGN_WORD.sub("-", SPACES.sub(" ", text.lower()).strip())
 
 
 @cache

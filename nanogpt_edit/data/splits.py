@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 
-from nanogpt_edit.common.errors import UserError
-from nanogpt_edit.common.records import Settings
+from nanogpt_edit.common.errors import UserError, at_least
+from nanogpt_edit.common.records import Settings, check_fields
 from nanogpt_edit.data.problems import Fields, Problem, read_all_splits
 
 
@@ -43,6 +43,10 @@ class ProblemsConfig(Settings):
     skip_bad_records: bool = False
     """Leave out records that cannot be used, and say how many, instead of stopping at the first."""
 
+    def __post_init__(self) -> None:
+        check_fields(self)
+        at_least(1, self, "validation", "limit")
+
 
 def load_splits(config: ProblemsConfig, *, seed: int) -> ProblemSplits:
     """Train, validation and test of `config.path`.
@@ -55,8 +59,6 @@ def load_splits(config: ProblemsConfig, *, seed: int) -> ProblemSplits:
     """
     if config.path is None:
         raise UserError("problems.path is not set. Pass --problems.path with a file, a folder, or a hub name.")
-    if config.validation < 1 or (config.limit is not None and config.limit < 1):
-        raise UserError("problems.validation and problems.limit must be at least 1.")
     notes: list[str] = []
     fields = Fields(config.question_field, config.answer_field, config.skip_bad_records)
     found = read_all_splits(config.path, fields, notes)

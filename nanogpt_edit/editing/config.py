@@ -104,9 +104,19 @@ class EditConfig(Settings):
             raise UserError(
                 f"{list(self.layers)} must be given once each, ascending, and at least one.", field="layers"
             )
-        for name in ("covariance_weight", "ridge", "learning_rate", "clamp", "ft_learning_rate", "norm_constraint"):
+        for name in (
+            "covariance_weight",
+            "ridge",
+            "learning_rate",
+            "clamp",
+            "ft_learning_rate",
+            "norm_constraint",
+            "stop_probability",
+        ):
             if not getattr(self, name) > 0:
                 raise UserError(f"is {getattr(self, name)}; it must be positive.", field=name)
+        if not 0 <= self.null_share <= 1:
+            raise UserError(f"is {self.null_share}; a share is from 0 to 1.", field="null_share")
         at_least(1, self, "rounds", "steps", "batch_size", "covariance_tokens")
         at_least(0, self, "refine_steps", "refine_weight", "refine_kl", "context_weight", "weight_decay", "kl_coef")
         at_least(0, self, "n_prefixes", "prefix_tokens", "covariance_tolerance", "seed")

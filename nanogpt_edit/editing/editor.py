@@ -39,6 +39,7 @@ from nanogpt_edit.editing.refine import OrdinaryText, refine_batch
 from nanogpt_edit.editing.rome import RomeSolver
 from nanogpt_edit.editing.values import TargetValues, optimise_values
 from nanogpt_edit.model.gpt import GPT
+from nanogpt_edit.model.tokenizer import tokenizer_of
 
 SOLVERS: dict[Method, type[LayerSolver]] = {"memit": MemitSolver, "rome": RomeSolver, "alphaedit": AlphaEditSolver}
 
@@ -178,6 +179,17 @@ def _check(model: GPT, facts: Sequence[Fact], config: EditConfig) -> None:
         raise UserError(
             f"layers {list(config.layers)} are not all in the model, which has layers 0 to {model.config.n_layer - 1}."
         )
+    if config.n_prefixes and config.prefix_tokens >= model.config.block_size:
+        raise UserError(
+            f"is {config.prefix_tokens} and the model reads {model.config.block_size} tokens; a prefix stands before a "
+            "prompt.",
+            field="prefix_tokens",
+        )
+    markup = tokenizer_of(model).markup
+    for fact in facts:
+        texts = (fact.prompt, fact.target_new, *fact.rewordings)
+        if held := [text for text in markup if any(text in part for part in texts)]:
+            raise UserError(f'fact "{fact.prompt}": it holds {held[0]}, a special token of the model\'s; take it out.')
     check_changes({f"fact {number}": fact for number, fact in enumerate(facts)})
     asked: dict[str, str] = {}
     for fact in facts:

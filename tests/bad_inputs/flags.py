@@ -33,6 +33,16 @@ VERBS = (
     Bad("report a b", says="b"),
     Bad("run tiny --out x --sft.stepz 3", says="--sft.steps"),
     Bad("run tiny --out x --modle.n-layer 3", says="--model.n-layer"),
+    Bad("run tiny --out ''", says="--out is an empty word"),
+    Bad("evaluate model --out ''", says="--out is an empty word"),
+    Bad("sample model --prompt hi --device meta", says='device "meta" cannot be used'),
+    Bad("run tiny --out x --device meta", says='device "meta" cannot be used'),
+    Bad("run tiny --out x --edit.null-share 2", says="edit.null_share is 2.0"),
+    Bad("run tiny --out x --edit.null-share -0.1", says="edit.null_share is -0.1"),
+    Bad("run tiny --out x --edit.stop-probability 0", says="edit.stop_probability is 0.0"),
+    Bad("run tiny --out x --problems.limit 0", says="problems.limit is 0"),
+    Bad("run tiny --out x --problems.validation -1", says="problems.validation is -1"),
+    Bad("run tiny --out x --edit.prefix-tokens 100000", says="prefix_tokens is 100000"),
 )
 
 NUMBERS = (

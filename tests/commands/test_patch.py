@@ -66,6 +66,19 @@ def test_an_edited_model_carries_its_patches_and_gives_them_all_back(edited: tup
     assert cli.main(["patch", "revert", str(back), "--out", str(tmp_path / "further")]) == 2
 
 
+@pytest.mark.parametrize("spelt", ["{}", "{}/", "{}/../base"])
+def test_the_model_that_patches_are_for_is_never_overwritten(
+    edited: tuple[Path, Path], spelt: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base, run = edited
+    before = fingerprint(load(base))
+    patch = str(run / "edits" / "facts.safetensors")
+    for command in (["apply", str(base), patch], ["revert", str(base), patch]):
+        assert cli.main(["patch", *command, "--out", spelt.format(base)]) == 2
+        assert "name another folder" in capsys.readouterr().err
+    assert fingerprint(load(base)) == before
+
+
 @pytest.fixture
 def two_edits(edited: tuple[Path, Path], tmp_path: Path) -> tuple[Path, Path, Path]:
     """(base, first, second): the verb `edit` run on a model and on what came of it, both with facts called "facts"."""

@@ -174,3 +174,15 @@ def test_no_text_takes_long(piece: str) -> None:
     numbers(piece * 5_000)
     number(piece * 5_000)
     assert time.perf_counter() - started < 1
+
+
+@pytest.mark.parametrize(
+    "text", ["not 5", "half of 5", "5 and a half", "5 dozen", "twice 5", "a third of 5", "x minus 5", "5 plus x"]
+)
+def test_words_that_compute_name_another_number(text: str) -> None:
+    assert number(text) is None
+
+
+@pytest.mark.parametrize("text", ["minus 5", "negative 5", "it is negative 5", "Minus 5 apples", "negative $5"])
+def test_a_sign_may_be_a_word(text: str) -> None:
+    assert number(text) == -5
