@@ -26,10 +26,10 @@ from nanogpt_edit.data.batch import Batch, micro_batches
 from nanogpt_edit.data.samples import to_samples
 from nanogpt_edit.engine import engine
 from nanogpt_edit.engine.sampling import Sampling
-from nanogpt_edit.model import gpt
+from nanogpt_edit.model import gpt, head
 from nanogpt_edit.model import linear as products
 from nanogpt_edit.model.gpt import GPT
-from nanogpt_edit.training import chunked_loss, sft
+from nanogpt_edit.training import sft
 
 Work = Callable[[], object]
 NEVER = 2**40  # steps, numbers: more than there are
@@ -49,8 +49,8 @@ def main() -> None:
     usual = simple(products.Linear, forward=torch.nn.Linear.forward)
     works = {
         "rows without padding": (lambda: step(model, batch), simple(sft, completion_loss_sum=padded_loss_sum)),
-        "loss in chunks": (head_loss(model), simple(chunked_loss, CHUNK_NUMBERS=NEVER)),
-        "log-probabilities kept once": (head_logprobs(model), simple(chunked_loss, head_logprobs=plain_logprobs)),
+        "loss in chunks": (head_loss(model), simple(head, CHUNK_NUMBERS=NEVER)),
+        "log-probabilities kept once": (head_logprobs(model), simple(head, head_logprobs=plain_logprobs)),
         "packed copies, 8 rows": (decode(model, prompts=1, packed=True), simple(engine, PACKING_PAYS=NEVER)),
         "packed copies, 30 rows": (
             decode(model, prompts=5, samples=6, packed=True),
@@ -120,7 +120,7 @@ def padded_loss_sum(model: GPT, batch: Batch) -> Tensor:
     token_ids, is_target = (pad_sequence(each.split(lengths), batch_first=True) for each in flat)
     predicted = is_target[:, 1:]
     states = model.hidden(token_ids[:, :-1])[predicted]
-    return chunked_loss.head_cross_entropy_sum(states, model.head_weight, token_ids[:, 1:][predicted])
+    return head.head_cross_entropy_sum(states, model.head_weight, token_ids[:, 1:][predicted])
 
 
 def states_of(model: GPT) -> tuple[Tensor, Tensor]:
@@ -132,7 +132,7 @@ def head_loss(model: GPT) -> Work:
     states, targets = states_of(model)
 
     def work() -> None:
-        chunked_loss.head_cross_entropy_sum(states, model.head_weight, targets).backward()
+        head.head_cross_entropy_sum(states, model.head_weight, targets).backward()
         model.zero_grad(set_to_none=True)
 
     return work
@@ -142,7 +142,7 @@ def head_logprobs(model: GPT) -> Work:
     states, targets = states_of(model)
 
     def work() -> None:
-        logprobs, entropy = chunked_loss.head_logprobs(states, model.head_weight, targets, temperature=1.0)
+        logprobs, entropy = head.head_logprobs(states, model.head_weight, targets, temperature=1.0)
         (logprobs * torch.linspace(-1, 1, TARGETS) - 0.01 * entropy).sum().backward()
         model.zero_grad(set_to_none=True)
 

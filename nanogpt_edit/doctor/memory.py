@@ -8,8 +8,8 @@ import torch
 
 from nanogpt_edit.doctor.findings import Finding
 from nanogpt_edit.model.gpt import GPT
+from nanogpt_edit.model.head import CHUNK_NUMBERS, KEPT_NUMBERS
 from nanogpt_edit.model.kv_cache import KVCache
-from nanogpt_edit.training.chunked_loss import CHUNK_NUMBERS, KEPT_NUMBERS
 from nanogpt_edit.training.config import LoopConfig
 from nanogpt_edit.training.grpo_config import GRPOConfig
 

@@ -6,7 +6,7 @@ edited layer at the subject's last token and minimises
     NLL(target | contexts) + kl_coef · KL("{subject} is a") + weight_decay · ‖δ‖ / ‖h‖²,   ‖δ‖ ≤ clamp · ‖h‖
 
 Differences from the authors' code: only what δ can reach is computed in a step (`suffixes`), logits are taken at target
-positions only and their slopes without a graph (`head_slopes`); each fact stops on its own; the best δ seen is kept,
+positions only and their slopes without a graph (`model/head`); each fact stops on its own; the best δ seen is kept,
 not the last.
 
 Shapes: N facts, C contexts, M target tokens of all facts and contexts, D model width, V vocabulary.
@@ -24,9 +24,9 @@ from torch import Tensor
 from nanogpt_edit.common.terminal import Progress, progress
 from nanogpt_edit.editing.config import EditConfig
 from nanogpt_edit.editing.contexts import LocatedFact, in_chunks
-from nanogpt_edit.editing.head_slopes import kl_and_slope, kl_only, nll_and_slope, nll_only
 from nanogpt_edit.editing.suffixes import Suffixes, Text, clean_runs, texts_of, token_weight
 from nanogpt_edit.model.gpt import GPT
+from nanogpt_edit.model.head import kl_and_slope, kl_only, nll_and_slope, nll_only
 
 CHUNK_TOKENS = 16_384  # tokens of all rows optimised together; bounds memory, does not change the result
 LEAVE_SHARE = 1 / 8  # finished facts leave the batch once they are this share of it

@@ -21,7 +21,6 @@ FEW_ROWS = 256  # with so many the gain is a tenth, with 512 it is gone
 KERNEL_COLUMNS = 16  # W xᵀ takes so many at once; what is left over costs up to as much as all of them
 PACKED_ROWS = 64  # from here on a packed copy is slower where W xᵀ has no columns left over
 TYPICAL_ROWS = 8  # that a packed copy is laid out for; 8 to 64 give the same
-VOCABULARY_BLOCK = 2048  # rows of the head that are multiplied at once; 1024 to 4096 are equally fast
 
 
 class Packed:
@@ -60,22 +59,6 @@ class Linear(nn.Linear):
         columns = columns_of(input)
         product = self.weight @ columns if self.bias is None else torch.addmm(self.bias[:, None], self.weight, columns)
         return product[:, : rows_of(input)].t().reshape(*input.shape[:-1], len(self.weight))
-
-
-def head_product(states: Tensor, weight: Tensor, packed: Packed | None = None) -> Tensor:
-    """states · weightᵀ: (..., D) and (V, D) -> (..., V).
-
-    What follows reads every row's logits in one piece, so that W xᵀ is made and turned in blocks of the vocabulary.
-    """
-    if not is_few(states, weight):
-        return F.linear(states, weight)
-    if packed is not None:  # as fast as W xᵀ or faster with any few rows: nothing needs to be turned
-        return packed(states)
-    rows, columns = rows_of(states), columns_of(states)
-    product = states.new_empty(rows, len(weight))
-    for block, into in zip(weight.split(VOCABULARY_BLOCK), product.split(VOCABULARY_BLOCK, dim=-1), strict=True):
-        into.copy_((block @ columns)[:, :rows].t())
-    return product.view(*states.shape[:-1], len(weight))
 
 
 def packed_is_faster(rows: int) -> bool:

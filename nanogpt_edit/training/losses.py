@@ -11,17 +11,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from nanogpt_edit.training.grpo_config import Advantage as Advantage
 
 SIGNAL = 1e-6  # rewards of a group that differ by less carry no signal
-
-
-def cross_entropy_sum(logits: Tensor, targets: Tensor) -> Tensor:
-    """Sum of -log p(target) in nats: logits (N, V), targets (N,) -> scalar."""
-    return F.cross_entropy(logits.float(), targets, reduction="sum")
 
 
 def group_advantages(rewards: Tensor, *, advantage: Advantage = "zscore") -> Tensor:

@@ -23,8 +23,8 @@ from nanogpt_edit.data.batch import Batch, collate, micro_batches, rows_of_step
 from nanogpt_edit.data.samples import Sample
 from nanogpt_edit.data.text import TokenStream, random_windows
 from nanogpt_edit.model.gpt import GPT
+from nanogpt_edit.model.head import head_cross_entropy_sum
 from nanogpt_edit.model.ragged import packed_states
-from nanogpt_edit.training.chunked_loss import head_cross_entropy_sum
 from nanogpt_edit.training.pretrain import check_window
 from nanogpt_edit.training.sft_config import SFTConfig as SFTConfig
 from nanogpt_edit.training.trainer import Trainer

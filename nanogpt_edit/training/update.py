@@ -13,9 +13,9 @@ from torch import Tensor
 from nanogpt_edit.common import distributed
 from nanogpt_edit.common.terminal import say
 from nanogpt_edit.model.gpt import GPT
+from nanogpt_edit.model.head import head_logprobs, target_logprobs
 from nanogpt_edit.model.ragged import completion_states
 from nanogpt_edit.model.tokenizer import tokenizer_of
-from nanogpt_edit.training.chunked_loss import head_logprobs, target_logprobs
 from nanogpt_edit.training.grpo_config import GRPOConfig
 from nanogpt_edit.training.losses import GRPOTerms, grpo_loss
 from nanogpt_edit.training.rollouts import RolloutGroup

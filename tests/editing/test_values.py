@@ -18,7 +18,7 @@ from torch import Tensor
 from nanogpt_edit.checkpoint.checkpoint import load, save
 from nanogpt_edit.common.errors import UserError
 from nanogpt_edit.data.facts import Fact
-from nanogpt_edit.editing import contexts, editor, head_slopes
+from nanogpt_edit.editing import contexts, editor
 from nanogpt_edit.editing import memit as layers
 from nanogpt_edit.editing import values as values_module
 from nanogpt_edit.editing.config import EditConfig
@@ -30,6 +30,7 @@ from nanogpt_edit.editing.scores import score_patch
 from nanogpt_edit.editing.suffixes import Suffixes, Text, clean_runs
 from nanogpt_edit.editing.values import optimise_values
 from nanogpt_edit.evaluation.facts import measure_facts
+from nanogpt_edit.model import head as model_head
 from nanogpt_edit.model import ragged
 from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.model.sites import capture, patch
@@ -308,8 +309,8 @@ def some_text(fact: int, family: int, shared: int, rest: int, reads: int) -> Tex
 
 @pytest.mark.parametrize("chunk", [1, 2**23])
 def test_slopes_without_a_graph_are_autograds(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(head_slopes, "CHUNK_NUMBERS", chunk)
-    monkeypatch.setattr(head_slopes, "VOCABULARY_BLOCK", 4)  # of eleven
+    monkeypatch.setattr(model_head, "CHUNK_NUMBERS", chunk)
+    monkeypatch.setattr(model_head, "VOCABULARY_BLOCK", 4)  # of eleven
     generator = torch.Generator().manual_seed(0)
     states, head = torch.randn(5, 8, generator=generator), torch.randn(11, 8, generator=generator)
     wanted, before = torch.tensor([0, 3, 3, 10, 7]), torch.randn(5, 11, generator=generator).log_softmax(-1)
@@ -318,14 +319,14 @@ def test_slopes_without_a_graph_are_autograds(chunk: int, monkeypatch: pytest.Mo
     nll = -logprobs.gather(-1, wanted[:, None])[:, 0]
     kl = (logprobs.exp() * (logprobs - before)).sum(-1)
     for plain, (found, slope) in (
-        (nll, head_slopes.nll_and_slope(states, head, wanted)),
-        (kl, head_slopes.kl_and_slope(states, head, before)),
+        (nll, model_head.nll_and_slope(states, head, wanted)),
+        (kl, model_head.kl_and_slope(states, head, before)),
     ):
         torch.testing.assert_close(found, plain.detach())
         (expected,) = torch.autograd.grad(plain.sum(), tried, retain_graph=True)
         torch.testing.assert_close(slope, expected)
-    torch.testing.assert_close(head_slopes.nll_only(states, head, wanted), nll.detach())
-    torch.testing.assert_close(head_slopes.kl_only(states, head, before), kl.detach())
+    torch.testing.assert_close(model_head.nll_only(states, head, wanted), nll.detach())
+    torch.testing.assert_close(model_head.kl_only(states, head, before), kl.detach())
 
 
 def test_prefixes_are_the_models_own_and_seeded(model: GPT) -> None:

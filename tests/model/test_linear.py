@@ -11,17 +11,16 @@ from conftest import tiny_config
 from nanogpt_edit.engine import engine
 from nanogpt_edit.engine.packed_weights import PackedWeights
 from nanogpt_edit.engine.sampling import Sampling
-from nanogpt_edit.model import linear
+from nanogpt_edit.model import head, linear
 from nanogpt_edit.model.gpt import GPT
+from nanogpt_edit.model.head import VOCABULARY_BLOCK, head_product
 from nanogpt_edit.model.kv_cache import KVCache
 from nanogpt_edit.model.linear import (
     FEW_ROWS,
     LARGE_MATRIX,
-    VOCABULARY_BLOCK,
     Linear,
     Packed,
     columns_of,
-    head_product,
     is_few,
     packed_is_faster,
 )
@@ -72,7 +71,7 @@ def test_a_models_steps_are_the_same(family: str, monkeypatch: pytest.MonkeyPatc
 
     expected = logits()
     monkeypatch.setattr(linear, "LARGE_MATRIX", 0)
-    monkeypatch.setattr(linear, "VOCABULARY_BLOCK", 100)
+    monkeypatch.setattr(head, "VOCABULARY_BLOCK", 100)
     torch.testing.assert_close(logits(), expected, atol=1e-5, rtol=1e-4)
     with PackedWeights(model, max_bytes=2**20).used():
         torch.testing.assert_close(logits(), expected, atol=1e-5, rtol=1e-4)

@@ -10,10 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from nanogpt_edit.training.chunked_loss import head_logprobs
+from nanogpt_edit.model.head import cross_entropy_sum, head_logprobs
 from nanogpt_edit.training.losses import (
     GRPOTerms,
-    cross_entropy_sum,
     group_advantages,
     grpo_loss,
     has_signal,

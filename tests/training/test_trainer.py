@@ -33,10 +33,10 @@ from nanogpt_edit.data.samples import Sample, to_sample
 from nanogpt_edit.data.text import token_stream
 from nanogpt_edit.model.block import take_columns
 from nanogpt_edit.model.gpt import GPT
+from nanogpt_edit.model.head import head_cross_entropy_sum
 from nanogpt_edit.training import sft as sft_module
 from nanogpt_edit.training import states
 from nanogpt_edit.training import trainer as loop
-from nanogpt_edit.training.chunked_loss import head_cross_entropy_sum
 from nanogpt_edit.training.config import LoopConfig, schedule_at
 from nanogpt_edit.training.grpo import grpo
 from nanogpt_edit.training.optimizers import make_optimizers

@@ -1,4 +1,4 @@
-"""Losses straight from the states the head reads, a chunk of the logits at a time.
+"""What is made of the states at the head: logits, losses, log-probabilities and their gradients, a chunk at a time.
 
 With V = 50,304 entries the logits of a few thousand target tokens, their softmax and its gradient are larger than the
 model. For the cross-entropy a chunk of them is made, its loss and both its gradients are taken, and it is forgotten:
@@ -7,7 +7,15 @@ Liger Kernel, Hsu et al. 2024). For log-probabilities and entropies, whose gradi
 the logits are kept once, or made again in the backward pass where even that is too much. Same arithmetic, a third of
 the memory traffic or less; sums differ from the plain loss by rounding.
 
-Shapes: N target tokens, D model width, V vocabulary.
+Where weights stay as they are (editing), losses come with their slopes at the states s alone, without a graph:
+
+    NLL = −log p[wanted]            slope (p − onehot(wanted)) W
+    KL = Σ p (log p − log q)        slope (p · (log p − log q − KL)) W
+
+where p = softmax(W s). p W is attention with W as keys and values, so it is taken as flash attention takes it (Dao et
+al. 2022): a block of the vocabulary at a time, while its logits are in the cache, scaled anew when a higher one comes.
+
+Shapes: N states (M where slopes are taken), D model width, V vocabulary.
 """
 
 from __future__ import annotations
@@ -20,11 +28,32 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nanogpt_edit.common.device import product_dtype
-from nanogpt_edit.model.linear import head_product
-from nanogpt_edit.training.losses import cross_entropy_sum
+from nanogpt_edit.model.linear import Packed, columns_of, is_few, rows_of
 
+VOCABULARY_BLOCK = 2048  # rows of the head that are multiplied at once; 1024 to 4096 are equally fast
 CHUNK_NUMBERS = 2**23  # logits held at once: 32 MiB in float32
 KEPT_NUMBERS = 2**28  # logits kept for the backward pass: 1 GiB in float32
+
+
+def head_product(states: Tensor, weight: Tensor, packed: Packed | None = None) -> Tensor:
+    """states · weightᵀ: (..., D) and (V, D) -> (..., V).
+
+    What follows reads every row's logits in one piece, so that W xᵀ is made and turned in blocks of the vocabulary.
+    """
+    if not is_few(states, weight):
+        return F.linear(states, weight)
+    if packed is not None:  # as fast as W xᵀ or faster with any few rows: nothing needs to be turned
+        return packed(states)
+    rows, columns = rows_of(states), columns_of(states)
+    product = states.new_empty(rows, len(weight))
+    for block, into in zip(weight.split(VOCABULARY_BLOCK), product.split(VOCABULARY_BLOCK, dim=-1), strict=True):
+        into.copy_((block @ columns)[:, :rows].t())
+    return product.view(*states.shape[:-1], len(weight))
+
+
+def cross_entropy_sum(logits: Tensor, targets: Tensor) -> Tensor:
+    """Sum of -log p(target) in nats: logits (N, V), targets (N,) -> scalar."""
+    return F.cross_entropy(logits.float(), targets, reduction="sum")
 
 
 def head_cross_entropy_sum(states: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
@@ -151,3 +180,51 @@ def chunks(states: Tensor, weight: Tensor) -> list[slice]:
     """Consecutive pieces of the N rows with at most CHUNK_NUMBERS logits each."""
     rows = max(1, CHUNK_NUMBERS // weight.shape[0])
     return [slice(begin, begin + rows) for begin in range(0, len(states), rows)]
+
+
+@torch.no_grad()
+def nll_and_slope(states: Tensor, head: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
+    """Nats (M,) of the tokens `wanted` (M,), and the slope (M, D) at `states` (M, D); float32."""
+    top = states.new_full((len(states), 1), -torch.inf, dtype=torch.float32)  # the highest logit so far
+    total, mean = torch.zeros_like(top), torch.zeros_like(states, dtype=torch.float32)  # Σ exp(logit − top); · W
+    for block in head.split(VOCABULARY_BLOCK):
+        logits = (states @ block.T).float()  # (M, block)
+        before, top = top, torch.maximum(top, logits.amax(-1, keepdim=True))
+        weights, fade = logits.sub_(top).exp_(), (before - top).exp_()
+        total = total * fade + weights.sum(-1, keepdim=True)
+        mean = mean.mul_(fade).add_(weights.to(head.dtype) @ block)
+    own = head[wanted].float()
+    nll = (top + total.log())[:, 0] - (states.float() * own).sum(-1)
+    return nll, mean.div_(total).sub_(own)
+
+
+@torch.no_grad()
+def kl_and_slope(states: Tensor, head: Tensor, before: Tensor) -> tuple[Tensor, Tensor]:
+    """KL(now ‖ before) (M,) in nats against log-probabilities `before` (M, V), and the slope (M, D); float32."""
+    kl, slope = states.new_empty(len(states), dtype=torch.float32), torch.empty_like(states, dtype=torch.float32)
+    for part in chunks(states, head):
+        logprobs = (states[part] @ head.T).float().log_softmax(-1)  # (m, V)
+        apart = logprobs - before[part]
+        p = logprobs.exp_()
+        kl[part] = (p * apart).sum(-1)
+        slope[part] = (apart.sub_(kl[part, None]).mul_(p).to(head.dtype) @ head).float()
+    return kl, slope
+
+
+@torch.no_grad()
+def nll_only(states: Tensor, head: Tensor, wanted: Tensor) -> Tensor:
+    """As `nll_and_slope`, without the slope."""
+    nll: list[Tensor] = []
+    for part in chunks(states, head):
+        nll.append(F.cross_entropy((states[part] @ head.T).float(), wanted[part], reduction="none"))
+    return torch.cat(nll)
+
+
+@torch.no_grad()
+def kl_only(states: Tensor, head: Tensor, before: Tensor) -> Tensor:
+    """As `kl_and_slope`, without the slope."""
+    kl: list[Tensor] = []
+    for part in chunks(states, head):
+        logprobs = (states[part] @ head.T).float().log_softmax(-1)
+        kl.append((logprobs.exp() * (logprobs - before[part])).sum(-1))
+    return torch.cat(kl)

@@ -12,10 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from nanogpt_edit.model import head
 from nanogpt_edit.model.gpt import GPT
-from nanogpt_edit.training import chunked_loss
-from nanogpt_edit.training.chunked_loss import head_cross_entropy_sum, head_logprobs, target_logprobs
-from nanogpt_edit.training.losses import cross_entropy_sum
+from nanogpt_edit.model.head import cross_entropy_sum, head_cross_entropy_sum, head_logprobs, target_logprobs
 from nanogpt_edit.training.pretrain import next_token_loss
 
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -30,7 +29,7 @@ def inputs(rows: int, width: int, vocabulary: int) -> tuple[Tensor, Tensor, Tens
 
 def test_by_hand_one_row_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     # Logits log 2, log 1, log 1 and log 1, log 2, log 7: targets 1 and 2 cost log 4 + log (10/7).
-    monkeypatch.setattr(chunked_loss, "CHUNK_NUMBERS", 3)
+    monkeypatch.setattr(head, "CHUNK_NUMBERS", 3)
     states = torch.tensor([[2.0, 1.0, 1.0], [1.0, 2.0, 7.0]]).log().requires_grad_()
     loss = head_cross_entropy_sum(states, torch.eye(3), torch.tensor([1, 2]))
     assert loss.item() == pytest.approx(math.log(4) + math.log(10 / 7), abs=1e-6)
@@ -53,8 +52,8 @@ def test_loss_and_gradients_are_those_of_the_plain_loss(rows: int, chunk: int, s
     expected = cross_entropy_sum(plain[0] @ plain[1].T, plain[2]) * scale
     expected.backward()
     with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setattr(chunked_loss, "CHUNK_NUMBERS", chunk * 23)
-        monkeypatch.setattr(chunked_loss, "room_for_gradients", room_full_of_nan)
+        monkeypatch.setattr(head, "CHUNK_NUMBERS", chunk * 23)
+        monkeypatch.setattr(head, "room_for_gradients", room_full_of_nan)
         loss = head_cross_entropy_sum(*chunked) * scale
         loss.backward()
         with torch.no_grad():
@@ -75,9 +74,9 @@ def test_logprobs_entropies_and_gradients_are_torchs(kept: int, rows: int, chunk
     expected = theirs.log_prob(plain[2]), theirs.entropy()
     torch.autograd.backward(expected, slopes)
     with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setattr(chunked_loss, "CHUNK_NUMBERS", chunk * 23)
-        monkeypatch.setattr(chunked_loss, "room_for_gradients", room_full_of_nan)
-        monkeypatch.setattr(chunked_loss, "KEPT_NUMBERS", kept)
+        monkeypatch.setattr(head, "CHUNK_NUMBERS", chunk * 23)
+        monkeypatch.setattr(head, "room_for_gradients", room_full_of_nan)
+        monkeypatch.setattr(head, "KEPT_NUMBERS", kept)
         found = head_logprobs(*chunked, temperature=temperature)
         torch.autograd.backward(found, slopes, retain_graph=True)
         again = torch.autograd.grad(found, chunked[:2], slopes)
@@ -97,7 +96,7 @@ def test_a_models_gradient_does_not_depend_on_the_chunks(family: str, monkeypatc
     windows = torch.randint(0, 300, (3, 9), generator=torch.Generator().manual_seed(0))
     gradients = []
     for numbers in (2**23, 5 * 300):
-        monkeypatch.setattr(chunked_loss, "CHUNK_NUMBERS", numbers)
+        monkeypatch.setattr(head, "CHUNK_NUMBERS", numbers)
         model = GPT(tiny_config(family), seed=0)
         next_token_loss(model, windows).backward()
         gradients.append({name: weight.grad for name, weight in model.named_parameters()})
@@ -113,7 +112,7 @@ def sum_of_logprobs(states: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
 def test_in_bfloat16_products_the_gradient_is_near(loss_of: Loss, monkeypatch: pytest.MonkeyPatch) -> None:
     plain, chunked = inputs(12, 16, 50), inputs(12, 16, 50)
     cross_entropy_sum(plain[0] @ plain[1].T, plain[2]).backward()
-    monkeypatch.setattr(chunked_loss, "CHUNK_NUMBERS", 5 * 50)
+    monkeypatch.setattr(head, "CHUNK_NUMBERS", 5 * 50)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         loss = loss_of(*chunked)
     loss.backward()
