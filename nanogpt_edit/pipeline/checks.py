@@ -18,8 +18,10 @@ from nanogpt_edit.editing.records import EditScores
 from nanogpt_edit.evaluation.facts import FACT_GROUPS
 from nanogpt_edit.evaluation.suite import problem_metric_names
 from nanogpt_edit.model.gpt import GPT
+from nanogpt_edit.model.size import parameter_count
 from nanogpt_edit.model.tokenizer import tokenizer_of
 from nanogpt_edit.pipeline.inputs import Part, RunInputs
+from nanogpt_edit.pipeline.new_model import new_config
 from nanogpt_edit.pipeline.recipe import ModelConfig, Recipe
 from nanogpt_edit.pipeline.records import STAGE_NAMES, TIMED
 from nanogpt_edit.report.expect import check_expectations
@@ -69,8 +71,7 @@ def new_model_bytes(sizes: ModelConfig) -> int:
     """Weights, gradients and two moments of a new model, in float32; 0 where an existing one is taken."""
     if sizes.source is not None:
         return 0
-    rows = (sizes.vocab_size or 0) + sizes.block_size
-    return 4 * 4 * sizes.n_embd * (rows + 12 * sizes.n_layer * sizes.n_embd)
+    return 4 * 4 * parameter_count(new_config(sizes, vocab_size=sizes.vocab_size or 1))
 
 
 def check_data(inputs: RunInputs) -> None:

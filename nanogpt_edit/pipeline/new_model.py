@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import torch
 
+from nanogpt_edit.common.errors import about
 from nanogpt_edit.model.gpt import GPT, GPTConfig
 from nanogpt_edit.model.tokenizer import Tokenizer
 from nanogpt_edit.pipeline.inputs import RunInputs
+from nanogpt_edit.pipeline.recipe import ModelConfig
 
 WORLD_VOCABULARY, OTHER_VOCABULARY = 400, 2048
 TOKENIZER_PROBLEMS, TOKENIZER_FACTS = 1000, 3  # the vocabulary's text: so many problems, and all facts so many times
@@ -14,18 +16,23 @@ TOKENIZER_PROBLEMS, TOKENIZER_FACTS = 1000, 3  # the vocabulary's text: so many 
 
 def new_model(inputs: RunInputs, device: torch.device) -> GPT:
     """An untrained GPT-2 of the recipe's sizes, with a tokenizer of its own."""
-    sizes, tokenizer = inputs.recipe.model, new_tokenizer(inputs)
-    config = GPTConfig(
-        vocab_size=tokenizer.vocab_size,
-        block_size=sizes.block_size,
-        n_layer=sizes.n_layer,
-        n_head=sizes.n_head,
-        n_embd=sizes.n_embd,
-        activation=sizes.activation,
-    )
-    model = GPT(config, seed=inputs.recipe.seed).to(device)
+    tokenizer = new_tokenizer(inputs)
+    model = GPT(new_config(inputs.recipe.model, vocab_size=tokenizer.vocab_size), seed=inputs.recipe.seed).to(device)
     model.tokenizer = tokenizer
     return model
+
+
+def new_config(sizes: ModelConfig, *, vocab_size: int) -> GPTConfig:
+    """Of a GPT-2 of these sizes. Raises UserError naming the field where they do not fit together."""
+    with about("model"):
+        return GPTConfig(
+            vocab_size=vocab_size,
+            block_size=sizes.block_size,
+            n_layer=sizes.n_layer,
+            n_head=sizes.n_head,
+            n_embd=sizes.n_embd,
+            activation=sizes.activation,
+        )
 
 
 def new_tokenizer(inputs: RunInputs) -> Tokenizer:
