@@ -23,7 +23,6 @@ from nanogpt_edit.common.files import write_text
 from nanogpt_edit.common.settings import differences, read_settings, to_table, write_settings
 from nanogpt_edit.common.terminal import say
 from nanogpt_edit.editing.covariance_cache import default_cache_dir
-from nanogpt_edit.editing.sweep import HEADER, sweep
 from nanogpt_edit.model.tokenizer import tokenizer_of
 from nanogpt_edit.pipeline import fitted, stages
 from nanogpt_edit.pipeline.checks import check_rewards, check_sizes
@@ -32,6 +31,7 @@ from nanogpt_edit.pipeline.inputs import Part, RunInputs
 from nanogpt_edit.pipeline.recipe import ModelConfig, Recipe, refuse_unread
 from nanogpt_edit.pipeline.spared import recipe_for_edit, spared_blocks
 from nanogpt_edit.pipeline.stages import Stage, make_model
+from nanogpt_edit.pipeline.sweep import HEADER, sweep
 from nanogpt_edit.training.pretrain_config import BaseText, PretrainConfig
 
 NOTHING_GIVEN = Recipe()

@@ -15,9 +15,9 @@ from nanogpt_edit.common.stats import Interval, change_of_share
 from nanogpt_edit.common.terminal import say
 from nanogpt_edit.data.fact_files import read_facts
 from nanogpt_edit.data.facts import Fact
-from nanogpt_edit.editing.sweep import Trial, read_trials
 from nanogpt_edit.evaluation.facts import measure_facts
 from nanogpt_edit.model.gpt import GPT
+from nanogpt_edit.pipeline.sweep import Trial, read_trials
 from nanogpt_edit.report.pictures import check_picture, save_picture
 from nanogpt_edit.tracing import tracing
 from nanogpt_edit.tracing.average import average_trace, effect_at, token_groups

@@ -14,9 +14,9 @@ from nanogpt_edit.checkpoint.checkpoint import save
 from nanogpt_edit.common.errors import UserError
 from nanogpt_edit.common.files import write_jsonl
 from nanogpt_edit.data.fact_files import fact_to_record
-from nanogpt_edit.editing import sweep as sweep_module
-from nanogpt_edit.editing.config import EditConfig
-from nanogpt_edit.editing.sweep import SweepConfig, _candidates, _groups_around, mark, read_trials, sweep
+from nanogpt_edit.editing.config import EditConfig, SweepConfig
+from nanogpt_edit.pipeline import sweep as sweep_module
+from nanogpt_edit.pipeline.sweep import _candidates, _groups_around, mark, read_trials, sweep
 
 START = replace(
     PLAIN, layers=(2,), covariance_weight=20.0, learning_rate=0.3, steps=12, n_prefixes=0, clamp=3.0, weight_decay=0.0

@@ -26,8 +26,7 @@ from nanogpt_edit.common.files import append_jsonl
 from nanogpt_edit.common.records import read_jsonl_as
 from nanogpt_edit.common.terminal import say
 from nanogpt_edit.data.facts import Fact
-from nanogpt_edit.editing.config import EditConfig
-from nanogpt_edit.editing.config import SweepConfig as SweepConfig
+from nanogpt_edit.editing.config import EditConfig, SweepConfig
 from nanogpt_edit.editing.editor import edit_model
 from nanogpt_edit.editing.records import EditScores
 from nanogpt_edit.editing.scores import compare_states, score_patch
