@@ -81,9 +81,11 @@ def test_limits_and_impossible_settings(tmp_path: Path) -> None:
     splits = load_splits(ProblemsConfig(path=path, limit=7), seed=0)
     assert [len(splits.train), len(splits.validation), len(splits.test)] == [7, 7, 7]
     assert any("limited to its first 7" in note for note in splits.notes)
-    for config in (ProblemsConfig(path=path, limit=0), ProblemsConfig(path=path, validation=0), ProblemsConfig()):
-        with pytest.raises(UserError, match=r"problems\."):
-            load_splits(config, seed=0)
+    for wrong in ({"limit": 0}, {"validation": 0}, {"validation": -1}):
+        with pytest.raises(UserError, match="must be at least 1"):
+            ProblemsConfig(path=path, **wrong)
+    with pytest.raises(UserError, match=r"problems\."):
+        load_splits(ProblemsConfig(), seed=0)
     two = str(write(tmp_path / "two.jsonl", *numbered(2)))
     with pytest.raises(UserError, match="too few different problems"):
         load_splits(ProblemsConfig(path=two), seed=0)

@@ -102,8 +102,11 @@ def shrunken(recipe: Recipe, folder: Path, tokenizer: Tokenizer) -> Recipe:
 
 
 # The two sizes of GPT-2 take the same roads.
+ALIKE = ("gpt2-medium", "smollm2-135m")  # of the same family as gpt2 and as qwen2.5-0.5b
+
+
 @pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=pytest.mark.slow) if n == "gpt2-medium" else n for n in packaged_recipes()]
+    "name", [pytest.param(n, marks=pytest.mark.slow) if n in ALIKE else n for n in packaged_recipes()]
 )
 def test_two_steps_of_every_stage(name: str, tmp_path: Path, tokenizer: Tokenizer) -> None:
     recipe = shrunken(load_recipe(name), tmp_path, tokenizer)
