@@ -101,8 +101,7 @@ def shrunken(recipe: Recipe, folder: Path, tokenizer: Tokenizer) -> Recipe:
     )
 
 
-# The two sizes of GPT-2 take the same roads.
-ALIKE = ("gpt2-medium", "smollm2-135m")  # of the same family as gpt2 and as qwen2.5-0.5b
+ALIKE = ("gpt2-medium", "smollm2-135m")  # they take the same roads as gpt2 and qwen2.5-0.5b
 
 
 @pytest.mark.parametrize(
