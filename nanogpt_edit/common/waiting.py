@@ -19,7 +19,7 @@ LEFT_ALONE = "NANOGPT_EDIT_WAIT_AS_TORCH"
 """Set to anything, this leaves all as torch comes; for measurements."""
 NAMES = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME", LEFT_ALONE)
 AMONG_OTHERS = {"GOMP_SPINCOUNT": "0", "KMP_BLOCKTIME": "0"}
-ALONE = {"GOMP_SPINCOUNT": "4000"}
+ALONE = {"GOMP_SPINCOUNT": "8000"}
 LOOKS, LOOK_SECONDS = 3, 0.004
 
 LOAD = Path("/proc/loadavg")

@@ -32,10 +32,10 @@ def test_what_a_person_has_set_stays(own: dict[str, str], found: str) -> None:
 @pytest.mark.parametrize(
     ("load", "others", "spins"),
     [
-        ("0.10 0.20 0.30 1/80 9133", False, "4000"),
+        ("0.10 0.20 0.30 1/80 9133", False, "8000"),
         ("1.70 2.77 2.36 3/80 9133", True, "0"),
-        ("1.70 2.77 2.36", False, "4000"),  # no such line as Linux writes
-        (None, False, "4000"),
+        ("1.70 2.77 2.36", False, "8000"),  # no such line as Linux writes
+        (None, False, "8000"),
     ],
 )
 def test_threads_spin_only_where_nobody_else_wants_the_cores(
