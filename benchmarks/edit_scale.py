@@ -31,11 +31,13 @@ from nanogpt_edit.data.text import token_blocks, token_stream
 from nanogpt_edit.editing.config import EditConfig
 from nanogpt_edit.editing.editor import edit_model
 from nanogpt_edit.evaluation.facts import measure_facts
-from nanogpt_edit.model.gpt import GPT, GPTConfig
+from nanogpt_edit.model.config import GPTConfig
+from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.model.tokenizer import Tokenizer, tokenizer_of
 from nanogpt_edit.report.canvas import Picture, colour, draw
 from nanogpt_edit.report.pictures import save_picture
-from nanogpt_edit.training.pretrain import PretrainConfig, pretrain
+from nanogpt_edit.training.pretrain import pretrain
+from nanogpt_edit.training.pretrain_config import PretrainConfig
 
 FACTS, EDITED = 1200, 1000
 PHRASINGS = ("{} is famous for its", "People visit {} for the", "The pride of {} is the")

@@ -32,9 +32,11 @@ from nanogpt_edit.editing.covariance import collect
 from nanogpt_edit.editing.covariance_cache import covariances
 from nanogpt_edit.editing.editor import edit_model
 from nanogpt_edit.editing.values import optimise_values
-from nanogpt_edit.model.gpt import GPT, GPTConfig
+from nanogpt_edit.model.config import GPTConfig
+from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.model.tokenizer import Tokenizer, tokenizer_of
-from nanogpt_edit.tracing.tracing import TraceConfig, Tracer, trace_facts
+from nanogpt_edit.tracing.config import TraceConfig
+from nanogpt_edit.tracing.tracing import Tracer, trace_facts
 
 GOALS = {"values": 12.0, "covariance": 4.0, "tracing": 5.0}
 CONFIG = EditConfig(

@@ -25,7 +25,7 @@ from torch.nn.utils.rnn import pad_sequence
 from nanogpt_edit.data.batch import Batch, micro_batches
 from nanogpt_edit.data.samples import to_samples
 from nanogpt_edit.engine import engine
-from nanogpt_edit.engine.sampling import Sampling
+from nanogpt_edit.engine.sampling_config import Sampling
 from nanogpt_edit.model import gpt, head
 from nanogpt_edit.model import linear as products
 from nanogpt_edit.model.gpt import GPT

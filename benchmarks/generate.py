@@ -30,7 +30,7 @@ from turns import Job, Options, Step, Turn, summary, take_turns
 
 from nanogpt_edit.data.problems import Problem
 from nanogpt_edit.engine.engine import Engine
-from nanogpt_edit.engine.sampling import Sampling
+from nanogpt_edit.engine.sampling_config import Sampling
 from nanogpt_edit.model.tokenizer import Tokenizer
 from nanogpt_edit.pipeline.environment import version
 

@@ -22,7 +22,8 @@ from nanogpt_edit.checkpoint.checkpoint import load, save
 from nanogpt_edit.common.device import autocast
 from nanogpt_edit.data.problems import Problem, read_problems
 from nanogpt_edit.data.world.world import World, WorldConfig, make_world
-from nanogpt_edit.model.gpt import GPT, GPTConfig
+from nanogpt_edit.model.config import GPTConfig
+from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.model.tokenizer import Tokenizer
 
 SIZES = {

@@ -19,7 +19,8 @@ from nanogpt_edit.editing.editor import edit_model, solver_of
 from nanogpt_edit.editing.memit import EditedLayer, write_values
 from nanogpt_edit.editing.values import optimise_values
 from nanogpt_edit.model.gpt import GPT
-from nanogpt_edit.tracing.tracing import TraceConfig, trace_facts
+from nanogpt_edit.tracing.config import TraceConfig
+from nanogpt_edit.tracing.tracing import trace_facts
 
 Result = TypeVar("Result")
 

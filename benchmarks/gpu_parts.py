@@ -32,7 +32,7 @@ from turns import Job, Options, Side, Step, Turn, alone, take_turns
 from nanogpt_edit.checkpoint import checkpoint
 from nanogpt_edit.data.samples import to_samples, with_room
 from nanogpt_edit.engine.engine import Engine
-from nanogpt_edit.engine.sampling import Sampling
+from nanogpt_edit.engine.sampling_config import Sampling
 from nanogpt_edit.model.config import GPTConfig
 from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.model.kv_cache import KVCache

@@ -30,7 +30,7 @@ from nanogpt_edit.data.samples import to_samples, with_room
 from nanogpt_edit.editing.editor import edit_model
 from nanogpt_edit.editing.scores import score_patch
 from nanogpt_edit.engine.engine import Engine
-from nanogpt_edit.engine.sampling import Sampling
+from nanogpt_edit.engine.sampling_config import Sampling
 from nanogpt_edit.evaluation.suite import solve
 from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.model.tokenizer import tokenizer_of

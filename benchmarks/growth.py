@@ -19,8 +19,9 @@ from gpt2 import SIZES, forward_flops
 from machine import finish, matrix_peak
 
 from nanogpt_edit.engine.engine import Engine
-from nanogpt_edit.engine.sampling import Sampling
-from nanogpt_edit.model.gpt import GPT, GPTConfig
+from nanogpt_edit.engine.sampling_config import Sampling
+from nanogpt_edit.model.config import GPTConfig
+from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.training.pretrain import next_token_loss
 
 VOCABULARY, PROMPT, SHORT, LONG = 50_304, 64, 16, 48

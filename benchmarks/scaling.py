@@ -33,7 +33,8 @@ from nanogpt_edit.common import distributed, stopping
 from nanogpt_edit.common.files import write_json
 from nanogpt_edit.data.batch import micro_batches
 from nanogpt_edit.data.samples import Sample
-from nanogpt_edit.model.gpt import GPT, GPTConfig
+from nanogpt_edit.model.config import GPTConfig
+from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.training.config import LoopConfig
 from nanogpt_edit.training.sft import share_of_loss, target_tokens
 from nanogpt_edit.training.trainer import Trainer

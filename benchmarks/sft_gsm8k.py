@@ -19,9 +19,11 @@ from machine import finish, matrix_peak
 from nanogpt_edit.common.files import read_jsonl
 from nanogpt_edit.data.samples import to_samples
 from nanogpt_edit.data.splits import ProblemsConfig, load_splits
-from nanogpt_edit.model.gpt import GPT, GPTConfig
+from nanogpt_edit.model.config import GPTConfig
+from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.model.tokenizer import Tokenizer
-from nanogpt_edit.training.sft import SFTConfig, sft, validation_loss
+from nanogpt_edit.training.sft import sft, validation_loss
+from nanogpt_edit.training.sft_config import SFTConfig
 
 GOAL = 4.5  # nats per completion token on validation
 ROWS = 50_304  # of the embedding: GPT-2's 50,257 entries and the padding that holds the reasoning tokens

@@ -32,7 +32,8 @@ from turns import Job, Options, Turn, summary, take_turns
 from nanogpt_edit.checkpoint.checkpoint import load
 from nanogpt_edit.data.samples import Sample, to_samples
 from nanogpt_edit.pipeline.environment import version
-from nanogpt_edit.training.sft import SFTConfig, target_tokens, train_on
+from nanogpt_edit.training.sft import target_tokens, train_on
+from nanogpt_edit.training.sft_config import SFTConfig
 from nanogpt_edit.training.trainer import Trainer
 
 GOALS = {"trl": 3.0, "trainer": 1.9, "stream": 1.0}

@@ -32,10 +32,13 @@ if TYPE_CHECKING:
     from nanogpt_edit.editing.patch_files import load_patch
     from nanogpt_edit.engine.generate import generate
     from nanogpt_edit.evaluation.config import EvaluateConfig
-    from nanogpt_edit.tracing.tracing import TraceConfig
-    from nanogpt_edit.training.grpo import GRPOConfig, grpo
-    from nanogpt_edit.training.pretrain import PretrainConfig, pretrain
-    from nanogpt_edit.training.sft import SFTConfig, sft
+    from nanogpt_edit.tracing.config import TraceConfig
+    from nanogpt_edit.training.grpo import grpo
+    from nanogpt_edit.training.grpo_config import GRPOConfig
+    from nanogpt_edit.training.pretrain import pretrain
+    from nanogpt_edit.training.pretrain_config import PretrainConfig
+    from nanogpt_edit.training.sft import sft
+    from nanogpt_edit.training.sft_config import SFTConfig
 
 __all__ = [
     "EditConfig",
@@ -71,12 +74,12 @@ _HOMES = {
     "EditConfig": "nanogpt_edit.editing.config",
     "EvaluateConfig": "nanogpt_edit.evaluation.config",
     "Fact": "nanogpt_edit.data.facts",
-    "GRPOConfig": "nanogpt_edit.training.grpo",
+    "GRPOConfig": "nanogpt_edit.training.grpo_config",
     "Neighbour": "nanogpt_edit.data.facts",
-    "PretrainConfig": "nanogpt_edit.training.pretrain",
+    "PretrainConfig": "nanogpt_edit.training.pretrain_config",
     "Problem": "nanogpt_edit.data.problems",
-    "SFTConfig": "nanogpt_edit.training.sft",
-    "TraceConfig": "nanogpt_edit.tracing.tracing",
+    "SFTConfig": "nanogpt_edit.training.sft_config",
+    "TraceConfig": "nanogpt_edit.tracing.config",
     "edit": "nanogpt_edit.api",
     "evaluate": "nanogpt_edit.api",
     "generate": "nanogpt_edit.engine.generate",

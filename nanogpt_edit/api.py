@@ -22,7 +22,7 @@ from nanogpt_edit.pipeline import pipeline
 from nanogpt_edit.pipeline.recipe import Recipe, load_recipe
 from nanogpt_edit.pipeline.spared import recipe_for_edit, spared_text
 from nanogpt_edit.tracing import tracing
-from nanogpt_edit.tracing.tracing import TraceConfig
+from nanogpt_edit.tracing.config import TraceConfig
 from nanogpt_edit.tracing.view import Trace
 
 

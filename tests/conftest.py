@@ -18,7 +18,8 @@ import pytest
 import torch
 from hypothesis import settings
 
-from nanogpt_edit.model.gpt import GPT, GPTConfig
+from nanogpt_edit.model.config import GPTConfig
+from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.model.tokenizer import Tokenizer
 
 # A slow moment of a shared machine is not a failure, and the same examples come up every time.

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from nanogpt_edit.data.facts import Fact, Neighbour
 from nanogpt_edit.editing.config import EditConfig
-from nanogpt_edit.model.gpt import GPT, GPTConfig
+from nanogpt_edit.model.config import GPTConfig
+from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.model.tokenizer import Tokenizer
 
 CAPITALS = {

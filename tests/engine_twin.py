@@ -11,7 +11,8 @@ import torch
 from conftest import tiny_config
 
 from nanogpt_edit.engine.engine import Completion
-from nanogpt_edit.engine.sampling import Sampling, draw_tokens, stream_keys, uniforms_at
+from nanogpt_edit.engine.sampling import draw_tokens, stream_keys, uniforms_at
+from nanogpt_edit.engine.sampling_config import Sampling
 from nanogpt_edit.model.gpt import GPT
 
 STOPS = frozenset(range(4))  # a tenth of the vocabulary: completions of all lengths

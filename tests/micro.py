@@ -6,9 +6,9 @@ from nanogpt_edit.data.world.world import WorldConfig
 from nanogpt_edit.editing.config import EditConfig
 from nanogpt_edit.evaluation.config import EvaluateConfig
 from nanogpt_edit.pipeline.recipe import ModelConfig, Recipe
-from nanogpt_edit.training.grpo import GRPOConfig
-from nanogpt_edit.training.pretrain import PretrainConfig
-from nanogpt_edit.training.sft import SFTConfig
+from nanogpt_edit.training.grpo_config import GRPOConfig
+from nanogpt_edit.training.pretrain_config import PretrainConfig
+from nanogpt_edit.training.sft_config import SFTConfig
 
 MICRO = Recipe(
     name="micro",

@@ -38,7 +38,8 @@ from nanogpt_edit.evaluation.targets import TargetScore
 from nanogpt_edit.pipeline.folder import RunFolder
 from nanogpt_edit.pipeline.recipe import load_recipe, save_recipe
 from nanogpt_edit.tracing.average import average_trace
-from nanogpt_edit.tracing.tracing import SITES, Traced
+from nanogpt_edit.tracing.config import SITES
+from nanogpt_edit.tracing.tracing import Traced
 from nanogpt_edit.training.records import Rollout, save_rollouts
 
 EXPECT = {

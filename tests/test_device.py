@@ -22,18 +22,21 @@ from tiny_stages import STAGES, run_stage
 
 from nanogpt_edit.checkpoint import checkpoint
 from nanogpt_edit.checkpoint.checkpoint import fingerprint
-from nanogpt_edit.common.device import Precision, autocast
+from nanogpt_edit.common.device import autocast
 from nanogpt_edit.common.files import read_jsonl
+from nanogpt_edit.common.settings import Precision
 from nanogpt_edit.editing.config import EditConfig
 from nanogpt_edit.editing.editor import edit_model
 from nanogpt_edit.editing.patch import edited_weight
 from nanogpt_edit.editing.scores import score_patch
 from nanogpt_edit.engine.engine import Engine
-from nanogpt_edit.engine.sampling import Sampling, draw_tokens
+from nanogpt_edit.engine.sampling import draw_tokens
+from nanogpt_edit.engine.sampling_config import Sampling
 from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.model.kv_cache import KVCache
 from nanogpt_edit.model.tokenizer import Tokenizer
-from nanogpt_edit.tracing.tracing import TraceConfig, trace_facts
+from nanogpt_edit.tracing.config import TraceConfig
+from nanogpt_edit.tracing.tracing import trace_facts
 from nanogpt_edit.training.trainer import Trainer
 
 pytestmark = pytest.mark.device

@@ -23,12 +23,16 @@ from nanogpt_edit.common.files import write_json
 from nanogpt_edit.data.problems import Problem
 from nanogpt_edit.data.samples import to_sample
 from nanogpt_edit.data.text import token_blocks, token_stream
-from nanogpt_edit.model.gpt import GPT, GPTConfig
+from nanogpt_edit.model.config import GPTConfig
+from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.model.tokenizer import Tokenizer
-from nanogpt_edit.training.grpo import GRPOConfig, grpo
+from nanogpt_edit.training.grpo import grpo
+from nanogpt_edit.training.grpo_config import GRPOConfig
 from nanogpt_edit.training.optimizers import make_optimizers
-from nanogpt_edit.training.pretrain import PretrainConfig, pretrain
-from nanogpt_edit.training.sft import SFTConfig, sft
+from nanogpt_edit.training.pretrain import pretrain
+from nanogpt_edit.training.pretrain_config import PretrainConfig
+from nanogpt_edit.training.sft import sft
+from nanogpt_edit.training.sft_config import SFTConfig
 
 PROBLEMS = tuple(
     Problem(question=f"{a} + {b}?", rationale=f"{a} + {b} = {a + b}", answer=str(a + b), id=f"{a}+{b}")

@@ -30,8 +30,9 @@ from nanogpt_edit.common import terminal as progress
 from nanogpt_edit.common.arguments import checked
 from nanogpt_edit.common.device import choose_device, choose_dtype
 from nanogpt_edit.common.errors import UserError
+from nanogpt_edit.model.config import GPTConfig
 from nanogpt_edit.model.fit import tokenizer_doubts
-from nanogpt_edit.model.gpt import GPT, GPTConfig
+from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.model.kept import Kept
 from nanogpt_edit.model.lineage import LineageEntry
 from nanogpt_edit.model.size import check_fits

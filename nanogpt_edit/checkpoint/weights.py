@@ -21,7 +21,8 @@ from nanogpt_edit.checkpoint.tensors import Entry, Tensors, add_tensor
 from nanogpt_edit.common import files
 from nanogpt_edit.common import terminal as progress
 from nanogpt_edit.common.errors import UserError
-from nanogpt_edit.model.gpt import GPT, GPTConfig
+from nanogpt_edit.model.config import GPTConfig
+from nanogpt_edit.model.gpt import GPT
 
 SHARD_BYTES = 5_000_000_000
 

@@ -7,8 +7,9 @@ from nanogpt_edit.commands.arguments import Info
 from nanogpt_edit.commands.parse import parse
 from nanogpt_edit.common.errors import visible
 from nanogpt_edit.common.reasoning import REASONING_TEMPLATE
+from nanogpt_edit.model.config import GPTConfig
 from nanogpt_edit.model.fit import tokenizer_doubts
-from nanogpt_edit.model.gpt import GPT, GPTConfig
+from nanogpt_edit.model.gpt import GPT
 
 MEBIBYTE = 2**20
 

@@ -21,8 +21,9 @@ from nanogpt_edit.pipeline.sweep import Trial, read_trials
 from nanogpt_edit.report.pictures import check_picture, save_picture
 from nanogpt_edit.tracing import tracing
 from nanogpt_edit.tracing.average import average_trace, effect_at, token_groups
+from nanogpt_edit.tracing.config import Site
 from nanogpt_edit.tracing.records import AverageTrace
-from nanogpt_edit.tracing.tracing import Site, Traced, trace_facts
+from nanogpt_edit.tracing.tracing import Traced, trace_facts
 from nanogpt_edit.tracing.view import Trace as Shown
 
 

@@ -6,7 +6,7 @@ import torch
 
 from nanogpt_edit.common import distributed
 from nanogpt_edit.common.errors import UserError
-from nanogpt_edit.common.settings import Precision as Precision
+from nanogpt_edit.common.settings import Precision
 
 WEIGHT_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 MOST_THREADS = 512  # a number beyond any machine's ends in an abort of the thread library
@@ -51,18 +51,28 @@ def choose_device(name: str = "auto", *, threads: int | None = None) -> torch.de
         torch.set_num_threads(threads)
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        if device.index is not None and distributed.world_size() > 1:
-            raise UserError(
-                f'device "{name}" is one for {distributed.world_size()} processes; say {device.type}: '
-                "each takes its own."
-            )
-        torch.empty(1, device=device).sum().item()  # a device without data, as meta, computes nothing
-    except (RuntimeError, AssertionError, NotImplementedError):
+    device = _usable(name)
+    if device is None:
         found = ", ".join(["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))])
-        raise UserError(f'device "{name}" cannot be used here; this machine has: {found}. Or say auto.') from None
+        raise UserError(f'device "{name}" cannot be used here; this machine has: {found}. Or say auto.')
+    if device.index is not None and distributed.world_size() > 1:
+        raise UserError(
+            f'device "{name}" is one for {distributed.world_size()} processes; say {device.type}: each takes its own.'
+        )
     return device
+
+
+def _usable(name: str) -> torch.device | None:
+    """The device, where a number can be put on it and read again (meta, say, holds none); else None.
+
+    Torch says in three ways that it cannot: RuntimeError for a name it does not know, AssertionError where it was built
+    without the device, NotImplementedError where an operator is missing there.
+    """
+    try:
+        torch.zeros(1, device=name).item()
+    except (RuntimeError, AssertionError, NotImplementedError):
+        return None
+    return torch.device(name)
 
 
 def check_threads(threads: int) -> None:

@@ -21,7 +21,8 @@ from nanogpt_edit.common.device import product_dtype
 from nanogpt_edit.common.errors import UserError
 from nanogpt_edit.engine.decode_cache import DecodeCache
 from nanogpt_edit.engine.packed_weights import PackedWeights
-from nanogpt_edit.engine.sampling import Sampling, draw_tokens, stream_keys, uniforms_at
+from nanogpt_edit.engine.sampling import draw_tokens, stream_keys, uniforms_at
+from nanogpt_edit.engine.sampling_config import Sampling
 from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.model.kv_cache import KVCache
 

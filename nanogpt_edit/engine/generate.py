@@ -10,7 +10,7 @@ from nanogpt_edit.common.errors import UserError
 from nanogpt_edit.common.sizes import check_fits
 from nanogpt_edit.data.samples import prompt_ids
 from nanogpt_edit.engine.engine import Engine
-from nanogpt_edit.engine.sampling import Sampling
+from nanogpt_edit.engine.sampling_config import Sampling
 from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.model.tokenizer import tokenizer_of
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from nanogpt_edit.engine.sampling_config import Sampling as Sampling
+from nanogpt_edit.engine.sampling_config import Sampling
 
 GOLDEN = -7046029254386353131  # 2⁶⁴/φ as a signed 64-bit integer, SplitMix64's increment
 

@@ -21,7 +21,7 @@ from nanogpt_edit.common.terminal import progress
 from nanogpt_edit.data.problems import Problem
 from nanogpt_edit.data.samples import prompt_ids, refuse_markup
 from nanogpt_edit.engine.engine import Engine
-from nanogpt_edit.engine.sampling import Sampling
+from nanogpt_edit.engine.sampling_config import Sampling
 from nanogpt_edit.evaluation.answers import extract, is_correct
 from nanogpt_edit.evaluation.config import ALONE_TOKENS, EvaluateConfig
 from nanogpt_edit.evaluation.facts import Question, fact_metrics, recall

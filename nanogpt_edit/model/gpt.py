@@ -23,7 +23,7 @@ from torch.utils.checkpoint import checkpoint
 
 from nanogpt_edit.model.attention import AttentionView
 from nanogpt_edit.model.block import Block, make_norm, take_columns
-from nanogpt_edit.model.config import GPTConfig as GPTConfig
+from nanogpt_edit.model.config import GPTConfig
 from nanogpt_edit.model.head import head_product
 from nanogpt_edit.model.kept import Kept
 from nanogpt_edit.model.lineage import LineageEntry

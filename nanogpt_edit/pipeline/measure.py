@@ -20,7 +20,8 @@ from nanogpt_edit.pipeline import fitted
 from nanogpt_edit.pipeline.folder import RunFolder
 from nanogpt_edit.pipeline.inputs import RunInputs
 from nanogpt_edit.tracing.average import average_trace
-from nanogpt_edit.tracing.tracing import TraceConfig, trace_facts
+from nanogpt_edit.tracing.config import TraceConfig
+from nanogpt_edit.tracing.tracing import trace_facts
 
 
 def measure(inputs: RunInputs, folder: RunFolder, device: torch.device, stage: str, *, samples: int) -> GPT | None:

@@ -37,7 +37,8 @@ from nanogpt_edit.pipeline.inputs import Part, RunInputs
 from nanogpt_edit.pipeline.measure import keep_transcript
 from nanogpt_edit.pipeline.new_model import new_model
 from nanogpt_edit.pipeline.spared import spared_blocks
-from nanogpt_edit.training.grpo import GRPOConfig, grpo
+from nanogpt_edit.training.grpo import grpo
+from nanogpt_edit.training.grpo_config import GRPOConfig
 from nanogpt_edit.training.pretrain import pretrain
 from nanogpt_edit.training.sft import sft
 from nanogpt_edit.training.trainer import Trainer

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from nanogpt_edit.common.stats import Difference, Interval
 from nanogpt_edit.report.expect import Expectation, parse_bound
-from nanogpt_edit.report.run import is_share as is_share
+from nanogpt_edit.report.run import is_share
 
 Column = tuple[str, str]
 """(skill, metric), such as ("problems", "pass_at_1")."""

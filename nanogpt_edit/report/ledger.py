@@ -18,7 +18,7 @@ from nanogpt_edit.common.stats import Difference, Interval
 from nanogpt_edit.editing.records import Edit
 from nanogpt_edit.evaluation.records import Comparison, Evaluation
 from nanogpt_edit.report import labels
-from nanogpt_edit.report.run import Run
+from nanogpt_edit.report.run import Run, is_share
 
 STEPS = {"base": "Pretraining", "sft": "SFT", "grpo": "GRPO", "edited": "The edit"}
 CellVerdict = stats.Verdict | Literal["untested"]
@@ -196,7 +196,7 @@ def _phrases(changes: Sequence[tuple[labels.Column, Cell]]) -> list[str]:
     for (skill, metric), cell in changes:
         size = labels.signed(metric, abs(cell.delta or 0.0)).removeprefix("+")
         what = f"points of {labels.column_label((skill, metric))}"
-        if not labels.is_share(metric):
+        if not is_share(metric):
             what = f"{labels.metric_label(metric)} on {labels.skill_label(skill)}"
         then, now = labels.quantity(metric, cell.earlier or 0.0), labels.quantity(metric, cell.value.value)
         where = f"; the pair on {labels.count(cell.samples, 'sample')} of each problem" if cell.samples else ""

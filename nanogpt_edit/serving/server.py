@@ -30,7 +30,7 @@ from nanogpt_edit.common.errors import UserError
 from nanogpt_edit.common.files import parse_json
 from nanogpt_edit.common.records import Place, to_dataclass
 from nanogpt_edit.engine.generate import generate
-from nanogpt_edit.engine.sampling import Sampling
+from nanogpt_edit.engine.sampling_config import Sampling
 from nanogpt_edit.model.gpt import GPT
 
 LARGEST_REQUEST_BYTES = 1 << 20

@@ -8,8 +8,9 @@ import numpy as np
 
 from nanogpt_edit.common.errors import UserError
 from nanogpt_edit.common.stats import Interval, change_of_share
+from nanogpt_edit.tracing.config import Site
 from nanogpt_edit.tracing.records import AverageTrace, Grid
-from nanogpt_edit.tracing.tracing import Site, Traced
+from nanogpt_edit.tracing.tracing import Traced
 
 TOKEN_GROUPS = ("before subject", "subject first", "subject middle", "subject last", "after", "last")
 

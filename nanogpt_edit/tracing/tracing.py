@@ -33,9 +33,7 @@ from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.model.ragged import Recorded, Recorder, prefix_mask
 from nanogpt_edit.model.sites import SiteKey, capture, patch
 from nanogpt_edit.model.tokenizer import tokenizer_of
-from nanogpt_edit.tracing.config import SITES as SITES
-from nanogpt_edit.tracing.config import Site as Site
-from nanogpt_edit.tracing.config import TraceConfig as TraceConfig
+from nanogpt_edit.tracing.config import Site, TraceConfig
 from nanogpt_edit.tracing.records import TraceExample
 
 CHUNK_ROWS = 4096  # restored runs in one sweep; bounds memory

@@ -8,7 +8,8 @@ from pathlib import Path
 from nanogpt_edit.common.arguments import checked
 from nanogpt_edit.common.errors import UserError
 from nanogpt_edit.report.pictures import save_picture
-from nanogpt_edit.tracing.tracing import Site, Traced
+from nanogpt_edit.tracing.config import Site
+from nanogpt_edit.tracing.tracing import Traced
 
 
 @dataclass(frozen=True)

@@ -23,11 +23,11 @@ from nanogpt_edit.common.arguments import checked
 from nanogpt_edit.common.errors import UserError
 from nanogpt_edit.data.problems import Problem
 from nanogpt_edit.engine.engine import Engine
-from nanogpt_edit.engine.sampling import Sampling
+from nanogpt_edit.engine.sampling_config import Sampling
 from nanogpt_edit.evaluation.suite import solve
 from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.model.tokenizer import tokenizer_of
-from nanogpt_edit.training.grpo_config import GRPOConfig as GRPOConfig
+from nanogpt_edit.training.grpo_config import GRPOConfig
 from nanogpt_edit.training.rollout_log import write_rollouts
 from nanogpt_edit.training.rollouts import RolloutGroup, RolloutSampler, describe, with_signal
 from nanogpt_edit.training.stall_watch import StallWatch

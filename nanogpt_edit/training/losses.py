@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from nanogpt_edit.training.grpo_config import Advantage as Advantage
+from nanogpt_edit.training.grpo_config import Advantage
 
 SIGNAL = 1e-6  # rewards of a group that differ by less carry no signal
 

@@ -18,7 +18,7 @@ from nanogpt_edit.data.text import TokenStream, random_windows
 from nanogpt_edit.evaluation.perplexity import block_nats
 from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.model.head import head_cross_entropy_sum
-from nanogpt_edit.training.pretrain_config import PretrainConfig as PretrainConfig
+from nanogpt_edit.training.pretrain_config import PretrainConfig
 from nanogpt_edit.training.trainer import Trainer
 
 

@@ -20,7 +20,7 @@ from nanogpt_edit.data.batch import rows_of_step
 from nanogpt_edit.data.problems import Problem
 from nanogpt_edit.data.samples import prompt_ids
 from nanogpt_edit.engine.engine import Completion, Engine
-from nanogpt_edit.engine.sampling import Sampling
+from nanogpt_edit.engine.sampling_config import Sampling
 from nanogpt_edit.model.tokenizer import tokenizer_of
 from nanogpt_edit.training.grpo_config import GRPOConfig
 from nanogpt_edit.training.losses import group_advantages, has_signal

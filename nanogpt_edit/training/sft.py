@@ -26,7 +26,7 @@ from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.model.head import head_cross_entropy_sum
 from nanogpt_edit.model.ragged import packed_states
 from nanogpt_edit.training.pretrain import check_window
-from nanogpt_edit.training.sft_config import SFTConfig as SFTConfig
+from nanogpt_edit.training.sft_config import SFTConfig
 from nanogpt_edit.training.trainer import Trainer
 
 

@@ -24,7 +24,8 @@ from nanogpt_edit.checkpoint import checkpoint, weights
 from nanogpt_edit.checkpoint.tensors import tensor_sha256
 from nanogpt_edit.common import terminal
 from nanogpt_edit.common.errors import UserError
-from nanogpt_edit.model.gpt import GPT, GPTConfig
+from nanogpt_edit.model.config import GPTConfig
+from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.model.lineage import LineageEntry
 from nanogpt_edit.model.positions import RopeScaling
 from nanogpt_edit.model.tokenizer import Tokenizer

@@ -22,15 +22,15 @@ from nanogpt_edit.data.facts import Fact, Neighbour
 from nanogpt_edit.data.problems import Problem
 from nanogpt_edit.editing.config import EditConfig
 from nanogpt_edit.editing.records import FactScore
-from nanogpt_edit.engine.sampling import Sampling
+from nanogpt_edit.engine.sampling_config import Sampling
 from nanogpt_edit.evaluation.config import EvaluateConfig
 from nanogpt_edit.evaluation.records import BlockNats, EvalRecord, Recall
 from nanogpt_edit.pipeline.recipe import Recipe
 from nanogpt_edit.pipeline.sweep import Trial
-from nanogpt_edit.tracing.tracing import TraceConfig
+from nanogpt_edit.tracing.config import TraceConfig
 from nanogpt_edit.training.grpo_config import GRPOConfig
-from nanogpt_edit.training.pretrain import PretrainConfig
-from nanogpt_edit.training.sft import SFTConfig
+from nanogpt_edit.training.pretrain_config import PretrainConfig
+from nanogpt_edit.training.sft_config import SFTConfig
 
 KINDS = (EvalRecord, Recall, Trial, BlockNats, FactScore)
 OF_NO_TYPE = ("seven", 7, 7.5, True, None, [], ["seven"], {"seven": 7}, {"seven": "7"})

@@ -30,7 +30,7 @@ from nanogpt_edit.engine.engine import Completion
 from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.model.kv_cache import KVCache
 from nanogpt_edit.training.config import LoopConfig
-from nanogpt_edit.training.grpo import GRPOConfig
+from nanogpt_edit.training.grpo_config import GRPOConfig
 from nanogpt_edit.training.rollouts import RolloutGroup
 
 CONFIG = GRPOConfig(

@@ -17,7 +17,8 @@ from nanogpt_edit.editing.editor import edit_model, solve_again
 from nanogpt_edit.editing.patch import EditPatch, LayerUpdate, add_delta, edited_weight, on_grid, subtract_delta
 from nanogpt_edit.editing.patch_files import load_patch, save_patch
 from nanogpt_edit.editing.patches import diff_patches, drop_facts, find_conflicts, merge_patches, rebase_patch
-from nanogpt_edit.model.gpt import GPT, GPTConfig
+from nanogpt_edit.model.config import GPTConfig
+from nanogpt_edit.model.gpt import GPT
 
 CONFIG = replace(
     PLAIN, layers=(0, 1), covariance_weight=20.0, learning_rate=0.3, steps=30, n_prefixes=1, prefix_tokens=3

@@ -19,7 +19,7 @@ from nanogpt_edit.engine import decode_cache
 from nanogpt_edit.engine import engine as engine_module
 from nanogpt_edit.engine.decode_cache import DecodeCache
 from nanogpt_edit.engine.engine import Engine
-from nanogpt_edit.engine.sampling import Sampling
+from nanogpt_edit.engine.sampling_config import Sampling
 from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.model.kv_cache import KVCache
 from nanogpt_edit.model.tokenizer import Tokenizer

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from nanogpt_edit.common.errors import UserError
-from nanogpt_edit.engine.sampling import Sampling, draw_tokens, invert_cdf, mix, stream_keys, uniforms_at
+from nanogpt_edit.engine.sampling import draw_tokens, invert_cdf, mix, stream_keys, uniforms_at
+from nanogpt_edit.engine.sampling_config import Sampling
 
 LOGITS = torch.tensor([0.1, 0.2, 0.3, 0.4]).log() + 5  # a constant changes nothing
 ALL = Sampling(temperature=1.0, top_k=None)

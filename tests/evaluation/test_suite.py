@@ -16,7 +16,7 @@ from nanogpt_edit.common.files import read_json
 from nanogpt_edit.common.stats import share
 from nanogpt_edit.data.problems import Problem
 from nanogpt_edit.engine.engine import Engine
-from nanogpt_edit.engine.sampling import Sampling
+from nanogpt_edit.engine.sampling_config import Sampling
 from nanogpt_edit.evaluation.config import EvaluateConfig
 from nanogpt_edit.evaluation.facts import Question
 from nanogpt_edit.evaluation.probes import PROBES

@@ -18,14 +18,15 @@ from torch import Tensor
 
 from nanogpt_edit.data.samples import Sample
 from nanogpt_edit.engine.engine import Engine
-from nanogpt_edit.engine.sampling import Sampling
+from nanogpt_edit.engine.sampling_config import Sampling
 from nanogpt_edit.model import linear
 from nanogpt_edit.model.compiled import compiled_blocks
 from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.model.ragged import packed_states
 from nanogpt_edit.model.sites import capture
 from nanogpt_edit.training import trainer as trainer_module
-from nanogpt_edit.training.sft import SFTConfig, sft
+from nanogpt_edit.training.sft import sft
+from nanogpt_edit.training.sft_config import SFTConfig
 
 # torch's tracer looks at what it warns others of looking at.
 pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")

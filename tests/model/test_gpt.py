@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from nanogpt_edit.common.errors import UserError
 from nanogpt_edit.model.attention import causal_mask
-from nanogpt_edit.model.gpt import GPT, GPTConfig
+from nanogpt_edit.model.config import GPTConfig
+from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.model.kv_cache import KVCache
 from nanogpt_edit.model.positions import RopeScaling, rotary_angles, rotate, stretch_frequencies
 from nanogpt_edit.model.sites import SITES, capture, patch

@@ -10,7 +10,7 @@ from conftest import tiny_config
 
 from nanogpt_edit.engine import engine
 from nanogpt_edit.engine.packed_weights import PackedWeights
-from nanogpt_edit.engine.sampling import Sampling
+from nanogpt_edit.engine.sampling_config import Sampling
 from nanogpt_edit.model import head, linear
 from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.model.head import VOCABULARY_BLOCK, head_product

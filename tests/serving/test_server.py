@@ -14,7 +14,8 @@ import pytest
 
 from nanogpt_edit.common.errors import UserError
 from nanogpt_edit.engine.generate import generate
-from nanogpt_edit.model.gpt import GPT, GPTConfig
+from nanogpt_edit.model.config import GPTConfig
+from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.model.tokenizer import Tokenizer
 from nanogpt_edit.serving.server import complete, make_server
 

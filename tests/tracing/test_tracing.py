@@ -12,7 +12,8 @@ from plain_tracing import trace as plain_trace
 from nanogpt_edit.common.errors import UserError
 from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.tracing.average import average_trace, kinds_of_tokens
-from nanogpt_edit.tracing.tracing import SITES, TraceConfig, Traced, Tracer, trace, trace_facts
+from nanogpt_edit.tracing.config import SITES, TraceConfig
+from nanogpt_edit.tracing.tracing import Traced, Tracer, trace, trace_facts
 
 CONFIG = TraceConfig(draws=3, window=2)
 

@@ -26,7 +26,8 @@ from nanogpt_edit.training import grpo as grpo_module
 from nanogpt_edit.training import rewards as rewards_module
 from nanogpt_edit.training import stall_watch
 from nanogpt_edit.training import update as update_module
-from nanogpt_edit.training.grpo import GRPOConfig, grpo
+from nanogpt_edit.training.grpo import grpo
+from nanogpt_edit.training.grpo_config import GRPOConfig
 from nanogpt_edit.training.losses import GRPOTerms, group_advantages
 from nanogpt_edit.training.parallel import Parallel
 from nanogpt_edit.training.rollouts import RolloutGroup, RolloutSampler, describe, overlong

@@ -13,7 +13,8 @@ from tiny_stages import PROBLEMS, tiny_model, tiny_tokenizer
 from nanogpt_edit.common.errors import UserError
 from nanogpt_edit.common.files import write_jsonl
 from nanogpt_edit.engine.engine import Engine
-from nanogpt_edit.training.grpo import GRPOConfig, grpo
+from nanogpt_edit.training.grpo import grpo
+from nanogpt_edit.training.grpo_config import GRPOConfig
 from nanogpt_edit.training.losses import group_advantages
 from nanogpt_edit.training.records import read_log, read_rollouts, rollout_files
 from nanogpt_edit.training.rollout_log import write_rollouts

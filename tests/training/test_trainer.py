@@ -42,7 +42,6 @@ from nanogpt_edit.training.grpo import grpo
 from nanogpt_edit.training.optimizers import make_optimizers
 from nanogpt_edit.training.pretrain import held_out_loss, next_token_loss
 from nanogpt_edit.training.sft import (
-    SFTConfig,
     completion_loss_sum,
     problems_per_step,
     replay_samples,
@@ -50,6 +49,7 @@ from nanogpt_edit.training.sft import (
     target_tokens,
     validation_loss,
 )
+from nanogpt_edit.training.sft_config import SFTConfig
 from nanogpt_edit.training.states import load_tensors, save_tensors
 from nanogpt_edit.training.trainer import SKIPS_ALLOWED, Trainer
 
