@@ -30,7 +30,6 @@ from nanogpt_edit.model.head import kl_and_slope, kl_only, nll_and_slope, nll_on
 
 CHUNK_TOKENS = 16_384  # tokens of all rows optimised together; bounds memory, does not change the result
 LEAVE_SHARE = 1 / 8  # finished facts leave the batch once they are this share of it
-BETAS = (0.9, 0.999)  # Adam's
 
 
 @dataclass(frozen=True)
@@ -153,7 +152,8 @@ class _Losses:
 def _descend(model: GPT, losses: _Losses, config: EditConfig, bar: Progress) -> TargetValues:
     """Adam on δ; a fact that has reached its probability stays where it is and soon leaves the batch."""
     h, scale = losses.h, losses.h.norm(dim=-1)
-    delta, first, second, best = (torch.zeros_like(h) for _ in range(4))  # δ, Adam's moments, the best δ seen
+    delta, best = torch.zeros_like(h), torch.zeros_like(h)  # δ, and the best δ seen
+    adam = torch.optim.Adam([delta], lr=config.learning_rate)
     best_loss, best_nll = torch.full_like(scale, torch.inf), torch.zeros_like(scale)
     taken = torch.zeros(len(h), dtype=torch.long, device=h.device)
     alive = torch.ones(len(h), dtype=torch.bool, device=h.device)
@@ -174,13 +174,11 @@ def _descend(model: GPT, losses: _Losses, config: EditConfig, bar: Progress) -> 
             bar.update(bar.done, p=float((-best_nll).exp().mean()), left=float(left))
             if left == 0 or slope is None:
                 break
-            slope += (config.weight_decay / scale**2)[:, None] * F.normalize(delta, dim=-1)
-            first = BETAS[0] * first + (1 - BETAS[0]) * slope
-            second = BETAS[1] * second + (1 - BETAS[1]) * slope**2
-            stride = (first / (1 - BETAS[0] ** step)) / ((second / (1 - BETAS[1] ** step)).sqrt() + 1e-8)
-            moved = delta - config.learning_rate * stride
-            moved *= (config.clamp * scale / moved.norm(dim=-1).clamp_min(1e-12)).clamp_max(1.0)[:, None]
-            delta = torch.where(alive[:, None], moved, delta)
+            resting = delta[~alive]
+            delta.grad = slope + (config.weight_decay / scale**2)[:, None] * F.normalize(delta, dim=-1)
+            adam.step()
+            delta *= (config.clamp * scale / delta.norm(dim=-1).clamp_min(1e-12)).clamp_max(1.0)[:, None]
+            delta[~alive] = resting
             if left <= (1 - LEAVE_SHARE) * running:
                 losses, running = losses.select(alive), left
     bar.update(bar.done + len(h), p=float((-best_nll).exp().mean()))
