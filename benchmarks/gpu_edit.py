@@ -15,8 +15,9 @@ from nanogpt_edit.checkpoint import checkpoint
 from nanogpt_edit.editing.config import EditConfig
 from nanogpt_edit.editing.contexts import LocatedFact, generate_prefixes, locate_facts
 from nanogpt_edit.editing.covariance import Covariance, collect
-from nanogpt_edit.editing.editor import edit_model, solver_of
-from nanogpt_edit.editing.memit import EditedLayer, write_values
+from nanogpt_edit.editing.editor import edit_model
+from nanogpt_edit.editing.methods.memit import EditedLayer, write_values
+from nanogpt_edit.editing.methods.table import solver_of
 from nanogpt_edit.editing.values import optimise_values
 from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.tracing.config import TraceConfig

@@ -27,21 +27,18 @@ from nanogpt_edit.common.terminal import progress, say
 from nanogpt_edit.common.version import __version__
 from nanogpt_edit.data.fact_files import check_changes
 from nanogpt_edit.data.facts import Fact
-from nanogpt_edit.editing.alphaedit import AlphaEditSolver
-from nanogpt_edit.editing.config import EditConfig, Method
+from nanogpt_edit.editing.config import EditConfig
 from nanogpt_edit.editing.contexts import LocatedFact, generate_prefixes, locate_facts
 from nanogpt_edit.editing.covariance import Covariance
 from nanogpt_edit.editing.covariance_cache import covariances
-from nanogpt_edit.editing.finetune import finetune
-from nanogpt_edit.editing.memit import EditedLayer, LayerSolver, MemitSolver, write_values
+from nanogpt_edit.editing.methods.finetune import finetune
+from nanogpt_edit.editing.methods.memit import EditedLayer, write_values
+from nanogpt_edit.editing.methods.table import solver_of
 from nanogpt_edit.editing.patch import EditedFact, EditPatch, LayerUpdate, on_grid
 from nanogpt_edit.editing.refine import OrdinaryText, refine_batch
-from nanogpt_edit.editing.rome import RomeSolver
 from nanogpt_edit.editing.values import TargetValues, optimise_values
 from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.model.tokenizer import tokenizer_of
-
-SOLVERS: dict[Method, type[LayerSolver]] = {"memit": MemitSolver, "rome": RomeSolver, "alphaedit": AlphaEditSolver}
 
 
 def edit_model(
@@ -159,11 +156,6 @@ def _edit_in_batches(
             refine_batch(model, batch, config, layers, solvers, text)
         done.append(values)
     return done
-
-
-def solver_of(covariance: Covariance, config: EditConfig, device: torch.device) -> LayerSolver:
-    """The method's for one layer; on the CPU beside Apple's GPUs, which have no float64."""
-    return SOLVERS[config.method](covariance.matrix.to("cpu" if device.type == "mps" else device), config)
 
 
 def check_edit(model: GPT, facts: Sequence[Fact], config: EditConfig) -> None:

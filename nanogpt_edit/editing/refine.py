@@ -29,7 +29,7 @@ from torch import Tensor
 from nanogpt_edit.common.terminal import progress
 from nanogpt_edit.editing.config import EditConfig
 from nanogpt_edit.editing.contexts import LocatedFact, in_chunks
-from nanogpt_edit.editing.memit import EditedLayer, LayerSolver
+from nanogpt_edit.editing.methods.memit import EditedLayer, LayerSolver
 from nanogpt_edit.editing.suffixes import Suffixes, clean_runs, texts_of, token_weight
 from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.model.head import nll_and_slope

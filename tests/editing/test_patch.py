@@ -62,7 +62,7 @@ def test_a_failed_edit_leaves_the_model_as_it_was(model: GPT, monkeypatch: pytes
             raise KeyboardInterrupt
         return torch.ones(3, model.config.mlp_size, dtype=torch.float64)
 
-    monkeypatch.setattr("nanogpt_edit.editing.memit.memit_right", fail_at_the_second_layer)
+    monkeypatch.setattr("nanogpt_edit.editing.methods.memit.memit_right", fail_at_the_second_layer)
     with pytest.raises(KeyboardInterrupt):
         edit_model(model, facts(3), CONFIG, covariance_blocks=covariance_blocks())
     assert calls == [False, True]  # the first layer had been changed when it failed

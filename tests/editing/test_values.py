@@ -19,12 +19,12 @@ from nanogpt_edit.checkpoint.checkpoint import load, save
 from nanogpt_edit.common.errors import UserError
 from nanogpt_edit.data.facts import Fact
 from nanogpt_edit.editing import contexts, editor
-from nanogpt_edit.editing import memit as layers
 from nanogpt_edit.editing import values as values_module
 from nanogpt_edit.editing.config import EditConfig
 from nanogpt_edit.editing.contexts import LocatedFact, TokenRow, generate_prefixes, locate_facts
 from nanogpt_edit.editing.covariance import collect
 from nanogpt_edit.editing.editor import edit_model
+from nanogpt_edit.editing.methods import memit as layers
 from nanogpt_edit.editing.patch import edited_weight
 from nanogpt_edit.editing.scores import score_patch
 from nanogpt_edit.editing.suffixes import Suffixes, Text, clean_runs

@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 
 from nanogpt_edit.common.errors import UserError
-from nanogpt_edit.editing.alphaedit import alphaedit_right, null_space_projector
 from nanogpt_edit.editing.covariance import RIDGES, factorise
-from nanogpt_edit.editing.memit import memit_right
+from nanogpt_edit.editing.methods.alphaedit import alphaedit_right, null_space_projector
+from nanogpt_edit.editing.methods.memit import memit_right
+from nanogpt_edit.editing.methods.rome import rome_right
 from nanogpt_edit.editing.patches import drop_keys
-from nanogpt_edit.editing.rome import rome_right
 
 
 def random_problem(n: int = 5, width: int = 16, rows: int = 7, tokens: int = 200) -> tuple[Tensor, Tensor, Tensor]:

@@ -10,10 +10,11 @@ import torch
 from edit_world import PLAIN, covariance_blocks, facts, random_model
 from torch import Tensor
 
-from nanogpt_edit.editing import finetune as finetune_module
-from nanogpt_edit.editing import memit as memit_module
 from nanogpt_edit.editing.config import METHODS, EditConfig, Method
-from nanogpt_edit.editing.editor import SOLVERS, edit_model
+from nanogpt_edit.editing.editor import edit_model
+from nanogpt_edit.editing.methods import finetune as finetune_module
+from nanogpt_edit.editing.methods import memit as memit_module
+from nanogpt_edit.editing.methods.table import SOLVERS
 from nanogpt_edit.editing.patch import edited_weight
 from nanogpt_edit.editing.values import TargetValues
 

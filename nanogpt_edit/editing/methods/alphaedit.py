@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from nanogpt_edit.editing.config import EditConfig
-from nanogpt_edit.editing.memit import LayerSolver
+from nanogpt_edit.editing.methods.memit import LayerSolver
 
 
 class AlphaEditSolver(LayerSolver):

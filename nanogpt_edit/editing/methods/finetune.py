@@ -16,7 +16,7 @@ from torch import Tensor
 from nanogpt_edit.common.terminal import progress
 from nanogpt_edit.editing.config import EditConfig
 from nanogpt_edit.editing.contexts import LocatedFact, pad_rows
-from nanogpt_edit.editing.memit import EditedLayer
+from nanogpt_edit.editing.methods.memit import EditedLayer
 from nanogpt_edit.editing.values import TargetValues
 from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.model.tokenizer import tokenizer_of

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from nanogpt_edit.editing.config import EditConfig
 from nanogpt_edit.editing.covariance import factorise
-from nanogpt_edit.editing.memit import LayerSolver, memit_right
+from nanogpt_edit.editing.methods.memit import LayerSolver, memit_right
 
 
 class RomeSolver(LayerSolver):
