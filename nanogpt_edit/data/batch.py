@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -11,6 +12,8 @@ from torch import Tensor
 
 from nanogpt_edit.common.errors import UserError
 from nanogpt_edit.data.samples import Sample
+
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -42,16 +45,24 @@ def collate(samples: Sequence[Sample]) -> Batch:
 
 def micro_batches(samples: Sequence[Sample], *, max_tokens: int) -> Iterator[Batch]:
     """All of `samples`, those of like length together, in batches of at most `max_tokens` tokens (or one sample)."""
-    rows: list[Sample] = []
-    tokens = 0
-    for sample in sorted(samples, key=lambda sample: len(sample.token_ids)):
-        if rows and tokens + len(sample.token_ids) > max_tokens:
-            yield collate(rows)
-            rows, tokens = [], 0
-        rows.append(sample)
-        tokens += len(sample.token_ids)
-    if rows:
+    by_length = sorted(samples, key=lambda sample: len(sample.token_ids))
+    for rows in within_budget(by_length, lambda sample: len(sample.token_ids), max_tokens=max_tokens):
         yield collate(rows)
+
+
+def within_budget(items: Iterable[Item], tokens: Callable[[Item], int], *, max_tokens: int) -> Iterator[list[Item]]:
+    """All items in their order, in lists of at most `max_tokens` tokens together (or one item)."""
+    batch: list[Item] = []
+    room = max_tokens
+    for item in items:
+        needed = tokens(item)
+        if batch and needed > room:
+            yield batch
+            batch, room = [], max_tokens
+        batch.append(item)
+        room -= needed
+    if batch:
+        yield batch
 
 
 def rows_of_step(count: int, *, rows: int, seed: int, step: int) -> list[int]:

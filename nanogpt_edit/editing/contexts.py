@@ -16,6 +16,7 @@ from torch import Tensor
 
 from nanogpt_edit.common.errors import UserError
 from nanogpt_edit.common.terminal import progress
+from nanogpt_edit.data.batch import within_budget
 from nanogpt_edit.data.facts import Fact, Lookup, locate_subject
 from nanogpt_edit.editing.config import EditConfig
 from nanogpt_edit.evaluation.targets import join, target_ids
@@ -146,12 +147,8 @@ def pad_rows(rows: Sequence[Sequence[int]], *, pad_id: int, device: torch.device
 
 def in_chunks(facts: Sequence[LocatedFact], tokens: int) -> list[list[LocatedFact]]:
     """The facts in groups whose texts hold at most so many tokens (or one fact)."""
-    chunks: list[list[LocatedFact]] = []
-    room = 0
-    for fact in facts:
-        needed = sum(len(row.token_ids) + len(fact.target_ids) for row in (*fact.contexts, fact.essence))
-        if not chunks or needed > room:
-            chunks, room = [*chunks, []], tokens
-        chunks[-1].append(fact)
-        room -= needed
-    return chunks
+
+    def needed(fact: LocatedFact) -> int:
+        return sum(len(row.token_ids) + len(fact.target_ids) for row in (*fact.contexts, fact.essence))
+
+    return list(within_budget(facts, needed, max_tokens=tokens))

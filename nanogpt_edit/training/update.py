@@ -12,6 +12,7 @@ from torch import Tensor
 
 from nanogpt_edit.common import distributed
 from nanogpt_edit.common.terminal import say
+from nanogpt_edit.data.batch import within_budget
 from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.model.head import head_logprobs, target_logprobs
 from nanogpt_edit.model.ragged import completion_states
@@ -192,17 +193,14 @@ def vocabulary(model: GPT) -> Tensor:
 
 
 def group_batches(groups: Sequence[RolloutGroup], *, max_tokens: int) -> Iterator[list[RolloutGroup]]:
-    """Whole groups of like length together, at most about `max_tokens` padded completion tokens each."""
-    batch: list[RolloutGroup] = []
-    for group in sorted(groups, key=longest):
-        rows = (len(batch) + 1) * len(group.completions)
-        if batch and rows * longest(group) > max_tokens:
-            yield batch
-            batch = []
-        batch.append(group)
-    if batch:
-        yield batch
+    """Whole groups of like length together, at most `max_tokens` tokens of prompts and completions (or one group)."""
+    return within_budget(sorted(groups, key=longest), tokens_of, max_tokens=max_tokens)
 
 
 def longest(group: RolloutGroup) -> int:
     return max(len(completion.token_ids) for completion in group.completions)
+
+
+def tokens_of(group: RolloutGroup) -> int:
+    """How many go through the model: the prompt's once, for its completions share it."""
+    return len(group.prompt) + sum(len(completion.token_ids) for completion in group.completions)

@@ -333,7 +333,7 @@ def grads(trainer: Trainer) -> dict[str, Tensor]:
 def test_groups_of_like_length_go_together_and_none_is_lost() -> None:
     model = tiny_model().eval()
     groups = [group_of(model, [[1] * n, [2]], [1.0, 0.0]) for n in (9, 1, 4, 9, 2)]
-    batches = list(group_batches(groups, max_tokens=16))  # two completions each: 2 groups of 4, or 1 of 9
+    batches = list(group_batches(groups, max_tokens=16))  # a prompt of 3, n, 1: 5, 6, 8, 13, 13
     assert [[max(len(c.token_ids) for c in group.completions) for group in batch] for batch in batches] == [
         [1, 2],
         [4],
