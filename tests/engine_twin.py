@@ -10,7 +10,7 @@ import pytest
 import torch
 from conftest import tiny_config
 
-from nanogpt_edit.engine.engine import Completion
+from nanogpt_edit.engine.completion import Completion
 from nanogpt_edit.engine.sampling import draw_tokens, stream_keys, uniforms_at
 from nanogpt_edit.engine.sampling_config import Sampling
 from nanogpt_edit.model.gpt import GPT

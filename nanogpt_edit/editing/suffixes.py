@@ -123,7 +123,7 @@ class Suffixes:
                 torch.tensor(lengths[rows], device=device),
                 before=Recorded.of([runs[i].prefix for i in order[rows]], first_layer=start),
             )
-            for rows in like_lengths(lengths)
+            for rows in like_lengths(lengths, device)
         )
         labels = [[NOTHING] * (text.length - len(text.wanted)) + list(text.wanted) for text in ordered]
         return cls(

@@ -11,61 +11,48 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from nanogpt_edit.common.device import product_dtype
 from nanogpt_edit.common.errors import UserError
+from nanogpt_edit.engine.completion import Completion, Request
 from nanogpt_edit.engine.decode_cache import DecodeCache
 from nanogpt_edit.engine.packed_weights import PackedWeights
+from nanogpt_edit.engine.prefill import parts_of_like_length, prefill
 from nanogpt_edit.engine.sampling import draw_tokens, stream_keys, uniforms_at
 from nanogpt_edit.engine.sampling_config import Sampling
+from nanogpt_edit.engine.slots import COLUMNS, SlotBatch, Slots
 from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.model.kv_cache import KVCache
 
+CACHE_BYTES = 4 << 30  # on a CPU
 SLACK_COLUMNS = 64  # decode steps between two moves of the cache contents to the front
-PREFILL_TOKENS = 16_384  # prompt tokens run through the model at once
 PACKING_PAYS = 16  # steps after which packed weights have saved the time it takes to pack them
 MOST_COMPLETIONS = 1_000_000  # each waits in memory for its turn
 LEAVE_SHARE = 1 / 8  # finished rows are removed once they are this share of the batch
 
 
-@dataclass(frozen=True)
-class Completion:
-    """One sampled text: `Completion(0, 3, (12, 7, 418), (-0.1, -2.3, -0.0), "stop")` is sample 3 of prompt 0."""
-
-    prompt_index: int
-    sample_index: int
-    token_ids: tuple[int, ...]
-    """What was sampled, the stop token included."""
-    logprobs: tuple[float, ...]
-    """Nats, of each sampled token under the temperature-scaled full softmax."""
-    finish_reason: Literal["stop", "length"]
-
-
-@dataclass(frozen=True)
-class Request:
-    """One sample that is still to be made."""
-
-    prompt_index: int
-    sample_index: int
-    prompt_key: int
-
-
 class Engine:
     """Generates with `model` as its weights are at the time of the call."""
 
-    def __init__(self, model: GPT, *, max_slots: int = 512, cache_bytes: int = 4 << 30) -> None:
-        """`max_slots` rows run at once at most, fewer if their cache would exceed `cache_bytes`.
+    def __init__(
+        self, model: GPT, *, max_slots: int = 512, cache_bytes: int | None = None, in_slots: bool | None = None
+    ) -> None:
+        """`max_slots` rows run at once at most, fewer if their cache would exceed `cache_bytes` (None: 4 GiB, on a GPU
+        half of what is free when first used). `in_slots` says whether rows have slots (`slots.py`); None: on a GPU.
 
         What the cache leaves of `cache_bytes` may hold the weights once more, in an order that a CPU reads faster
         (`PackedWeights`).
         """
-        self.model, self.max_slots, self.cache_bytes = model, max_slots, cache_bytes
+        self.model, self.max_slots = model, max_slots
+        on_gpu = model.device.type == "cuda"
+        self.in_slots = on_gpu if in_slots is None else in_slots
+        free = torch.cuda.mem_get_info(model.device)[0] // 2 if on_gpu else CACHE_BYTES
+        self.cache_bytes = free if cache_bytes is None else cache_bytes
         self._cache: DecodeCache | None = None
+        self._slots: Slots | None = None
 
     def generate(
         self,
@@ -100,7 +87,7 @@ class Engine:
         self._check(prompts, n)
         keys = prompt_keys if prompt_keys is not None else range(len(prompts))
         waiting = deque(Request(p, s, keys[p]) for p in range(len(prompts)) for s in range(n))
-        batch = _Batch(self, prompts, sampling, stop_ids, wanted=len(waiting))
+        batch = self._batch(prompts, sampling, stop_ids, wanted=len(waiting))
         was_training = self.model.training
         self.model.eval()
         try:
@@ -125,6 +112,28 @@ class Engine:
                 raise UserError(
                     f"prompt {index} has {len(prompt)} tokens, the model's block_size is {block_size}; shorten it."
                 )
+
+    def _batch(
+        self, prompts: Sequence[Sequence[int]], sampling: Sampling, stop_ids: frozenset[int], *, wanted: int
+    ) -> _Batch | SlotBatch:
+        if not self.in_slots:
+            return _Batch(self, prompts, sampling, stop_ids, wanted=wanted)
+        own = min(sampling.max_new_tokens, self.model.config.block_size - min(map(len, prompts)))
+        slots = self.slots_for(wanted, own=own, longest_prompt=max(map(len, prompts)))
+        most_rows, vocab_size = min(wanted, len(slots.finished)), vocabulary_of(self.model)
+        return SlotBatch(self.model, slots, prompts, sampling, stop_ids, vocab_size=vocab_size, most_rows=most_rows)
+
+    def slots_for(self, rows: int, *, own: int, longest_prompt: int) -> Slots:
+        """Slots for up to `rows` rows of `own` new tokens; the last ones if they are large enough."""
+        config, device, dtype = self.model.config, self.model.device, product_dtype(self.model.embed.weight)
+        columns = min(-(-(longest_prompt + own) // COLUMNS) * COLUMNS, config.block_size)
+        affordable = self.cache_bytes // KVCache.row_bytes(config, capacity=columns, dtype=dtype)
+        rows = max(1, min(rows, self.max_slots, affordable))
+        found = self._slots
+        if found is None or not found.serves(slots=rows, columns=columns, new_tokens=own, dtype=dtype, device=device):
+            self._slots = None  # free the old ones first
+            found = self._slots = Slots(self.model, slots=rows, columns=columns, new_tokens=own, dtype=dtype)
+        return found
 
     def cache_for(self, rows: int, *, own: int, longest_prompt: int) -> DecodeCache:
         """An empty cache for up to `rows` rows of `own` new tokens; the last one if it is large enough.
@@ -166,8 +175,7 @@ class _Batch:
     ) -> None:
         self.model, self.prompts, self.sampling = engine.model, prompts, sampling
         config, self.device = engine.model.config, engine.model.device
-        tokenizer = engine.model.tokenizer
-        self.vocab_size = tokenizer.vocab_size if tokenizer is not None else config.vocab_size
+        self.vocab_size = vocabulary_of(engine.model)
         self.stop_ids = torch.tensor(sorted(stop_ids), dtype=torch.long, device=self.device)
         self.max_new = min(sampling.max_new_tokens, config.block_size - min(map(len, prompts)))
         self.cache = engine.cache_for(wanted, own=self.max_new + SLACK_COLUMNS, longest_prompt=max(map(len, prompts)))
@@ -196,7 +204,7 @@ class _Batch:
         """Prefill the prompts of `requests` that are not running yet, and draw the first token of each request."""
         running = set(self.cache.prompt_indices)
         new_prompts = [p for p in dict.fromkeys(request.prompt_index for request in requests) if p not in running]
-        for part in self._prefill_parts(new_prompts):
+        for part in parts_of_like_length(self.prompts, new_prompts):
             self._prefill(part)
         self.cache.add_rows([request.prompt_index for request in requests])
         lengths = torch.tensor([len(self.prompts[request.prompt_index]) for request in requests], device=self.device)
@@ -216,37 +224,11 @@ class _Batch:
         logits = torch.stack([self.last_logits[request.prompt_index] for request in requests])
         self._draw(slice(before, None), logits)
 
-    def _prefill_parts(self, prompt_indices: list[int]) -> Iterator[list[int]]:
-        """Prompts of like length together, at most PREFILL_TOKENS padded tokens at once."""
-        part: list[int] = []
-        for index in sorted(prompt_indices, key=lambda index: len(self.prompts[index])):
-            if part and (len(part) + 1) * len(self.prompts[index]) > PREFILL_TOKENS:
-                yield part
-                part = []
-            part.append(index)
-        if part:
-            yield part
-
     def _prefill(self, prompt_indices: list[int]) -> None:
         """Run prompts through the model together and hand their keys and values to the cache."""
-        prompts = [self.prompts[index] for index in prompt_indices]
-        lengths = torch.tensor([len(prompt) for prompt in prompts], device=self.device)
-        token_ids = self._integers(len(prompts), len(prompts[-1]))  # the last is the longest
-        for row, prompt in enumerate(prompts):
-            token_ids[row, : len(prompt)] = torch.tensor(prompt, device=self.device)
-        prefix = KVCache(
-            self.model.config,
-            rows=len(prompts),
-            capacity=token_ids.shape[1],
-            device=self.device,
-            dtype=self.cache.keys.dtype,
-        )
-        states = self.model.hidden(token_ids, view=prefix, columns=(lengths - 1)[:, None])
-        self.cache.add_prompts(prompt_indices, prefix, lengths)
-        logits = self.model.logits(states[:, 0])
-        if not logits.isfinite().all():
-            raise UserError("the model's logits are not finite numbers; its weights are damaged.")
-        self.last_logits |= zip(prompt_indices, logits, strict=True)
+        read = prefill(self.model, [self.prompts[index] for index in prompt_indices], self.cache.keys.dtype)
+        self.cache.add_prompts(prompt_indices, read.prefix, read.lengths)
+        self.last_logits |= zip(prompt_indices, read.logits, strict=True)
 
     def step(self, *, refill: bool) -> Iterator[Completion]:
         """Give out rows that have finished, then advance the others by one token."""
@@ -296,3 +278,8 @@ class _Batch:
         self.last_logits = {index: self.last_logits[index] for index in self.cache.prompt_indices}
         self.key, self.age, self.limit = self.key[rows], self.age[rows], self.limit[rows]
         self.finished, self.tokens, self.logprobs = self.finished[rows], self.tokens[rows], self.logprobs[rows]
+
+
+def vocabulary_of(model: GPT) -> int:
+    """How many tokens there are; the embedding may be padded with further rows."""
+    return model.config.vocab_size if model.tokenizer is None else model.tokenizer.vocab_size

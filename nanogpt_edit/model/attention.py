@@ -5,6 +5,7 @@ Shapes: B batch, T new tokens, S all tokens seen, H query heads, K key/value hea
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Protocol
 
 import torch
@@ -31,9 +32,13 @@ def attention(q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None = None, dr
 
     Without a mask the T queries are the last of the S tokens and look at what is not after them.
     """
-    new, seen = q.shape[2], k.shape[2]
+    if q.is_cuda:
+        avoid_cudnn()
+    new, seen, grouped = q.shape[2], k.shape[2], q.shape[1] // k.shape[1]
     if mask is None and 1 < new < seen:
         mask = causal_mask(new, seen, device=q.device)
+    if mask is not None and grouped > 1 and q.is_cuda:  # with both, torch's kernel there keeps all weights in memory
+        k, v = (each.repeat_interleave(grouped, dim=1) for each in (k, v))
     return F.scaled_dot_product_attention(
         q,
         k,
@@ -43,6 +48,17 @@ def attention(q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None = None, dr
         dropout_p=dropout,
         enable_gqa=q.shape[1] != k.shape[1],
     )
+
+
+@cache
+def avoid_cudnn() -> None:
+    """Leave attention on a GPU to torch's own kernels, in the whole process.
+
+    On Hopper torch prefers cuDNN's, which builds a plan for each new shape, a good tenth of a second forward and as
+    long backward, and rows of text have another shape at every step; with a mask its gradients can be no numbers
+    (pytorch/pytorch#196678).
+    """
+    torch.backends.cuda.enable_cudnn_sdp(False)
 
 
 def causal_mask(new: int, seen: int, *, device: torch.device) -> Tensor:

@@ -60,7 +60,9 @@ class GPT(nn.Module):
         """Where gradients are taken: keep only what goes into each block and compute the rest again in the backward
         pass (Chen et al. 2016)."""
         self.packed_head: Packed | None = None
-        """The head's matrix once more, while somebody says that it does not change (`packed_weights.py`)."""
+        """The head's matrix once more, while somebody says that it does not change (`packed_weights.py`),"""
+        self.cast_head: Tensor | None = None
+        """and in the dtype of products."""
         self.embed = nn.Embedding(config.vocab_size, config.n_embd)
         self.positions = nn.Embedding(config.block_size, config.n_embd) if config.positions == "learned" else None
         self.dropout = nn.Dropout(config.dropout)
@@ -199,7 +201,7 @@ class GPT(nn.Module):
 
     def logits(self, states: Tensor) -> Tensor:
         """(..., D) -> (..., V)."""
-        return head_product(states, self.head_weight, self.packed_head)
+        return head_product(states, self.head_weight if self.cast_head is None else self.cast_head, self.packed_head)
 
     @property
     def head_weight(self) -> Tensor:

@@ -50,10 +50,12 @@ class Linear(nn.Linear):
     """nn.Linear, faster for a few rows."""
 
     packed: Packed | None = None
+    cast: Tensor | None = None
+    """The weight in the dtype of products, while somebody says that it does not change (`packed_weights.py`)."""
 
     def forward(self, input: Tensor) -> Tensor:
         if not is_few(input, self.weight):
-            return super().forward(input)
+            return F.linear(input, self.weight if self.cast is None else self.cast, self.bias)
         if self.packed is not None and packed_is_faster(rows_of(input)):
             return self.packed(input, self.bias)
         columns = columns_of(input)

@@ -22,7 +22,8 @@ from torch.nn.utils.rnn import pad_sequence
 from nanogpt_edit.model.attention import AttentionView, attention, causal_mask
 from nanogpt_edit.model.gpt import GPT
 
-WASTED_PAIRS = 4096  # of a token and padding it is compared with, before a further segment is cheaper
+WASTED_PAIRS = 2**12  # of a token and padding it is compared with, before a further segment is cheaper
+WASTED_PAIRS_ON_GPU = 2**24  # there a segment costs some thirty launches in every layer, and padding next to nothing
 
 KeysValues = tuple[Tensor, Tensor]
 
@@ -178,12 +179,13 @@ def prefix_mask(lengths: Tensor, prefix: int, new: int) -> Tensor:
     return torch.cat((look_back, look_here), dim=-1)
 
 
-def like_lengths(lengths: Sequence[int]) -> list[slice]:
-    """Which neighbours of like length to pad together: (60, 61, 200) -> the first two, then the third."""
+def like_lengths(lengths: Sequence[int], device: torch.device) -> list[slice]:
+    """Which neighbours of like length to pad together: (60, 61, 200) -> the first two, then the third (on a CPU)."""
+    allowed = WASTED_PAIRS if device.type == "cpu" else WASTED_PAIRS_ON_GPU
     starts, wasted = [0], 0
     for row in range(1, len(lengths)):
         wasted += (row - starts[-1]) * abs(lengths[row] ** 2 - lengths[row - 1] ** 2)
-        if wasted > WASTED_PAIRS:
+        if wasted > allowed:
             starts.append(row)
             wasted = 0
     return [slice(first, last) for first, last in zip(starts, [*starts[1:], len(lengths)], strict=True)]
@@ -200,7 +202,7 @@ def packed_states(model: GPT, token_ids: Tensor, lengths: Tensor, *, wanted: Ten
     asked = None if wanted is None else wanted.nonzero().T  # (1, M)
     lengths = lengths[lengths > 0]
     plan = Ragged(
-        [Segment(lengths[rows]) for rows in like_lengths(lengths.tolist())],
+        [Segment(lengths[rows]) for rows in like_lengths(lengths.tolist(), token_ids.device)],
         dropout=model.config.dropout if model.training else 0.0,
     )
     return model.hidden(token_ids[None], view=plan, position_ids=positions[None], columns=asked)[0]
@@ -269,7 +271,7 @@ class Layout:
                 segments.append(head)
             rows = sorted(family, key=lambda i: len(texts[i]))
             lengths = [len(texts[i]) - shared for i in rows]
-            for own in like_lengths(lengths):
+            for own in like_lengths(lengths, device):
                 before = None if head is None else Shared(head, copies=len(rows[own]))
                 segments.append(Segment(torch.tensor(lengths[own], device=device), before=before))
             for i, length in zip(rows, lengths, strict=True):

@@ -19,7 +19,8 @@ from nanogpt_edit.common.terminal import progress
 from nanogpt_edit.data.batch import rows_of_step
 from nanogpt_edit.data.problems import Problem
 from nanogpt_edit.data.samples import prompt_ids
-from nanogpt_edit.engine.engine import Completion, Engine
+from nanogpt_edit.engine.completion import Completion
+from nanogpt_edit.engine.engine import Engine
 from nanogpt_edit.engine.sampling_config import Sampling
 from nanogpt_edit.model.tokenizer import tokenizer_of
 from nanogpt_edit.training.grpo_config import GRPOConfig

@@ -26,7 +26,7 @@ from nanogpt_edit.doctor.doctor import check_grpo, check_pretrain, check_sft, fi
 from nanogpt_edit.doctor.findings import Finding, verdict
 from nanogpt_edit.doctor.memory import check_memory, training_bytes
 from nanogpt_edit.doctor.model_checks import check_agreement, check_signal, check_weights
-from nanogpt_edit.engine.engine import Completion
+from nanogpt_edit.engine.completion import Completion
 from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.model.kv_cache import KVCache
 from nanogpt_edit.training.config import LoopConfig

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from nanogpt_edit.common.errors import UserError
-from nanogpt_edit.engine import decode_cache
+from nanogpt_edit.engine import decode_cache, prefill
 from nanogpt_edit.engine import engine as engine_module
 from nanogpt_edit.engine.decode_cache import DecodeCache
 from nanogpt_edit.engine.engine import Engine
@@ -106,7 +106,7 @@ def test_the_text_depends_on_the_prompt_and_its_key_alone(
     row_bytes = KVCache.row_bytes(model.config, capacity=max_new_tokens + 64 + 13, dtype=torch.float32)
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.setattr(engine_module, "SLACK_COLUMNS", slack)
-        monkeypatch.setattr(engine_module, "PREFILL_TOKENS", prefill_tokens)
+        monkeypatch.setattr(prefill, "PREFILL_TOKENS", prefill_tokens)
         monkeypatch.setattr(decode_cache, "SPAN_COLUMNS", span)
         completions = Engine(model, max_slots=slots, cache_bytes=affordable_rows * row_bytes).generate(
             [POOL[i] for i in chosen],

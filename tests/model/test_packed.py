@@ -20,6 +20,7 @@ from nanogpt_edit.model.ragged import Segment, like_lengths, packed_states
 from nanogpt_edit.training.sft import completion_loss_sum
 
 FAMILIES = pytest.mark.parametrize("family", ["gpt2", "llama"])
+CPU = torch.device("cpu")
 
 
 def bold(family: str, *, dropout: float = 0.0) -> GPT:
@@ -42,9 +43,13 @@ def test_where_the_tokens_of_three_rows_stand() -> None:
 
 def test_neighbours_of_like_length_are_padded_together() -> None:
     # 121 pairs wasted on the first two, then 2 (200² − 61²)
-    assert like_lengths([60, 61, 200]) == [slice(0, 2), slice(2, 3)]
-    assert like_lengths([7]) == [slice(0, 1)]
-    assert like_lengths([30, 50, 70]) == [slice(0, 2), slice(2, 3)]  # 1,600; 1,600 + 2 · 2,400
+    assert like_lengths([60, 61, 200], CPU) == [slice(0, 2), slice(2, 3)]
+    assert like_lengths([7], CPU) == [slice(0, 1)]
+    assert like_lengths([30, 50, 70], CPU) == [slice(0, 2), slice(2, 3)]  # 1,600; 1,600 + 2 · 2,400
+
+
+def test_on_a_gpu_a_further_segment_is_dearer_than_much_padding() -> None:
+    assert like_lengths([60, 61, 200], torch.device("cuda")) == [slice(0, 3)]
 
 
 def flat_rows(rows: Tensor, lengths: list[int]) -> Tensor:

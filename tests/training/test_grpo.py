@@ -20,7 +20,8 @@ from nanogpt_edit.common.errors import UserError
 from nanogpt_edit.common.files import read_jsonl
 from nanogpt_edit.data.problems import Problem
 from nanogpt_edit.data.samples import prompt_ids
-from nanogpt_edit.engine.engine import Completion, Engine
+from nanogpt_edit.engine.completion import Completion
+from nanogpt_edit.engine.engine import Engine
 from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.training import grpo as grpo_module
 from nanogpt_edit.training import rewards as rewards_module

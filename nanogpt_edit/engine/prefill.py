@@ -1,0 +1,58 @@
+"""Prompts through the model, once each, before anything is written after them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from nanogpt_edit.common.errors import UserError
+from nanogpt_edit.model.gpt import GPT
+from nanogpt_edit.model.kv_cache import KVCache
+
+PREFILL_TOKENS = 16_384  # prompt tokens run through the model at once
+
+
+@dataclass(frozen=True)
+class Prefilled:
+    """P prompts after the model has read them."""
+
+    prefix: KVCache
+    """Their keys and values, padded on the right."""
+    lengths: Tensor
+    """(P,)"""
+    logits: Tensor
+    """(P, V) of what follows the last token of each."""
+
+
+def prefill(model: GPT, prompts: Sequence[Sequence[int]], dtype: torch.dtype) -> Prefilled:
+    """Read `prompts` together, keeping keys and values in `dtype`.
+
+    Raises UserError where logits are not finite.
+    """
+    rows = [torch.tensor(prompt, device=model.device) for prompt in prompts]
+    token_ids, lengths = (
+        pad_sequence(rows, batch_first=True),
+        torch.tensor(list(map(len, prompts)), device=model.device),
+    )
+    prefix = KVCache(model.config, rows=len(prompts), capacity=token_ids.shape[1], device=model.device, dtype=dtype)
+    states = model.hidden(token_ids, view=prefix, columns=(lengths - 1)[:, None])
+    logits = model.logits(states[:, 0])
+    if not logits.isfinite().all():
+        raise UserError("the model's logits are not finite numbers; its weights are damaged.")
+    return Prefilled(prefix, lengths, logits)
+
+
+def parts_of_like_length(prompts: Sequence[Sequence[int]], numbers: Sequence[int]) -> Iterator[list[int]]:
+    """The prompts `numbers`, those of like length together, at most PREFILL_TOKENS padded tokens at once."""
+    part: list[int] = []
+    for number in sorted(numbers, key=lambda number: len(prompts[number])):
+        if part and (len(part) + 1) * len(prompts[number]) > PREFILL_TOKENS:
+            yield part
+            part = []
+        part.append(number)
+    if part:
+        yield part
