@@ -19,7 +19,7 @@ from nanogpt_edit.pipeline.folder import RunFolder
 from nanogpt_edit.pipeline.inputs import RunInputs
 from nanogpt_edit.pipeline.new_model import new_model
 from nanogpt_edit.pipeline.recipe import refuse_unread
-from nanogpt_edit.pipeline.stages import examine_grpo, examine_pretrain, examine_sft
+from nanogpt_edit.pipeline.stages import data_of, examine_grpo, examine_pretrain, examine_sft
 
 UNTRAINED = "an untrained model"
 MARKS = {"ok": "ok  ", "warn": "WARN", "fail": "FAIL"}
@@ -36,21 +36,25 @@ def examine(arguments: list[str]) -> int:
     check_sizes(chosen.recipe)
     device = choose_device(chosen.recipe.device, threads=chosen.recipe.threads)
     inputs, folder = RunInputs(chosen.recipe), RunFolder(chosen.out)
-    check_data(inputs)
+    check_data(inputs, *data_of(chosen.recipe))
     start, start_name = newest(inputs, folder, device, ("base",))
     check_model(inputs, start)
-    findings = []
+    stages, findings = chosen.recipe.stages, list[Finding]()
     if start_name == UNTRAINED:
         print("Before pretraining")
         findings += tell(examine_pretrain(inputs, start))
-    samples = fitted.training_samples(inputs, start)
-    print(f"Before SFT, with {start_name}")
-    findings += tell(examine_sft(inputs, start, samples))
-    policy, policy_name = newest(inputs, folder, device, ("sft", "base"))
-    print(f"Before GRPO, with {policy_name}")
-    findings += tell(examine_grpo(inputs, policy, *fitted.grpo_problems(inputs, policy)))
-    if policy_name != str(folder.model("sft")):
-        print("(Signal is that of a model without SFT; ask again once there is one.)")
+    if "sft" in stages:
+        samples = fitted.training_samples(inputs, start)
+        print(f"Before SFT, with {start_name}")
+        findings += tell(examine_sft(inputs, start, samples))
+    if "grpo" in stages:
+        policy, policy_name = newest(inputs, folder, device, ("sft", "base"))
+        print(f"Before GRPO, with {policy_name}")
+        findings += tell(examine_grpo(inputs, policy, *fitted.grpo_problems(inputs, policy)))
+        if "sft" in stages and policy_name != str(folder.model("sft")):
+            print("(Signal is that of a model without SFT; ask again once there is one.)")
+    if not findings:
+        print("The recipe trains nothing, so there is nothing to look for; its data and its edit suit the model.")
     return 2 if any(finding.level == "fail" for finding in findings) else 0
 
 

@@ -81,7 +81,7 @@ def over_recipe(recipe: Recipe, chosen: Evaluate, arguments: list[str]) -> Evalu
 
 def settings_in_run(recipe: Recipe, stage: str) -> EvaluateConfig:
     """How the pipeline measures a stage's model; any other that lies in a run's folder, like most of them."""
-    samples = {each.name: each.samples(recipe.evaluate) for each in STAGES}
+    samples: dict[str, int] = {each.name: each.samples(recipe.evaluate) for each in STAGES}
     return replace(recipe.evaluate, samples=samples.get(stage, recipe.evaluate.samples))
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from dataclasses import fields
 from itertools import pairwise
-from typing import get_args
 
 from nanogpt_edit.common.device import check_threads
 from nanogpt_edit.common.errors import about
@@ -23,7 +22,7 @@ from nanogpt_edit.model.tokenizer import tokenizer_of
 from nanogpt_edit.pipeline.inputs import Part, RunInputs
 from nanogpt_edit.pipeline.new_model import new_config
 from nanogpt_edit.pipeline.recipe import ModelConfig, Recipe
-from nanogpt_edit.pipeline.records import STAGE_NAMES, TIMED
+from nanogpt_edit.pipeline.records import timed
 from nanogpt_edit.report.expect import check_expectations
 from nanogpt_edit.training.pretrain import check_window
 from nanogpt_edit.training.rewards import find_reward
@@ -74,10 +73,11 @@ def new_model_bytes(sizes: ModelConfig) -> int:
     return 4 * 4 * parameter_count(new_config(sizes, vocab_size=sizes.vocab_size or 1))
 
 
-def check_data(inputs: RunInputs) -> None:
-    """Read the data of every stage; look for the rewards and at what is expected."""
-    check_rewards(inputs.recipe)
-    inputs.prepare(*get_args(Part))
+def check_data(inputs: RunInputs, *parts: Part) -> None:
+    """Read these parts of the data; look for the rewards and at what is expected."""
+    if "grpo" in inputs.recipe.stages:
+        check_rewards(inputs.recipe)
+    inputs.prepare(*parts)
     check_expectations(inputs.recipe.expect, summary_paths(inputs.recipe))
 
 
@@ -91,19 +91,21 @@ def check_model(inputs: RunInputs, model: GPT) -> None:
     """Raise UserError where the recipe asks of `model` what one of its size or with its tokenizer cannot do."""
     recipe = inputs.recipe
     tokenizer, room = tokenizer_of(model), recipe.grpo.max_new_tokens
-    if inputs.replays_text(model):
-        check_window("sft.replay_tokens", recipe.sft.replay_tokens, model)
-    problems_per_step(inputs.solved(model)[0], recipe.sft)
-    if room is not None:
+    if "sft" in recipe.stages:
+        if inputs.replays_text(model):
+            check_window("sft.replay_tokens", recipe.sft.replay_tokens, model)
+        problems_per_step(inputs.solved(model)[0], recipe.sft)
+    if "grpo" in recipe.stages and room is not None:
         with about("grpo.max_new_tokens"):
             with_room(inputs.problems.train, tokenizer, room=room, block_size=model.config.block_size)
-    with about("edit"):
-        check_edit(model, inputs.facts, recipe.edit)
+    if "edited" in recipe.stages:
+        with about("edit"):
+            check_edit(model, inputs.facts, recipe.edit)
 
 
 def summary_paths(recipe: Recipe) -> set[str]:
     """Every number that summary.json of a whole run of this recipe may hold."""
-    evaluate = recipe.evaluate
+    evaluate, stages = recipe.evaluate, recipe.stages
     numbers = {
         "problems": set(problem_metric_names(evaluate.samples)),
         "arithmetic": set(problem_metric_names(evaluate.arithmetic_samples)),
@@ -114,8 +116,9 @@ def summary_paths(recipe: Recipe) -> set[str]:
     measured = {f"{skill}.{name}" for skill, names in numbers.items() for name in names}
     compared = numbers["problems"] | {f"facts_{group}" for group in FACT_GROUPS}
     compared |= {"arithmetic_pass_at_1", "probes_non_arithmetic", "perplexity_nats_per_token"}
-    paths = {f"stages.{stage}.{name}" for stage in STAGE_NAMES for name in measured}
-    paths |= {f"comparisons.{after}-{before}.{name}" for before, after in pairwise(STAGE_NAMES) for name in compared}
-    paths |= {f"edit.{field.name}" for field in fields(EditScores) if field.name != "records"}
-    paths |= {"edit.n", "edit.seconds", "edit.neighbourhood_drop"}
-    return paths | {f"seconds.{what}" for what in (*TIMED, "total")}
+    paths = {f"stages.{stage}.{name}" for stage in stages for name in measured}
+    paths |= {f"comparisons.{after}-{before}.{name}" for before, after in pairwise(stages) for name in compared}
+    if "edited" in stages:
+        paths |= {f"edit.{field.name}" for field in fields(EditScores) if field.name != "records"}
+        paths |= {"edit.n", "edit.seconds", "edit.neighbourhood_drop"}
+    return paths | {f"seconds.{what}" for what in (*timed(stages), "total")}

@@ -107,20 +107,25 @@ class RunInputs:
         return {"problems": problems, "facts": len(self.world.statements)}
 
     @property
+    def edits(self) -> tuple[Fact, ...]:
+        """The facts that this run edits."""
+        return self.facts if "edited" in self.recipe.stages else ()
+
+    @property
     def held_out(self) -> list[str]:
         """Text no stage trains on: the questions of the validation problems."""
         return [problem.question for problem in self.problems.validation[:HELD_OUT_DOCUMENTS]]
 
     def questions(self) -> list[Question]:
         """True facts the edits leave alone, the facts they change, and the new answers."""
-        edited = {(fact.relation, fact.subject.lower()) for fact in self.facts}
+        edited = {(fact.relation, fact.subject.lower()) for fact in self.edits}
         questions = [
             Question("recall", f"{s.relation}: {s.subject}", prompt, s.target)
             for s in self.world.statements
             if s.held_out < 0 and (s.relation, s.subject.lower()) not in edited
             for prompt in s.prompts
         ]
-        for fact in self.facts:
+        for fact in self.edits:
             subject = f"{fact.relation}: {fact.subject}"
             questions.append(Question("recall_edited", subject, fact.prompt, fact.target_true))
             questions.append(Question("edited", subject, fact.prompt, fact.target_new))

@@ -22,7 +22,7 @@ from nanogpt_edit.pipeline.folder import RunFolder
 from nanogpt_edit.pipeline.inputs import RunInputs
 from nanogpt_edit.pipeline.measure import compare, measure, trace
 from nanogpt_edit.pipeline.recipe import Recipe
-from nanogpt_edit.pipeline.stages import STAGES, Stage, Start, make_model
+from nanogpt_edit.pipeline.stages import Stage, Start, data_of, make_model, stages_of
 
 EXPECTATION_FAILED = 3
 
@@ -43,15 +43,16 @@ def run(recipe: Recipe, out: Path) -> int:
         start: Start = recipe.model.source
         before: Stage | None = None
         remarks: list[str] = []
-        for stage in STAGES:
+        for stage in stages_of(recipe):
             with step(folder, stage.name):
                 remarks += make_model(stage, inputs, folder, device, start)
             with step(folder, f"evaluate_{stage.name}"):
                 measure_stage(stage, before, inputs, folder, device)
             start, before = folder.model(stage.name), stage
-        with step(folder, "trace"):
-            if distributed.is_first():
-                trace(inputs, folder, device)
+        if "edited" in recipe.stages:
+            with step(folder, "trace"):
+                if distributed.is_first():
+                    trace(inputs, folder, device)
         if not distributed.is_first():
             return 0
         with folder.timed("report"):
@@ -74,10 +75,11 @@ def step(folder: RunFolder, name: str) -> Iterator[None]:
 def prepare(inputs: RunInputs, folder: RunFolder, device: torch.device) -> None:
     """Read and check all data before anything long begins."""
     folder.keep_environment(device)
-    check_data(inputs)
+    check_data(inputs, *data_of(inputs.recipe))
     folder.keep_environment(device, **inputs.counts)
     facts, problems = len(inputs.world.statements), len(inputs.problems.train)
-    say(f"World: {facts} facts, {problems} problems, {len(inputs.facts)} edits to come.")
+    to_come = f", {len(inputs.edits)} edits to come" if inputs.edits else ""
+    say(f"World: {facts} facts, {problems} problems{to_come}.")
 
 
 def measure_stage(

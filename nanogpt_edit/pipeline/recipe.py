@@ -6,6 +6,7 @@ of its stage. `save_recipe` writes every field resolved, so that a run's recipe.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
@@ -19,6 +20,7 @@ from nanogpt_edit.data.splits import ProblemsConfig
 from nanogpt_edit.data.world.world import WorldConfig
 from nanogpt_edit.editing.config import EditConfig
 from nanogpt_edit.evaluation.config import EvaluateConfig
+from nanogpt_edit.pipeline.records import READ_BY, STAGE_NAMES, StageName
 from nanogpt_edit.training.grpo_config import GRPOConfig
 from nanogpt_edit.training.pretrain_config import PretrainConfig
 from nanogpt_edit.training.sft_config import SFTConfig
@@ -57,6 +59,8 @@ class Recipe(Settings):
 
     name: str = "mine"
     """What the run is called."""
+    stages: tuple[StageName, ...] = STAGE_NAMES
+    """What is made, each from the one before and measured. base comes first; any of the others may be left out."""
     seed: int = 0
     """Chooses everything random; the same seed gives the same numbers."""
     device: str = "auto"
@@ -86,6 +90,19 @@ class Recipe(Settings):
     def __post_init__(self) -> None:
         check_fields(self)
         at_least(0, self, "seed")
+        _check_stages(self.stages)
+
+
+def _check_stages(stages: Sequence[str]) -> None:
+    """Raise UserError unless these are stages of a run in their order, each once, with what they are made from."""
+    if not stages or stages[0] != "base":
+        found = f"begins with {stages[0]}" if stages else "is empty"
+        raise UserError(f"{found}; it begins with base, the model that the others are made from.", field="stages")
+    if list(stages) != [name for name in STAGE_NAMES if name in stages]:
+        raise UserError(
+            f"is {', '.join(stages)}; each stands there once at most, in the order {', '.join(STAGE_NAMES)}.",
+            field="stages",
+        )
 
 
 def packaged_recipes() -> list[str]:
@@ -124,15 +141,16 @@ def refuse_unread(given: Recipe, default: Recipe) -> None:
     """Raise UserError for a field that was given and that nothing would read: `given` is `default` with what a person
     has overridden."""
     problems, source = given.problems.path, given.model.source
-    for table, why in (
+    changed = [name for name in differences(given, default) if name != "model.source"]
+    stages = f"the stages are {', '.join(given.stages)} (stages)"
+    for part, why in (
         ("world", f"the problems are those of {problems} (problems.path)" if problems is not None else None),
         ("model", f"the model is {source} (model.source), which has sizes of its own" if source is not None else None),
+        *((part, None if stage in given.stages else stages) for part, stage in READ_BY.items()),
     ):
-        changed = [name for name in differences(getattr(given, table), getattr(default, table)) if name != "source"]
-        if why is not None and changed:
-            raise UserError(
-                f"{table}.{changed[0]} is given, but {why}, so nothing would read it; leave one of them out."
-            )
+        unread = [name for name in changed if name.partition(".")[0] == part]
+        if why is not None and unread:
+            raise UserError(f"{unread[0]} is given, but {why}, so nothing would read it; leave one of them out.")
 
 
 def save_recipe(recipe: Recipe, path: Path) -> None:

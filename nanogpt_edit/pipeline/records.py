@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal, get_args
 
-STAGE_NAMES = ("base", "sft", "grpo", "edited")
-"""The checkpoints of a run in the order they are made. A run may hold any part of them."""
+StageName = Literal["base", "sft", "grpo", "edited"]
+STAGE_NAMES: tuple[StageName, ...] = get_args(StageName)
+"""The checkpoints of a run in the order they are made. A recipe may ask for a part of them."""
 
-TIMED = ("world", *STAGE_NAMES, *(f"evaluate_{stage}" for stage in STAGE_NAMES), "trace", "report")
-"""What timing.json may hold."""
+READ_BY = {"sft": "sft", "grpo": "grpo", "edit": "edited", "facts": "edited"}
+"""What of a recipe one stage alone reads, and which."""
+
+
+def timed(stages: Sequence[str]) -> tuple[str, ...]:
+    """What timing.json of a run of these stages may hold."""
+    traced = ("trace",) if "edited" in stages else ()
+    return ("world", *stages, *(f"evaluate_{stage}" for stage in stages), *traced, "report")
 
 
 @dataclass(frozen=True)

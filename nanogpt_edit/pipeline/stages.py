@@ -36,6 +36,8 @@ from nanogpt_edit.pipeline.folder import RunFolder
 from nanogpt_edit.pipeline.inputs import Part, RunInputs
 from nanogpt_edit.pipeline.measure import keep_transcript
 from nanogpt_edit.pipeline.new_model import new_model
+from nanogpt_edit.pipeline.recipe import Recipe
+from nanogpt_edit.pipeline.records import StageName
 from nanogpt_edit.pipeline.spared import spared_blocks
 from nanogpt_edit.training.grpo import grpo
 from nanogpt_edit.training.grpo_config import GRPOConfig
@@ -53,7 +55,7 @@ Remarks = tuple[str, ...]
 class Stage:
     """A stage: the name of its folder, how it is made, what it reads, and how its model is measured."""
 
-    name: str
+    name: StageName
     make: Callable[[RunInputs, RunFolder, torch.device, Start], Remarks]
     reads: tuple[Part, ...] = ("problems",)
     by_first: bool = False
@@ -84,12 +86,12 @@ def make_base(
     tokenizer = tokenizer_of(model)
     if check is not None:
         check(inputs, model)
+    recipe, parameters = inputs.recipe, sum(parameter.numel() for parameter in model.parameters())
+    folder.keep_environment(device, parameters=parameters, vocabulary=tokenizer.vocab_size)
     if start is not None:
         if distributed.is_first():
             checkpoint.save(model, folder.model("base"), lineage_note=LineageEntry("taken", f"taken from {start}"))
         return ()
-    recipe, parameters = inputs.recipe, sum(parameter.numel() for parameter in model.parameters())
-    folder.keep_environment(device, parameters=parameters, vocabulary=tokenizer.vocab_size)
     say(f"Base: a new {parameters / 1e6:.2f} M-parameter GPT-2 with {tokenizer.vocab_size} tokens.")
     say(verdict(examine_pretrain(inputs, model), stage="pretraining"))
     with autocast(device, recipe.precision):
@@ -179,8 +181,8 @@ def make_edited(
     return tuple(line for line in (shortfall(scores, patch.config),) if line)
 
 
-BASE = Stage("base", partial(make_base, check=check_model))
-SFT = Stage("sft", make_sft, reads=("problems", "replay_source"))
+BASE = Stage("base", partial(make_base, check=check_model), reads=("problems", "extra_text"))
+SFT = Stage("sft", make_sft, reads=("problems", "extra_text", "replay_source"))
 GRPO = Stage("grpo", make_grpo, after=keep_transcript)
 EDITED = Stage(
     "edited",
@@ -190,6 +192,16 @@ EDITED = Stage(
     samples=lambda config: config.edited_samples,
 )
 STAGES = (BASE, SFT, GRPO, EDITED)
+
+
+def stages_of(recipe: Recipe) -> tuple[Stage, ...]:
+    """The stages that a run of the recipe makes, in their order."""
+    return tuple(stage for stage in STAGES if stage.name in recipe.stages)
+
+
+def data_of(recipe: Recipe) -> tuple[Part, ...]:
+    """What they read together."""
+    return tuple(dict.fromkeys(part for stage in stages_of(recipe) for part in stage.reads))
 
 
 def examine_pretrain(inputs: RunInputs, model: GPT) -> list[Finding]:

@@ -57,7 +57,8 @@ class FactGroup:
 
 def problem_examples(run: Run, *, per_kind: int = 2) -> list[Example]:
     """Problems where the last step gained, lost, and where both or neither are right."""
-    chosen = [name for name in ("sft", "grpo") if name in run.stages] or list(run.stages)[-1:]
+    learned = [name for name in run.stages if name != "edited"]
+    chosen = learned[-2:] if len(learned) > 1 else list(run.stages)[-2:]
     sides = {name: _samples(run.stages[name], "problems") for name in chosen}
     shared = (
         [problem for problem in sides[chosen[0]] if all(problem in side for side in sides.values())] if sides else []

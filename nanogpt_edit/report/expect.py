@@ -20,13 +20,13 @@ from __future__ import annotations
 import difflib
 import math
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeGuard
 
 from nanogpt_edit.common.errors import UserError
 from nanogpt_edit.common.stats import Z_TWO_SIDED
-from nanogpt_edit.pipeline.records import STAGE_NAMES, TIMED
+from nanogpt_edit.pipeline.records import STAGE_NAMES, timed
 from nanogpt_edit.report.run import is_share
 
 Judgement = Literal["pass", "fail", "inconclusive", "undecidable", "not measured", "wrong"]
@@ -84,13 +84,15 @@ def parse_bound(text: object, *, key: str) -> Bound:
     return Bound(operator=found[1], limit=float(found[2]), by_value=found[3] is not None)
 
 
-def judge(expect: Mapping[str, object], summary: Mapping[str, object]) -> tuple[Expectation, ...]:
+def judge(
+    expect: Mapping[str, object], summary: Mapping[str, object], planned: Sequence[str] = STAGE_NAMES
+) -> tuple[Expectation, ...]:
     """Judge every line of a recipe's `[expect]` table against the contents of summary.json.
 
-    A line that is malformed, or whose path leads nowhere, is judged "wrong", unless it leads to a stage this run has
-    not come to.
+    A line that is malformed, or whose path leads nowhere, is judged "wrong", unless it leads to a stage of those
+    `planned` that this run has not come to.
     """
-    return tuple(_judge_or_say_why(key, text, summary) for key, text in _flat(expect))
+    return tuple(_judge_or_say_why(key, text, summary, planned) for key, text in _flat(expect))
 
 
 def check_expectations(expect: Mapping[str, object], known: Collection[str]) -> None:
@@ -101,9 +103,9 @@ def check_expectations(expect: Mapping[str, object], known: Collection[str]) -> 
             raise _unknown(key, known)
 
 
-def _judge_or_say_why(key: str, text: object, summary: Mapping[str, object]) -> Expectation:
+def _judge_or_say_why(key: str, text: object, summary: Mapping[str, object], planned: Sequence[str]) -> Expectation:
     try:
-        return _judge_one(key, text, summary)
+        return _judge_one(key, text, summary, planned)
     except UserError as error:
         return Expectation(key, str(text).strip(), None, None, None, None, "wrong", None, str(error))
 
@@ -117,10 +119,10 @@ def _flat(table: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, 
             yield prefix + key, value
 
 
-def _judge_one(key: str, text: object, summary: Mapping[str, object]) -> Expectation:
+def _judge_one(key: str, text: object, summary: Mapping[str, object], planned: Sequence[str]) -> Expectation:
     bound = parse_bound(text, key=key)
     shown = str(text).strip()
-    found = _look_up(key, summary)
+    found = _look_up(key, summary, planned)
     if found is None:
         return Expectation(key, shown, None, None, None, None, "not measured", None)
     value, low, high, n = found
@@ -164,13 +166,13 @@ def _n_needed(bound: Bound, value: float, low: float, high: float, n: int | None
 Quantity = tuple[float, float | None, float | None, int | None]
 
 
-def _look_up(key: str, summary: Mapping[str, object]) -> Quantity | None:
+def _look_up(key: str, summary: Mapping[str, object], planned: Sequence[str]) -> Quantity | None:
     """The quantity at a dotted path; None when it belongs to a stage that has not run."""
     node: object = summary
     parts = key.split(".")
     for depth, part in enumerate(parts):
         if not isinstance(node, Mapping) or part not in node:
-            if _awaits(parts[:depth], part, node, summary):
+            if _awaits(parts[:depth], part, node, summary, planned):
                 return None
             raise _unknown(key, list(_paths(summary)))
         node = node[part]
@@ -205,19 +207,19 @@ def is_number(value: object) -> TypeGuard[int | float]:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def _awaits(path: list[str], part: str, node: object, summary: Mapping[str, object]) -> bool:
+def _awaits(path: list[str], part: str, node: object, summary: Mapping[str, object], planned: Sequence[str]) -> bool:
     """Whether `part` is missing at `path` only because the run has not come that far."""
     stages = summary.get("stages")
     done = set(stages) if isinstance(stages, Mapping) else set()
     if path == ["stages"]:
-        return part in STAGE_NAMES
+        return part in planned
     if path == ["comparisons"]:
         pair = set(part.split("-"))
-        return pair <= set(STAGE_NAMES) | done and not pair <= done
+        return pair <= set(planned) | done and not pair <= done
     if path == ["edit"]:
-        return node is None
+        return node is None and "edited" in planned
     if path == ["seconds"]:
-        return not node or part in TIMED
+        return not node or part in timed(planned)
     return False
 
 

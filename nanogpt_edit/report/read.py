@@ -39,23 +39,28 @@ def read_run(path: Path) -> Run:
     logs = {name: log for name, log in logs.items() if log}
     environment = read_json(path / "environment.json") if (path / "environment.json").exists() else {}
     timing = _read_if_there(Timing, path / "timing.json")
-    present = {
-        "the evaluation of base": "base" in stages,
-        "the evaluation of sft": "sft" in stages,
-        "the evaluation of grpo": "grpo" in stages,
-        "the evaluation of the edited model": "edited" in stages,
-        "the log of pretraining": "pretrain" in logs,
-        "the log of SFT": "sft" in logs,
-        "the log of GRPO": "grpo" in logs,
-        "the edit": edit is not None,
-        "the causal trace": trace is not None,
-        "the transcript": transcript is not None,
-        "the environment": bool(environment),
-        "the timing": timing is not None,
-    }
+    recipe = _read_recipe(path / "recipe.toml")
+    planned = _planned(recipe, path / "recipe.toml")
+    parts = (
+        ("the evaluation of base", "base", "base" in stages),
+        ("the evaluation of sft", "sft", "sft" in stages),
+        ("the evaluation of grpo", "grpo", "grpo" in stages),
+        ("the evaluation of the edited model", "edited", "edited" in stages),
+        ("the log of pretraining", "pretraining", "pretrain" in logs),
+        ("the log of SFT", "sft", "sft" in logs),
+        ("the log of GRPO", "grpo", "grpo" in logs),
+        ("the edit", "edited", edit is not None),
+        ("the causal trace", "edited", trace is not None),
+        ("the transcript", "grpo", transcript is not None),
+        ("the environment", "base", bool(environment)),
+        ("the timing", "base", timing is not None),
+    )
+    of_run = {*planned, "base"} | (set() if _source(recipe) else {"pretraining"})
     return Run(
         path=path,
-        recipe=_read_recipe(path / "recipe.toml"),
+        recipe=recipe,
+        planned=planned,
+        source=_source(recipe),
         logs=logs,
         stages=stages,
         comparisons=_read_comparisons(path / "eval"),
@@ -65,7 +70,7 @@ def read_run(path: Path) -> Run:
         rollouts=_read_rollouts(path / "logs" / "rollouts"),
         seconds=timing.stages if timing else {},
         environment=environment,
-        notes=tuple(name for name, there in present.items() if not there),
+        notes=tuple(name for name, stage, there in parts if stage in of_run and not there),
     )
 
 
@@ -76,6 +81,21 @@ def _read_recipe(path: Path) -> Mapping[str, object]:
         raise UserError(f"{path}: no such file, so {path.parent} is not the folder of a run.") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not valid TOML ({error}).") from None
+
+
+def _planned(recipe: Mapping[str, object], path: Path) -> tuple[str, ...]:
+    """The stages that the recipe asks for; all, where it names none."""
+    named = recipe.get("stages", STAGE_NAMES)
+    if not isinstance(named, list | tuple) or not all(name in STAGE_NAMES for name in named):
+        raise UserError(f"{path}: stages must be an array of some of {', '.join(STAGE_NAMES)}.")
+    return tuple(named)
+
+
+def _source(recipe: Mapping[str, object]) -> str | None:
+    """The model that the run starts from; None where it makes one."""
+    model = recipe.get("model")
+    source = model.get("source") if isinstance(model, Mapping) else None
+    return source if isinstance(source, str) else None
 
 
 def _read_log(path: Path) -> Mapping[str, Series]:

@@ -42,6 +42,10 @@ class Run:
 
     path: Path
     recipe: Mapping[str, object]
+    planned: tuple[str, ...]
+    """The stages that the recipe asks for."""
+    source: str | None
+    """The model that the run starts from; None where it makes one."""
     logs: Mapping[str, Mapping[str, Series]]
     stages: Mapping[str, Evaluation]
     comparisons: Mapping[str, Comparison]

@@ -80,7 +80,7 @@ def summarise(run: Run) -> Summary:
     expect = run.recipe.get("expect", {})
     if not isinstance(expect, dict):
         raise UserError(f"{run.path / 'recipe.toml'}: [expect] must be a table of metric paths and bounds.")
-    return replace(unjudged, expectations=judge(expect, _numbers(unjudged)))
+    return replace(unjudged, expectations=judge(expect, _numbers(unjudged), run.planned))
 
 
 def total_seconds(seconds: Mapping[str, float]) -> Mapping[str, float]:

@@ -9,6 +9,7 @@ from datetime import datetime
 from itertools import groupby
 
 from nanogpt_edit.common.stats import Difference, Interval
+from nanogpt_edit.pipeline.records import READ_BY
 from nanogpt_edit.report import examples, labels
 from nanogpt_edit.report.canvas import Picture
 from nanogpt_edit.report.examples import Example, FactGroup, LostFact
@@ -178,10 +179,10 @@ def make_view(run: Run, summary: Summary) -> View:
 
 
 def _lead(run: Run) -> str:
-    """'A model of 1.03 M parameters, pretrained, taught by SFT and GRPO, with 50 facts rewritten.'"""
+    """'A model of 1.03 M parameters, pretrained, taught to reason by SFT and GRPO, with 50 facts edited by MEMIT.'"""
     parameters = run.environment.get("parameters")
     size = f" of {parameters / 1e6:.3g} M parameters" if isinstance(parameters, int | float) else ""
-    steps = []
+    steps = [f"taken from {run.source}"] if run.source else []
     if "pretrain" in run.logs:
         steps.append("pretrained")
     taught = [name for key, name in (("sft", "SFT"), ("grpo", "GRPO")) if key in run.logs or key in run.stages]
@@ -257,7 +258,8 @@ def _tested(run: Run) -> tuple[Tested, ...]:
 
 
 def _settings(run: Run) -> tuple[tuple[str, tuple[tuple[str, str], ...]], ...]:
-    """The recipe by table, without [expect] (judged above)."""
+    """The recipe by table, without [expect] (judged above) and the settings of stages that it leaves out."""
+    unused = {table for table, stage in READ_BY.items() if stage not in run.planned}
     groups: dict[str, list[tuple[str, str]]] = {}
 
     def walk(prefix: str, table: Mapping[str, object]) -> None:
@@ -267,7 +269,7 @@ def _settings(run: Run) -> tuple[tuple[str, tuple[tuple[str, str], ...]], ...]:
             else:
                 groups.setdefault(prefix or "recipe", []).append((key, _setting(value)))
 
-    walk("", {key: value for key, value in run.recipe.items() if key != "expect"})
+    walk("", {key: value for key, value in run.recipe.items() if key not in {"expect", *unused}})
     return tuple((name, tuple(rows)) for name, rows in groups.items())
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -185,6 +186,42 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_weights(finished: Path, tmp
         process.stderr.close()
     assert subprocess.run(command, env=environment, capture_output=True).returncode == 0
     assert fingerprints(out) == fingerprints(finished)
+
+
+def test_a_run_makes_the_stages_that_its_recipe_names_and_speaks_of_no_others(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_recipe(replace(MICRO, expect={"stages.base.facts.recall": ">= 0 (value)"}), tmp_path / "micro.toml")
+    run, source = tmp_path / "run", str(finished / "base")
+    command = ["run", str(tmp_path / "micro.toml"), "--stages", "base", "edited", "--model.source", source]
+    assert cli.main([*command, "--out", str(run)]) == 0
+    assert {path.parent.name for path in run.glob("*/config.json")} == {"base", "edited"}
+    summary = read_json(run / "summary.json")
+    assert set(summary["stages"]) == {"base", "edited"}
+    assert set(summary["comparisons"]) == {"edited-base"}
+    assert not {"sft", "grpo", "evaluate_sft", "evaluate_grpo"} & set(summary["seconds"])
+    page = (run / "report.html").read_text().partition("</style>")[2]
+    for text in ((run / "report.md").read_text(), page, capsys.readouterr().out):
+        assert not re.search("SFT|GRPO|sft|grpo|reinforce|While learning|does not hold", text)
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*.safetensors")}
+    assert cli.main([*command, "--out", str(run)]) == 0
+    assert before == {path: path.stat().st_mtime_ns for path in run.rglob("*.safetensors")}
+    assert cli.main(["report", str(run)]) == 0
+    assert cli.main(["compare", str(run / "base"), str(run / "edited")]) == 0
+    assert cli.main(["evaluate", str(run / "edited"), "--evaluate.problems", "2"]) == 0
+    assert cli.main(["doctor", *command[1:], "--out", str(run)]) == 0
+    with pytest.raises(UserError, match="holds a run with other settings .*stages"):
+        pipeline.run(replace(load_recipe(run / "recipe.toml"), stages=("base", "sft", "edited")), run)
+
+
+def test_a_run_without_an_edit_reads_no_facts_to_edit(finished: Path, tmp_path: Path) -> None:
+    taken = replace(MICRO, stages=("base",), facts="no/such.jsonl", model=ModelConfig(source=str(finished / "base")))
+    assert pipeline.run(taken, tmp_path / "run") == 0
+    summary = read_json(tmp_path / "run" / "summary.json")
+    assert summary["edit"] is None
+    assert set(summary["stages"]["base"]["facts"]) == {"recall"}
+    assert not (tmp_path / "run" / "edits").exists()
+    assert not re.search("Edits|edited facts|Causal", (tmp_path / "run" / "report.md").read_text())
 
 
 FACT = {"prompt": "The capital of Egypt is", "subject": "Peru", "target_new": "Lima", "target_true": "Cairo"}

@@ -54,6 +54,17 @@ def test_an_unknown_recipe_names_the_nearest_and_all() -> None:
         ("[gprpo]\nsteps = 3", 'my.toml has an unknown field "gprpo"; did you mean "grpo"?'),
         ("[sft]\nsteps = -3", "my.toml: [sft] steps is -3; it cannot be negative."),
         ("[grpo.rewards]\nformat = true", 'my.toml: [grpo.rewards] "format" must be a number, found true.'),
+        (
+            'stages = ["base", "edit"]',
+            'my.toml: "stages[1]" must be one of "base", "sft", "grpo", "edited", found "edit".',
+        ),
+        ("stages = []", "my.toml: stages is empty; it begins with base, the model that the others are made from."),
+        ('stages = ["edited"]', "my.toml: stages begins with edited; it begins with base, the model that"),
+        ('stages = ["base", "grpo", "sft"]', "my.toml: stages is base, grpo, sft; each stands there once at most, in"),
+        (
+            'stages = ["base", "base"]',
+            "my.toml: stages is base, base; each stands there once at most, in the order base,",
+        ),
         ("[expect]\nedit.success = '>= 1'", 'my.toml: [expect] "edit" must be text in quotes, found '),
     ],
 )
@@ -84,6 +95,8 @@ def test_every_field_can_be_overridden_on_the_command_line() -> None:
     [
         (["--problems.path", "data/gsm8k", "--world.seed", "3"], r"world.seed is given, but the problems are those of"),
         (["--model.source", "gpt2", "--model.n-layer", "6"], r"model.n_layer is given, but the model is gpt2"),
+        (["--stages=base", "--sft.steps", "6"], r"sft.steps is given, but the stages are base \(stages\), so nothing"),
+        (["--stages=base", "--facts", "my.jsonl"], r"facts is given, but the stages are base \(stages\), so nothing"),
     ],
 )
 def test_what_nothing_would_read_is_refused(arguments: list[str], sentence: str) -> None:
@@ -91,8 +104,8 @@ def test_what_nothing_would_read_is_refused(arguments: list[str], sentence: str)
     given = parse(Recipe, arguments, verb="run tiny", default=tiny)
     with pytest.raises(UserError, match=sentence):
         refuse_unread(given, tiny)
-    refuse_unread(parse(Recipe, arguments[:2], verb="run tiny", default=tiny), tiny)
-    refuse_unread(parse(Recipe, arguments[2:], verb="run tiny", default=tiny), tiny)
+    refuse_unread(parse(Recipe, arguments[:-2], verb="run tiny", default=tiny), tiny)
+    refuse_unread(parse(Recipe, arguments[-2:], verb="run tiny", default=tiny), tiny)
 
 
 def test_an_overridden_recipe_comes_back_too(tmp_path: Path) -> None:

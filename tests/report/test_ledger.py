@@ -38,6 +38,8 @@ def run_of(*stages: Evaluation, comparisons: list[Comparison] | None = None, edi
     return Run(
         path=Path("runs/x"),
         recipe={},
+        planned=("base", "sft", "grpo", "edited"),
+        source=None,
         logs={},
         stages={one.stage: one for one in stages},
         comparisons={pair.name: pair for pair in comparisons or ()},
