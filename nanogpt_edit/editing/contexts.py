@@ -7,7 +7,7 @@ causal attention needs no mask.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import cycle, islice
 
@@ -19,9 +19,10 @@ from nanogpt_edit.common.terminal import progress
 from nanogpt_edit.data.batch import within_budget
 from nanogpt_edit.data.facts import Fact, Lookup, locate_subject
 from nanogpt_edit.editing.config import EditConfig
+from nanogpt_edit.engine.engine import Engine
+from nanogpt_edit.engine.sampling_config import Sampling
 from nanogpt_edit.evaluation.targets import join, target_ids
 from nanogpt_edit.model.gpt import GPT
-from nanogpt_edit.model.kv_cache import KVCache
 from nanogpt_edit.model.tokenizer import tokenizer_of
 
 ESSENCE = "{} is a"
@@ -88,49 +89,17 @@ def _locate(model: GPT, fact: Fact, ways: int, prefixes: Sequence[str], allow_pa
 
 
 @progress("writing prefixes")
-@torch.no_grad()
 def generate_prefixes(model: GPT, config: EditConfig) -> tuple[str, ...]:
     """`n_prefixes` texts of about `prefix_tokens` tokens in the model's own words, each ending in ". " (seeded)."""
-    tokenizer = tokenizer_of(model)
-    count, steps, kept = config.n_prefixes, config.prefix_tokens, min(PREFIX_TOP_K, tokenizer.vocab_size)
-    dice = torch.Generator().manual_seed(config.seed)
-    luck = [[torch.empty(kept).exponential_(generator=dice) for _ in range(steps)] for _ in range(count)]
-    never = [i for i in (tokenizer.eos_id, *tokenizer.reasoning_ids) if i is not None and i < tokenizer.vocab_size]
-
-    def choose(logits: Tensor, row: int, step: int) -> int:
-        """One of the likeliest few, drawn from their probabilities p: the argmax of p / luck."""
-        logits = logits[: tokenizer.vocab_size].float().cpu()
-        logits[never] = -torch.inf
-        top, ids = logits.topk(kept)
-        return int(ids[(top.softmax(-1) / luck[row][step]).argmax()])
-
-    texts = [tokenizer.encode(PREFIX_SEEDS[index % len(PREFIX_SEEDS)]) for index in range(count)]
-    return tuple(_sentence(tokenizer.decode(text)) for text in _continued(model, texts, steps, choose))
-
-
-def _continued(
-    model: GPT, texts: list[list[int]], steps: int, choose: Callable[[Tensor, int, int], int]
-) -> list[list[int]]:
-    """Every text with `steps` tokens more, `choose(logits, row, step)` each; all rows in one batch."""
-    if not texts or not steps:
-        return texts
-    lengths = torch.tensor([len(text) for text in texts], device=model.device)
-    rows, longest = len(texts), max(map(len, texts))
-    cache = KVCache(model.config, rows=rows, capacity=longest + steps, device=model.device, dtype=model.dtype)
-    columns = torch.arange(longest + steps, device=model.device)
-    is_token = (columns < lengths[:, None]) | (columns >= longest)  # (rows, capacity): new tokens go behind the padding
-    states = model.hidden(pad_rows(texts, pad_id=0, device=model.device), view=cache)[range(rows), lengths - 1]
-    for step in range(steps):
-        if step > 0:
-            states = model.hidden(
-                torch.tensor([text[-1:] for text in texts], device=model.device),
-                view=cache,
-                position_ids=(lengths + step - 1)[:, None],
-                attention_mask=is_token[:, None, None, : longest + step],
-            )[:, 0]
-        chosen = [choose(logits, row, step) for row, logits in enumerate(model.logits(states))]
-        texts = [[*text, token] for text, token in zip(texts, chosen, strict=True)]
-    return texts
+    tokenizer, seeds = tokenizer_of(model), cycle(PREFIX_SEEDS)
+    texts = [tokenizer.encode(seed) for seed in islice(seeds, config.n_prefixes)]
+    if texts and config.prefix_tokens:
+        special = [i for i in (tokenizer.eos_id, *tokenizer.reasoning_ids) if i is not None]
+        banned = tuple(i for i in special if i < tokenizer.vocab_size)
+        sampling = Sampling(1.0, PREFIX_TOP_K, max_new_tokens=config.prefix_tokens, seed=config.seed, banned_ids=banned)
+        written = Engine(model).generate(texts, sampling=sampling)
+        texts = [[*text, *completion.token_ids] for text, completion in zip(texts, written, strict=True)]
+    return tuple(_sentence(tokenizer.decode(text)) for text in texts)
 
 
 def _sentence(text: str) -> str:

@@ -23,7 +23,9 @@ def draw_tokens(logits: Tensor, uniforms: Tensor, sampling: Sampling) -> tuple[T
     `logits` (R, V), `uniforms` (R,) in [0, 1) -> token ids (R,) and their log-probabilities (R,) in nats, under the
     full softmax at this temperature (before top-k and top-p; at temperature 1 when greedy).
     """
-    logits = logits.float()
+    logits = logits.float() if not sampling.banned_ids else logits.float().clone()
+    for token in sampling.banned_ids:
+        logits[:, token] = -torch.inf
     if sampling.temperature == 0:
         chosen = logits.argmax(dim=-1, keepdim=True)
         return chosen.squeeze(-1), (logits.gather(-1, chosen).squeeze(-1) - logits.logsumexp(dim=-1))

@@ -24,6 +24,8 @@ class Sampling(Settings):
     """A completion is cut after this many tokens."""
     seed: int = 0
     """Chooses the uniform numbers."""
+    banned_ids: tuple[int, ...] = ()
+    """Tokens that are never drawn; all probabilities are those among the others."""
 
     def __post_init__(self) -> None:
         check_fields(self)

@@ -68,6 +68,19 @@ def test_every_token_is_that_of_the_simple_loop(family: str, sampling: Sampling)
     assert len(samples) == (1 if sampling.temperature == 0 else 3)
 
 
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_banned_tokens_are_never_drawn(temperature: float) -> None:
+    """What the model would write without the ban is banned; the others share its probability."""
+    model, prompts = bold("llama"), prompts_of(2, 6)
+    sampling = Sampling(temperature=temperature, top_k=5, max_new_tokens=12, seed=4)
+    banned = frozenset(Engine(model).generate(prompts, sampling=sampling)[0].token_ids)
+    found = Engine(model).generate(prompts, sampling=replace(sampling, banned_ids=tuple(banned)))
+    assert not banned & {token for c in found for token in c.token_ids}
+    logits = model(torch.tensor([prompts[0]]))[:, -1].detach() / (temperature or 1)
+    logits[:, list(banned)] = -torch.inf
+    assert found[0].logprobs[0] == pytest.approx(float(logits.log_softmax(-1)[0, found[0].token_ids[0]]), abs=1e-4)
+
+
 POOL = [tuple(prompt) for prompt in prompts_of(1, 2, 3, 5, 8, 13, 8)]
 KEYS = [11, 3, 2**31, 0, 77, 5, 123_456]
 
