@@ -45,6 +45,7 @@ from nanogpt_edit.training.update import update
 
 ROOT = Path(__file__).resolve().parents[1]
 DATASHEET_BF16 = {"H100 80GB HBM3": 989e12, "H200": 989e12, "H100 PCIe": 756e12, "A100": 312e12}  # dense FLOP/s
+TEST_PROCESSES = 6  # each needs half a minute to begin, and one GPU has room for all
 SHOWN = 8  # kernels and operators of a profile
 
 
@@ -83,6 +84,7 @@ def tests(setting: Setting) -> Found:
         report = Path(folder) / "tests.xml"
         command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-m", "device", "tests/test_device.py"]
         command += ["--device", str(setting.device), f"--junit-xml={report}"]
+        command += ["-p", "no:benchmark", "-n", str(TEST_PROCESSES)] if setting.device.type == "cuda" else []
         command += ["-k", "decoding"] if setting.size == "tiny" else []  # all of them are in the suite already
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
         if not report.exists():
@@ -262,7 +264,7 @@ def profiled(work: Callable[[], object]) -> Found:
     of all such seconds, and how often each is called."""
     work()
     _, seconds = timed(work)
-    with torch.profiler.profile() as found:
+    with torch.profiler.profile(acc_events=True) as found:
         timed(work)
     events = found.key_averages()
     kernels = [event for event in events if event.device_type == DeviceType.CUDA]

@@ -36,7 +36,6 @@ class Segment:
         self.lengths, self.before = lengths, before
         self.is_token = torch.arange(int(lengths.max()), device=lengths.device) < lengths[:, None]  # (B, T)
         self.cell = self.is_token.flatten().nonzero().flatten()  # (N,)
-        self.token = (self.is_token.flatten().cumsum(0) - 1).clamp_(min=0)  # (B T,) padding takes any token
         self.is_full = self.tokens == self.is_token.numel()
         ragged = before is not None and bool((before.lengths < before.width).any())
         self.mask = prefix_mask(before.lengths, before.width, self.is_token.shape[1]) if before and ragged else None
@@ -46,9 +45,10 @@ class Segment:
         return len(self.cell)
 
     def spread(self, x: Tensor) -> Tensor:
-        """(1, H, N, E) -> (B, H, T, E)."""
-        flat = x[0].transpose(0, 1)  # (N, H, E)
-        cells = flat if self.is_full else flat.index_select(0, self.token)
+        """(1, H, N, E) -> (B, H, T, E); padding is 0."""
+        cells = x[0].transpose(0, 1)  # (N, H, E)
+        if not self.is_full:
+            cells = cells.new_zeros(self.is_token.numel(), *cells.shape[1:]).index_copy_(0, self.cell, cells)
         return cells.unflatten(0, self.is_token.shape).transpose(1, 2)
 
     def collect(self, x: Tensor) -> Tensor:

@@ -46,13 +46,17 @@ def room_full_of_nan(states: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     return torch.full_like(states, torch.nan), torch.full_like(weight, torch.nan)
 
 
-@given(rows=st.integers(1, 40), chunk=st.integers(1, 50), scale=st.sampled_from([1.0, 0.03]))
-def test_loss_and_gradients_are_those_of_the_plain_loss(rows: int, chunk: int, scale: float) -> None:
+LINES = st.sampled_from([1, 8])  # rows of the head that belong together; a GPU's are 64
+
+
+@given(rows=st.integers(1, 40), chunk=st.integers(1, 50), scale=st.sampled_from([1.0, 0.03]), line=LINES)
+def test_loss_and_gradients_are_those_of_the_plain_loss(rows: int, chunk: int, scale: float, line: int) -> None:
     plain, chunked = inputs(rows, 8, 23), inputs(rows, 8, 23)
     expected = cross_entropy_sum(plain[0] @ plain[1].T, plain[2]) * scale
     expected.backward()
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.setattr(head, "CHUNK_NUMBERS", chunk * 23)
+        monkeypatch.setattr(head, "line_of", lambda device: line)
         monkeypatch.setattr(head, "room_for_gradients", room_full_of_nan)
         loss = head_cross_entropy_sum(*chunked) * scale
         loss.backward()
@@ -65,8 +69,10 @@ def test_loss_and_gradients_are_those_of_the_plain_loss(rows: int, chunk: int, s
 
 
 @pytest.mark.parametrize("kept", [0, 10**6])
-@given(rows=st.integers(1, 30), chunk=st.integers(1, 40), temperature=st.sampled_from([0.5, 1.0, 1.7]))
-def test_logprobs_entropies_and_gradients_are_torchs(kept: int, rows: int, chunk: int, temperature: float) -> None:
+@given(rows=st.integers(1, 30), chunk=st.integers(1, 40), temperature=st.sampled_from([0.5, 1.0, 1.7]), line=LINES)
+def test_logprobs_entropies_and_gradients_are_torchs(
+    kept: int, rows: int, chunk: int, temperature: float, line: int
+) -> None:
     """Whether the logits are kept for the backward pass or made again."""
     plain, chunked = inputs(rows, 8, 23), inputs(rows, 8, 23)
     slopes = torch.linspace(-1, 2, rows), torch.linspace(1, -0.5, rows)
@@ -75,6 +81,7 @@ def test_logprobs_entropies_and_gradients_are_torchs(kept: int, rows: int, chunk
     torch.autograd.backward(expected, slopes)
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.setattr(head, "CHUNK_NUMBERS", chunk * 23)
+        monkeypatch.setattr(head, "line_of", lambda device: line)
         monkeypatch.setattr(head, "room_for_gradients", room_full_of_nan)
         monkeypatch.setattr(head, "KEPT_NUMBERS", kept)
         found = head_logprobs(*chunked, temperature=temperature)
