@@ -11,7 +11,7 @@ say in Hugging Face's layout is refused before anything is written.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -19,21 +19,19 @@ from typing import Any
 import torch
 from torch.overrides import TorchFunctionMode
 
-from nanogpt_edit.checkpoint import hub, nanogpt, weights
-from nanogpt_edit.checkpoint.config_json import config_from_json, config_to_json
-from nanogpt_edit.checkpoint.kept import is_kept, read_kept, write_card, write_texts
-from nanogpt_edit.checkpoint.lineage import lineage_json, read_lineage
-from nanogpt_edit.checkpoint.tensors import SafetensorsFiles, Tensors
+from nanogpt_edit.checkpoint import weights
+from nanogpt_edit.checkpoint.config_json import config_to_json
+from nanogpt_edit.checkpoint.kept import is_kept, write_card, write_texts
+from nanogpt_edit.checkpoint.lineage import lineage_json
+from nanogpt_edit.checkpoint.sources import Source, open_source
 from nanogpt_edit.checkpoint.weights import fingerprint
 from nanogpt_edit.common import files
 from nanogpt_edit.common import terminal as progress
 from nanogpt_edit.common.arguments import checked
 from nanogpt_edit.common.device import choose_device, choose_dtype
 from nanogpt_edit.common.errors import UserError
-from nanogpt_edit.model.config import GPTConfig
 from nanogpt_edit.model.fit import tokenizer_doubts
 from nanogpt_edit.model.gpt import GPT
-from nanogpt_edit.model.kept import Kept
 from nanogpt_edit.model.lineage import LineageEntry
 from nanogpt_edit.model.size import check_fits
 from nanogpt_edit.model.tokenizer import Tokenizer
@@ -61,39 +59,22 @@ REPLACEABLE = (
     "merges.txt",
     "state",
 )
-OTHER_WEIGHTS = ("*.bin", "*.pt", "*.pth", "*.pkl")
 ONLY_IN_MODELS = ("config.json", "state")  # one of them marks a directory of ours, whose texts may be replaced too
-
-
-@dataclass(frozen=True)
-class _Source:
-    """A model that is about to be loaded."""
-
-    path: Path
-    config: GPTConfig
-    tensors: Tensors
-    tokenizer: Tokenizer | None
-    kept: Kept
-    lineage: tuple[LineageEntry, ...]
-    conv1d: bool
-    """Whether GPT-2's matrices are stored (in, out)."""
-    fresh_rows: bool
-    """Whether padding rows that the reasoning tokens take have never been trained on them."""
 
 
 @checked
 @progress.progress("loading a model")
 @torch.inference_mode(False)  # else the model could never be trained or edited
 def load(source: str | Path, *, device: torch.device | str = "cpu", dtype: torch.dtype | str | None = None) -> GPT:
-    """Load a model directory, a model of the Hugging Face hub by name, or a nanoGPT ckpt.pt.
+    """Load a model directory, a model of the Hugging Face hub by name, a GGUF file, or a nanoGPT ckpt.pt.
 
     The model carries its tokenizer (None where the source has none) and its lineage, is in evaluation mode, has no
-    dropout, and has the dtype of the file unless `dtype` is given. Embedding rows that the reasoning tokens need are
-    added, as the mean of the rows there are plus a little seeded noise.
+    dropout, and has the dtype of the file (float32 for GGUF) unless `dtype` is given. Embedding rows that the reasoning
+    tokens need are added, as the mean of the rows there are plus a little seeded noise.
     Raises UserError, in one line, for whatever is missing, damaged, unsupported, or does not fit together.
     """
     device, dtype = choose_device(str(device)), None if dtype is None else choose_dtype(dtype)
-    opened = _open(source)
+    opened = open_source(source)
     config, stored_rows = opened.config, opened.config.vocab_size
     _check_tokenizer(opened)
     _check_size(opened, device, dtype)
@@ -101,7 +82,7 @@ def load(source: str | Path, *, device: torch.device | str = "cpu", dtype: torch
         config = replace(config, vocab_size=-(-opened.tokenizer.vocab_size // ROWS_MULTIPLE) * ROWS_MULTIPLE)
     with torch.device("meta"), _NoInitialisation():
         model = GPT(config)
-    plan = weights.make_plan(model, opened.tensors, opened.config, opened.path, conv1d=opened.conv1d)
+    plan = weights.make_plan(model, opened.tensors, opened.config, opened.path, opened.layout)
     model = model.to(dtype or weights.stored_dtype(plan, opened.tensors)).to_empty(device=device)
     weights.fill(model, opened.tensors, plan)
     model.source = opened.path
@@ -175,92 +156,7 @@ def config_json(model: GPT, tokenizer: Tokenizer | None = None) -> dict[str, obj
     return written | {name: value for name, value in theirs.items() if name not in written}
 
 
-def _open(source: str | Path) -> _Source:
-    path = Path(source).expanduser()
-    if path.is_dir():
-        return _open_directory(path, name=path.resolve().name)
-    if path.is_file():
-        if path.suffix not in (".pt", ".pth"):
-            raise UserError(
-                f"{path}: a model is a directory, a hub name or a nanoGPT ckpt.pt; pass the file's directory."
-            )
-        return _open_nanogpt(path)
-    if isinstance(source, str) and hub.is_name(source) and path.suffix not in (".pt", ".pth"):
-        return _open_directory(hub.fetch(source), name=source)
-    raise UserError(f"{source}: no such model directory or file{files.nearest(path)}")
-
-
-def _open_directory(path: Path, *, name: str) -> _Source:
-    if not (path / "config.json").is_file():
-        raise UserError(f"{path}: not a model directory, it has no config.json.{_instead(path)}")
-    raw = files.read_json(path / "config.json")
-    config, kept = config_from_json(raw, path / "config.json"), read_kept(path, raw)
-    index, single = path / "model.safetensors.index.json", path / "model.safetensors"
-    if not index.is_file() and not single.is_file():
-        other = sorted(file.name for suffix in OTHER_WEIGHTS for file in path.glob(suffix))
-        what = f"; {other[0]} is not read, for a pickle can run code" if other else ""
-        raise UserError(
-            f"{path}: no model.safetensors and no model.safetensors.index.json in it{what}. Weights in another format "
-            "must be converted first (transformers' save_pretrained writes safetensors)."
-        )
-    parts = [single] if single.is_file() else [path / shard for shard in hub.shard_names(index)]
-    tokenizer, end_ids = _tokenizer(path), kept.end_ids(path)
-    if tokenizer is not None:
-        _check_end_of_text(end_ids, config, tokenizer, path)
-        tokenizer.end_ids |= {i for i in end_ids if i < tokenizer.vocab_size} - {tokenizer.answer_end}
-    tensors = SafetensorsFiles(parts)
-    return _Source(
-        path=path,
-        config=weights.with_own_head(config, tensors, path),
-        tensors=tensors,
-        tokenizer=tokenizer,
-        kept=kept,
-        lineage=read_lineage(path / "lineage.json") or (LineageEntry("taken", f"loaded from {name}"),),
-        conv1d=True,
-        fresh_rows=True,
-    )
-
-
-def _open_nanogpt(path: Path) -> _Source:
-    checkpoint = nanogpt.read(path)
-    progress.say(f"{path}: {checkpoint.note}.")
-    tokenizer = _tokenizer(path.parent)
-    if tokenizer is None and checkpoint.config.vocab_size in (50257, 50304):
-        gpt2 = hub.cached("gpt2", "tokenizer.json") or hub.cached("openai-community/gpt2", "tokenizer.json")
-        tokenizer = None if gpt2 is None else Tokenizer.load(gpt2.parent)
-    if tokenizer is None:
-        progress.say(f"{path}: no tokenizer. Put tokenizer.json (for GPT-2's vocabulary: the one of gpt2) beside it.")
-    return _Source(
-        path=path,
-        config=weights.with_own_head(checkpoint.config, checkpoint.tensors, path),
-        tensors=checkpoint.tensors,
-        tokenizer=tokenizer,
-        kept=Kept(),
-        lineage=(LineageEntry("taken", checkpoint.note),),
-        conv1d=False,
-        fresh_rows=False,  # such checkpoints carry no tokenizer, and may have learnt the tokens in their padding
-    )
-
-
-def _tokenizer(directory: Path) -> Tokenizer | None:
-    found = (directory / "tokenizer.json").is_file() or any(
-        (directory / vocabulary).is_file() for vocabulary in ("encoder.json", "vocab.json")
-    )
-    return Tokenizer.load(directory) if found else None
-
-
-def _instead(path: Path) -> str:
-    """What a directory without a config.json is, and what to do; empty where nobody can tell."""
-    if (path / "adapter_config.json").is_file():
-        base = files.read_json(path / "adapter_config.json").get("base_model_name_or_path", "its base model")
-        return f" It is a PEFT adapter of {base}: merge them (merge_and_unload, save_pretrained) and pass the result."
-    if (path / "ckpt.pt").is_file():
-        return f" Its nanoGPT checkpoint is {path / 'ckpt.pt'}; name that."
-    inside = sorted(str(file.parent) for file in path.glob("*/config.json"))
-    return f" The models in it are {', '.join(inside)}." if inside else ""
-
-
-def _check_size(opened: _Source, device: torch.device | str, dtype: torch.dtype | None) -> None:
+def _check_size(opened: Source, device: torch.device | str, dtype: torch.dtype | None) -> None:
     """Nothing is made of sizes that the files' tensors or the machine's memory cannot be right for."""
     weights.check_depth(opened.config, opened.tensors, opened.path)
     if torch.device(device).type == "cpu":
@@ -270,7 +166,7 @@ def _check_size(opened: _Source, device: torch.device | str, dtype: torch.dtype 
             raise UserError(f"{opened.path}: {error}") from None
 
 
-def _check_tokenizer(opened: _Source) -> None:
+def _check_tokenizer(opened: Source) -> None:
     """Only the reasoning tokens may need rows that the weights have not."""
     tokenizer, rows = opened.tokenizer, opened.config.vocab_size
     if tokenizer is not None and tokenizer.first_added > rows:
@@ -280,18 +176,8 @@ def _check_tokenizer(opened: _Source) -> None:
         )
 
 
-def _check_end_of_text(end_ids: frozenset[int], config: GPTConfig, tokenizer: Tokenizer, path: Path) -> None:
-    """A vocabulary too small for the model shows in the ids that end its texts (unless those are nonsense)."""
-    for token_id in sorted(end_ids):
-        if tokenizer.vocab_size <= token_id < config.vocab_size:
-            raise UserError(
-                f"{path}: the tokenizer does not fit the weights: the model's texts end with id {token_id}, "
-                f"the tokenizer's last id is {tokenizer.vocab_size - 1}. Use the tokenizer the model was trained with."
-            )
-
-
 @torch.no_grad()
-def _new_rows(model: GPT, opened: _Source, stored_rows: int) -> None:
+def _new_rows(model: GPT, opened: Source, stored_rows: int) -> None:
     """Give the embedding (and the head) rows for reasoning tokens the file's vocabulary does not know, and say so."""
     tokenizer = model.tokenizer
     if tokenizer is None or not tokenizer.added:

@@ -52,7 +52,7 @@ def config_from_json(raw: Mapping[str, object], file: Path) -> GPTConfig:
             place=f"{file}:",
         )
     try:
-        return _terse(_gpt2_config(keys) if model_type == "gpt2" else _llama_config(keys, model_type))
+        return terse(_gpt2_config(keys) if model_type == "gpt2" else _llama_config(keys, model_type))
     except UserError as error:
         raise error if error.place else error.at(f"{file}:") from None
 
@@ -211,7 +211,7 @@ def _rope(keys: _Keys) -> tuple[float, RopeScaling | None]:
     )
 
 
-def _terse(config: GPTConfig) -> GPTConfig:
+def terse(config: GPTConfig) -> GPTConfig:
     """The same model with None where the default says it, so that a config comes back from its file as it was."""
     return replace(
         config,

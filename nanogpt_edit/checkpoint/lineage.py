@@ -33,10 +33,15 @@ def read_lineage(file: Path) -> tuple[LineageEntry, ...]:
     """
     if not file.is_file():
         return ()
-    entries = read_json(file).get("lineage")
+    return lineage_of(
+        read_json(file).get("lineage"), Place(str(file), "lineage"), remedy=" Remove the file if you do not need it."
+    )
+
+
+def lineage_of(entries: object, place: Place, *, remedy: str = "") -> tuple[LineageEntry, ...]:
+    """The records of a JSON list. Raises UserError, naming the `place` it stands in, for anything else."""
     if not isinstance(entries, list):
-        raise UserError(f'{file}: "lineage" must be a list of records. Remove the file if you do not need it.')
-    place = Place(str(file), "lineage")
+        raise UserError(f'{place.file}: "{place.table}" must be a list of records.{remedy}')
     return tuple(
         of_sentence(each) if isinstance(each, str) else to_dataclass(LineageEntry, each, place) for each in entries
     )

@@ -9,7 +9,7 @@ from __future__ import annotations
 import pickle
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -54,6 +54,11 @@ def read(file: Path) -> NanoGPT:
         f"{config.vocab_size} vocabulary rows{stripped}"
     )
     return NanoGPT(config=config, tensors=TensorDict(weights, file), note=note)
+
+
+def stored_as(name: str, config: GPTConfig) -> weight_names.Stored:
+    """Where a weight lies in such a checkpoint: as in Hugging Face's GPT-2, but (out, in)."""
+    return replace(weight_names.stored_as(name, config), transposed=False)
 
 
 def _config(args: Mapping[object, object], file: Path) -> GPTConfig:

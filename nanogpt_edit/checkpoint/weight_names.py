@@ -7,8 +7,10 @@ file make it up; nothing else in the package knows.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+
+from torch import Tensor
 
 from nanogpt_edit.model.config import GPTConfig
 
@@ -67,10 +69,35 @@ class Stored:
     """Where one of our weights lies in a file: these tensors, one below the other."""
 
     names: tuple[str, ...]
-    rows: tuple[int, ...]
+    rows: tuple[int, ...] = ()
     """How many of our rows each tensor holds; () when it is the only one and holds them all."""
-    transposed: bool
+    transposed: bool = False
     """The file holds (in, out)."""
+    paired: tuple[int, ...] = ()
+    """Into how many heads each tensor falls whose rotary pairs (row i and row i + E/2) the file keeps next to each
+    other; 0 for a tensor without, () where none has any."""
+
+    def ours(self, index: int, tensor: Tensor) -> Tensor:
+        """What the file holds as `names[index]`, in our order: (out, in), or (out,)."""
+        heads = self.paired[index] if self.paired else 0
+        if heads:
+            pairs = tensor.reshape(heads, -1, 2, *tensor.shape[1:])  # (heads, E/2, 2, in)
+            return pairs.swapaxes(1, 2).reshape(tensor.shape)
+        return tensor.T if self.transposed else tensor
+
+    def parts(self, weight: Tensor) -> Iterator[tuple[str, Tensor]]:
+        """Our weight as the tensors of the file, each under its name: the way back of `ours`."""
+        split = weight.split(self.rows or weight.shape[0])
+        for index, (name, part) in enumerate(zip(self.names, split, strict=True)):
+            heads = self.paired[index] if self.paired else 0
+            if heads:
+                halves = part.reshape(heads, 2, -1, *part.shape[1:])  # (heads, 2, E/2, in)
+                part = halves.swapaxes(1, 2).reshape(part.shape)
+            yield name, part.T if self.transposed else part
+
+
+Layout = Callable[[str, GPTConfig], Stored]
+"""A way to store models: for each of our weights by its name, where it lies."""
 
 
 def stored_as(name: str, config: GPTConfig) -> Stored:
@@ -80,7 +107,7 @@ def stored_as(name: str, config: GPTConfig) -> Stored:
     ('transformer.h.3.mlp.c_fc.weight',)
     """
     if name == "head.weight":
-        return Stored(names=("lm_head.weight",), rows=(), transposed=False)
+        return Stored(names=("lm_head.weight",))
     gpt2 = config.model_type == "gpt2"
     prefix, block, modules = ("transformer.", "h", GPT2_MODULES) if gpt2 else ("model.", "layers", LLAMA_MODULES)
     path, kind = name.rsplit(".", 1)

@@ -30,23 +30,24 @@ Plan = Mapping[str, weight_names.Stored]
 """For each of our parameters, the tensors of the files that make it up."""
 
 
-def make_plan(model: GPT, tensors: Tensors, config: GPTConfig, path: Path, *, conv1d: bool) -> Plan:
-    """Find every parameter of `model` in `tensors`, and check names, shapes and number formats.
+def make_plan(
+    model: GPT, tensors: Tensors, config: GPTConfig, path: Path, layout: weight_names.Layout = weight_names.stored_as
+) -> Plan:
+    """Find every parameter of `model` in `tensors`, as `layout` names them; check names, shapes and number formats.
 
-    `config` is what the files hold; `model` may have more vocabulary rows. `conv1d`: GPT-2's matrices are (in, out).
+    `config` is what the files hold; `model` may have more vocabulary rows.
     Raises UserError, naming `path` or the file, for a tensor that is missing, misshapen, quantised, or left over.
     """
     bare = _bare_names(tensors, path)
     plan: dict[str, weight_names.Stored] = {}
     for name, parameter in model.named_parameters():
-        stored = weight_names.stored_as(name, config)
+        stored = layout(name, config)
         rows = config.vocab_size if name in ("embed.weight", "head.weight") else parameter.shape[0]
-        transposed = stored.transposed and conv1d
         found = tuple(bare.pop(weight_names.without_prefix(wanted), wanted) for wanted in stored.names)
         for part, part_rows in zip(found, stored.rows or (rows,), strict=True):
             shape = (part_rows, *parameter.shape[1:])
-            _check(tensors.entries.get(part), part, shape[::-1] if transposed else shape, path)
-        plan[name] = weight_names.Stored(names=found, rows=stored.rows or (rows,), transposed=transposed)
+            _check(tensors.entries.get(part), part, shape[::-1] if stored.transposed else shape, path)
+        plan[name] = replace(stored, names=found, rows=stored.rows or (rows,))
     _refuse_surplus(sorted(name for short, name in bare.items() if not _may_be_left(short, config)), tensors, path)
     return plan
 
@@ -86,10 +87,9 @@ def fill(model: GPT, tensors: Tensors, plan: Plan) -> None:
     """Copy the files' numbers into the model; vocabulary rows the files lack stay as they are."""
     for name, parameter in model.named_parameters():
         end = 0
-        for part, rows in zip(plan[name].names, plan[name].rows, strict=True):
+        for index, (part, rows) in enumerate(zip(plan[name].names, plan[name].rows, strict=True)):
             start, end = end, end + rows
-            tensor = tensors.read(part)
-            parameter[start:end].copy_(tensor.T if plan[name].transposed else tensor)
+            parameter[start:end].copy_(plan[name].ours(index, tensors.read(part)))
 
 
 def write(model: GPT, directory: Path) -> None:
@@ -178,11 +178,9 @@ def _tensors(model: GPT, names: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
     """The parameters `names` (ours), under their names and in their orientation in the file."""
     for name, parameter in _all_parameters(model):
         if name in names:
-            stored = weight_names.stored_as(name, model.config)
-            weight = parameter.detach().to("cpu")
-            for part_name, part in zip(stored.names, weight.split(stored.rows or weight.shape[0]), strict=True):
+            for part_name, part in weight_names.stored_as(name, model.config).parts(parameter.detach().to("cpu")):
                 # Copied in any case: safetensors refuses tensors that share their memory.
-                yield part_name, (part.T if stored.transposed else part).clone(memory_format=torch.contiguous_format)
+                yield part_name, part.clone(memory_format=torch.contiguous_format)
 
 
 def _all_parameters(model: GPT) -> Iterator[tuple[str, Tensor]]:

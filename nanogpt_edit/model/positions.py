@@ -33,13 +33,18 @@ def rotary_angles(
     position_ids: Tensor, *, head_size: int, theta: float, scaling: RopeScaling | None, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
     """Cosines and sines of RoPE (Su et al. 2021) for positions (T,) or (B, T), each (B or 1, 1, T, E)."""
-    exponents = torch.arange(0, head_size, 2, device=position_ids.device, dtype=torch.float32)
-    frequencies = theta ** (-exponents / head_size)  # (E/2,)
+    frequencies = rotary_frequencies(head_size, theta, position_ids.device)  # (E/2,)
     if scaling is not None:
         frequencies = stretch_frequencies(frequencies, scaling)
     angles = position_ids.float()[..., None] * frequencies  # (B, T, E/2) or (T, E/2)
     angles = torch.cat((angles, angles), dim=-1).reshape(-1, 1, position_ids.shape[-1], head_size)
     return angles.cos().to(dtype), angles.sin().to(dtype)
+
+
+def rotary_frequencies(head_size: int, theta: float, device: torch.device | None = None) -> Tensor:
+    """By how much each pair of a head is turned from one position to the next, in radians: (E/2,), unstretched."""
+    exponents = torch.arange(0, head_size, 2, device=device, dtype=torch.float32)
+    return theta ** (-exponents / head_size)
 
 
 def stretch_frequencies(frequencies: Tensor, scaling: RopeScaling) -> Tensor:
