@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from nanogpt_edit.editing.patch_files import load_patch
     from nanogpt_edit.engine.generate import generate
     from nanogpt_edit.evaluation.config import EvaluateConfig
+    from nanogpt_edit.serving.export import export_gguf
     from nanogpt_edit.tracing.config import TraceConfig
     from nanogpt_edit.training.grpo import grpo
     from nanogpt_edit.training.grpo_config import GRPOConfig
@@ -53,6 +54,7 @@ __all__ = [
     "UserError",
     "edit",
     "evaluate",
+    "export_gguf",
     "generate",
     "grpo",
     "load",
@@ -82,6 +84,7 @@ _HOMES = {
     "TraceConfig": "nanogpt_edit.tracing.config",
     "edit": "nanogpt_edit.api",
     "evaluate": "nanogpt_edit.api",
+    "export_gguf": "nanogpt_edit.serving.export",
     "generate": "nanogpt_edit.engine.generate",
     "grpo": "nanogpt_edit.training.grpo",
     "load": "nanogpt_edit.checkpoint.checkpoint",

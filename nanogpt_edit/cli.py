@@ -45,13 +45,17 @@ VERBS: dict[str, tuple[str, str]] = {
         "show, apply, revert, thin out, merge or compare the patches of edits",
         "nanogpt_edit.commands.patch_verbs:patch",
     ),
+    "export": (
+        "write a model as a GGUF file for llama.cpp, Ollama and LM Studio",
+        "nanogpt_edit.commands.export:export",
+    ),
     "cache": ("list or clear the covariances kept from earlier edits", "nanogpt_edit.commands.cache:cache"),
     "ledger": ("what each step of a run gained and cost, as a table", "nanogpt_edit.commands.report:ledger"),
     "report": ("write the report of a run again from its files", "nanogpt_edit.commands.report:report"),
     "info": ("family, sizes, tokenizer, fingerprint and history of a model", "nanogpt_edit.commands.info:info"),
 }
 
-OWN_HELP = ("cache", "patch")  # verbs with verbs of their own
+OWN_HELP = ("cache", "export", "patch")  # verbs with verbs of their own
 RESUMABLE = ("run", "pretrain", "sft", "grpo")
 IN_SEVERAL_PROCESSES = (*RESUMABLE, "evaluate")
 PATIENCE_SECONDS = 3.0

@@ -14,10 +14,11 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from nanogpt_edit.checkpoint.config_json import ARCHITECTURES, terse
+from nanogpt_edit.checkpoint.config_json import ARCHITECTURES, GPT2_ACTIVATIONS, terse
 from nanogpt_edit.checkpoint.gguf_file import GGUFFile, Value
 from nanogpt_edit.checkpoint.gguf_metadata import Metadata
 from nanogpt_edit.checkpoint.gguf_names import (
+    ACTIVATION,
     EMBEDDING,
     HEAD,
     LAYERNORM_EPS,
@@ -29,7 +30,7 @@ from nanogpt_edit.checkpoint.gguf_names import (
     stretching,
 )
 from nanogpt_edit.common.errors import UserError, visible
-from nanogpt_edit.model.config import GPTConfig
+from nanogpt_edit.model.config import Activation, GPTConfig
 from nanogpt_edit.model.positions import RopeScaling, rotary_frequencies
 
 # What another value would change in the calculation, by what it is here where nothing is said.
@@ -80,8 +81,17 @@ def _gpt2(metadata: Metadata, file: GGUFFile) -> GPTConfig:
         n_embd=metadata.integer(f"gpt2.{SIZES['n_embd']}"),
         mlp_dim=metadata.integer(f"gpt2.{SIZES['mlp_size']}"),
         norm_eps=metadata.number(f"gpt2.{LAYERNORM_EPS}"),
+        activation=_activation(metadata),
         tie_embeddings=HEAD not in file.entries,
     )
+
+
+def _activation(metadata: Metadata) -> Activation:
+    key = f"gpt2.{ACTIVATION}"
+    named = metadata.text(key, "gelu_new")
+    if named not in GPT2_ACTIVATIONS:
+        raise metadata.wrong(key, f"must be one of {', '.join(GPT2_ACTIVATIONS)}", named)
+    return GPT2_ACTIVATIONS[named]
 
 
 def _llama(metadata: Metadata, file: GGUFFile, name: str) -> GPTConfig:

@@ -30,10 +30,12 @@ NAMED = {
     "unk_token": "tokenizer.ggml.unknown_token_id",
 }
 END_OF_TURN = "tokenizer.ggml.eot_token_id"
+ADD_BOS = "tokenizer.ggml.add_bos_token"
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED = 1, 2, 3, 4, 5
 """Kinds of tokens. Control tokens are not printed, user-defined ones are; both are found before a text is cut."""
 
+DIGIT_CUT = r"\p{N}"
 GPT2_CUT = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 LATER_CUT = (
     r"'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD]|[^\r\n\p{L}\p{N}]?\p{L}+|%s"
@@ -41,7 +43,7 @@ LATER_CUT = (
 )
 CUTS: Mapping[str, tuple[str, ...]] = {
     "gpt-2": (GPT2_CUT,),
-    "smollm": (r"\p{N}", GPT2_CUT),
+    "smollm": (DIGIT_CUT, GPT2_CUT),
     "llama-bpe": (LATER_CUT % r"\p{N}{1,3}",),
     "qwen2": (LATER_CUT % r"\p{N}",),
 }

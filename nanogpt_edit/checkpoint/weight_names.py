@@ -76,6 +76,8 @@ class Stored:
     paired: tuple[int, ...] = ()
     """Into how many heads each tensor falls whose rotary pairs (row i and row i + E/2) the file keeps next to each
     other; 0 for a tensor without, () where none has any."""
+    factor: float = 1.0
+    """A power of two: the file holds our numbers times it."""
 
     def ours(self, index: int, tensor: Tensor) -> Tensor:
         """What the file holds as `names[index]`, in our order: (out, in), or (out,)."""
@@ -83,6 +85,7 @@ class Stored:
         if heads:
             pairs = tensor.reshape(heads, -1, 2, *tensor.shape[1:])  # (heads, E/2, 2, in)
             return pairs.swapaxes(1, 2).reshape(tensor.shape)
+        tensor = tensor if self.factor == 1 else tensor / self.factor
         return tensor.T if self.transposed else tensor
 
     def parts(self, weight: Tensor) -> Iterator[tuple[str, Tensor]]:
@@ -93,6 +96,7 @@ class Stored:
             if heads:
                 halves = part.reshape(heads, 2, -1, *part.shape[1:])  # (heads, 2, E/2, in)
                 part = halves.swapaxes(1, 2).reshape(part.shape)
+            part = part if self.factor == 1 else part * self.factor
             yield name, part.T if self.transposed else part
 
 

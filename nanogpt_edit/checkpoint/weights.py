@@ -165,7 +165,7 @@ def _shards(model: GPT) -> Iterator[frozenset[str]]:
     """Our parameter names in groups of at most `SHARD_BYTES` (a larger tensor stands alone)."""
     names: list[str] = []
     size = 0
-    for name, parameter in _all_parameters(model):
+    for name, parameter in all_parameters(model):
         if names and size + parameter.nbytes > SHARD_BYTES:
             yield frozenset(names)
             names, size = [], 0
@@ -176,14 +176,14 @@ def _shards(model: GPT) -> Iterator[frozenset[str]]:
 
 def _tensors(model: GPT, names: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
     """The parameters `names` (ours), under their names and in their orientation in the file."""
-    for name, parameter in _all_parameters(model):
+    for name, parameter in all_parameters(model):
         if name in names:
             for part_name, part in weight_names.stored_as(name, model.config).parts(parameter.detach().to("cpu")):
                 # Copied in any case: safetensors refuses tensors that share their memory.
                 yield part_name, part.clone(memory_format=torch.contiguous_format)
 
 
-def _all_parameters(model: GPT) -> Iterator[tuple[str, Tensor]]:
+def all_parameters(model: GPT) -> Iterator[tuple[str, Tensor]]:
     """The named parameters; a GPT-2 without biases gets zeros, which Hugging Face's GPT-2 cannot do without."""
     yield from model.named_parameters()
     if model.config.model_type == "gpt2" and not model.config.bias:

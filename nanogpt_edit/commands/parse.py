@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, TypeVar, Union, get_args, get_origin
@@ -12,7 +12,7 @@ import tyro
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
 from nanogpt_edit.commands.flags import Flag, given_flags, weight
-from nanogpt_edit.common.errors import UserError
+from nanogpt_edit.common.errors import UserError, did_you_mean
 from nanogpt_edit.common.records import check_fields
 from nanogpt_edit.common.settings import NONE
 
@@ -47,6 +47,25 @@ def parse(kind: type[Arguments], arguments: Sequence[str], *, verb: str, default
         sys.stdout.flush()
         raise
     return chosen
+
+
+def run_inner(
+    kinds: Mapping[str, type[Any]], arguments: Sequence[str], *, verb: str, work: Callable[[str, Any], int]
+) -> int:
+    """Run the one that comes first among the verbs that a verb has: `work(its name, its arguments)`.
+
+    `--help` lists them. Raises UserError, with the nearest, for a verb that is none.
+    """
+    name = arguments[0] if arguments else "--help"
+    if name in ("-h", "--help"):
+        width = max(map(len, kinds)) + 2
+        lines = [f"  {inner:<{width}}{kind.__doc__}" for inner, kind in kinds.items()]
+        print(f"usage: nanogpt-edit {verb} VERB [arguments]\n", *lines, sep="\n")
+        print(f"\nnanogpt-edit {verb} VERB --help explains the arguments.")
+        return 0
+    if name not in kinds:
+        raise UserError(f'{verb} has no verb "{name}"{did_you_mean(name, kinds)} It has: {", ".join(kinds)}.')
+    return work(name, parse(kinds[name], arguments[1:], verb=f"{verb} {name}"))
 
 
 @REGISTRY.primitive_rule

@@ -10,8 +10,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from nanogpt_edit.commands.parse import parse
-from nanogpt_edit.common.errors import UserError, did_you_mean
+from nanogpt_edit.commands.parse import run_inner
 
 PatchFile = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="PATCH")]
 PatchFiles = Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="PATCH…")]
@@ -104,15 +103,9 @@ VERBS: dict[str, type[Any]] = {
 
 def patch(arguments: list[str]) -> int:
     """The verb `patch`."""
-    name = arguments[0] if arguments else "--help"
-    if name in ("-h", "--help"):
-        print("usage: nanogpt-edit patch VERB [arguments]\n")
-        for verb, kind in VERBS.items():
-            print(f"  {verb:<8}{kind.__doc__!s}")
-        print("\nnanogpt-edit patch VERB --help explains the arguments.")
-        return 0
-    if name not in VERBS:
-        raise UserError(f'patch has no verb "{name}"{did_you_mean(name, VERBS)} It has: {", ".join(VERBS)}.')
-    chosen = parse(VERBS[name], arguments[1:], verb=f"patch {name}")
+    return run_inner(VERBS, arguments, verb="patch", work=_work)
+
+
+def _work(name: str, chosen: Any) -> int:
     work: Callable[[Any], int] = getattr(importlib.import_module("nanogpt_edit.commands.patch"), name)
     return work(chosen)

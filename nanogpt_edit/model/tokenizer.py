@@ -206,6 +206,23 @@ class Tokenizer:
         # SentencePiece vocabularies write a space as U+2581, and their decoder drops it from the front.
         return token.replace("\u2581", " ") if token.startswith("\u2581") else text
 
+    def to_json(self) -> str:
+        """The whole vocabulary as the text of a tokenizer.json."""
+        text: str = self._inner.to_str()
+        return text
+
+    @property
+    def tokens(self) -> dict[int, str]:
+        """Every token by its id, as the vocabulary writes it (" are" as "Ġare")."""
+        return {token_id: token for token, token_id in self._inner.get_vocab(with_added_tokens=True).items()}
+
+    @property
+    def bos_id(self) -> int | None:
+        """Id of the token that other programs may put before a text; nothing here does. None where none is named."""
+        token = _token_text(self._settings.get("bos_token"))
+        found: int | None = None if token is None else self._inner.token_to_id(token)
+        return found
+
     @property
     def stop_ids(self) -> frozenset[int]:
         """What ends a completion: `</answer>`, and the end of a text."""
@@ -220,7 +237,7 @@ class Tokenizer:
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 of vocabulary, merges and special tokens: equal where every text becomes the same tokens."""
-        return hashlib.sha256(self._inner.to_str().encode()).hexdigest()
+        return hashlib.sha256(self.to_json().encode()).hexdigest()
 
     @cached_property
     def vocabulary_sha256(self) -> str:
