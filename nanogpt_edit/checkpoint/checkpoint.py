@@ -202,7 +202,8 @@ def _new_rows(model: GPT, opened: Source, stored_rows: int) -> None:
         f"embedding rows {first} to {last - 1} set to the mean row plus noise"
     )
     progress.say(f"{opened.path}: {note}.")
-    model.lineage = (*model.lineage, LineageEntry("vocabulary", note))
+    added = tuple(range(first, tokenizer.vocab_size))
+    model.lineage = (*model.lineage, LineageEntry("vocabulary", note, new_rows=added))
 
 
 def _check_replaceable(directory: Path) -> None:

@@ -27,6 +27,17 @@ class Batch:
     is_target: Tensor
     """(N,) bool."""
 
+    def neighbours(self) -> tuple[Tensor, Tensor]:
+        """(N,) bool each: which tokens are read to predict the one behind them, and which are predicted, in the same
+        order: all but each sample's last, all but its first."""
+        ends = self.lengths.cumsum(0)
+        is_last, is_first = torch.zeros(2, len(self.token_ids), dtype=torch.bool, device=self.token_ids.device)
+        is_last[ends - 1], is_first[ends - self.lengths] = True, True
+        return ~is_last, ~is_first
+
+    def to(self, device: torch.device) -> Batch:
+        return Batch(self.token_ids.to(device), self.lengths.to(device), self.is_target.to(device))
+
 
 def collate(samples: Sequence[Sample]) -> Batch:
     """`samples` behind one another.

@@ -8,7 +8,7 @@ from typing import Literal
 EMBEDDED = "the embedded world"
 """Names the text and the problems that come with the package."""
 
-Kind = Literal["taken", "vocabulary", "template", "pretrained", "sft", "grpo", "edited", "reverted", "note"]
+Kind = Literal["taken", "vocabulary", "fitted", "template", "pretrained", "sft", "grpo", "edited", "reverted", "note"]
 
 
 @dataclass(frozen=True)
@@ -22,6 +22,8 @@ class LineageEntry:
     """What plain text the model learned here; None for none, or where that is not known."""
     problems: str | None = None
     """Whose problems it met here: EMBEDDED, or the file, folder or data set."""
+    new_rows: tuple[int, ...] | None = None
+    """Rows of the embedding and of the head that were made here, for tokens that the vocabulary did not have."""
 
     def __str__(self) -> str:
         return self.sentence

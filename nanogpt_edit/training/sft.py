@@ -1,5 +1,7 @@
 """Supervised fine-tuning: cross-entropy on the completion's tokens only.
 
+Where tokens were added to the vocabulary, their rows are fitted before the first step (`new_rows.py`).
+
 The sum over all target tokens of a step is divided by their number, whatever the micro-batches and the processes, so
 neither changes the gradient. Logits are computed at target positions only. `replay` mixes in rows of another source,
 against forgetting: the base text, other text, or a second set of problems (measured on a prototype of the demo: without
@@ -24,7 +26,10 @@ from nanogpt_edit.data.samples import Sample
 from nanogpt_edit.data.text import TokenStream, random_windows
 from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.model.head import head_cross_entropy_sum
+from nanogpt_edit.model.lineage import LineageEntry
 from nanogpt_edit.model.ragged import packed_states
+from nanogpt_edit.training import states
+from nanogpt_edit.training.new_rows import fit_new_rows, untrained_rows
 from nanogpt_edit.training.pretrain import check_window
 from nanogpt_edit.training.sft_config import SFTConfig
 from nanogpt_edit.training.trainer import Trainer
@@ -32,15 +37,11 @@ from nanogpt_edit.training.trainer import Trainer
 
 def completion_loss_sum(model: GPT, batch: Batch) -> Tensor:
     """Sum of -log p over the target tokens of `batch`, nats; logits at target positions only."""
-    token_ids, lengths, is_target = (
-        each.to(model.device) for each in (batch.token_ids, batch.lengths, batch.is_target)
-    )
-    ends = lengths.cumsum(0)
-    is_last, is_first = torch.zeros(2, len(token_ids), dtype=torch.bool, device=model.device)
-    is_last[ends - 1], is_first[ends - lengths] = True, True
-    wanted = is_target[~is_first]  # a row's state at t predicts its token t+1
-    states = packed_states(model, token_ids[~is_last], lengths - 1, wanted=wanted)
-    return head_cross_entropy_sum(states, model.head_weight, token_ids[~is_first][wanted])
+    batch = batch.to(model.device)
+    is_read, is_predicted = batch.neighbours()
+    wanted = batch.is_target[is_predicted]
+    packed = packed_states(model, batch.token_ids[is_read], batch.lengths - 1, wanted=wanted)
+    return head_cross_entropy_sum(packed, model.head_weight, batch.token_ids[is_predicted][wanted])
 
 
 def share_of_loss(model: GPT, batch: Batch, *, targets: int) -> Tensor:
@@ -85,9 +86,15 @@ def sft(
     """
     if isinstance(replay, TokenStream):
         check_window("sft.replay_tokens", config.replay_tokens, model)
+    new = untrained_rows(model) if config.steps and config.fit_problems else ()
+    if new:
+        said = f"head rows {new[0]} to {new[-1]} fitted on {config.fit_problems} problems"
+        model.lineage = (*model.lineage, LineageEntry("fitted", said))
     trainer = Trainer(model, config, label="sft", state=state, log=log, shard=shard)
     batch_size = problems_per_step(samples, config)
     for step in trainer.steps():
+        if step == 0 and new:
+            fit_first(trainer, samples[: config.fit_problems], new)
         rows = [samples[row] for row in rows_of_step(len(samples), rows=batch_size, seed=seed, step=step)]
         problem_targets = target_tokens(rows)
         if replay is not None and config.replay_rows:
@@ -101,6 +108,14 @@ def sft(
         trainer.log(metrics, tokens=sum(len(row.token_ids) for row in rows))
     trainer.finish(config.keep)
     return trainer
+
+
+def fit_first(trainer: Trainer, samples: Sequence[Sample], rows: Sequence[int]) -> None:
+    """Fit the rows of new tokens in the trainer's model, as it is before its first step."""
+    with trainer.parallel.gathered() as whole:
+        fit_new_rows(whole, samples, rows, max_tokens=trainer.config.micro_batch_tokens)
+        if trainer.shard:
+            states.fill(trainer.model.head_weight, whole.head_weight)
 
 
 def train_on(trainer: Trainer, rows: Sequence[Sample]) -> tuple[float, float]:

@@ -17,6 +17,9 @@ class SFTConfig(LoopConfig):
     batch_tokens: int | None = None
     """Fewer problems are taken when they are long: about as many as have this many tokens together (None: always
     `batch_size`)."""
+    fit_problems: int = 32
+    """Problems on which the head's rows of tokens that were added to the vocabulary are fitted before the first step,
+    for the model to write its answers in their form from the start (0: they begin at the mean row)."""
     replay: float = 0.2
     """Share of a step's rows that come from another source instead of the problems, against forgetting (0: none)."""
     replay_source: str | None = None
@@ -39,6 +42,7 @@ class SFTConfig(LoopConfig):
                 field="replay_source",
             )
         at_least(1, self, "batch_size", "batch_tokens")
+        at_least(0, self, "fit_problems")
         if self.replay_tokens < 2:
             raise UserError(f"is {self.replay_tokens}; a row needs at least 2 to predict one.", field="replay_tokens")
 
