@@ -81,7 +81,7 @@ def _value(model: GPT, fact: LocatedFact, config: EditConfig) -> Tensor:
 
 @torch.no_grad()
 def keys(model: GPT, facts: Sequence[LocatedFact], layer: int, *, rows_at_once: int = 128) -> Tensor:
-    """k (N, F) of one layer: a pass of all contexts through the model up to that layer."""
+    """k (M, F) of one layer, of every context: a pass of all of them through the model up to that layer."""
     rows = [row for fact in facts for row in fact.contexts]
     found: list[Tensor] = []
     for first in range(0, len(rows), rows_at_once):
@@ -90,7 +90,7 @@ def keys(model: GPT, facts: Sequence[LocatedFact], layer: int, *, rows_at_once: 
         with capture(model, [("mlp_key", layer)]) as seen:
             model.run_blocks(model.embed_tokens(token_ids), stop=layer + 1)
         found.append(seen["mlp_key", layer][torch.arange(len(part)), torch.tensor([row.subject_last for row in part])])
-    return torch.cat(found).unflatten(0, (len(facts), -1)).mean(1)
+    return torch.cat(found)
 
 
 @torch.no_grad()
@@ -118,10 +118,15 @@ def memit(
     before = {layer: weight.clone() for layer, weight in weights.items()}
     usual = {layer: covariance(model, blocks, layer).double() for layer in config.layers}
     changes: dict[int, Tensor] = {}
+    before_it = states(model, facts, config.layers[-1]).double().unflatten(0, (len(facts), -1))
+    wanted = before_it + (values.double() - before_it[:, 0])[:, None]  # (N, C, D)
     for index, layer in enumerate(config.layers):
-        k = keys(model, facts, layer).double().T
-        missing = values.double() - states(model, facts, config.layers[-1]).double()
-        residual = missing.T / (len(config.layers) - index)
+        k = keys(model, facts, layer).double().unflatten(0, (len(facts), -1))  # (N, C, F)
+        missing = wanted - states(model, facts, config.layers[-1]).double().unflatten(0, (len(facts), -1))
+        if config.columns == "kind":  # the authors: half the bare prompt, half the mean of the others; its residual
+            k, missing = 0.5 * k[:, :1] + 0.5 * k[:, 1:].mean(1, keepdim=True), missing[:, :1]
+        k, missing = (each.flatten(0, 1).T / each.shape[1] ** 0.5 for each in (k, missing))
+        residual = missing / (len(config.layers) - index)
         changes[layer] = residual @ k.T @ torch.linalg.inv(config.covariance_weight * usual[layer] + k @ k.T)
         weights[layer] += changes[layer].to(weights[layer])
     for layer, weight in weights.items():
@@ -130,11 +135,10 @@ def memit(
 
 
 def states(model: GPT, facts: Sequence[LocatedFact], layer: int) -> Tensor:
-    """h (N, D): the state after `layer` at the subject's last token of each bare prompt."""
+    """h (M, D): the state after `layer` at the subject's last token of every context."""
     found = []
-    for fact in facts:
-        prompt = fact.contexts[0]
+    for row in (row for fact in facts for row in fact.contexts):
         with capture(model, [("resid_post", layer)]) as seen:
-            model(torch.tensor([prompt.token_ids], device=model.device))
-        found.append(seen["resid_post", layer][0, prompt.subject_last])
+            model(torch.tensor([row.token_ids], device=model.device))
+        found.append(seen["resid_post", layer][0, row.subject_last])
     return torch.stack(found)

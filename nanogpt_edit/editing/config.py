@@ -10,6 +10,7 @@ from nanogpt_edit.common.errors import UserError, at_least, did_you_mean
 from nanogpt_edit.common.records import Settings, check_fields
 
 Method = Literal["memit", "rome", "alphaedit", "ft"]
+Columns = Literal["context", "kind"]
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,9 @@ class EditConfig(Settings):
     context_weight: float = 0.1
     """memit: how many times the keys of the edited texts' other tokens count. The published method has 0; a small
     model, whose keys resemble each other, needs about 0.1 to keep an edit from disturbing its own prompt."""
+    columns: Columns = "context"
+    """Which keys are solved for: those of every context, each with its own residual (context), or of each fact one mean
+    key, half of it that of the bare prompt and half the mean behind the generated texts (kind; the authors' MEMIT)."""
     rounds: int = 1
     """How often the values are found anew, on the weights the round before left, and what is missing is added."""
     refine_steps: int = 60

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import cycle, islice
+from itertools import accumulate, cycle, islice
 
 import torch
 from torch import Tensor
@@ -20,7 +20,7 @@ from nanogpt_edit.data.batch import within_budget
 from nanogpt_edit.data.facts import Fact, Lookup, locate_subject
 from nanogpt_edit.editing.config import EditConfig
 from nanogpt_edit.engine.engine import Engine
-from nanogpt_edit.engine.sampling_config import Sampling
+from nanogpt_edit.engine.sampling_config import RestrictedSampling
 from nanogpt_edit.evaluation.targets import join, target_ids
 from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.model.tokenizer import tokenizer_of
@@ -44,7 +44,11 @@ class LocatedFact:
 
     fact: Fact
     contexts: tuple[TokenRow, ...]
-    """The bare prompt first, then the rewordings, then one of these behind each prefix."""
+    """What the edit is made with: the bare prompt first, then the rewordings, then one of these behind each prefix."""
+    bare: TokenRow
+    """The prompt by itself, also where it is not among the contexts."""
+    prompts: int
+    """How many of the contexts have no generated text in front."""
     essence: TokenRow
     """"{subject} is a"."""
     target_ids: tuple[int, ...]
@@ -82,6 +86,8 @@ def _locate(model: GPT, fact: Fact, ways: int, prefixes: Sequence[str], allow_pa
     return LocatedFact(
         fact=fact,
         contexts=tuple(rows),
+        bare=rows[0],
+        prompts=ways,
         essence=TokenRow(essence.token_ids, essence.last),
         target_ids=target,
         lookup=bare[0].span.lookup,
@@ -96,7 +102,9 @@ def generate_prefixes(model: GPT, config: EditConfig) -> tuple[str, ...]:
     if texts and config.prefix_tokens:
         special = [i for i in (tokenizer.eos_id, *tokenizer.reasoning_ids) if i is not None]
         banned = tuple(i for i in special if i < tokenizer.vocab_size)
-        sampling = Sampling(1.0, PREFIX_TOP_K, max_new_tokens=config.prefix_tokens, seed=config.seed, banned_ids=banned)
+        sampling = RestrictedSampling(
+            1.0, PREFIX_TOP_K, max_new_tokens=config.prefix_tokens, seed=config.seed, banned_ids=banned
+        )
         written = Engine(model).generate(texts, sampling=sampling)
         texts = [[*text, *completion.token_ids] for text, completion in zip(texts, written, strict=True)]
     return tuple(_sentence(tokenizer.decode(text)) for text in texts)
@@ -112,6 +120,11 @@ def pad_rows(rows: Sequence[Sequence[int]], *, pad_id: int, device: torch.device
     """(rows, longest) int64, right padded."""
     longest = max(map(len, rows))
     return torch.tensor([[*row, *[pad_id] * (longest - len(row))] for row in rows], device=device)
+
+
+def first_rows(counts: Sequence[int]) -> list[int]:
+    """Where each fact's contexts begin among all of them: [3, 2, 3] -> [0, 3, 5]."""
+    return [0, *accumulate(counts[:-1])]
 
 
 def in_chunks(facts: Sequence[LocatedFact], tokens: int) -> list[list[LocatedFact]]:

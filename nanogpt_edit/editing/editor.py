@@ -36,6 +36,7 @@ from nanogpt_edit.editing.methods.memit import EditedLayer, write_values
 from nanogpt_edit.editing.methods.table import solver_of
 from nanogpt_edit.editing.patch import EditedFact, EditPatch, LayerUpdate, on_grid
 from nanogpt_edit.editing.refine import OrdinaryText, refine_batch
+from nanogpt_edit.editing.sinks import leave_out_sinks
 from nanogpt_edit.editing.values import TargetValues, optimise_values
 from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.model.tokenizer import tokenizer_of
@@ -97,6 +98,8 @@ def _edit(
             if covariance_blocks is None:
                 raise UserError(f"{config.method} needs covariance_blocks, the token ids of ordinary text.")
             _note_unreachable(model, located, config)
+            if config.columns == "context":
+                located = leave_out_sinks(model, located, config.layers[-1])
             ordinary = _ordinary_keys(model, covariance_blocks, config, cache_dir)
             batches = _edit_in_batches(model, located, config, layers, ordinary, covariance_blocks, known_values)
         else:
@@ -151,7 +154,7 @@ def _edit_in_batches(
                 values = optimise_values(model, batch, config)
             else:
                 values = known_values.part(first, first + size)
-            write_values(model, batch, values.values, layers, solvers, again=number > 0)
+            write_values(model, batch, values.values, layers, solvers, columns=config.columns, again=number > 0)
         if config.refines:
             refine_batch(model, batch, config, layers, solvers, text)
         done.append(values)
@@ -195,7 +198,7 @@ def _check(model: GPT, facts: Sequence[Fact], config: EditConfig) -> None:
 
 def _note_unreachable(model: GPT, located: Sequence[LocatedFact], config: EditConfig) -> None:
     """What the last block writes no later token reads: say so where the subject does not end the prompt."""
-    early = [fact for fact in located if fact.contexts[0].subject_last + 1 < len(fact.contexts[0].token_ids)]
+    early = [fact for fact in located if fact.bare.subject_last + 1 < len(fact.bare.token_ids)]
     if config.layers[-1] == model.config.n_layer - 1 and early:
         say(
             f"Layer {config.layers[-1]} is the model's last: a value put there at the subject's last token reaches no "
@@ -221,7 +224,7 @@ def _patch(
             "learning_rate or clamp is far too large."
         )
     edited = tuple(
-        EditedFact(fact.fact, fact.lookup, probability, shift, steps)
+        EditedFact(fact.fact, fact.lookup, probability, shift, steps, columns=_columns(fact, config))
         for fact, probability, shift, steps in zip(
             located, values.probabilities, values.shifts, values.steps, strict=True
         )
@@ -237,6 +240,10 @@ def _patch(
         versions={"nanogpt_edit": __version__, "torch": str(torch.__version__)},
     )
     return patch.bound_to(model)
+
+
+def _columns(fact: LocatedFact, config: EditConfig) -> int:
+    return len(fact.contexts) if config.traits.finds_values and config.columns == "context" else 1
 
 
 def _layer_update(layer: EditedLayer, covariance: Covariance | None) -> LayerUpdate:

@@ -44,14 +44,14 @@ class Undo:
 
 @dataclass(frozen=True)
 class LayerUpdate:
-    """One layer's ΔW = left · right, and the keys it was solved for. N facts, D model width, F MLP width."""
+    """One layer's ΔW = left · right, and the keys it was solved for. M columns, D model width, F MLP width."""
 
     left: Tensor
-    """(D, N) float32 on the CPU, on a fixed-point grid: the residuals."""
+    """(D, M) float32 on the CPU, on a fixed-point grid: the residuals, those of a fact side by side."""
     right: Tensor
-    """(N, F) the same."""
+    """(M, F) the same."""
     keys: Tensor
-    """(F, N) float32."""
+    """(F, M) float32."""
     expected_sha256: str
     """Of the weight before the edit."""
     covariance_sha256: str = ""
@@ -78,6 +78,8 @@ class EditedFact:
     shift: float
     """‖δ‖ / ‖h‖ of the value."""
     steps: int
+    columns: int = 1
+    """How many columns of every layer's factors and keys are this fact's."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +88,7 @@ class EditPatch:
 
     layers: Mapping[int, LayerUpdate]
     values: Tensor
-    """v*, (N, D) float32."""
+    """v*, (N, D) float32, in each fact's first context."""
     edited: tuple[EditedFact, ...]
     config: EditConfig
     batches: tuple[int, ...]

@@ -52,7 +52,7 @@ def save_patch(patch: EditPatch, path: Path) -> None:
             "layers": layers,
             "edited": [
                 {**fact_to_record(e.fact), "lookup": e.lookup, "probability": e.probability, "shift": e.shift}
-                | {"steps": e.steps}
+                | {"steps": e.steps, "columns": e.columns}
                 for e in patch.edited
             ],
             "config": asdict(patch.config),
@@ -126,6 +126,7 @@ class _How:
     probability: float
     shift: float
     steps: int
+    columns: int = 1
 
 
 @dataclass(frozen=True)
@@ -154,10 +155,14 @@ def _patch(text: str, tensors: Mapping[str, Tensor]) -> EditPatch:
         raise UserError(f"its batches and scores do not fit its {n} facts.")
     if not record.layers:
         raise UserError("it changes no layer.")
+    edited = tuple(_edited(item, f"its fact {i}") for i, item in enumerate(record.edited))
+    if min(each.columns for each in edited) < 1:
+        raise UserError("a fact of it has no columns.")
+    columns = sum(each.columns for each in edited)
     return EditPatch(
-        layers={_number(name): _layer(name, said, tensors, n) for name, said in record.layers.items()},
+        layers={_number(name): _layer(name, said, tensors, columns) for name, said in record.layers.items()},
         values=_matrix(tensors, "values", rows=n),
-        edited=tuple(_edited(item, f"its fact {i}") for i, item in enumerate(record.edited)),
+        edited=edited,
         config=record.config,
         batches=record.batches,
         seconds=record.seconds,
@@ -174,7 +179,7 @@ def _number(name: str) -> int:
     return int(name)
 
 
-def _layer(name: str, said: _Layer, tensors: Mapping[str, Tensor], n: int) -> LayerUpdate:
+def _layer(name: str, said: _Layer, tensors: Mapping[str, Tensor], columns: int) -> LayerUpdate:
     left = _matrix(tensors, f"{name}.left")
     right = _matrix(tensors, f"{name}.right", rows=left.shape[1])
     undo = None
@@ -183,7 +188,7 @@ def _layer(name: str, said: _Layer, tensors: Mapping[str, Tensor], n: int) -> La
     return LayerUpdate(
         left=left,
         right=right,
-        keys=_matrix(tensors, f"{name}.keys", rows=right.shape[1], columns=n),
+        keys=_matrix(tensors, f"{name}.keys", rows=right.shape[1], columns=columns),
         expected_sha256=said.expected_sha256,
         covariance_sha256=said.covariance_sha256,
         undo=undo,
@@ -221,4 +226,4 @@ def _edited(item: Mapping[str, object], where: str) -> EditedFact:
     names = {field.name for field in fields(_How)}
     how = to_dataclass(_How, {name: value for name, value in item.items() if name in names}, Place(where))
     fact = fact_from_record({name: value for name, value in item.items() if name not in names}, where=where)
-    return EditedFact(fact, how.lookup, how.probability, how.shift, how.steps)
+    return EditedFact(fact, how.lookup, how.probability, how.shift, how.steps, how.columns)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from pathlib import Path
 
 import torch
@@ -67,25 +68,34 @@ def drop_facts(patch: EditPatch, indices: Sequence[int]) -> EditPatch:
     kept = [i for i in range(n) if i not in set(dropped)]
     firsts = [sum(patch.batches[:b]) for b in range(len(patch.batches))]
     spans = [range(first, first + size) for first, size in zip(firsts, patch.batches, strict=True)]
-    sizes = (sum(i in span for i in kept) for span in spans)
+    batches = [([i for i in span if i in dropped], [i for i in span if i not in dropped]) for span in spans]
+    columns = [(_columns_of(patch, away), _columns_of(patch, staying)) for away, staying in batches]
     return replace(
         patch,
-        layers={layer: _without(update, spans, dropped, kept) for layer, update in patch.layers.items()},
+        layers={layer: _without(update, columns) for layer, update in patch.layers.items()},
         values=patch.values[kept],
         edited=tuple(patch.edited[i] for i in kept),
-        batches=tuple(size for size in sizes if size),
+        batches=tuple(len(staying) for _, staying in batches if staying),
         scores=tuple(patch.scores[i] for i in kept) if patch.scores else (),
     )
 
 
-def _without(update: LayerUpdate, spans: Sequence[range], dropped: Sequence[int], kept: list[int]) -> LayerUpdate:
-    """Every batch of facts was solved by itself, so each is solved again by itself."""
+def _columns_of(patch: EditPatch, facts: Sequence[int]) -> list[int]:
+    """Which columns of the factors are those facts'."""
+    ends = list(accumulate(edited.columns for edited in patch.edited))
+    return [column for i in facts for column in range(ends[i] - patch.edited[i].columns, ends[i])]
+
+
+def _without(update: LayerUpdate, batches: Sequence[tuple[list[int], list[int]]]) -> LayerUpdate:
+    """Every batch of facts was solved by itself, so each is solved again by itself; `batches` are the columns that go
+    and those that stay."""
     right, keys = update.right.double(), update.keys.double()
     parts: list[Tensor] = []
-    for span in spans:
-        own = [i - span.start for i in dropped if i in span]
-        part = right[span.start : span.stop]
-        parts.append(drop_keys(part, keys[:, span.start : span.stop], own) if own else part)
+    for away, staying in batches:
+        own = sorted((*away, *staying))
+        part = drop_keys(right[own], keys[:, own], [own.index(i) for i in away]) if away else right[staying]
+        parts.append(part)
+    kept = [column for _, staying in batches for column in staying]
     left, new_right = on_grid(update.left[:, kept].double(), torch.cat(parts))
     return replace(update, left=left, right=new_right, keys=update.keys[:, kept].contiguous(), undo=None)
 
@@ -198,5 +208,7 @@ def _weight_change(layer: int, a: LayerUpdate | None, b: LayerUpdate | None) -> 
         return norms[0], norms[1], max(norms)
     if (a.left.shape[0], a.right.shape[1]) != (b.left.shape[0], b.right.shape[1]):
         raise UserError(f"layer {layer} has another size in each patch; they belong to different models.")
+    if torch.equal(a.left, b.left) and torch.equal(a.right, b.right):
+        return a.norm(), b.norm(), 0.0
     apart = product_norm(torch.cat((a.left, -b.left), dim=1), torch.cat((a.right, b.right)))
     return a.norm(), b.norm(), apart

@@ -12,8 +12,8 @@ text as a price:
 The middle term is exact and costs nothing: E‖ΔW k‖² = tr(R (Q C Qᵀ) Rᵀ) with C = E[k kᵀ] of the text. It counts every
 change alike; the KL, on a few rows of text per step, only those that the model's predictions feel.
 
-Shapes: N facts, M target tokens of all their texts, T tokens of a row of ordinary text, D model width, F MLP width,
-V vocabulary.
+Shapes: N facts, M columns of all of them (a fact's contexts move together), J target tokens of their texts, T tokens of
+a row of ordinary text, D model width, F MLP width, V vocabulary.
 """
 
 from __future__ import annotations
@@ -45,11 +45,13 @@ class Update:
     """One layer's ΔW = left · right, which the model's weights already hold, and C of its ordinary keys; float64."""
 
     left: Tensor
-    """(D, N)."""
+    """(D, M)."""
     right: Tensor
-    """(N, F)."""
+    """(M, F)."""
     keys: Tensor
-    """(F, N)."""
+    """(F, M)."""
+    owner: Tensor
+    """(M,) whose fact's each column is."""
     covariance: Tensor
     """(F, F)."""
 
@@ -59,9 +61,9 @@ class OrdinaryText:
     """Rows of text and what the model makes of them before the edit."""
 
     states: Tensor
-    """(M, T, D) entering the first edited layer."""
+    """(rows, T, D) entering the first edited layer."""
     logprobs: Tensor
-    """(M, T, V)."""
+    """(rows, T, V)."""
 
     @classmethod
     @torch.no_grad()
@@ -89,8 +91,10 @@ def refine_batch(
     text: OrdinaryText | None,
 ) -> None:
     """Descend on the residuals of the batch just solved for, and leave the better ones in the model."""
+    per_fact = [len(fact.contexts) if config.columns == "context" else 1 for fact in facts]
+    owner = torch.arange(len(facts)).repeat_interleave(torch.tensor(per_fact))
     updates = {
-        layer: Update(each.left[-1], each.right[-1], each.keys[-1], solvers[layer].covariance)
+        layer: Update(each.left[-1], each.right[-1], each.keys[-1], owner, solvers[layer].covariance)
         for layer, each in edited.items()
     }
     for layer, left in refine_residuals(model, facts, updates, config, text).items():
@@ -105,10 +109,13 @@ def refine_residuals(
     config: EditConfig,
     text: OrdinaryText | None = None,
 ) -> dict[int, Tensor]:
-    """The better left factors (D, N), float64, by layer; `text` is needed for the KL. The weights are not touched."""
+    """The better left factors (D, M), float64, by layer; `text` is needed for the KL. The weights are not touched."""
     layers = {layer: _LayerResiduals.of(update, model) for layer, update in updates.items()}
     texts = [_FactTexts.of(model, chunk, first=min(updates)) for chunk in in_chunks(facts, CHUNK_TOKENS)]
-    shifts = {layer: torch.zeros_like(each.start, requires_grad=True) for layer, each in layers.items()}
+    shifts = {
+        layer: each.start.new_zeros(len(each.start), len(each.right), requires_grad=True)
+        for layer, each in layers.items()
+    }
     optimizer = torch.optim.Adam(shifts.values(), lr=config.learning_rate)
     enough = -math.log(config.stop_probability)
     generator = torch.Generator().manual_seed(config.seed)
@@ -133,34 +140,37 @@ def refine_residuals(
                 disturbed.backward(inputs=list(shifts.values()))
             optimizer.step()
             bar.update(step + 1, missing=missing / len(facts), disturbance=float(price.detach()))
-    return {layer: layers[layer].left(shift.detach()) for layer, shift in shifts.items()}
+    return {
+        layer: updates[layer].left + (shift.detach() @ layers[layer].spread).to(updates[layer].left)
+        for layer, shift in shifts.items()
+    }
 
 
 @dataclass(frozen=True)
 class _LayerResiduals:
-    """A layer's factors, scaled so that a fact's own key answers with 1: R is then in the units of the stream."""
+    """A layer's factors, a fact's columns moved together, scaled so that its own keys answer with 1: a shift is then in
+    the units of the stream."""
 
-    start: Tensor  # (D, N) R as it is in the weights
-    right: Tensor  # (N, F) Q
-    gram: Tensor  # (N, N) Q C Qᵀ
-    scale: Tensor  # (N,) what a fact's own key answers with, unscaled
+    start: Tensor  # (D, M) R as it is in the weights
+    gram: Tensor  # (M, M) Q C Qᵀ
+    right: Tensor  # (N, F) what a fact's shift is multiplied by: the sum of its rows of Q, scaled
+    spread: Tensor  # (N, M) how a fact's shift is written into its columns of R
 
     @classmethod
     def of(cls, update: Update, model: GPT) -> _LayerResiduals:
-        scale = (update.right @ update.keys).diagonal()
-        scale = torch.where(scale.abs() > 1e-6, scale, torch.ones_like(scale))
-        right = update.right / scale[:, None]
-        gram = right @ update.covariance.to(right) @ right.T
-        start, right, gram = (matrix.to(model.device, torch.float32) for matrix in (update.left * scale, right, gram))
-        return cls(start, right, gram, scale)
+        owner = update.owner.to(update.right.device)
+        spread = torch.nn.functional.one_hot(owner).T.to(update.right)  # (N, M)
+        answers = (spread @ update.right @ update.keys * spread).sum(1) / spread.sum(1)  # at its own keys, on average
+        answers = answers * spread.sum(1).sqrt()  # of the keys as they are: the columns are divided by √M of the fact
+        spread = spread / torch.where(answers.abs() > 1e-6, answers, torch.ones_like(answers))[:, None]
+        gram = update.right @ update.covariance.to(update.right) @ update.right.T
+        made = (update.left, gram, spread @ update.right, spread)
+        return cls(*(matrix.to(model.device, torch.float32) for matrix in made))
 
     def price(self, shift: Tensor) -> Tensor:
         """E‖ΔW k‖² over ordinary text."""
-        residuals = self.start + shift
+        residuals = self.start + shift @ self.spread
         return (residuals @ self.gram * residuals).sum().cpu()
-
-    def left(self, shift: Tensor) -> Tensor:
-        return (self.start + shift).to(self.scale) / self.scale
 
 
 @dataclass(frozen=True)
@@ -168,7 +178,7 @@ class _FactTexts:
     """Some facts' whole texts, run up to the first edited layer."""
 
     texts: Suffixes
-    weight: Tensor  # (M,) of each token read
+    weight: Tensor  # (J,) of each token read
 
     @classmethod
     def of(cls, model: GPT, facts: Sequence[LocatedFact], *, first: int) -> _FactTexts:
@@ -177,7 +187,7 @@ class _FactTexts:
         return cls(texts, token_weight(facts).to(model.device)[texts.fact])
 
     def nll(self, model: GPT) -> tuple[Tensor, Tensor, Tensor]:
-        """(N,) nats per target token, averaged over contexts; the states (M, D) they come from, and the slopes."""
+        """(N,) nats per target token, averaged over contexts; the states (J, D) they come from, and the slopes."""
         states = self.texts.states(model)
         each, slope = nll_and_slope(states.detach(), model.head_weight, self.texts.wanted)
         nll = each.new_zeros(int(self.texts.fact.max()) + 1).index_add(0, self.texts.fact, self.weight * each)

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from nanogpt_edit.common.terminal import Progress, progress
 from nanogpt_edit.editing.config import EditConfig
-from nanogpt_edit.editing.contexts import LocatedFact, in_chunks
+from nanogpt_edit.editing.contexts import LocatedFact, first_rows, in_chunks
 from nanogpt_edit.editing.suffixes import Suffixes, Text, clean_runs, texts_of, token_weight
 from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.model.head import kl_and_slope, kl_only, nll_and_slope, nll_only
@@ -77,7 +77,7 @@ def optimise_values(
 class _Losses:
     """All that the loss needs of some facts."""
 
-    h: Tensor  # (N, D) float32, where δ is added, in the bare prompt
+    h: Tensor  # (N, D) float32, where δ is added, in each fact's first context
     asked: Suffixes  # every context with the target behind it
     weight: Tensor  # (N,) see `token_weight`
     essence: Suffixes | None  # "{subject} is a"
@@ -89,7 +89,8 @@ class _Losses:
         """Run all texts once; without the `essence` there is no KL."""
         texts = texts_of(facts, from_subject=True)
         runs = clean_runs(model, texts, last_layer=last_layer)
-        h = torch.stack([run.suffix[0] for run in runs[:: len(facts[0].contexts)]]).float()
+        firsts = first_rows([len(fact.contexts) for fact in facts])
+        h = torch.stack([runs[first].suffix[0] for first in firsts]).float()
         asked, weight = Suffixes.of(model, texts, runs), token_weight(facts).to(h.device)
         if not essence:
             return cls(h, asked, weight, essence=None, clean_essence=h)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from nanogpt_edit.engine.sampling_config import Sampling
+from nanogpt_edit.engine.sampling_config import RestrictedSampling, Sampling
 
 GOLDEN = -7046029254386353131  # 2⁶⁴/φ as a signed 64-bit integer, SplitMix64's increment
 
@@ -23,9 +23,11 @@ def draw_tokens(logits: Tensor, uniforms: Tensor, sampling: Sampling) -> tuple[T
     `logits` (R, V), `uniforms` (R,) in [0, 1) -> token ids (R,) and their log-probabilities (R,) in nats, under the
     full softmax at this temperature (before top-k and top-p; at temperature 1 when greedy).
     """
-    logits = logits.float() if not sampling.banned_ids else logits.float().clone()
-    for token in sampling.banned_ids:
-        logits[:, token] = -torch.inf
+    logits = logits.float()
+    if isinstance(sampling, RestrictedSampling):
+        logits = logits.clone()
+        for token in sampling.banned_ids:  # one by one: a list of them would be copied to the GPU in a recorded step
+            logits[:, token] = -torch.inf
     if sampling.temperature == 0:
         chosen = logits.argmax(dim=-1, keepdim=True)
         return chosen.squeeze(-1), (logits.gather(-1, chosen).squeeze(-1) - logits.logsumexp(dim=-1))

@@ -24,8 +24,6 @@ class Sampling(Settings):
     """A completion is cut after this many tokens."""
     seed: int = 0
     """Chooses the uniform numbers."""
-    banned_ids: tuple[int, ...] = ()
-    """Tokens that are never drawn; all probabilities are those among the others."""
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -38,6 +36,14 @@ class Sampling(Settings):
             raise UserError(
                 f"{self.max_new_tokens} leaves nothing to generate; use at least 1.", field="max_new_tokens"
             )
+
+
+@dataclass(frozen=True)
+class RestrictedSampling(Sampling):
+    """Sampling from a part of the vocabulary: what a caller of the engine asks for, and no setting of a person's."""
+
+    banned_ids: tuple[int, ...] = ()
+    """Tokens that are never drawn; all probabilities are those among the others."""
 
 
 def check_temperature(temperature: float) -> None:

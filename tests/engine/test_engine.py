@@ -19,7 +19,7 @@ from nanogpt_edit.engine import decode_cache, prefill
 from nanogpt_edit.engine import engine as engine_module
 from nanogpt_edit.engine.decode_cache import DecodeCache
 from nanogpt_edit.engine.engine import Engine
-from nanogpt_edit.engine.sampling_config import Sampling
+from nanogpt_edit.engine.sampling_config import RestrictedSampling, Sampling
 from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.model.kv_cache import KVCache
 from nanogpt_edit.model.tokenizer import Tokenizer
@@ -72,7 +72,7 @@ def test_every_token_is_that_of_the_simple_loop(family: str, sampling: Sampling)
 def test_banned_tokens_are_never_drawn(temperature: float) -> None:
     """What the model would write without the ban is banned; the others share its probability."""
     model, prompts = bold("llama"), prompts_of(2, 6)
-    sampling = Sampling(temperature=temperature, top_k=5, max_new_tokens=12, seed=4)
+    sampling = RestrictedSampling(temperature=temperature, top_k=5, max_new_tokens=12, seed=4)
     banned = frozenset(Engine(model).generate(prompts, sampling=sampling)[0].token_ids)
     found = Engine(model).generate(prompts, sampling=replace(sampling, banned_ids=tuple(banned)))
     assert not banned & {token for c in found for token in c.token_ids}

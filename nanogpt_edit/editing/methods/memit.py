@@ -13,7 +13,8 @@ MEMIT (eq. 14): A = λ C. ROME is its limit for one key and λ → 0 (`rome.py`)
 (`alphaedit.py`). ΔW always has the form left · right with left = R, so a method's `LayerSolver` has only the right
 factor (n, in) to give.
 
-Shapes: N facts, T tokens of a chunk's texts up to their subjects' last, D model width, F MLP width.
+Shapes: N facts, M contexts of all of them, T tokens of a chunk's texts up to their subjects' last, D model width, F MLP
+width.
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ import torch
 from torch import Tensor
 
 from nanogpt_edit.common.terminal import progress
-from nanogpt_edit.editing.config import EditConfig
-from nanogpt_edit.editing.contexts import LocatedFact, in_chunks, pad_rows
+from nanogpt_edit.editing.config import Columns, EditConfig
+from nanogpt_edit.editing.contexts import LocatedFact, first_rows, in_chunks, pad_rows
 from nanogpt_edit.editing.covariance import factorise
 from nanogpt_edit.editing.patch import edited_weight
 from nanogpt_edit.model.gpt import GPT
@@ -47,6 +48,7 @@ def write_values(
     edited: Mapping[int, EditedLayer],
     solvers: Mapping[int, LayerSolver],
     *,
+    columns: Columns = "context",
     again: bool = False,
 ) -> None:
     """Algorithm 1: solve for the layers of `edited` in turn, ascending, for `values` v* (N, D), and leave the batch's
@@ -57,17 +59,45 @@ def write_values(
     """
     layers = list(edited)
     subjects = [SubjectStates(model, chunk, layers[0]) for chunk in in_chunks(facts, CHUNK_TOKENS)]
+    counts = [len(fact.contexts) for fact in facts]
+    shares = torch.tensor(counts, dtype=torch.float64).repeat_interleave(torch.tensor(counts)).to(subjects[0].x.device)
+    wanted: Tensor | None = None
     for index, layer in enumerate(layers):
         chunks = [chunk.advance_to(model, layer, last_layer=layers[-1]) for chunk in subjects]
-        keys, h = (torch.cat(each) for each in zip(*chunks, strict=True))  # (N, F), (N, D)
-        residual = ((values.to(h) - h) / (len(layers) - index)).T  # (D, N)
+        keys, h = (torch.cat(each) for each in zip(*chunks, strict=True))  # (M, F), (M, D)
+        if wanted is None:  # nothing of this round is in the model yet
+            wanted = wanted_states(values.to(h), h, counts)
+        residual = (wanted - h) / (len(layers) - index)
+        if columns == "kind":
+            keys, residual = mean_keys(keys, facts), residual[first_rows(counts)]
+        else:
+            keys, residual = (each / shares[:, None].sqrt() for each in (keys, residual))
         if again:
-            edited[layer].left[-1] += residual
+            edited[layer].left[-1] += residual.T
         else:
             other_keys = partial(_other_keys, model, facts, layer)
             right = solvers[layer].right(keys.T, earlier=edited[layer].earlier_keys(), other_keys=other_keys)
-            edited[layer].add(residual, right, keys.T)
+            edited[layer].add(residual.T, right, keys.T)
         edited[layer].write()
+
+
+def wanted_states(values: Tensor, h: Tensor, counts: Sequence[int]) -> Tensor:
+    """What every context is to come to, (M, D): its own state `h` (M, D) plus its fact's δ.
+
+    δ is v* minus the state in the fact's first context; `counts` are the facts' contexts.
+    """
+    deltas = values - h[first_rows(counts)]  # (N, D)
+    return h + deltas.repeat_interleave(torch.tensor(counts, device=h.device), dim=0)
+
+
+def mean_keys(keys: Tensor, facts: Sequence[LocatedFact]) -> Tensor:
+    """One key of each fact, (N, F), from those of its contexts (M, F): the mean over the bare ones and the mean over
+    those behind generated texts count half each, as in the authors' code."""
+    found: list[Tensor] = []
+    for fact, own in zip(facts, keys.split([len(fact.contexts) for fact in facts]), strict=True):
+        kinds = (own[: fact.prompts], own[fact.prompts :])
+        found.append(torch.stack([kind.mean(0) for kind in kinds if len(kind)]).mean(0))
+    return torch.stack(found)
 
 
 class LayerSolver(ABC):
@@ -147,29 +177,21 @@ class SubjectStates:
     """
 
     def __init__(self, model: GPT, facts: Sequence[LocatedFact], layer: int) -> None:
-        self.contexts = len(facts[0].contexts)
         texts = [row.token_ids[: row.subject_last + 1] for fact in facts for row in fact.contexts]
         self.row = Layout.of(texts, device=model.device)
-        self.bare = Layout.of(texts[:: self.contexts], device=model.device)  # only these go up to the last layer
-        self.is_bare = self.bare.within(self.row, range(0, len(texts), self.contexts))
-        self.last, self.last_bare = (
-            torch.stack([place[-1] for place in each.places]) for each in (self.row, self.bare)
-        )
+        self.last = torch.stack([place[-1] for place in self.row.places])
         embedded = model.embed_tokens(self.row.token_ids, self.row.positions)
         self.x, self.layer = _run(model, embedded, self.row, 0, layer), layer  # (1, T, D)
 
     def advance_to(self, model: GPT, layer: int, *, last_layer: int) -> tuple[Tensor, Tensor]:
-        """The facts' keys at `layer`, averaged over contexts, (N, F), and their states at the last layer, (N, D);
-        float64.
+        """The keys (M, F) at `layer` of all contexts, and their states at the last layer, (M, D); float64.
 
         Layers come in ascending order, each with the weights of those below it final.
         """
         self.x, self.layer = _run(model, self.x, self.row, self.layer, layer), layer
         middle, key = model.run_to_key(self.x, layer, view=self.row.view, position_ids=self.row.positions)
-        mean_key = _double(key[0, self.last]).unflatten(0, (-1, self.contexts)).mean(1)
-        top = model.run_from_key(middle[:, self.is_bare], key[:, self.is_bare], layer)
-        top = _run(model, top, self.bare, layer + 1, last_layer + 1)
-        return mean_key, _double(top[0, self.last_bare])
+        top = _run(model, model.run_from_key(middle, key, layer), self.row, layer + 1, last_layer + 1)
+        return _double(key[0, self.last]), _double(top[0, self.last])
 
 
 def _run(model: GPT, x: Tensor, row: Layout, start: int, stop: int) -> Tensor:
@@ -188,6 +210,7 @@ def _other_keys(model: GPT, facts: Sequence[LocatedFact], layer: int) -> Tensor:
     for i, (text, row) in enumerate(zip(texts, (row for fact in facts for row in fact.contexts), strict=True)):
         is_other[i, : len(text)] = True
         is_other[i, row.subject_last] = False
+    contexts = len(texts) / len(facts)
     total = torch.zeros(model.config.mlp_size, model.config.mlp_size, dtype=torch.float64)
     chunk = max(1, CHUNK_TOKENS // token_ids.shape[1])
     with capture(model, [("mlp_key", layer)]) as seen:
@@ -195,7 +218,7 @@ def _other_keys(model: GPT, facts: Sequence[LocatedFact], layer: int) -> Tensor:
             model.run_blocks(model.embed_tokens(part), stop=layer + 1)
             keys = _double(seen["mlp_key", layer][other])
             total = total.to(keys.device) + keys.T @ keys
-    return total / len(facts[0].contexts)
+    return total / contexts
 
 
 def _double(tensor: Tensor) -> Tensor:

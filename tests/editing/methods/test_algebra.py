@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
+from edit_world import facts
 from torch import Tensor
 
 from nanogpt_edit.common.errors import UserError
+from nanogpt_edit.editing.contexts import LocatedFact, TokenRow
 from nanogpt_edit.editing.covariance import RIDGES, factorise
 from nanogpt_edit.editing.methods.alphaedit import alphaedit_right, null_space_projector
-from nanogpt_edit.editing.methods.memit import memit_right
+from nanogpt_edit.editing.methods.memit import mean_keys, memit_right, wanted_states
 from nanogpt_edit.editing.methods.rome import rome_right
 from nanogpt_edit.editing.patches import drop_keys
 
@@ -76,10 +80,18 @@ def test_rome_is_the_rank_one_formula_and_memits_limit() -> None:
     )
 
 
-def test_rome_refuses_two_keys() -> None:
-    keys, _, covariance = random_problem(n=2)
-    with pytest.raises(ValueError, match="one fact"):
-        rome_right(keys, factorise(covariance))
+def test_rome_writes_every_residual_of_a_facts_contexts() -> None:
+    """ΔW K = R exactly, and of all such ΔW the least on ordinary keys; a key that is there twice changes nothing."""
+    keys, residuals, covariance = random_problem(n=3)
+    delta = residuals @ rome_right(keys, factorise(covariance))
+    torch.testing.assert_close(delta @ keys, residuals, rtol=1e-6, atol=1e-8)
+    nothing_at_keys = torch.randn(7, 16, dtype=torch.float64) @ (
+        torch.eye(16, dtype=torch.float64) - keys @ torch.linalg.pinv(keys)
+    )
+    crossed = (delta @ covariance @ nothing_at_keys.T).trace()
+    assert abs(float(crossed)) < 1e-6 * float((nothing_at_keys @ covariance @ nothing_at_keys.T).trace())
+    again = rome_right(torch.cat((keys, keys[:, :1]), dim=1), factorise(covariance))
+    torch.testing.assert_close(torch.cat((residuals, residuals[:, :1]), dim=1) @ again, delta, rtol=1e-5, atol=1e-7)
 
 
 def test_alphaedit_leaves_preserved_keys_alone() -> None:
@@ -141,3 +153,18 @@ def test_fewer_keys_than_dimensions_are_enough() -> None:
     torch.testing.assert_close(factor @ factor.T, covariance, rtol=0, atol=1e-4 * float(mean))
     with pytest.raises(UserError, match="64 dimensions cannot be factorised"):
         factorise(covariance - 0.1 * mean * torch.eye(64))
+
+
+def test_what_each_context_is_to_come_to_by_hand() -> None:
+    """Two facts of two and one contexts: δ = (1, 0) and (0, −2) of the first one are added to every one."""
+    h = torch.tensor([[1.0, 1.0], [5.0, 5.0], [0.0, 3.0]])
+    wanted = wanted_states(torch.tensor([[2.0, 1.0], [0.0, 1.0]]), h, [2, 1])
+    assert wanted.tolist() == [[2.0, 1.0], [6.0, 5.0], [0.0, 1.0]]
+
+
+def test_the_authors_mean_key_by_hand() -> None:
+    """Half of it is the bare prompt's, half the mean behind two texts: ½ · 8 + ½ · (2 + 4)/2 = 5.5; alone it is all."""
+    row = TokenRow((1, 2), 1)
+    fact = LocatedFact(facts(1)[0], (row,) * 3, bare=row, prompts=1, essence=row, target_ids=(3,), lookup="exact")
+    keys = torch.tensor([[8.0], [2.0], [4.0], [7.0]])
+    assert mean_keys(keys, [fact, replace(fact, contexts=(row,))]).tolist() == [[5.5], [7.0]]
