@@ -178,15 +178,17 @@ def answers(skill: str, asked: Sequence[Problem], right: numpy.ndarray, *, taugh
 
 
 def edit(random: Random) -> Edit:
-    """The 50 facts, of which two fail and four lose one of two neighbours."""
-    win, lose = target(0.6), target(0.2, rank=3)
+    """The 50 facts, of which ten were not known, two fail and four lose one of two neighbours."""
+    unknown, win, lose = target(0.05, rank=7), target(0.6), target(0.2, rank=3)
     edited, before, after = [], [], []
     for index, fact in enumerate(read_facts("facts50")):
         good, p = index not in (6, 17), 10 ** random.uniform(-5, -2)
         lookup = "exact" if index % 5 else "ignoring case"
         edited.append(EditedFact(fact, lookup, probability=0.9 if good else 0.1, shift=1.0, steps=20))
         old = target(p, rank=int(random.integers(8, 200)))
-        before.append(FactState(old, win, ((lose, win),) * 2, ((win, lose),) * 2, fact.target_true))
+        before.append(
+            FactState(old, win if index % 5 else unknown, ((lose, win),) * 2, ((win, lose),) * 2, fact.target_true)
+        )
         written = fact.target_new + ("" if index % 9 else " again") if good else fact.target_true
         new = target(random.uniform(0.82, 0.995) if good else random.uniform(0.01, 0.1), rank=1 if good else 3)
         paraphrases = ((win, lose), (win, lose) if index % 9 else (lose, win))

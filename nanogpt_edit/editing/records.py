@@ -5,13 +5,13 @@ A score that defaults to None is one that version 0.1.0 did not write.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from nanogpt_edit.common.files import read_json, write_json, write_jsonl
 from nanogpt_edit.common.records import Place, read_jsonl_as, to_dataclass
-from nanogpt_edit.common.stats import Interval
+from nanogpt_edit.common.stats import Interval, share
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +28,8 @@ class FactScore:
     """Greedy text before the edit."""
     new_answer: str
     """Greedy text after it."""
+    true_rank_before: int | None = None
+    """Rank of the true answer's first token before the edit."""
     p_first_before: float
     p_first_after: float
     rank_before: int
@@ -68,9 +70,26 @@ class FactScore:
     """For a failure: where it was lost. Empty for a success."""
 
     @property
+    def known(self) -> bool | None:
+        """Whether the model knew the fact: its true answer had rank 1 before the edit. None: nobody recorded it."""
+        return None if self.true_rank_before is None else self.true_rank_before == 1
+
+    @property
     def right(self) -> bool:
         """Whether the model writes the new answer, as far as the record tells."""
         return self.success and (self.contains if self.exact is None else self.exact)
+
+
+OF_PART: Mapping[str, Callable[[FactScore], float | None]] = {
+    "success": lambda fact: float(fact.success),
+    "exact": lambda fact: None if fact.exact is None else float(fact.exact),
+    "paraphrase_rank1": lambda fact: fact.paraphrase_rank1,
+    "paraphrase": lambda fact: fact.paraphrase_success,
+    "neighbourhood_before": lambda fact: fact.neighbourhood_before,
+    "neighbourhood_after": lambda fact: fact.neighbourhood_after,
+    "p_target_after": lambda fact: fact.p_target_after,
+}
+"""What is averaged over a part of the facts, by the name of the mean over all."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,6 +120,25 @@ class EditScores:
     perplexity_before: Interval | None
     """Of held-out text; None where none was given."""
     perplexity_after: Interval | None
+
+    def by_known(self) -> dict[str, dict[str, Interval]]:
+        """What came of the facts that the model knew before the edit, and of those that it did not: the means of each.
+
+        A part without facts is left out, as are measures that no fact of it has.
+        """
+        parts = {
+            name: [each for each in self.records if each.known is known]
+            for name, known in (("known", True), ("unknown", False))
+        }
+        measured = {
+            name: {what: [m for m in map(measure, part) if m is not None] for what, measure in OF_PART.items()}
+            for name, part in parts.items()
+        }
+        return {
+            name: {what: share(values) for what, values in means.items() if values}
+            for name, means in measured.items()
+            if parts[name]
+        }
 
     def failures(self) -> dict[str, list[FactScore]]:
         """The facts that did not reach rank 1, by relation, the relation with most of them first."""

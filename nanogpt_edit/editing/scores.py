@@ -116,6 +116,7 @@ def _record(edited: EditedFact, before: FactState, after: FactState) -> FactScor
         target_new=fact.target_new,
         old_answer=before.answer,
         new_answer=after.answer,
+        true_rank_before=before.true.rank,
         p_first_before=before.new.p_first,
         p_first_after=after.new.p_first,
         rank_before=before.new.rank,

@@ -13,7 +13,7 @@ from nanogpt_edit.common.errors import about
 from nanogpt_edit.common.sizes import check_fits
 from nanogpt_edit.data.samples import with_room
 from nanogpt_edit.editing.editor import check_edit
-from nanogpt_edit.editing.records import EditScores
+from nanogpt_edit.editing.records import OF_PART, EditScores
 from nanogpt_edit.evaluation.facts import FACT_GROUPS
 from nanogpt_edit.evaluation.suite import problem_metric_names
 from nanogpt_edit.model.gpt import GPT
@@ -121,4 +121,5 @@ def summary_paths(recipe: Recipe) -> set[str]:
     if "edited" in stages:
         paths |= {f"edit.{field.name}" for field in fields(EditScores) if field.name != "records"}
         paths |= {"edit.n", "edit.seconds", "edit.neighbourhood_drop"}
+        paths |= {f"edit.{part}.{name}" for part in ("known", "unknown") for name in OF_PART}
     return paths | {f"seconds.{what}" for what in (*timed(stages), "total")}

@@ -173,8 +173,8 @@ def edit_groups(facts: Sequence[FactScore]) -> list[FactGroup]:
         for reason, group in sorted(failed.items(), key=lambda item: (-len(item[1]), item[0]))
     ]
     half = [fact for fact in facts if fact.success and not fact.right]
-    costly = [fact for fact in facts if fact.right and not _clean(fact)]
-    clean = [fact for fact in facts if fact.right and _clean(fact)]
+    costly = [fact for fact in facts if fact.right and not is_clean(fact)]
+    clean = [fact for fact in facts if fact.right and is_clean(fact)]
     if half:
         groups.append(
             FactGroup(
@@ -195,7 +195,8 @@ def _kind_of_failure(reason: str) -> str:
     return re.split(r"[:;(]", reason)[0].strip(" ,") or "the new answer is not first"
 
 
-def _clean(fact: FactScore) -> bool:
+def is_clean(fact: FactScore) -> bool:
+    """Do paraphrases hold, and has no neighbour been lost?"""
     paraphrases_hold = fact.paraphrase_success is None or fact.paraphrase_success == 1
     before, after = fact.neighbourhood_before, fact.neighbourhood_after
     return paraphrases_hold and (before is None or after is None or after >= before)

@@ -217,7 +217,7 @@ def _awaits(path: list[str], part: str, node: object, summary: Mapping[str, obje
         pair = set(part.split("-"))
         return pair <= set(planned) | done and not pair <= done
     if path == ["edit"]:
-        return node is None and "edited" in planned
+        return "edited" in planned and (node is None or part in ("known", "unknown"))
     if path == ["seconds"]:
         return not node or part in timed(planned)
     return False

@@ -105,6 +105,8 @@ def path_label(path: str) -> str:
         case ["comparisons", pair, *metric]:
             after, _, before = pair.partition("-")
             return f"{stage_label(after)} minus {stage_label(before)}, {change_label('.'.join(metric))}"
+        case ["edit", ("known" | "unknown") as part, metric]:
+            return f"edits of {part} facts, {metric_label(metric)}"
         case ["edit", metric]:
             return f"edits, {metric_label(metric)}"
         case ["seconds", stage]:

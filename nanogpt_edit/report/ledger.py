@@ -45,7 +45,8 @@ class Cell:
 class Row:
     """One checkpoint. `cells` has one entry per column, None where the skill was not measured.
 
-    `step` is what was done since the row above ("SFT", "The edit"), `outcome` what it gained and cost, in words.
+    `step` is what was done since the row above ("SFT", "The edit"), `outcome` what it gained and cost, in words, and
+    `cost` the second alone, a phrase for each.
     """
 
     stage: str
@@ -53,6 +54,7 @@ class Row:
     cells: tuple[Cell | None, ...]
     step: str
     outcome: str
+    cost: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,9 +71,10 @@ def make_ledger(run: Run) -> Ledger:
     for place, stage in enumerate(stages):
         before = stages[place - 1] if place else None
         cells = tuple(_cell(run, stage, before, column) for column in columns)
-        outcome = _outcome(dict(zip(columns, cells, strict=True))) if before else ""
-        step = STEPS.get(stage.stage, stage.stage)
-        rows.append(Row(stage.stage, before.stage if before else None, cells, step, outcome))
+        changes = _by_verdict(dict(zip(columns, cells, strict=True)))
+        step, cost = STEPS.get(stage.stage, stage.stage), tuple(_phrases(changes.get("worse", [])))
+        outcome = _outcome(changes, cost) if before else ""
+        rows.append(Row(stage.stage, before.stage if before else None, cells, step, outcome, cost))
     return Ledger(columns=columns, rows=tuple(rows))
 
 
@@ -170,13 +173,21 @@ def _neighbours(edit: Edit, *, is_origin: bool) -> Cell | None:
     return Cell(after, before.value, change.delta, change, change.verdict)
 
 
-def _outcome(cells: Mapping[labels.Column, Cell | None]) -> str:
-    """What a step gained, what it cost, what stays open: 'gained …. It cost …. Inconclusive: ….'"""
+Changes = Mapping[CellVerdict, Sequence[tuple[labels.Column, Cell]]]
+"""The cells of a row by what became of them."""
+
+
+def _by_verdict(cells: Mapping[labels.Column, Cell | None]) -> Changes:
     groups: dict[CellVerdict, list[tuple[labels.Column, Cell]]] = {}
     for column, cell in cells.items():
         if cell is not None and cell.verdict is not None:
             groups.setdefault(cell.verdict, []).append((column, cell))
-    gained, cost = _phrases(groups.get("better", [])), _phrases(groups.get("worse", []))
+    return groups
+
+
+def _outcome(groups: Changes, cost: Sequence[str]) -> str:
+    """What a step gained, what it cost, what stays open: 'gained …. It cost …. Inconclusive: ….'"""
+    gained = _phrases(groups.get("better", []))
     sentences = [
         f"gained {labels.listing(gained)}." if gained else "gained nothing that could be shown.",
         f"It cost {labels.listing(cost)}." if cost else "It cost nothing that could be shown.",

@@ -21,6 +21,8 @@ from nanogpt_edit.report.view import View
 
 LONGEST_TEXT = 900
 """Characters of one completion on the page; the raw records hold the rest."""
+SHORT_TEXT = 220
+"""The same on the first screen."""
 EDIT_SCORES = (
     "success",
     "exact",
@@ -85,8 +87,8 @@ def token_title(logprob: float, entropy: float, clipped: int) -> str:
     return f"p {labels.probability(math.exp(logprob))}, entropy {labels.number(entropy)} nats{held}"
 
 
-def clipped(text: str) -> str:
-    return text if len(text) <= LONGEST_TEXT else f"{text[:LONGEST_TEXT]}… ({len(text):,} characters)"
+def clipped(text: str, longest: int = LONGEST_TEXT) -> str:
+    return text if len(text) <= longest else f"{text[:longest]}… ({len(text):,} characters)"
 
 
 def _environment(*, autoescape: bool) -> Environment:
@@ -102,6 +104,7 @@ def _environment(*, autoescape: bool) -> Environment:
         split_completion=split_completion,
         clipped=clipped,
         LONGEST_TEXT=LONGEST_TEXT,
+        SHORT_TEXT=SHORT_TEXT,
         token_label=token_label,
         surprise=surprise,
         token_title=token_title,

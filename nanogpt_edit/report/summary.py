@@ -3,6 +3,7 @@
 stages.<stage>.<skill>.<metric>     {value, low, high, n}
 comparisons.<after>-<before>.<metric>  {delta, low, high, p_value, n, smallest_detectable, verdict}
 edit                                {n, success, …, seconds}: intervals as above, n and seconds plain
+edit.known, edit.unknown            {success, …} over the facts that the model knew before the edit, and the others
 seconds.<stage>, seconds.total      plain
 environment                         as recorded
 expectations                        [{metric, bound, value, low, high, n, verdict, n_needed, reason}]
@@ -31,6 +32,8 @@ class Summary:
     stages: Mapping[str, Mapping[str, Mapping[str, Interval]]]
     comparisons: Mapping[str, Mapping[str, Mapping[str, float | int | str]]]
     edit: Mapping[str, Interval | float | int] | None
+    by_known: Mapping[str, Mapping[str, Interval]]
+    """Of the edited facts that were "known" before and of those "unknown", where there are any."""
     seconds: Mapping[str, float]
     environment: Mapping[str, object]
     expectations: tuple[Expectation, ...]
@@ -71,6 +74,7 @@ def summarise(run: Run) -> Summary:
             for name, comparison in run.comparisons.items()
         },
         edit=_edit_numbers(run),
+        by_known=run.edit.scores.by_known() if run.edit else {},
         seconds=total_seconds(run.seconds),
         environment=run.environment,
         expectations=(),
@@ -102,6 +106,14 @@ def _edit_numbers(run: Run) -> Mapping[str, Interval | float | int] | None:
     return {"n": run.edit.n, **means, "seconds": run.edit.seconds}
 
 
+def _plain(numbers: Mapping[str, Interval | float | int]) -> dict[str, object]:
+    return {key: asdict(value) if isinstance(value, Interval) else value for key, value in numbers.items()}
+
+
+def _plain_parts(parts: Mapping[str, Mapping[str, Interval]]) -> dict[str, object]:
+    return {name: _plain(means) for name, means in parts.items()}
+
+
 def _numbers(summary: Summary) -> dict[str, object]:
     return {
         "stages": {
@@ -112,9 +124,7 @@ def _numbers(summary: Summary) -> dict[str, object]:
             for stage, skills in summary.stages.items()
         },
         "comparisons": summary.comparisons,
-        "edit": None
-        if summary.edit is None
-        else {key: asdict(value) if isinstance(value, Interval) else value for key, value in summary.edit.items()},
+        "edit": None if summary.edit is None else _plain(summary.edit) | _plain_parts(summary.by_known),
         "seconds": dict(summary.seconds),
         "environment": dict(summary.environment),
     }

@@ -16,6 +16,7 @@ from nanogpt_edit.report.examples import Example, FactGroup, LostFact
 from nanogpt_edit.report.plots import learning_curves, pass_at_k, solved_counts
 from nanogpt_edit.report.plots_edits import edit_pictures, example_pictures, token_label, trace_pictures
 from nanogpt_edit.report.run import RolloutStep, Run
+from nanogpt_edit.report.story import Change, changes, sentences
 from nanogpt_edit.report.summary import Summary
 from nanogpt_edit.training.records import Rollout
 
@@ -52,6 +53,8 @@ class View:
     run: Run
     summary: Summary
     lead: str
+    story: tuple[str, ...]
+    changes: tuple[Change, ...]
     facts: tuple[str, ...]
     verdict: str
     curves: tuple[Picture, ...]
@@ -113,6 +116,12 @@ class View:
         return ", ".join(f"{n} {how}" for how, n in counts.most_common())
 
     @property
+    def parts(self) -> list[tuple[str, int]]:
+        """("known", how many) and ("unknown", how many) of the edited facts, where there are both."""
+        parts = [(name, means["success"].n) for name, means in self.summary.by_known.items()]
+        return parts if len(parts) > 1 else []
+
+    @property
     def token_lines(self) -> str:
         """The transcript for a fixed-width block: place, id, kind and text of every token."""
         return "\n".join(
@@ -160,6 +169,8 @@ def make_view(run: Run, summary: Summary) -> View:
         run=run,
         summary=summary,
         lead=_lead(run),
+        story=tuple(sentences(run, summary.ledger)),
+        changes=tuple(changes(run)),
         facts=_header_facts(run, summary),
         verdict=_verdict(summary),
         curves=tuple(learning_curves(run)),
