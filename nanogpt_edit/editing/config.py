@@ -97,6 +97,8 @@ class EditConfig(Settings):
     """ft: Adam's step for the weights."""
     norm_constraint: float = 5e-3
     """ft: largest change of a single weight."""
+    full_stop: bool = False
+    """Write the full stop behind the new answer, too, so that a model that would go on with the sentence ends it."""
     allow_partial_subject: bool = False
     """Accept a subject of which the prompt has only some words."""
     seed: int = 0

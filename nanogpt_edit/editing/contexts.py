@@ -26,6 +26,7 @@ from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.model.tokenizer import tokenizer_of
 
 ESSENCE = "{} is a"
+SENTENCE_ENDS = (".", "!", "?")
 PREFIX_SEEDS = ("The", "Therefore", "Because", "I", "You")
 PREFIX_TOP_K = 5
 
@@ -56,19 +57,21 @@ class LocatedFact:
 
 
 def locate_facts(
-    model: GPT, facts: Sequence[Fact], prefixes: Sequence[str], *, allow_partial: bool = False
+    model: GPT, facts: Sequence[Fact], prefixes: Sequence[str], *, allow_partial: bool = False, full_stop: bool = False
 ) -> tuple[LocatedFact, ...]:
-    """Every fact as tokens. A fact with fewer rewordings than the others has some of its prompts twice.
+    """Every fact as tokens, its target with a `full_stop` behind it or not. A fact with fewer rewordings than the others has some of its prompts twice.
 
     Raises UserError for a subject that is not in its prompt or a text that is too long.
     """
     ways = 1 + max(len(fact.rewordings) for fact in facts)
-    return tuple(_locate(model, fact, ways, prefixes, allow_partial) for fact in facts)
+    end = "." if full_stop else ""
+    return tuple(_locate(model, fact, ways, prefixes, allow_partial, end) for fact in facts)
 
 
-def _locate(model: GPT, fact: Fact, ways: int, prefixes: Sequence[str], allow_partial: bool) -> LocatedFact:
+def _locate(model: GPT, fact: Fact, ways: int, prefixes: Sequence[str], allow_partial: bool, end: str) -> LocatedFact:
     tokenizer, room = tokenizer_of(model), model.config.block_size
-    target = target_ids(fact.prompt, fact.target_new, tokenizer)
+    answer = fact.target_new.strip()
+    target = target_ids(fact.prompt, answer if answer.endswith(SENTENCE_ENDS) else answer + end, tokenizer)
     prompts = [join(prompt, fact.target_new)[0] for prompt in islice(cycle((fact.prompt, *fact.rewordings)), ways)]
     bare = [locate_subject(prompt, fact.subject, tokenizer, allow_partial=allow_partial) for prompt in prompts]
     for prompt, found in zip(prompts, bare, strict=True):

@@ -92,7 +92,8 @@ def _edit(
     _check(model, facts, config)
     with _lent(model, config) as layers:
         prefixes = generate_prefixes(model, config)
-        located = locate_facts(model, facts, prefixes, allow_partial=config.allow_partial_subject)
+        partial = config.allow_partial_subject
+        located = locate_facts(model, facts, prefixes, allow_partial=partial, full_stop=config.full_stop)
         ordinary: dict[int, Covariance] = {}
         if config.traits.finds_values:
             if covariance_blocks is None:

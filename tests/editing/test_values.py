@@ -264,6 +264,13 @@ def test_rewordings_take_turns_behind_the_prefixes(model: GPT) -> None:
     assert all(row.subject_last == len(row.token_ids) - 1 for each in found for row in each.contexts)
 
 
+def test_a_full_stop_is_part_of_what_is_written(model: GPT) -> None:
+    tokens, asked = tokenizer_of(model), [facts(1)[0], replace(facts(1)[0], target_new="Lima!")]
+    found = locate_facts(model, asked, (), full_stop=True)
+    assert [tokens.decode(each.target_ids) for each in found] == [f" {asked[0].target_new}.", " Lima!"]
+    assert tokens.decode(locate_facts(model, asked, ())[0].target_ids) == f" {asked[0].target_new}"
+
+
 def test_an_edit_reaches_its_rewordings() -> None:
     model = trained_model()
     asked = [replace(fact, rewordings=fact.paraphrases[:1], paraphrases=fact.paraphrases[1:]) for fact in facts(4)]
