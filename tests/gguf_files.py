@@ -118,8 +118,8 @@ def write_tensors(
     **metadata: object,
 ) -> None:
     """A file of any metadata and tensors; vectors stay F32, as llama.cpp's converter leaves them."""
-    writer = gguf.GGUFWriter(path, family)
     entries = {**entries, **{name.replace("__", "."): value for name, value in metadata.items()}}
+    writer = gguf.GGUFWriter(path, str(entries.pop("general.architecture", family)))
     for key, value in entries.items():
         if value is not None:
             kind = gguf.GGUFValueType.get_type(value)
@@ -127,6 +127,10 @@ def write_tensors(
     for name, tensor in tensors.items():
         quantised = GGMLQuantizationType[type] if tensor.ndim > 1 and "position" not in name else F32
         writer.add_tensor(name, quantise(tensor, quantised), raw_dtype=quantised)
+    finish(writer)
+
+
+def finish(writer: gguf.GGUFWriter) -> None:
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
