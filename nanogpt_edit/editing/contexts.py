@@ -59,7 +59,9 @@ class LocatedFact:
 def locate_facts(
     model: GPT, facts: Sequence[Fact], prefixes: Sequence[str], *, allow_partial: bool = False, full_stop: bool = False
 ) -> tuple[LocatedFact, ...]:
-    """Every fact as tokens, its target with a `full_stop` behind it or not. A fact with fewer rewordings than the others has some of its prompts twice.
+    """Every fact as tokens, its target with a `full_stop` behind it or not.
+
+    A fact with fewer rewordings than the others has some of its prompts twice.
 
     Raises UserError for a subject that is not in its prompt or a text that is too long.
     """

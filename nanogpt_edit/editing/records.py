@@ -38,6 +38,11 @@ class FactScore:
     p_target_after: float
     success: bool
     """The target's first token has rank 1."""
+    behind_rank_before: int | None = None
+    """The same token's rank where the prompt stands behind unrelated text."""
+    behind_rank_after: int | None = None
+    behind_p_first_before: float | None = None
+    behind_p_first_after: float | None = None
     efficacy: bool
     """p(new) > p(true)."""
     efficacy_before: bool | None = None
@@ -98,6 +103,10 @@ class EditScores:
 
     records: tuple[FactScore, ...]
     success: Interval
+    behind_before: Interval | None = None
+    """Share of facts whose target's first token has rank 1 where the prompt stands behind unrelated text."""
+    behind: Interval | None = None
+    """The same after the edit."""
     exact: Interval | None = None
     contains: Interval
     token_accuracy: Interval

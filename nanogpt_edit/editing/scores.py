@@ -1,7 +1,9 @@
 """What an edit did, fact by fact, before and after, and what that comes to in words for a person.
 
-Success is the reference's rule: the first token of `target_new` is the model's first choice after the prompt. Beside it
-stands what the model writes freely: `exact` where that is the new answer and nothing more. The rest is CounterFact's
+Success is the reference's rule: the first token of `target_new` is the model's first choice after the prompt. `behind`
+is the same where the prompt stands behind unrelated text: a text's first token has a state of its own, and a subject
+that is one may hold in one place and not in the other. Beside them stands what the model writes freely: `exact` where
+that is the new answer and nothing more. The rest is CounterFact's
 (Meng et al. 2022, section 3.4): efficacy is p(target_new) > p(target_true), paraphrase the same on other phrasings,
 neighbourhood p(true) > p(target_new) on prompts about other subjects, and S their harmonic mean after the edit. Where
 two targets are compared, p is the geometric mean over a target's tokens (the authors compare the mean NLL per token),
@@ -71,6 +73,8 @@ def compare_states(edited: Sequence[EditedFact], before: Sequence[FactState], af
     return EditScores(
         records=records,
         success=share([float(r.success) for r in records]),
+        behind_before=_mean([_at_rank_1(r.behind_rank_before) for r in records]),
+        behind=_mean([_at_rank_1(r.behind_rank_after) for r in records]),
         exact=share([float(r.exact is True) for r in records]),
         contains=share([float(r.contains) for r in records]),
         token_accuracy=share([r.token_accuracy for r in records]),
@@ -92,6 +96,10 @@ def compare_states(edited: Sequence[EditedFact], before: Sequence[FactState], af
         perplexity_before=None,
         perplexity_after=None,
     )
+
+
+def _at_rank_1(rank: int | None) -> float | None:
+    return None if rank is None else float(rank == 1)
 
 
 def _mean(values: Sequence[float | None]) -> Interval | None:
@@ -124,6 +132,10 @@ def _record(edited: EditedFact, before: FactState, after: FactState) -> FactScor
         p_target_before=before.new.p_target,
         p_target_after=after.new.p_target,
         success=success,
+        behind_rank_before=None if before.behind is None else before.behind.rank,
+        behind_rank_after=None if after.behind is None else after.behind.rank,
+        behind_p_first_before=None if before.behind is None else before.behind.p_first,
+        behind_p_first_after=None if after.behind is None else after.behind.p_first,
         efficacy=after.new.p_token > after.true.p_token,
         efficacy_before=before.new.p_token > before.true.p_token,
         exact=after.exact,
@@ -169,10 +181,13 @@ def _reason(edited: EditedFact, before: FactState, after: FactState) -> str:
 
 
 def describe(scores: EditScores) -> str:
-    """One line: rank 1, what is written freely, and the paraphrases beside what they were before."""
+    """One line: rank 1 after the prompt alone and behind other text, what is written freely, and the paraphrases beside
+    what they were before."""
     records, after, before = scores.records, scores.paraphrase, scores.paraphrase_before
-    told = [
-        f"{sum(record.success for record in records)} of {len(records)} facts at rank 1",
+    told = [f"{sum(record.success for record in records)} of {len(records)} facts at rank 1"]
+    if scores.behind is not None:
+        told[0] += f" ({sum(record.behind_rank_after == 1 for record in records)} behind other text)"
+    told += [
         f"{sum(record.exact is True for record in records)} written freely are exactly the new answer",
     ]
     if after is not None and before is not None:

@@ -24,6 +24,11 @@ FACT_GROUPS = ("recall", "recall_edited", "edited")
 """Sets of facts: true ones that no edit touches, the true answers to the edited ones, the new answers to them."""
 
 
+OTHER_TEXT = "It is well known that"
+"""What stands before a prompt where a fact is asked for behind other text: a text's first token has a state of its own
+in pretrained models, and what is written there need not hold elsewhere."""
+
+
 @dataclass(frozen=True)
 class Question:
     """A prompt whose continuation is known."""
@@ -77,6 +82,8 @@ class FactState:
     """What the model writes freely, greedily, to the end of the sentence."""
     exact: bool = False
     """The answer is the new one, with its natural end and nothing added."""
+    behind: TargetScore | None = None
+    """The new answer after the prompt behind `OTHER_TEXT`; None: not asked."""
     entropy: float | None = None
     """n-gram entropy of a text the model writes after the prompt, in bits (see `ngram_entropy`); None: not asked."""
 
@@ -105,6 +112,7 @@ def measure_facts(model: GPT, facts: Sequence[Fact], *, fluency: bool = False) -
             ),
             answer=answer,
             exact=exact,
+            behind=scores[_behind(fact), fact.target_new],
             entropy=entropy,
         )
         for fact, (answer, exact), entropy in zip(facts, answers, entropies or [None] * len(facts), strict=True)
@@ -115,4 +123,9 @@ def _pairs(fact: Fact) -> list[tuple[str, str]]:
     """Every prompt with every target that is asked of it."""
     both = (fact.target_new, fact.target_true)
     own = [(prompt, target) for prompt in (fact.prompt, *fact.paraphrases) for target in both]
+    own.append((_behind(fact), fact.target_new))
     return own + [(n.prompt, target) for n in fact.neighbourhood for target in (n.target_true, fact.target_new)]
+
+
+def _behind(fact: Fact) -> str:
+    return f"{OTHER_TEXT} {fact.prompt}"

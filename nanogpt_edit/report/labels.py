@@ -39,6 +39,8 @@ METRIC_LABELS = {
     "nats_per_token": "nats per token",
     "perplexity": "perplexity",
     "success": "new answer at rank 1",
+    "behind_before": "new answer at rank 1 behind other text before",
+    "behind": "new answer at rank 1 behind other text after",
     "exact": "written freely: exactly the new answer",
     "efficacy_before": "p(new) > p(true) before",
     "efficacy": "p(new) > p(true) after",

@@ -25,6 +25,8 @@ SHORT_TEXT = 220
 """The same on the first screen."""
 EDIT_SCORES = (
     "success",
+    "behind_before",
+    "behind",
     "exact",
     "paraphrase_rank1_before",
     "paraphrase_rank1",

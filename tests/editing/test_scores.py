@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from edit_world import PLAIN, covariance_blocks, facts, trained_model
 
+from nanogpt_edit.common.stats import share
 from nanogpt_edit.data.facts import Fact
 from nanogpt_edit.editing.config import EditConfig
 from nanogpt_edit.editing.editor import edit_model
@@ -39,6 +40,18 @@ def state(
 
 FACT = Fact("The capital of Egypt is", "Egypt", target_new="Giza", target_true="Cairo", relation="capital")
 EDITED = EditedFact(FACT, lookup="exact", probability=0.9, shift=1.0, steps=5)
+
+
+def test_behind_other_text_is_told_apart() -> None:
+    """The prompt alone holds and the text behind another does not, and the other way round."""
+    plain = state(0.1, 0.8, 7, [], [], "Cairo")
+    before = [replace(plain, behind=target(0.1, 9)), replace(plain, behind=target(0.3, 1))]
+    after = [replace(plain, new=target(0.9, 1), behind=target(0.2, 4)), replace(plain, behind=target(0.6, 1))]
+    scores = compare_states([EDITED, EDITED], before, after)
+    assert (scores.success.value, scores.behind_before, scores.behind) == (0.5, share([0.0, 1.0]), share([0.0, 1.0]))
+    record = scores.records[0]
+    assert (record.behind_rank_before, record.behind_rank_after, record.behind_p_first_after) == (9, 4, 0.2)
+    assert describe(scores).startswith("1 of 2 facts at rank 1 (1 behind other text), ")
 
 
 def test_an_edit_by_hand() -> None:
