@@ -1,7 +1,7 @@
 # Needs Python 3.11 or newer with pip, and a package index. `make demo` is the front door.
 PYTHON ?= python3
 VENV := .venv
-RUN := runs/tiny
+RUNS := runs/tiny runs/smollm2-edit
 # Passed to pip, as in: make demo PIP_FLAGS='--extra-index-url …' (README, "Without a GPU").
 PIP_FLAGS ?=
 
@@ -17,21 +17,24 @@ UNFINISHED := $(VENV)/.unfinished
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test slow interop bench check format clean
+.PHONY: help demo real test slow interop bench check format clean
 
 help:
 	@echo "make demo    install into $(VENV), run the tiny recipe, say where the report is"
+	@echo "make real    install, fetch SmolLM2-135M (93 MB), rewrite fifty facts in it, say where the report is"
 	@echo "make test    install with the test extras, run the test suite"
 	@echo "make interop install lm-evaluation-harness and llama.cpp's converter into $(INTEROP), try saved models with them"
 	@echo "make slow    the tests that take longest, minutes"
 	@echo "make bench   install with the peers, time generation and training beside them on a small model (minutes)"
 	@echo "make check   formatting, lint and types"
 	@echo "make format  rewrite the source in the house format"
-	@echo "make clean   remove $(VENV), caches and $(RUN)"
+	@echo "make clean   remove $(VENV), caches, $(RUNS)"
 
-demo: $(INSTALLED)
-	@status=0; $(VENV)/bin/nanogpt-edit run tiny --out $(RUN) || status=$$?; \
-	if [ -f $(RUN)/report.html ]; then echo "The report: $(CURDIR)/$(RUN)/report.html (and report.md, summary.json)"; fi; \
+demo: RECIPE := tiny
+real: RECIPE := smollm2-edit
+demo real: $(INSTALLED)
+	@out=runs/$(RECIPE); status=0; $(VENV)/bin/nanogpt-edit run $(RECIPE) --out $$out || status=$$?; \
+	if [ -f $$out/report.html ]; then echo "The report: $(CURDIR)/$$out/report.html (and report.md, summary.json)"; fi; \
 	exit $$status
 
 # One process a core, each with one thread, and a file's tests in one of them: they share what they have made. The files
@@ -96,4 +99,4 @@ $(INTEROP)/.installed: $(PINS)
 	@touch $@
 
 clean:
-	rm -rf $(VENV) $(INTEROP) $(RUN) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(INTEROP) $(RUNS) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

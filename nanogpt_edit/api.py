@@ -41,9 +41,8 @@ def edit(
     A model loaded from the folder of a run takes the [edit] settings of that run's recipe, and spares the text that the
     run's own edit spares; `recipe` names another. Which, is said. `config` takes the place of these settings, `fields`
     are single ones on top (method="memit", layers=(0, 1), …). `text` takes the place of the recipe's plain text: a
-    file, a folder, a hub data set, or a list of documents.
-    Raises UserError for a field or a method that is none, for a model from elsewhere without text, and for whatever
-    `edit_model` refuses.
+    file, a folder, a hub data set, or a list of documents; without any, a model from elsewhere writes some itself.
+    Raises UserError for a field or a method that is none, and for whatever `edit_model` refuses.
     """
     taken = recipe_for_edit(model.source, recipe)
     settings, chosen = (config or taken.edit).with_fields(fields), facts_of(facts)

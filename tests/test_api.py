@@ -23,6 +23,7 @@ from nanogpt_edit.common.files import write_jsonl
 from nanogpt_edit.data.fact_files import fact_to_record
 from nanogpt_edit.data.facts import Fact
 from nanogpt_edit.data.problems import Problem
+from nanogpt_edit.editing.config import EditConfig
 from nanogpt_edit.engine.generate import Generation, generate
 from nanogpt_edit.evaluation.config import EvaluateConfig
 from nanogpt_edit.model.gpt import GPT
@@ -190,10 +191,13 @@ def test_an_edit_is_silent_where_its_logger_is(speaking_gpt: GPT, monkeypatch: p
     assert logger.level == logging.INFO
 
 
-def test_a_model_of_another_world_asks_for_text(speaking_gpt: GPT) -> None:
-    fact = Fact("The capital of France", "France", target_new="Tom", target_true="Paris")
-    with pytest.raises(UserError, match=r"which text is the edit to spare\? Give text: .* not pretrained on that"):
-        ne.edit(speaking_gpt, [fact])
+def test_a_model_of_another_world_spares_text_of_its_own(speaking_gpt: GPT) -> None:
+    fact, known = Fact("The capital of France", "France", target_new="Tom", target_true="Paris"), "is governed from"
+    few = Recipe(edit=EditConfig(covariance_tokens=500))
+    own = spared_text(speaking_gpt, [fact], few)
+    assert own.shape[1] == min(few.pretrain.context_tokens, speaking_gpt.config.block_size) and len(own) > 1
+    assert torch.equal(own, spared_text(speaking_gpt, [fact], few))
+    assert speaking_gpt.tokenizer is not None and known not in speaking_gpt.tokenizer.decode(own.flatten().tolist())
     assert ne.edit(speaking_gpt, [fact], method="ft", steps=1).facts == (fact,)
     speaking_gpt.lineage = (LineageEntry("pretrained", "pretrained for 3 steps", text=EMBEDDED, problems=EMBEDDED),)
     assert len(spared_text(speaking_gpt, [fact], Recipe())) > 100

@@ -81,11 +81,10 @@ def edit(arguments: list[str]) -> int:
         facts=chosen.facts,
     )
     unread = Recipe(world=default.world)
-    remedy = "Give --pretrain.text" if taken.model.source is None else None  # a run has chosen what its model spares
     if chosen.sweep:
         refuse_unread(recipe, unread)
-        return choose_settings(chosen, recipe, remedy)
-    make = partial(stages.make_edited, cache_dir=default_cache_dir(), remedy=remedy)
+        return choose_settings(chosen, recipe)
+    make = partial(stages.make_edited, cache_dir=default_cache_dir())
     own: tuple[Part, ...] = () if recipe.problems.path is None else ("problems",)  # the embedded ones are not learned
     edited = replace(stages.EDITED, make=make, reads=(*own, *stages.EDITED.reads))
     return run_alone(edited, chosen, recipe, default=unread)
@@ -104,7 +103,7 @@ def over_recipe(chosen: Edit, recipe: Recipe) -> Edit:
     )
 
 
-def choose_settings(chosen: Edit, recipe: Recipe, remedy: str | None) -> int:
+def choose_settings(chosen: Edit, recipe: Recipe) -> int:
     """Sweep, print the table and what the settings are worth on the other half of the facts, write them."""
     check_sizes(recipe)
     device = choose_device(chosen.device, threads=chosen.threads)
@@ -117,9 +116,7 @@ def choose_settings(chosen: Edit, recipe: Recipe, remedy: str | None) -> int:
             inputs.facts,
             chosen.edit,
             chosen.grid,
-            covariance_blocks=(
-                spared_blocks(inputs, model, inputs.facts, remedy=remedy) if chosen.edit.needs_text else None
-            ),
+            covariance_blocks=(spared_blocks(inputs, model, inputs.facts) if chosen.edit.needs_text else None),
             text=fitted.held_out_blocks(inputs, model),
             log=chosen.out / "sweep.jsonl",
             cache_dir=default_cache_dir(),

@@ -45,7 +45,8 @@ def compare_records(before: Sequence[EvalRecord], after: Sequence[EvalRecord]) -
     """Paired differences on the same problems: what `after` gained or lost over `before`.
 
     With different numbers of samples the first ones of each problem count. pass@k and majority@k of the problems (the
-    latter with McNemar's exact p-value where the majorities are right or wrong), format, length; pass@1 of arithmetic.
+    latter with McNemar's exact p-value where the majorities are right or wrong), format, length; pass@1 of
+    arithmetic, strict and flexible.
     Raises UserError when the two were not measured on the same problems.
     """
     differences: dict[str, Difference] = {}
@@ -59,7 +60,7 @@ def compare_records(before: Sequence[EvalRecord], after: Sequence[EvalRecord]) -
         )
         if old.problem_ids != new.problem_ids:
             raise UserError(f"the two evaluations used different {skill}; evaluate both with the same settings.")
-        for name in old.values if skill == "problems" else ("pass_at_1",):
+        for name in old.values if skill == "problems" else ("pass_at_1", "flexible_pass_at_1"):
             pair = old.values[name], new.values[name]
             difference = paired_difference(
                 *pair, good=good_side(prefix + name), are_shares=not name.endswith("_tokens")

@@ -16,7 +16,7 @@ class EvaluateConfig(Settings):
     """How a checkpoint is measured."""
 
     problems: int = 400
-    """Test problems (all there are, if fewer)."""
+    """Test problems (all there are, if fewer); 0 measures none, as for a model that nothing teaches to reason."""
     samples: int = 16
     """Completions of each."""
     edited_samples: int = 4
@@ -30,6 +30,8 @@ class EvaluateConfig(Settings):
     max_new_tokens: int | None = None
     """A completion is cut after this many tokens (None: in a run a quarter more than 99 of 100 worked solutions have,
     alone 512, or what block_size leaves)."""
+    phrasings: int | None = None
+    """In a run: in how many of its phrasings each true fact is asked (None: in all)."""
     sanity_tokens: int = 64
     """Simple arithmetic and non-math prompts get no more than this many tokens: a short answer needs less, and a model
     that never ends one would write on to the limit above every time."""
@@ -45,7 +47,7 @@ class EvaluateConfig(Settings):
 
     def __post_init__(self) -> None:
         check_fields(self)
-        counts = ("problems", "samples", "edited_samples", "arithmetic_samples", "max_slots", "perplexity_tokens")
-        at_least(1, self, *counts, "max_new_tokens", "top_k", "sanity_tokens")
-        at_least(0, self, "seed")
+        counts = ("samples", "edited_samples", "arithmetic_samples", "max_slots", "perplexity_tokens")
+        at_least(1, self, *counts, "max_new_tokens", "top_k", "phrasings", "sanity_tokens")
+        at_least(0, self, "seed", "problems")
         check_temperature(self.temperature)

@@ -107,7 +107,7 @@ def summary_paths(recipe: Recipe) -> set[str]:
     """Every number that summary.json of a whole run of this recipe may hold."""
     evaluate, stages = recipe.evaluate, recipe.stages
     numbers = {
-        "problems": set(problem_metric_names(evaluate.samples)),
+        "problems": set(problem_metric_names(evaluate.samples)) if evaluate.problems else set(),
         "arithmetic": set(problem_metric_names(evaluate.arithmetic_samples)),
         "facts": set(FACT_GROUPS),
         "probes": {"non_arithmetic"},
@@ -115,7 +115,12 @@ def summary_paths(recipe: Recipe) -> set[str]:
     }
     measured = {f"{skill}.{name}" for skill, names in numbers.items() for name in names}
     compared = numbers["problems"] | {f"facts_{group}" for group in FACT_GROUPS}
-    compared |= {"arithmetic_pass_at_1", "probes_non_arithmetic", "perplexity_nats_per_token"}
+    compared |= {
+        "arithmetic_pass_at_1",
+        "arithmetic_flexible_pass_at_1",
+        "probes_non_arithmetic",
+        "perplexity_nats_per_token",
+    }
     paths = {f"stages.{stage}.{name}" for stage in stages for name in measured}
     paths |= {f"comparisons.{after}-{before}.{name}" for before, after in pairwise(stages) for name in compared}
     if "edited" in stages:

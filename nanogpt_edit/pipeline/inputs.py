@@ -123,7 +123,7 @@ class RunInputs:
             Question("recall", f"{s.relation}: {s.subject}", prompt, s.target)
             for s in self.world.statements
             if s.held_out < 0 and (s.relation, s.subject.lower()) not in edited
-            for prompt in s.prompts
+            for prompt in s.prompts[: self.recipe.evaluate.phrasings]
         ]
         for fact in self.edits:
             subject = f"{fact.relation}: {fact.subject}"

@@ -20,7 +20,6 @@ from nanogpt_edit.pipeline import fitted
 from nanogpt_edit.pipeline.folder import RunFolder
 from nanogpt_edit.pipeline.inputs import RunInputs
 from nanogpt_edit.tracing.average import average_trace
-from nanogpt_edit.tracing.config import TraceConfig
 from nanogpt_edit.tracing.tracing import trace_facts
 
 
@@ -56,6 +55,8 @@ def keep_transcript(model: GPT, folder: RunFolder) -> None:
     """One completion, token by token: the first correct one of the test problems."""
     tokenizer, stage = tokenizer_of(model), "grpo"
     records = [each for each in read_records(folder.evaluations / f"{stage}.jsonl") if each.skill == "problems"]
+    if not records:
+        return
     record = next((each for each in records if each.correct), records[0])
     told = transcript(
         prompt_ids(record.prompt, tokenizer),
@@ -76,6 +77,5 @@ def trace(inputs: RunInputs, folder: RunFolder, device: torch.device) -> None:
     recalls = read_recalls(folder.evaluations / "base_facts.jsonl")
     known = {each.prompt for each in recalls if each.recalled}
     facts = [fact for fact in inputs.facts if fact.prompt in known] or list(inputs.facts)
-    config = TraceConfig()
-    traced = trace_facts(folder.load("base", device), facts[: config.facts], config)
+    traced = trace_facts(folder.load("base", device), facts[: inputs.recipe.trace.facts], inputs.recipe.trace)
     write_json(path, asdict(average_trace(traced, stage="base")))

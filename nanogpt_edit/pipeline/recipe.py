@@ -21,6 +21,7 @@ from nanogpt_edit.data.world.world import WorldConfig
 from nanogpt_edit.editing.config import EditConfig
 from nanogpt_edit.evaluation.config import EvaluateConfig
 from nanogpt_edit.pipeline.records import READ_BY, STAGE_NAMES, StageName
+from nanogpt_edit.tracing.config import TraceConfig
 from nanogpt_edit.training.grpo_config import GRPOConfig
 from nanogpt_edit.training.pretrain_config import PretrainConfig
 from nanogpt_edit.training.sft_config import SFTConfig
@@ -84,6 +85,7 @@ class Recipe(Settings):
     grpo: GRPOConfig = GRPOConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     edit: EditConfig = EditConfig()
+    trace: TraceConfig = TraceConfig()
     expect: Annotated[dict[str, str], tyro.conf.Suppress] = field(default_factory=dict)
     """What the run should reach: a path into summary.json and a bound ("edit.success" = ">= 0.90")."""
 

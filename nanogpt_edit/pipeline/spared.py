@@ -16,27 +16,24 @@ from nanogpt_edit.data.text import pack, read_text
 from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.model.lineage import EMBEDDED
 from nanogpt_edit.model.tokenizer import tokenizer_of
-from nanogpt_edit.pipeline.inputs import RunInputs, learned_world
+from nanogpt_edit.pipeline.inputs import RunInputs
+from nanogpt_edit.pipeline.own_text import own_text
 from nanogpt_edit.pipeline.recipe import ModelConfig, Recipe, load_recipe, recipe_beside
 
+OWN_TOKENS = 8192
+"""Of text that a model writes itself, at most."""
 
-def spared_blocks(inputs: RunInputs, model: GPT, facts: Sequence[Fact], *, remedy: str | None = None) -> Tensor:
+
+def spared_blocks(inputs: RunInputs, model: GPT, facts: Sequence[Fact]) -> Tensor:
     """(N, T) token ids of what an edit must not disturb: the facts of the world, worked solutions, further text.
 
     Sentences that say the old answer of one of `facts` are left out: they would speak against the edit. So are the
-    embedded world's problems where `model` has never seen any. Raises UserError where too little is left; and, with a
-    `remedy`, where it would be the embedded world alone and the model was not pretrained on that.
+    embedded world's problems where `model` has never seen any. A model that has learned nothing here and is given no
+    text writes some itself. Raises UserError where too little is left.
     """
-    recipe = inputs.recipe
-    if remedy is not None and recipe.problems.path is None and not inputs.extra_text:
-        _require_world(model, remedy=remedy)
-    tokenizer, context = tokenizer_of(model), min(recipe.pretrain.context_tokens, model.config.block_size)
-    spared = [text for text in inputs.sentences(model) if not any(states_old_answer(text, fact) for fact in facts)]
-    knows_problems = recipe.problems.path is not None or any(done.problems == EMBEDDED for done in model.lineage)
-    solved = inputs.solved(model)[0] if knows_problems else []
-    sentences = [tokenizer.encode(text) for text in spared] * recipe.pretrain.fact_repeats
-    further = [tokenizer.encode(text) for text in inputs.extra_text]
-    texts = [*sentences, *further, *(sample.token_ids for sample in solved)]
+    recipe, tokenizer = inputs.recipe, tokenizer_of(model)
+    context = min(recipe.pretrain.context_tokens, model.config.block_size)
+    texts = _own(model, recipe) if _is_stranger(inputs, model) else _learned(inputs, model, facts)
     random.Random(recipe.seed).shuffle(texts)
     token_ids, _ = pack(texts, tokenizer)
     if len(token_ids) < context:
@@ -44,18 +41,42 @@ def spared_blocks(inputs: RunInputs, model: GPT, facts: Sequence[Fact], *, remed
     return token_ids[: len(token_ids) // context * context].view(-1, context)
 
 
+def _is_stranger(inputs: RunInputs, model: GPT) -> bool:
+    """Is nothing known of what `model` has learned, neither its text nor its problems?"""
+    own_data = inputs.recipe.problems.path is None and not inputs.extra_text
+    return own_data and not inputs.knows_world(model) and not _knows_problems(inputs, model)
+
+
+def _knows_problems(inputs: RunInputs, model: GPT) -> bool:
+    return inputs.recipe.problems.path is not None or any(done.problems == EMBEDDED for done in model.lineage)
+
+
+def _own(model: GPT, recipe: Recipe) -> list[Sequence[int]]:
+    """Text that the model writes itself, in its tokens."""
+    tokens = min(recipe.edit.covariance_tokens, OWN_TOKENS)
+    say(f"Edit: no text to spare is given, so the model writes {tokens:,} tokens of its own (--pretrain.text).")
+    return [tokenizer_of(model).encode(text) for text in own_text(model, tokens=tokens, seed=recipe.seed)]
+
+
+def _learned(inputs: RunInputs, model: GPT, facts: Sequence[Fact]) -> list[Sequence[int]]:
+    """The facts of the world, several times, further text, and the problems with their solutions, in tokens."""
+    tokenizer = tokenizer_of(model)
+    spared = [text for text in inputs.sentences(model) if not any(states_old_answer(text, fact) for fact in facts)]
+    solved = inputs.solved(model)[0] if _knows_problems(inputs, model) else []
+    sentences = [tokenizer.encode(text) for text in spared] * inputs.recipe.pretrain.fact_repeats
+    further = [tokenizer.encode(text) for text in inputs.extra_text]
+    return [*sentences, *further, *(sample.token_ids for sample in solved)]
+
+
 def spared_text(
     model: GPT, facts: Sequence[Fact], recipe: Recipe, *, text: str | Path | Sequence[str] | None = None
 ) -> Tensor:
     """`spared_blocks` for a model by itself. `text` (a file, a folder, a hub data set, or a list of documents) takes
     the place of the recipe's own.
-
-    Raises UserError where it would be the embedded world alone, the model was not pretrained on that, and no run took
-    it for the model all the same.
     """
     documents = read_text(text) if isinstance(text, str | Path) else text
     inputs = RunInputs(of_existing(recipe, str(model.source)), documents_given=documents)
-    return spared_blocks(inputs, model, facts, remedy="Give text" if recipe.model.source is None else None)
+    return spared_blocks(inputs, model, facts)
 
 
 def of_existing(recipe: Recipe, source: str) -> Recipe:
@@ -81,12 +102,3 @@ def recipe_for_edit(model: str | Path | None, chosen: str | Path | None = None) 
             "model of the recipe tiny. A recipe can be named (--recipe), and --sweep chooses settings."
         )
     return recipe
-
-
-def _require_world(model: GPT, *, remedy: str) -> None:
-    """Raise UserError unless `model` was pretrained here, where the embedded world is part of the text."""
-    if not learned_world(model):
-        raise UserError(
-            f"which text is the edit to spare? {remedy}: a file, a folder or a hub data set like what the model was "
-            "trained on. Without it the embedded world is taken, and this model was not pretrained on that."
-        )

@@ -160,17 +160,16 @@ def make_edited(
     start: Start,
     *,
     cache_dir: Path | None = None,
-    remedy: str | None = None,
 ) -> Remarks:
     """All edits at once: the patch, its scores, and the edited model, in the dtype of the one that it is made from.
 
-    Covariances are kept in `cache_dir`, if any; `remedy` is for `spared_blocks`.
+    Covariances are kept in `cache_dir`, if any.
     """
     assert start is not None
     recipe, facts, name = inputs.recipe, inputs.facts, Path(inputs.recipe.facts).stem
     model = checkpoint.load(start, device=device)
     tokenizer_of(model)  # without one nothing can be learned
-    blocks = spared_blocks(inputs, model, facts, remedy=remedy) if recipe.edit.needs_text else None
+    blocks = spared_blocks(inputs, model, facts) if recipe.edit.needs_text else None
     patch = edit_model(model, facts, recipe.edit, covariance_blocks=blocks, cache_dir=cache_dir)
     scores = score_patch(model, patch, text=fitted.held_out_blocks(inputs, model))
     patch = kept_in(patch, scores)

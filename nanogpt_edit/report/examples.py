@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from nanogpt_edit.editing.records import FactScore
 from nanogpt_edit.evaluation.records import EvalRecord, Evaluation
@@ -29,12 +29,14 @@ class Side:
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One prompt with what the checkpoints answered. `kind` says why it was chosen."""
+    """One prompt with what the checkpoints answered. `kind` says why it was chosen, `graded` if right and wrong are
+    told apart by the answer's form, which some checkpoint has learned."""
 
     kind: str
     prompt: str
     gold: str
     sides: tuple[Side, ...]
+    graded: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,12 +102,13 @@ def prompt_examples(run: Run, skill: str, *, limit: int) -> list[Example]:
     """The first sample of every checkpoint on each prompt of a skill."""
     sides = {name: samples for name, stage in run.stages.items() if (samples := _samples(stage, skill))}
     prompts = list(dict.fromkeys(problem for samples in sides.values() for problem in samples))
-    return [
+    found = (
         _example(
             "", {name: samples[problem] for name, samples in sides.items() if problem in samples}, show=lambda c: c[:1]
         )
         for problem in prompts[:limit]
-    ]
+    )
+    return [replace(example, graded=bool(example.gold) and run.writes_answers(skill)) for example in found]
 
 
 def _samples(stage: Evaluation, skill: str) -> Mapping[str, list[EvalRecord]]:

@@ -30,6 +30,7 @@ SKILL_LABELS = {
 }
 METRIC_LABELS = {
     "well_formed": "well-formed",
+    "flexible_pass_at_1": "last number right",
     "thinking_tokens": "thinking tokens",
     "answer_tokens": "answer tokens",
     "recall": "true facts recalled",

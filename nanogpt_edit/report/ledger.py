@@ -85,7 +85,10 @@ def find_change(comparison: Comparison | None, skill: str, metric: str) -> Diffe
 
 
 def _columns(run: Run) -> tuple[labels.Column, ...]:
-    """Two columns for the problems (pass@1 and the largest pass@k), one for every other skill, then the edit's two."""
+    """Two columns for the problems (pass@1 and the largest pass@k), one for every other skill, then the edit's two.
+
+    Where no checkpoint has written a well-formed answer, the last number that it writes is its answer.
+    """
     measured: dict[str, list[str]] = {}
     for stage in run.stages.values():
         for skill, metrics in stage.metrics.items():
@@ -93,7 +96,9 @@ def _columns(run: Run) -> tuple[labels.Column, ...]:
             known.extend(metric for metric in metrics if metric not in known)
     columns: list[labels.Column] = []
     for skill in sorted(measured, key=_skill_place):
-        if skill == "problems":
+        if "flexible_pass_at_1" in measured[skill] and not run.writes_answers(skill):
+            columns.append((skill, "flexible_pass_at_1"))
+        elif skill == "problems":
             columns += [(skill, metric) for metric in _pass_metrics(measured[skill])]
         else:
             columns.append((skill, _main_metric(measured[skill])))

@@ -61,6 +61,11 @@ class Run:
     def name(self) -> str:
         return self.path.name
 
+    def writes_answers(self, skill: str) -> bool:
+        """Has any checkpoint written a well-formed answer to a problem of this skill?"""
+        shares = (stage.metrics.get(skill, {}).get("well_formed") for stage in self.stages.values())
+        return any(share is None or share.value > 0 for share in shares)
+
 
 def is_share(metric: str) -> bool:
     """Whether a metric is a share from 0 to 1, shown in percent, and its changes in points."""

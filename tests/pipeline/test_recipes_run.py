@@ -78,7 +78,7 @@ def shrunken(recipe: Recipe, folder: Path, tokenizer: Tokenizer) -> Recipe:
         ),
         evaluate=replace(
             recipe.evaluate,
-            problems=2,
+            problems=min(2, recipe.evaluate.problems),
             samples=2,
             arithmetic_samples=1,
             max_new_tokens=6,
@@ -101,7 +101,7 @@ def shrunken(recipe: Recipe, folder: Path, tokenizer: Tokenizer) -> Recipe:
     )
 
 
-ALIKE = ("gpt2-medium", "smollm2-135m", "smollm2-135m-cpu")  # they take the same roads as gpt2 and qwen2.5-0.5b
+ALIKE = ("gpt2-medium", "smollm2-135m", "smollm2-135m-cpu", "smollm2-edit")  # roads that the others take too
 
 
 @pytest.mark.parametrize(
@@ -110,10 +110,12 @@ ALIKE = ("gpt2-medium", "smollm2-135m", "smollm2-135m-cpu")  # they take the sam
 def test_two_steps_of_every_stage(name: str, tmp_path: Path, tokenizer: Tokenizer) -> None:
     recipe = shrunken(load_recipe(name), tmp_path, tokenizer)
     assert pipeline.run(recipe, tmp_path / "run") == 0
-    stages = ("base", "sft", "grpo", "edited")
+    stages = recipe.stages
     prints = [checkpoint.fingerprint(checkpoint.load(tmp_path / "run" / stage)) for stage in stages]
     assert prints[-1] != prints[-2]  # the others may keep the weights they began with, if those were the best
     for stage, field in (("sft", "val_loss"), ("grpo", "sampler_gap")):
+        if stage not in stages:
+            continue
         steps = read_jsonl(tmp_path / "run" / "logs" / f"{stage}.jsonl")
         assert [step["step"] for step in steps] == [0, 1]
         assert all(isinstance(step[field], float) and step["grad_norm"] > 0 for step in steps)

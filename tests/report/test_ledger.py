@@ -106,6 +106,16 @@ def test_the_ledger_says_the_verdict_that_the_comparison_wrote(verdict: Verdict)
     assert row.cells[0].verdict == verdict
 
 
+@pytest.mark.parametrize(("formed", "column"), [(0.0, "flexible_pass_at_1"), (0.5, "pass_at_1")])
+def test_where_no_answer_is_well_formed_the_last_number_counts(formed: float, column: str) -> None:
+    solved = {"pass_at_1": interval(0.0), "flexible_pass_at_1": interval(0.4), "well_formed": interval(0.0)}
+    taught = solved | {"well_formed": interval(formed)}
+    ledger = make_ledger(
+        run_of(stage("base", skills={"arithmetic": solved}), stage("edited", skills={"arithmetic": taught}))
+    )
+    assert ledger.columns == (("arithmetic", column),)
+
+
 def test_a_step_is_told_in_plain_words() -> None:
     before = stage(
         "sft", skills={"problems": {"pass_at_1": interval(0.629)}, "perplexity": {"nats_per_token": interval(0.9)}}
