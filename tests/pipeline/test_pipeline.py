@@ -215,11 +215,16 @@ def test_a_run_makes_the_stages_that_its_recipe_names_and_speaks_of_no_others(
 
 
 def test_a_run_without_an_edit_reads_no_facts_to_edit(finished: Path, tmp_path: Path) -> None:
-    taken = replace(MICRO, stages=("base",), facts="no/such.jsonl", model=ModelConfig(source=str(finished / "base")))
+    few = replace(MICRO.evaluate, problems=0, phrasings=1)
+    source = ModelConfig(source=str(finished / "base"))
+    taken = replace(MICRO, stages=("base",), facts="no/such.jsonl", model=source, evaluate=few)
     assert pipeline.run(taken, tmp_path / "run") == 0
     summary = read_json(tmp_path / "run" / "summary.json")
     assert summary["edit"] is None
+    assert set(summary["stages"]["base"]) == {"arithmetic", "facts", "probes", "perplexity"}
     assert set(summary["stages"]["base"]["facts"]) == {"recall"}
+    recalls = (tmp_path / "run" / "eval" / "base_facts.jsonl").read_text().splitlines()
+    assert len(recalls) == summary["stages"]["base"]["facts"]["recall"]["n"]  # one prompt of each
     assert not (tmp_path / "run" / "edits").exists()
     assert not re.search("Edits|edited facts|Causal", (tmp_path / "run" / "report.md").read_text())
 
