@@ -22,6 +22,7 @@ from nanogpt_edit.data.splits import ProblemsConfig, load_splits
 from nanogpt_edit.model.config import GPTConfig
 from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.model.tokenizer import Tokenizer
+from nanogpt_edit.training.parallel import tokens_at_once
 from nanogpt_edit.training.sft import sft, validation_loss
 from nanogpt_edit.training.sft_config import SFTConfig
 
@@ -57,7 +58,7 @@ def main() -> None:
         evaluate_every=50,
         save_every=chosen.steps + 1,
     )
-    before = validation_loss(model, validation, max_tokens=settings.micro_batch_tokens)
+    before = validation_loss(model, validation, max_tokens=tokens_at_once(model, settings))
     peak = matrix_peak()
     with tempfile.TemporaryDirectory() as folder:
         started = time.perf_counter()
@@ -68,7 +69,7 @@ def main() -> None:
         steps = read_jsonl(log)
     tokens = sum(float(step["tokens_per_second"]) * float(step["seconds"]) for step in steps)
     targets = sum(float(step["target_tokens"]) for step in steps)
-    after = validation_loss(model, validation, max_tokens=settings.micro_batch_tokens)
+    after = validation_loss(model, validation, max_tokens=tokens_at_once(model, settings))
     inner = sum(weight.numel() for weight in model.blocks.parameters())
     flops = 6 * (inner * tokens + ROWS * config.n_embd * targets)  # of matrix products, forward and backward
     finish(

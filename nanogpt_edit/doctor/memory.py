@@ -10,8 +10,10 @@ from nanogpt_edit.doctor.findings import Finding
 from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.model.head import CHUNK_NUMBERS, KEPT_NUMBERS
 from nanogpt_edit.model.kv_cache import KVCache
+from nanogpt_edit.model.size import activation_bytes
 from nanogpt_edit.training.config import LoopConfig
 from nanogpt_edit.training.grpo_config import GRPOConfig
+from nanogpt_edit.training.parallel import tokens_at_once
 
 GIBIBYTE = 2**30
 
@@ -30,20 +32,17 @@ def check_memory(needed: int, available: int | None) -> Finding:
 def training_bytes(model: GPT, config: LoopConfig) -> int:
     """Roughly what one step holds at its peak: weights, gradients, moments, activations, logits; GRPO's cache.
 
-    Kept per token and block are the two norms' inputs and outputs, queries, keys, values, what attention gives, and the
-    two sides of the MLP's nonlinearity; attention itself keeps no scores. With activation checkpointing it is what goes
-    into each block, and one block's share of the rest. Of the logits a chunk is held three times: as log-probabilities,
+    Of the logits a chunk is held three times: as log-probabilities,
     as probabilities, and as their gradient; GRPO keeps those of a micro-batch, up to KEPT_NUMBERS. The weights' packed
     copies live while rollouts are sampled, when there are neither gradients nor activations.
     """
     shape, size = model.config, next(model.parameters()).element_size()
     parameters = sum(parameter.numel() for parameter in model.parameters())
     copies = 4 + (isinstance(config, GRPOConfig) and config.kl_coef > 0)  # weights, gradients, two moments; reference
-    tokens, per_block = config.micro_batch_tokens, 9 * shape.n_embd + 3 * shape.mlp_size
-    per_token = shape.n_layer * (shape.n_embd if config.activation_checkpointing else per_block)
-    per_token += per_block if config.activation_checkpointing else 0
+    tokens = tokens_at_once(model, config)
+    per_token = activation_bytes(shape, checkpointing=config.activation_checkpointing, itemsize=size)
     logits = tokens * shape.vocab_size
-    total = (parameters * copies + tokens * per_token) * size + 3 * 4 * min(logits, CHUNK_NUMBERS)
+    total = parameters * copies * size + tokens * per_token + 3 * 4 * min(logits, CHUNK_NUMBERS)
     if isinstance(config, GRPOConfig):
         total += 4 * min(logits, KEPT_NUMBERS)
         rows = config.problems_per_step * config.group_size

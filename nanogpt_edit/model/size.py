@@ -33,3 +33,16 @@ def check_fits(config: GPTConfig, dtype: torch.dtype | None = None) -> None:
     )
     needed = parameter_count(config) * dtype.itemsize + config.n_layer * BLOCK_OBJECTS
     sizes.check_fits(what, needed, remedy="choose smaller sizes")
+
+
+def activation_bytes(config: GPTConfig, *, checkpointing: bool, itemsize: int = 4) -> int:
+    """Roughly what a token keeps for the backward pass, in bytes.
+
+    In each block: the two norms' inputs and outputs, queries, keys and values, as they are made and as attention takes
+    them, what attention gives, and the sides of the MLP's nonlinearity. Attention itself keeps no scores. With
+    activation checkpointing it is what goes into each block, and one block's share of the rest.
+    """
+    sides = 4 if config.activation == "swiglu" else 2
+    per_block = 10 * config.n_embd + sides * config.mlp_size
+    numbers = config.n_layer * config.n_embd + per_block if checkpointing else config.n_layer * per_block
+    return numbers * itemsize

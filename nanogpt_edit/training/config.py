@@ -38,8 +38,10 @@ class LoopConfig(Settings):
     """AdamW's decay of the squared gradient."""
     grad_clip: float = 1.0
     """The gradient's norm is cut to this."""
-    micro_batch_tokens: int = 16_384
-    """Tokens that go through the model at once; memory only, the gradient is the same."""
+    micro_batch_tokens: int | None = None
+    """Tokens that go through the model at once; memory only, the gradient is the same (None: as many as keep 2 GiB for
+    the backward pass, or an eighth of the machine's memory where that is less; on a GPU a quarter of its memory; at
+    most 16,384)."""
     activation_checkpointing: bool = False
     """Compute each block's activations again in the backward pass instead of keeping them: a fraction of their memory,
     a third more arithmetic, the same gradient."""
@@ -56,7 +58,8 @@ class LoopConfig(Settings):
     def __post_init__(self) -> None:
         check_fields(self)
         at_least(0, self, "steps", "warmup_steps", "learning_rate", "muon_learning_rate", "weight_decay")
-        for name in ("evaluate_every", "save_every", "save_minutes", "micro_batch_tokens", "grad_clip"):
+        at_least(1, self, "micro_batch_tokens")
+        for name in ("evaluate_every", "save_every", "save_minutes", "grad_clip"):
             if not getattr(self, name) > 0:
                 raise UserError(f"is {getattr(self, name)}; it must be above 0.", field=name)
         for name in ("decay_share", "final_learning_rate"):

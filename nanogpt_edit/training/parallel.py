@@ -18,9 +18,15 @@ from torch.nn.parallel import DistributedDataParallel
 
 from nanogpt_edit.common import distributed
 from nanogpt_edit.common.errors import UserError
+from nanogpt_edit.common.sizes import machine_bytes
 from nanogpt_edit.model.gpt import GPT
+from nanogpt_edit.model.size import activation_bytes
+from nanogpt_edit.training.config import LoopConfig
 
 Item = TypeVar("Item")
+
+MOST_TOKENS = 16_384  # at once: more is no faster
+ACTIVATION_BYTES = 2**31  # on a CPU; the same on most machines, and so are the bits of a run
 
 
 class LossModule(nn.Module):
@@ -116,3 +122,15 @@ def gathered_tensor(tensor: Tensor) -> Tensor:
     """A tensor in one piece, also where its shards are with several processes."""
     full: Tensor = getattr(tensor, "full_tensor", lambda: tensor)()
     return full
+
+
+def tokens_at_once(model: GPT, config: LoopConfig) -> int:
+    """`micro_batch_tokens`, or as many as the memory there is has room for (see there)."""
+    if config.micro_batch_tokens is not None:
+        return config.micro_batch_tokens
+    if model.device.type == "cuda":
+        room = torch.cuda.get_device_properties(model.device).total_memory // 4
+    else:
+        room = min(ACTIVATION_BYTES, machine_bytes() // 8)
+    per_token = activation_bytes(model.config, checkpointing=config.activation_checkpointing)
+    return max(1, min(MOST_TOKENS, room // per_token))

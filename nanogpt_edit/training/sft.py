@@ -103,7 +103,7 @@ def sft(
         metrics = {"loss": loss, "grad_norm": norm, "target_tokens": problem_targets}
         if trainer.is_time_to_evaluate():
             with trainer.parallel.gathered() as whole:
-                metrics["val_loss"] = validation_loss(whole, validation, max_tokens=config.micro_batch_tokens)
+                metrics["val_loss"] = validation_loss(whole, validation, max_tokens=trainer.tokens_at_once)
             trainer.keep_if_best(-metrics["val_loss"])
         trainer.log(metrics, tokens=sum(len(row.token_ids) for row in rows))
     trainer.finish(config.keep)
@@ -113,14 +113,14 @@ def sft(
 def fit_first(trainer: Trainer, samples: Sequence[Sample], rows: Sequence[int]) -> None:
     """Fit the rows of new tokens in the trainer's model, as it is before its first step."""
     with trainer.parallel.gathered() as whole:
-        fit_new_rows(whole, samples, rows, max_tokens=trainer.config.micro_batch_tokens)
+        fit_new_rows(whole, samples, rows, max_tokens=trainer.tokens_at_once)
         if trainer.shard:
             states.fill(trainer.model.head_weight, whole.head_weight)
 
 
 def train_on(trainer: Trainer, rows: Sequence[Sample]) -> tuple[float, float]:
     """One optimizer step on `rows`, dealt out to the processes -> its loss and the norm of its gradient."""
-    batches = micro_batches(distributed.shard(rows), max_tokens=trainer.config.micro_batch_tokens)
+    batches = micro_batches(distributed.shard(rows), max_tokens=trainer.tokens_at_once)
     share, dummy = partial(share_of_loss, targets=target_tokens(rows)), collate(rows[:1])
     return trainer.parallel.backward(share, list(batches), dummy=dummy), trainer.apply_gradients()
 

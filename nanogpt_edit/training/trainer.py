@@ -32,7 +32,7 @@ from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.training import states
 from nanogpt_edit.training.config import Keep, LoopConfig, schedule_at
 from nanogpt_edit.training.optimizers import make_optimizers
-from nanogpt_edit.training.parallel import Parallel, gathered_tensor
+from nanogpt_edit.training.parallel import Parallel, gathered_tensor, tokens_at_once
 
 SKIPS_ALLOWED = 5  # steps in a row with a non-finite loss or gradient before the run stops
 
@@ -56,6 +56,7 @@ class Trainer:
         self._shown: dict[str, float] = {}  # of the step's metrics, in the line on the screen
         self.shard = shard
         model.activation_checkpointing = config.activation_checkpointing
+        self.tokens_at_once = tokens_at_once(model, config)
         self.parallel = Parallel(model, shard=shard)
         self.optimizers = make_optimizers(model, config)
         for optimizer in self.optimizers:

@@ -96,7 +96,7 @@ def descend(
         passes.append((replace(terms, loss=terms.loss.detach()), details))
         return terms.loss
 
-    batches = list(group_batches(distributed.shard(groups), max_tokens=config.micro_batch_tokens))
+    batches = list(group_batches(distributed.shard(groups), max_tokens=trainer.tokens_at_once))
     metrics = {"loss": trainer.parallel.backward(loss, batches, dummy=groups[:1])}
     own = passes[: len(batches)]  # what comes after them is there for the other processes' sake
     sums, gap = [0.0] * (1 + len(MEANS)), 0.0

@@ -240,15 +240,15 @@ def test_too_little_memory() -> None:
 
 
 def test_the_memory_estimate_by_hand() -> None:
-    # Two blocks of width 16, MLP width 64, V rows: per token 2 · (9 · 16 + 3 · 64) · 4 + 3 · V · 4 bytes; with
-    # checkpointing (2 · 16 + 9 · 16 + 3 · 64) · 4. GRPO keeps the logits once more.
+    # Two blocks of width 16, MLP width 64, V rows: per token 2 · (10 · 16 + 2 · 64) · 4 + 3 · V · 4 bytes; with
+    # checkpointing (2 · 16 + 10 · 16 + 2 · 64) · 4. GRPO keeps the logits once more.
     model = tiny_model()
     vocabulary = model.config.vocab_size
     parameters = sum(weight.numel() for weight in model.parameters())
     plain = LoopConfig(micro_batch_tokens=100)
-    assert training_bytes(model, plain) == 16 * parameters + 100 * (2688 + 12 * vocabulary)
+    assert training_bytes(model, plain) == 16 * parameters + 100 * (2304 + 12 * vocabulary)
     again = replace(plain, activation_checkpointing=True)
-    assert training_bytes(model, again) == 16 * parameters + 100 * (1472 + 12 * vocabulary)
+    assert training_bytes(model, again) == 16 * parameters + 100 * (1280 + 12 * vocabulary)
     rollout = replace(CONFIG, micro_batch_tokens=100)
     cache = 12 * KVCache.row_bytes(model.config, capacity=5, dtype=torch.float32) + 100 * 4 * vocabulary
     assert training_bytes(model, rollout) == training_bytes(model, plain) + 4 * parameters + cache

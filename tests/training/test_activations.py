@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,10 @@ from torch import Tensor
 
 from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.model.ragged import completion_states, packed_states
+from nanogpt_edit.model.size import activation_bytes
+from nanogpt_edit.training import parallel
 from nanogpt_edit.training.config import LoopConfig
+from nanogpt_edit.training.parallel import tokens_at_once
 from nanogpt_edit.training.pretrain import next_token_loss
 from nanogpt_edit.training.trainer import Trainer
 
@@ -60,6 +64,33 @@ def test_the_gradient_is_the_same_bit_for_bit(loss: Callable[[GPT], Tensor], fam
     found, fewer_bytes = gradients_and_bytes(loss, model)
     assert all(torch.equal(ours, theirs) for ours, theirs in zip(found, expected, strict=True))
     assert fewer_bytes < kept_bytes / 3
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_what_a_token_keeps_is_estimated_within_a_fifth(family: str) -> None:
+    mlp_size = None if family == "gpt2" else 704
+    config = replace(
+        tiny_config(family, vocab_size=40, block_size=24),
+        n_layer=4,
+        n_embd=256,
+        mlp_dim=mlp_size,
+        tie_embeddings=True,
+    )
+    of_four_rows = partial(packed_states, token_ids=ROWS.flatten(), lengths=torch.tensor([16] * 4))
+    _, kept_bytes = gradients_and_bytes(lambda model: of_four_rows(model).sum(), GPT(config, seed=0))
+    assert kept_bytes / 64 == pytest.approx(activation_bytes(config, checkpointing=False), rel=0.2)
+
+
+def test_as_many_tokens_go_through_at_once_as_memory_has_room_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """2 GiB, or an eighth of the memory where that is less, over what a token keeps; else what the settings say."""
+    model = GPT(tiny_config("gpt2"), seed=0)
+    monkeypatch.setattr(parallel, "activation_bytes", lambda *given, **more: 2**20)
+    assert tokens_at_once(model, LoopConfig()) == 2048
+    monkeypatch.setattr(parallel, "machine_bytes", lambda: 2**30)
+    assert tokens_at_once(model, LoopConfig()) == 128
+    assert tokens_at_once(model, LoopConfig(micro_batch_tokens=5000)) == 5000
+    monkeypatch.setattr(parallel, "activation_bytes", lambda *given, **more: 1)
+    assert tokens_at_once(model, LoopConfig()) == 16_384
 
 
 def test_it_is_on_while_a_stage_trains(tmp_path: Path) -> None:
