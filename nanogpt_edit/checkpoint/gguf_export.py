@@ -8,8 +8,10 @@ second copy of the model is made.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +29,7 @@ from nanogpt_edit.checkpoint.lineage import lineage_json
 from nanogpt_edit.checkpoint.weights import all_parameters, fingerprint
 from nanogpt_edit.common.errors import UserError
 from nanogpt_edit.common.files import atomic_file, check_writable
+from nanogpt_edit.model.config import GPTConfig
 from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.model.tokenizer import tokenizer_of
 
@@ -66,16 +69,32 @@ def write_gguf(model: GPT, file: Path, *, type: FileType, notes: Mapping[str, st
         "nanogpt_edit.fingerprint": fingerprint(model),
         **notes,
     }
-    writer = GGUFWriter(None, model.config.model_type)
+    write_file(file, model.config.model_type, metadata, partial(_tensors, model), partial(_kind, type, model.config))
+
+
+def write_file(
+    file: Path,
+    architecture: str,
+    metadata: Mapping[str, object],
+    tensors: Callable[[str], Iterator[tuple[str, Tensor]]],
+    kind_of: Callable[[str], GGMLQuantizationType],
+) -> None:
+    """Write a GGUF file, complete or not at all.
+
+    `tensors` gives names and tensors on a device, in the same order every time: first on "meta" for the shapes, which
+    come before the numbers, and then on the CPU. `kind_of` says as what a tensor is stored.
+    """
+    writer = GGUFWriter(None, architecture)
     for key, value in metadata.items():
         writer.add_key_value(key, value, _value_type(value))
-    kinds = dict(_described(model, type, writer))
+    for name, tensor in tensors("meta"):
+        _describe(writer, name, tuple(tensor.shape), kind_of(name))
     with atomic_file(file) as temporary, closing(writer):
         writer.write_header_to_file(temporary)
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
-        for name, tensor in _tensors(model, "cpu"):
-            writer.write_tensor_data(_numbers(name, tensor, kinds[name]))
+        for name, tensor in tensors("cpu"):
+            writer.write_tensor_data(_numbers(name, tensor, kind_of(name)))
 
 
 def refuse_existing(file: Path) -> None:
@@ -102,22 +121,21 @@ def _tensors(model: GPT, device: str) -> Iterator[tuple[str, Tensor]]:
         yield from gguf_names.stored_as(name, model.config).parts(weight.detach().to(device))
 
 
-def _described(model: GPT, type: FileType, writer: GGUFWriter) -> Iterator[tuple[str, GGMLQuantizationType]]:
-    """Tell `writer` the name, shape and kind of every tensor, which come before the numbers -> names and kinds."""
-    for name, tensor in _tensors(model, "meta"):
-        kind = KINDS[type][0] if gguf_names.may_be_rounded(name, model.config) else GGMLQuantizationType.F32
-        block = GGML_QUANT_SIZES[kind][0]
-        if tensor.shape[-1] % block:
-            raise UserError(
-                f"{type} stores rows in blocks of {block} numbers, and {name} has rows of {tensor.shape[-1]}; use f16, "
-                "bf16 or f32."
-            )
-        floats = {GGMLQuantizationType.F32: np.float32, GGMLQuantizationType.F16: np.float16}.get(kind)
-        shape = tuple(tensor.shape) if floats else quant_shape_to_byte_shape(tensor.shape, kind)
-        stored = np.empty(0, dtype=floats or np.uint8)
-        size = stored.itemsize * int(np.prod(shape))
-        writer.add_tensor_info(name, shape, stored.dtype, size, raw_dtype=kind)
-        yield name, kind
+def _kind(type: FileType, config: GPTConfig, name: str) -> GGMLQuantizationType:
+    return KINDS[type][0] if gguf_names.may_be_rounded(name, config) else GGMLQuantizationType.F32
+
+
+def _describe(writer: GGUFWriter, name: str, shape: tuple[int, ...], kind: GGMLQuantizationType) -> None:
+    block = GGML_QUANT_SIZES[kind][0]
+    if shape[-1] % block:
+        raise UserError(
+            f"{kind.name.lower()} stores rows in blocks of {block} numbers, and {name} has rows of {shape[-1]}; use "
+            "f16, bf16 or f32."
+        )
+    floats = {GGMLQuantizationType.F32: np.float32, GGMLQuantizationType.F16: np.float16}.get(kind)
+    stored_shape = shape if floats else quant_shape_to_byte_shape(shape, kind)
+    number = np.dtype(floats or np.uint8)
+    writer.add_tensor_info(name, stored_shape, number, number.itemsize * math.prod(stored_shape), raw_dtype=kind)
 
 
 def _numbers(name: str, tensor: Tensor, kind: GGMLQuantizationType) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:

@@ -34,7 +34,7 @@ class Flag:
 
     @property
     def items(self) -> tuple[object, int | None]:
-        """The type of each of its values, and how many there are (None: any number)."""
+        """The type of its values (of a pair: of the first), and how many there are (None: any number)."""
         kind, arguments = _without_none(self.kind), get_args(_without_none(self.kind))
         if get_origin(kind) is tuple:
             return arguments[0], None if arguments[-1] is ... else len(arguments)
@@ -45,8 +45,10 @@ class Flag:
         kind, count = self.items
         if len(words) < (count or 0):
             raise UserError(f"missing value for argument '{self.name}': it takes {count}, found {len(words)}.")
-        for word in words:
-            self._check_value(kind, word)
+        mixed = count is not None and count > 1
+        kinds = get_args(_without_none(self.kind)) if mixed else (kind,) * len(words)
+        for each, word in zip(kinds, words, strict=False):
+            self._check_value(each, word)
 
     def _check_value(self, kind: object, word: str) -> None:
         shown = repr(word if len(word) <= MOST_SHOWN else word[: MOST_SHOWN - 1] + "…")

@@ -1,4 +1,4 @@
-"""What `nanogpt-edit patch show | apply | revert | drop | merge | diff` do with the patch an edit left."""
+"""What `nanogpt-edit patch show | apply | revert | drop | merge | diff | export` do with the patch an edit left."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from nanogpt_edit.checkpoint.checkpoint import fingerprint, load
-from nanogpt_edit.commands.patch_verbs import Apply, Diff, Drop, Merge, Revert, Show
+from nanogpt_edit.commands.patch_verbs import Apply, Diff, Drop, Export, Merge, Revert, Show
 from nanogpt_edit.common.errors import UserError, visible
+from nanogpt_edit.common.files import read_json
 from nanogpt_edit.common.terminal import say
 from nanogpt_edit.data.facts import Fact
+from nanogpt_edit.editing.adapters import write_gguf_adapter, write_peft
 from nanogpt_edit.editing.covariance_cache import default_cache_dir
 from nanogpt_edit.editing.patch import EditPatch
 from nanogpt_edit.editing.patch_files import carried_patches, load_patch, save_edited, save_patch
@@ -128,6 +130,27 @@ def _keep(made: EditPatch, out: Path) -> int:
     save_patch(made, out)
     print(f"{made.describe()}: {out}")
     return 0
+
+
+def export(chosen: Export) -> int:
+    kind, out = chosen.to
+    found = load_patch(chosen.patch)
+    base = chosen.model or str(model_beside(chosen.patch, found))
+    model = load(base)
+    if kind == "peft":
+        write_peft(found, model, out, base=base)
+    else:
+        write_gguf_adapter(found, model, out)
+    print(f"The adapter for {base}: {out}")
+    return 0
+
+
+def model_beside(path: Path, patch: EditPatch) -> Path:
+    """The model in the same run's folder that a patch was made for. Raises UserError where there is none."""
+    for file in sorted(path.resolve().parent.parent.glob("*/lineage.json")):
+        if patch.base_fingerprint and read_json(file).get("fingerprint") == patch.base_fingerprint:
+            return file.parent
+    raise UserError(f"the model that {path} was made for is not beside it; name it with --model.")
 
 
 def diff(chosen: Diff) -> int:

@@ -6,7 +6,7 @@ import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -91,6 +91,18 @@ class Diff:
     """Another one."""
 
 
+@dataclass(frozen=True)
+class Export:
+    """Write a patch as a LoRA adapter, which peft, vLLM and llama.cpp add to the untouched model, with a dial."""
+
+    patch: PatchFile
+    """The .safetensors file that an edit wrote."""
+    to: tuple[Literal["peft", "gguf"], Path]
+    """`peft DIR` for peft and vLLM, `gguf FILE` for llama.cpp's --lora."""
+    model: str | None = None
+    """The model as it was before the edit (None: the one of the run in whose folder the patch lies)."""
+
+
 VERBS: dict[str, type[Any]] = {
     "show": Show,
     "apply": Apply,
@@ -98,6 +110,7 @@ VERBS: dict[str, type[Any]] = {
     "drop": Drop,
     "merge": Merge,
     "diff": Diff,
+    "export": Export,
 }
 
 

@@ -11,6 +11,7 @@ from nanogpt_edit.checkpoint.tensors import tensor_sha256
 from nanogpt_edit.common.arguments import checked
 from nanogpt_edit.common.files import write_text
 from nanogpt_edit.common.terminal import progress
+from nanogpt_edit.editing.adapters import described
 from nanogpt_edit.editing.patch import EditPatch, edited_weight
 from nanogpt_edit.editing.patch_files import carried_patches
 from nanogpt_edit.model.gpt import GPT
@@ -44,23 +45,3 @@ def patches_in(model: GPT) -> list[tuple[str, EditPatch]]:
         for layer, update in last.items()
     )
     return carried if stands else []
-
-
-def described(name: str, patch: EditPatch) -> dict[str, object]:
-    """What a reader of the file learns of an edit: which facts, how, and of which weights."""
-    return {
-        "name": name,
-        "method": patch.config.method,
-        "layers": list(patch.layers),
-        "created": patch.created,
-        "base_fingerprint": patch.base_fingerprint,
-        "facts": [
-            {
-                "prompt": fact.prompt,
-                "subject": fact.subject,
-                "target_true": fact.target_true,
-                "target_new": fact.target_new,
-            }
-            for fact in patch.facts
-        ],
-    }
