@@ -12,8 +12,8 @@ from nanogpt_edit.doctor.findings import Finding
 from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.training.grpo_config import GRPOConfig
 from nanogpt_edit.training.rollouts import RolloutGroup, describe
-from nanogpt_edit.training.stall_watch import why_stalled
-from nanogpt_edit.training.update import LARGEST_SAMPLER_GAP, UpdateSize, group_terms
+from nanogpt_edit.training.stall_watch import LARGEST_SAMPLER_GAP, why_stalled
+from nanogpt_edit.training.update import UpdateSize, group_terms
 
 PROBLEMS_ASKED = 16  # of the first rollout
 LITTLE_SIGNAL = 0.2  # share of groups

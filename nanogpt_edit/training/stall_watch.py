@@ -12,6 +12,9 @@ from nanogpt_edit.training.rollouts import RolloutGroup
 from nanogpt_edit.training.trainer import logged
 
 QUIET_STEPS = 20  # from one sentence about a stall to the next
+LARGEST_SAMPLER_GAP = (
+    0.05  # nats; float32 stays under 1e-3, bfloat16 of a small model under this, of a deep one near 0.5
+)
 
 
 class StallWatch:
@@ -20,9 +23,18 @@ class StallWatch:
     def __init__(self, config: GRPOConfig, log: Path) -> None:
         self.config, self.log = config, log
         self.quiet_until = self.short_steps = 0
+        self.gap_said = LARGEST_SAMPLER_GAP / 2
 
     def look(self, step: int, kept: Sequence[RolloutGroup], metrics: Mapping[str, float]) -> None:
-        """Say what held the step back: too few groups that refill could find, or no signal in any of them."""
+        """Say what held the step back: too few groups that refill could find, or no signal in any of them; and where
+        sampler and trainer part, again only when twice as far."""
+        if metrics["sampler_gap"] > 2 * self.gap_said:
+            self.gap_said = metrics["sampler_gap"]
+            say(
+                f"grpo: step {step}: sampler and trainer disagree by {self.gap_said:.3f} nats on a token they should "
+                f"agree on; the update is off-policy by that much. Rounding in bfloat16 does that in a deep model; in "
+                f"float32 something is wrong. Every step's is in the log."
+            )
         if self.config.dynamic_sampling == "refill" and len(kept) < self.config.problems_per_step:
             self.short_steps += 1
             if self.short_steps == 1:
