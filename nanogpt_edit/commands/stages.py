@@ -19,10 +19,9 @@ from nanogpt_edit.commands.parse import parse
 from nanogpt_edit.common import distributed
 from nanogpt_edit.common.device import choose_device
 from nanogpt_edit.common.errors import UserError
-from nanogpt_edit.common.files import write_text
+from nanogpt_edit.common.files import cache_folder, write_text
 from nanogpt_edit.common.settings import differences, read_settings, to_table, write_settings
 from nanogpt_edit.common.terminal import say
-from nanogpt_edit.editing.covariance_cache import default_cache_dir
 from nanogpt_edit.model.tokenizer import tokenizer_of
 from nanogpt_edit.pipeline import fitted, stages
 from nanogpt_edit.pipeline.checks import check_rewards, check_sizes
@@ -84,7 +83,7 @@ def edit(arguments: list[str]) -> int:
     if chosen.sweep:
         refuse_unread(recipe, unread)
         return choose_settings(chosen, recipe)
-    make = partial(stages.make_edited, cache_dir=default_cache_dir())
+    make = partial(stages.make_edited, cache_dir=cache_folder())
     own: tuple[Part, ...] = () if recipe.problems.path is None else ("problems",)  # the embedded ones are not learned
     edited = replace(stages.EDITED, make=make, reads=(*own, *stages.EDITED.reads))
     return run_alone(edited, chosen, recipe, default=unread)
@@ -119,7 +118,7 @@ def choose_settings(chosen: Edit, recipe: Recipe) -> int:
             covariance_blocks=(spared_blocks(inputs, model, inputs.facts) if chosen.edit.needs_text else None),
             text=fitted.held_out_blocks(inputs, model),
             log=chosen.out / "sweep.jsonl",
-            cache_dir=default_cache_dir(),
+            cache_dir=cache_folder(),
         )
         write_text(chosen.out / "sweep.toml", tomli_w.dumps({"edit": to_table(found.chosen)}))
     print(HEADER, *(trial.describe() for trial in found.trials), sep="\n")

@@ -26,6 +26,7 @@ from nanogpt_edit.common.errors import UserError, reason_of, unreadable
 MANY = 8  # names of a folder that an error lists
 GZIP_LEVEL = 3  # half the time of the usual 6 for a few per cent more bytes
 MOST_DIGITS = 400  # of a whole number: more than any float has before its point
+CACHE_VARIABLE = "NANOGPT_EDIT_CACHE"
 HALF_CHARACTER = re.compile(r"\\u[dD][89a-fA-F]")  # as JSON escapes the halves of surrogate pairs, whole pairs too
 
 
@@ -67,6 +68,13 @@ def atomic_directory(path: Path) -> Iterator[Path]:
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
         shutil.rmtree(replaced, ignore_errors=True)
+
+
+def cache_folder() -> Path:
+    """$NANOGPT_EDIT_CACHE, else nanogpt_edit in the user's cache folder."""
+    if chosen := os.environ.get(CACHE_VARIABLE):
+        return Path(chosen)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "nanogpt_edit"
 
 
 def make_folder(path: Path) -> None:

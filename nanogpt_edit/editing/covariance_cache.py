@@ -20,7 +20,7 @@ from nanogpt_edit.checkpoint.checked import read_checked, write_checked
 from nanogpt_edit.checkpoint.checkpoint import fingerprint
 from nanogpt_edit.checkpoint.tensors import tensor_sha256
 from nanogpt_edit.common.errors import UserError, reason_of
-from nanogpt_edit.common.files import check_writable
+from nanogpt_edit.common.files import CACHE_VARIABLE, check_writable
 from nanogpt_edit.common.records import Place, to_dataclass
 from nanogpt_edit.common.sizes import size_in_words
 from nanogpt_edit.common.terminal import say
@@ -28,8 +28,7 @@ from nanogpt_edit.editing.covariance import Covariance, collect
 from nanogpt_edit.model.gpt import GPT
 
 PATTERN = "covariance-*.safetensors"
-PLACE_VARIABLE = "NANOGPT_EDIT_CACHE"
-NOT_KEPT = f"The covariances are not kept for a later edit; {PLACE_VARIABLE} can name another folder for them."
+NOT_KEPT = f"The covariances are not kept for a later edit; {CACHE_VARIABLE} can name another folder for them."
 
 
 @dataclass(frozen=True)
@@ -39,13 +38,6 @@ class CachedCovariance:
     path: Path
     size_bytes: int
     covariance: Covariance | None
-
-
-def default_cache_dir() -> Path:
-    """$NANOGPT_EDIT_CACHE, else nanogpt_edit in the user's cache folder."""
-    if chosen := os.environ.get(PLACE_VARIABLE):
-        return Path(chosen)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "nanogpt_edit"
 
 
 def covariances(
@@ -142,7 +134,7 @@ def check_cache(cache_dir: Path) -> None:
         return
     except OSError as error:
         raise UserError(
-            f"{cache_dir}: no folder that can be read ({reason_of(error)}); let {PLACE_VARIABLE} name another."
+            f"{cache_dir}: no folder that can be read ({reason_of(error)}); let {CACHE_VARIABLE} name another."
         ) from None
 
 

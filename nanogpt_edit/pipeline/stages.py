@@ -82,7 +82,8 @@ def make_base(
     check: Callable[[RunInputs, GPT], None] | None = None,
 ) -> Remarks:
     """An existing model, taken over; or a new one, pretrained on the base text. `check` is asked before it trains."""
-    model = new_model(inputs, device) if start is None else checkpoint.load(start, device=device)
+    pinned = inputs.recipe.model.sha256
+    model = new_model(inputs, device) if start is None else checkpoint.load(start, device=device, sha256=pinned)
     tokenizer = tokenizer_of(model)
     if check is not None:
         check(inputs, model)

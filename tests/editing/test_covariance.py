@@ -14,6 +14,7 @@ from edit_world import covariance_blocks, random_model
 
 from nanogpt_edit import cli
 from nanogpt_edit.common.errors import UserError
+from nanogpt_edit.common.files import cache_folder
 from nanogpt_edit.common.sizes import size_in_words
 from nanogpt_edit.editing import covariance as covariance_module
 from nanogpt_edit.editing import covariance_cache
@@ -22,7 +23,6 @@ from nanogpt_edit.editing.covariance_cache import (
     cached_covariances,
     clear_covariances,
     covariances,
-    default_cache_dir,
     load_covariance,
 )
 from nanogpt_edit.model.gpt import GPT
@@ -165,7 +165,7 @@ def test_the_verb_lists_what_is_kept_and_clears_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("NANOGPT_EDIT_CACHE", str(tmp_path))
-    assert default_cache_dir() == tmp_path
+    assert cache_folder() == tmp_path
     covariances(
         random_model(), covariance_blocks()[:20], layers=[0, 1], max_tokens=10**6, tolerance=0.01, cache_dir=tmp_path
     )
