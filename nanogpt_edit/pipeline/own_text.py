@@ -16,8 +16,8 @@ from nanogpt_edit.model.tokenizer import END_OF_TEXT_NAMES, Tokenizer, tokenizer
 
 OPENING = "The"  # of a text, for a model of which no token says that one begins
 DOCUMENT_TOKENS = 64
-AT_ONCE = 32  # documents: more are little faster on a CPU, and the first one would be long in coming
-TOP_P = 0.95  # rare tokens lead a small model astray, and it goes on from there
+AT_ONCE = 64  # documents: more are little faster on a CPU, and the first one would be long in coming
+TOP_K = 50  # rare tokens lead a small model astray, and it goes on from there
 
 
 def own_text(model: GPT, *, tokens: int, seed: int) -> list[str]:
@@ -28,8 +28,7 @@ def own_text(model: GPT, *, tokens: int, seed: int) -> list[str]:
     documents = math.ceil(tokens / length)
     sampling = RestrictedSampling(
         temperature=1.0,
-        top_k=None,
-        top_p=TOP_P,
+        top_k=TOP_K,
         max_new_tokens=length,
         seed=seed,
         banned_ids=tokenizer.reasoning_ids,
