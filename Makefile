@@ -23,7 +23,7 @@ help:
 	@echo "make demo    install into $(VENV), run the tiny recipe, say where the report is"
 	@echo "make real    install, fetch SmolLM2-135M (93 MB), rewrite fifty facts in it, say where the report is"
 	@echo "make test    install with the test extras, run the test suite"
-	@echo "make interop install lm-evaluation-harness and llama.cpp's converter into $(INTEROP), try saved models with them"
+	@echo "make interop install lm-evaluation-harness, peft and llama.cpp (built with cmake) into $(INTEROP), try our files with them"
 	@echo "make slow    the tests that take longest, minutes"
 	@echo "make bench   install with the peers, time generation and training beside them on a small model (minutes)"
 	@echo "make check   formatting, lint and types"
@@ -94,8 +94,10 @@ $(INTEROP)/.installed: $(PINS)
 	$(PYTHON) -m venv $(INTEROP)
 	$(INTEROP)/bin/python -m pip install --constraint constraints.txt --editable '.[interop]'
 	$(INTEROP)/bin/python -m pip download --no-deps --no-build-isolation --no-binary llama-cpp-python \
-		--dest $(LLAMA_CPP) llama-cpp-python
+		--constraint constraints.txt --dest $(LLAMA_CPP) llama-cpp-python
 	tar xzf $(LLAMA_CPP)/*.tar.gz -C $(LLAMA_CPP)
+	CMAKE_BUILD_PARALLEL_LEVEL=$$(getconf _NPROCESSORS_ONLN) $(INTEROP)/bin/python -m pip install \
+		--constraint constraints.txt --no-binary llama-cpp-python llama-cpp-python
 	@touch $@
 
 clean:

