@@ -22,7 +22,7 @@ from nanogpt_edit.pipeline.recipe import ModelConfig, load_recipe
 
 SOURCE = "pip:Small_Model==1.0"
 ABOUT = {
-    "small_model-1.0.dist-info/METADATA": b"Metadata-Version: 2.1\nName: small_model\nVersion: 1.0\nRequires-Dist: no\n",
+    "small_model-1.0.dist-info/METADATA": b"Metadata-Version: 2.1\nName: small_model\nVersion: 1.0\n",
     "small_model-1.0.dist-info/WHEEL": b"Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
     "small_model-1.0.dist-info/RECORD": b"",
     "small_model/__init__.py": b"raise SystemExit('nothing of a wheel is run')",
