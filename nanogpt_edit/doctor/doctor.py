@@ -22,7 +22,7 @@ from nanogpt_edit.doctor.data_checks import (
 )
 from nanogpt_edit.doctor.findings import Finding
 from nanogpt_edit.doctor.memory import available_bytes, check_memory, training_bytes
-from nanogpt_edit.doctor.model_checks import PROBLEMS_ASKED, check_agreement, check_signal, check_weights
+from nanogpt_edit.doctor.model_checks import PROBLEMS_ASKED, check_agreement, check_signal, check_warmup, check_weights
 from nanogpt_edit.engine.engine import Engine
 from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.model.tokenizer import tokenizer_of
@@ -37,6 +37,7 @@ def check_pretrain(model: GPT, documents: Sequence[str], held_out: Sequence[str]
     """Everything that can be seen before pretraining on `documents`; `held_out` is what the perplexity is of."""
     return [
         check_held_out(documents, held_out),
+        check_warmup(config),
         check_memory(training_bytes(model, config), available_bytes(model.device)),
     ]
 
@@ -53,6 +54,7 @@ def check_sft(
         check_leak(train, test),
         check_lengths(samples, problems=len(train), block_size=model.config.block_size),
         check_weights(model),
+        check_warmup(config),
         check_memory(training_bytes(model, config), available_bytes(model.device)),
     ]
 
@@ -67,6 +69,7 @@ def check_grpo(
         check_leak(train, test),
         *check_agreement(model, groups, config),
         check_signal(groups),
+        check_warmup(config),
         check_memory(training_bytes(model, config), available_bytes(model.device)),
     ]
 

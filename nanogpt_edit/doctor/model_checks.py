@@ -10,6 +10,7 @@ import torch
 
 from nanogpt_edit.doctor.findings import Finding
 from nanogpt_edit.model.gpt import GPT
+from nanogpt_edit.training.config import LoopConfig
 from nanogpt_edit.training.grpo_config import GRPOConfig
 from nanogpt_edit.training.rollouts import RolloutGroup, describe
 from nanogpt_edit.training.stall_watch import LARGEST_SAMPLER_GAP, why_stalled
@@ -30,6 +31,18 @@ def check_weights(model: GPT) -> Finding:
         "fail",
         f"{len(broken)} tensors hold values that are not finite (the first: {broken[0]})",
         "take an earlier checkpoint, or fetch the model again",
+    )
+
+
+def check_warmup(config: LoopConfig) -> Finding:
+    """Does the learning rate reach its peak?"""
+    if config.warmup_steps < config.steps:
+        return Finding("warm-up", "ok", f"{config.warmup_steps} of {config.steps} steps")
+    return Finding(
+        "warm-up",
+        "warn",
+        f"{config.warmup_steps} steps of {config.steps}, so the learning rate never reaches its peak",
+        "lower warmup_steps",
     )
 
 

@@ -10,6 +10,7 @@ from nanogpt_edit.common.errors import UserError, at_least
 from nanogpt_edit.common.records import Settings, check_fields
 
 Keep = Literal["best", "last", "both"]
+NEVER_WARM = 1000  # so many times the steps there are, a warm-up is a mistake
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,12 @@ class LoopConfig(Settings):
         for name in ("evaluate_every", "save_every", "save_minutes", "grad_clip"):
             if not getattr(self, name) > 0:
                 raise UserError(f"is {getattr(self, name)}; it must be above 0.", field=name)
+        if self.warmup_steps > NEVER_WARM * max(1, self.steps):
+            raise UserError(
+                f"is {self.warmup_steps}, and there are {self.steps} steps: the learning rate would stay at nothing; "
+                "use fewer.",
+                field="warmup_steps",
+            )
         for name in ("decay_share", "final_learning_rate"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"is {getattr(self, name)}; it is a share, in [0, 1].", field=name)

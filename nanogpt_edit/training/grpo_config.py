@@ -10,6 +10,7 @@ from nanogpt_edit.engine.sampling_config import check_temperature
 from nanogpt_edit.training.config import Keep, LoopConfig
 
 Advantage = Literal["zscore", "mean"]
+MOST_ROUNDS = 100
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class GRPOConfig(LoopConfig):
     """What the loss is averaged over: all tokens of the step (DAPO), the tokens of each completion first (GRPO), or a
     constant, completions × max_new_tokens (Dr. GRPO; needs a larger learning rate)."""
     updates_per_rollout: int = 1
-    """Optimizer steps per rollout; each takes its share of the groups."""
+    """Optimizer steps per rollout; each takes its share of the groups (one at least)."""
     clip_low: float = 0.2
     """A token's probability ratio is not pushed below 1 - clip_low …"""
     clip_high: float = 0.28
@@ -84,6 +85,12 @@ class GRPOConfig(LoopConfig):
         at_least(1, self, *counts)
         at_least(0, self, "clip_high", "kl_coef", "entropy_coef", "final_entropy_coef", "overlong_penalty")
         at_least(0, self, "max_resample_rounds", "detailed_rollouts")
+        if self.max_resample_rounds > MOST_ROUNDS:
+            raise UserError(
+                f"is {self.max_resample_rounds}; it can be {MOST_ROUNDS} at most: where so many rollouts carry no "
+                "signal, another reward or other problems are needed.",
+                field="max_resample_rounds",
+            )
         if not 0 <= self.clip_low < 1:
             raise UserError(f"is {self.clip_low}; it must be in [0, 1).", field="clip_low")
         if self.dual_clip is not None and self.dual_clip <= 1 + self.clip_high:

@@ -185,7 +185,7 @@ class Trainer:
             for optimizer in self.optimizers:
                 for moment, value in optimizer.state.get(parameter, {}).items():
                     tensors[f"{moment}/{name}"] = value
-        notes = {"step": self.step, "best_score": self.best_score}
+        notes = {"step": self.step, "best_score": self.best_score, "threads": torch.get_num_threads()}
         states.save_step(self.state, tensors, notes, shards=self.shard)
         self._saved_at = time.perf_counter()
 
@@ -203,6 +203,13 @@ class Trainer:
         if notes is not None:
             self.step, self.best_score = int(notes["step"]), float(notes["best_score"])
             say(f"{self.label}: goes on at step {self.step} of {self.config.steps}.")
+            now = torch.get_num_threads()
+            before = int(notes.get("threads", now))
+            if before != now:
+                say(
+                    f"{self.label}: it had {before} threads and goes on with {now}; the weights come out a little "
+                    f"different from those of {before} alone (--threads {before})."
+                )
         if distributed.is_first() and self.log_path.exists():
             lines, steps = read_jsonl(self.log_path, log=True), logged(self.log_path, "step")
             write_jsonl(self.log_path, [line for line, step in zip(lines, steps, strict=True) if step < self.step])

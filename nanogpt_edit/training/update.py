@@ -59,7 +59,8 @@ class Updated:
 def update(reference: GPT | None, groups: Sequence[RolloutGroup], config: GRPOConfig, trainer: Trainer) -> Updated:
     """Optimizer steps on the groups of one rollout; a metric that nothing was measured of is NaN."""
     entropy_coef = config.entropy_coef_at(trainer.step)
-    parts = [groups[i :: config.updates_per_rollout] for i in range(config.updates_per_rollout)]
+    shares = min(config.updates_per_rollout, len(groups))
+    parts = [groups[i::shares] for i in range(shares)]
     parts = [part for part in parts if UpdateSize.of(part).tokens]
     metrics = dict.fromkeys(("loss", *MEANS, "grad_norm", "sampler_gap"), 0.0 if parts else math.nan)
     details: list[GroupDetail] = []

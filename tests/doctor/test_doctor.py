@@ -25,7 +25,7 @@ from nanogpt_edit.doctor.data_checks import (
 from nanogpt_edit.doctor.doctor import check_grpo, check_pretrain, check_sft, first_rollout
 from nanogpt_edit.doctor.findings import Finding, verdict
 from nanogpt_edit.doctor.memory import check_memory, training_bytes
-from nanogpt_edit.doctor.model_checks import check_agreement, check_signal, check_weights
+from nanogpt_edit.doctor.model_checks import check_agreement, check_signal, check_warmup, check_weights
 from nanogpt_edit.engine.completion import Completion
 from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.model.kv_cache import KVCache
@@ -65,10 +65,10 @@ def groups(*rewards: tuple[float, ...], well_formed: float = 1.0, finish_reason:
 
 def test_a_healthy_start_is_one_line() -> None:
     findings = check_pretrain(tiny_model(), ["one text"], ["another"], SFT)
-    assert [finding.level for finding in findings] == ["ok"] * 2
+    assert [finding.level for finding in findings] == ["ok"] * 3
     findings = check_sft(tiny_model(), TRAIN, TEST, samples(), SFT)
-    assert [finding.level for finding in findings] == ["ok"] * 6
-    assert verdict(findings, stage="sft") == "Doctor before sft: 6 checks, all fine."
+    assert [finding.level for finding in findings] == ["ok"] * 7
+    assert verdict(findings, stage="sft") == "Doctor before sft: 7 checks, all fine."
     findings = check_grpo(tiny_model(), TRAIN, TEST, replace(CONFIG, rewards={"format": 1.0, "length": 0.1}), seed=0)
     levels = {finding.check: finding.level for finding in findings}
     assert levels.pop("signal") in ("ok", "warn")  # an untrained model writes what it writes
@@ -230,6 +230,13 @@ def test_a_first_rollout_with_little_to_learn_from(rollout: list[RolloutGroup], 
     found = check_signal(rollout)
     assert found.level == level
     assert said in str(found)
+
+
+def test_a_warm_up_that_never_ends() -> None:
+    assert check_warmup(replace(SFT, steps=20, warmup_steps=19)).level == "ok"
+    found = check_warmup(replace(SFT, steps=20, warmup_steps=20))
+    assert str(found) == "warm-up: 20 steps of 20, so the learning rate never reaches its peak; lower warmup_steps"
+    assert found.level == "warn"
 
 
 def test_too_little_memory() -> None:

@@ -343,6 +343,20 @@ def test_a_polite_signal_saves_after_the_step(tmp_path: Path, unbroken: Callable
     assert log_of(tmp_path) == unbroken("sft").log
 
 
+def test_a_stage_that_goes_on_with_other_threads_says_so(tmp_path: Path, said: list[str]) -> None:
+    trainer, threads = simple_trainer(tmp_path), torch.get_num_threads()
+    trainer.step = 3
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(torch, "get_num_threads", lambda: threads + 1)
+        trainer.save_state()
+    next(simple_trainer(tmp_path).steps())
+    assert said == [
+        f"sft: goes on at step 3 of {trainer.config.steps}.",
+        f"sft: it had {threads + 1} threads and goes on with {threads}; the weights come out a little "
+        f"different from those of {threads + 1} alone (--threads {threads + 1}).",
+    ]
+
+
 def test_a_torn_last_line_of_the_log_is_written_again(tmp_path: Path, unbroken: Callable[[str], Run]) -> None:
     with pytest.raises(Accident), accident(8, "apply_gradients"):
         run_stage("sft", tmp_path)
