@@ -26,6 +26,7 @@ from nanogpt_edit.data.batch import rows_of_step
 from nanogpt_edit.data.fact_files import fact_to_record, read_facts
 from nanogpt_edit.evaluation.config import EvaluateConfig
 from nanogpt_edit.evaluation.facts import Question
+from nanogpt_edit.evaluation.probes import PROBES
 from nanogpt_edit.evaluation.suite import Skills, evaluate
 from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.pipeline import pipeline
@@ -36,7 +37,7 @@ SKILLS = Skills(
     problems=PROBLEMS[:7],
     arithmetic=PROBLEMS[7:10],
     questions=[Question("recall", "France", "The capital of France is", "Paris")],
-    probes=("Why is the sky blue?",),
+    probes=PROBES[2:3],
 )
 
 

@@ -131,7 +131,7 @@ def evaluation(
     right = random.random((len(asked), samples)) < (1 / (1 + numpy.exp(hardness - skill)))[:, None]
     problems = answers("problems", asked, right, taught=taught)
     arithmetic = answers("arithmetic", sums, random.random((len(sums), 4)) < 0.64, taught=taught)
-    prompts = [Problem(text, "There are 2 * 4 = 8 skies.", "", f"probe-{i}") for i, text in enumerate(PROBES)]
+    prompts = [replace(probe, rationale="There are 2 * 4 = 8 skies.") for probe in PROBES]
     probes = answers("probes", prompts, numpy.ones((len(prompts), 1), dtype=bool), taught=taught)
     recalls = [
         Recall("recall", f"{each.relation}: {each.subject}", each.prompts[0], each.target, *said)

@@ -94,10 +94,10 @@ def test_what_only_a_process_can_meet_is_one_sentence(line: str, says: str, tmp_
         capture_output=True,
         text=True,
     )
-    assert (ended.returncode, ended.stdout) == (2, "")
-    assert ended.stderr.startswith("nanogpt-edit: ")
-    assert ended.stderr.count("\n") == 1
-    assert says in ended.stderr
+    assert (ended.returncode, ended.stdout) == (2, ""), ended.stderr
+    (sentence,) = [line for line in ended.stderr.splitlines() if not line.endswith("so far")]  # on a busy machine
+    assert sentence.startswith("nanogpt-edit: ")
+    assert says in sentence
     assert everything(tmp_path) == {}
 
 

@@ -15,12 +15,15 @@ if TYPE_CHECKING:
 
 USAGE = """usage: nanogpt-edit cache [list | clear]
 
-  list    show every covariance kept, check it against its hash, show the wheels, and add up their size (the default)
-  clear   remove them all; an edit that needs a covariance computes it again, a wheel is fetched again
+  list    show every covariance kept, check it against its hash, show the
+          wheels, and add up their size (the default)
+  clear   remove them all; an edit that needs a covariance computes it again, a
+          wheel is fetched again
 
-An edit needs the covariance of ordinary text for each of its layers. It is computed once for a model, a text and its
-settings, and kept in the folder that NANOGPT_EDIT_CACHE names, or nanogpt_edit in your cache folder. There, too, is the
-wheel of a model that pip:NAME==VERSION names."""
+An edit needs the covariance of ordinary text for each of its layers. It is
+computed once for a model, a text and its settings, and kept in the folder that
+NANOGPT_EDIT_CACHE names, or nanogpt_edit in your cache folder. There, too, is
+the wheel of a model that pip:NAME==VERSION names."""
 
 
 def cache(arguments: list[str]) -> int:

@@ -19,7 +19,6 @@ from nanogpt_edit.common.errors import about
 from nanogpt_edit.common.files import folder_to_fill
 from nanogpt_edit.common.terminal import say
 from nanogpt_edit.data.problems import Problem
-from nanogpt_edit.data.samples import with_room
 from nanogpt_edit.data.splits import ProblemSplits, load_splits
 from nanogpt_edit.data.world.world import make_world, sanity_arithmetic
 from nanogpt_edit.evaluation.config import EvaluateConfig
@@ -103,13 +102,10 @@ def measure_alone(chosen: Evaluate) -> Evaluation:
     """A model that stands in no run: problems, arithmetic, probes, and text where it is given."""
     model, tokenizer = load_speaker(chosen.model, chosen.device)
     block_size, source = model.config.block_size, chosen.evaluate.text
-    problems, notes = with_room(problems_of(chosen), tokenizer, room=1, block_size=block_size)
-    for note in notes:
-        say(note)
     skills = Skills(
-        problems=problems,
-        arithmetic=sanity_arithmetic(),
-        probes=PROBES,
+        problems=fitted.fitting(problems_of(chosen), model, room=1, what="problems"),
+        arithmetic=fitted.fitting(sanity_arithmetic(), model, room=1, what="arithmetic"),
+        probes=fitted.fitting(PROBES, model, room=1, what="probes"),
         text=None if source is None else text_of(source, tokenizer, block_size=block_size),
     )
     return evaluate(model, skills, chosen.evaluate, stage=Path(chosen.model).name)

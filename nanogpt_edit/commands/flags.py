@@ -12,10 +12,11 @@ from typing import Annotated, Literal, Union, get_args, get_origin, get_type_hin
 import tyro
 
 from nanogpt_edit.common.errors import UserError
+from nanogpt_edit.common.files import Lost, read_float
 from nanogpt_edit.common.records import default_of
 from nanogpt_edit.common.settings import NONE
 
-MOST_SHOWN = 60  # characters of a word
+MOST_SHOWN, MOST_LISTED = 60, 6  # characters of a word, words
 
 
 @dataclass(frozen=True)
@@ -49,9 +50,12 @@ class Flag:
         kinds = get_args(_without_none(self.kind)) if mixed else (kind,) * len(words)
         for each, word in zip(kinds, words, strict=False):
             self._check_value(each, word)
+        names = [weight(word)[0] for word in words] if get_origin(kind) is dict else []
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise UserError(f"{self.name} names {_short(twice[0])} twice; give each one weight.")
 
     def _check_value(self, kind: object, word: str) -> None:
-        shown = repr(word if len(word) <= MOST_SHOWN else word[: MOST_SHOWN - 1] + "…")
+        shown = repr(_short(word))
         if kind != self.kind and word.lower() == NONE and NoneType in get_args(self.kind):
             return
         if get_origin(kind) is Literal and word not in get_args(kind):
@@ -61,9 +65,11 @@ class Flag:
             raise UserError(f"{self.name} is an empty word; name a place, as . for the folder this was started in.")
         try:
             if kind in (int, float):
-                int(word) if kind is int else float(word)
+                int(word) if kind is int else read_float(word)
             elif get_origin(kind) is dict:
                 weight(word)
+        except Lost as error:
+            raise UserError(f"error parsing {self.name}: {error}.") from None
         except ValueError:
             wanted = "a whole number" if kind is int else "a number" if kind is float else WEIGHT
             raise UserError(f"error parsing {self.name}: {shown} is not {wanted}.") from None
@@ -75,7 +81,7 @@ WEIGHT = "a name and a weight, as in accuracy=1"
 def weight(word: str) -> tuple[str, float]:
     """'accuracy=1' -> ("accuracy", 1.0). Raises ValueError."""
     name, _, number = word.rpartition("=")
-    return name or number, float(number)
+    return name or number, read_float(number)
 
 
 def flags_of(kind: type, default: object = None, prefix: str = "") -> Iterator[Flag]:
@@ -112,7 +118,10 @@ def given_flags(kind: type, words: Sequence[str], *, default: object = None) -> 
         given += [flag] * bool(loose[:count])
         loose = loose[count:]
     if loose:
-        raise UserError(f"unrecognized options: {', '.join(loose)}.")
+        raise UserError(f"unrecognized options: {_listed(loose)}.")
+    tables = [flag.name for flag in given if get_origin(flag.items[0]) is dict]
+    if twice := [name for name in tables if tables.count(name) > 1]:  # of any other flag the last word counts
+        raise UserError(f"{twice[0]} is given twice; give all its names and weights at once.")
     if missing := [flag.name for flag in known if flag.needed and flag not in given]:
         raise UserError(f"missing: {' and '.join(missing)}.")
     return given
@@ -168,7 +177,15 @@ def _unknown(name: str, values: Sequence[str], known: dict[str, Flag]) -> str:
     near = get_close_matches(name, known, n=1, cutoff=0.6) or [
         each for each in known if each.rpartition(".")[2] == name.removeprefix("--")
     ]
-    return f"unrecognized options: {', '.join([name, *values])}{f'; did you mean {near[0]}?' if near else '.'}"
+    return f"unrecognized options: {_listed([name, *values])}{f'; did you mean {near[0]}?' if near else '.'}"
+
+
+def _listed(words: Sequence[str]) -> str:
+    return ", ".join(map(_short, words[:MOST_LISTED])) + (", …" if len(words) > MOST_LISTED else "")
+
+
+def _short(word: str) -> str:
+    return word if len(word) <= MOST_SHOWN else word[: MOST_SHOWN - 1] + "…"
 
 
 def _without_none(kind: object) -> object:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
+import shutil
 import sys
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import NoneType, UnionType
@@ -36,10 +39,11 @@ def parse(kind: type[Arguments], arguments: Sequence[str], *, verb: str, default
             raise UserError(f"{error} {program} --help explains the arguments.") from None
     try:
         with REGISTRY:
+            what, words = description(kind), list(arguments)
             if default is None:
-                chosen = tyro.cli(kind, prog=program, args=list(arguments))
+                chosen = tyro.cli(kind, prog=program, description=what, args=words)
             else:
-                chosen = tyro.cli(kind, prog=program, args=list(arguments), default=default)
+                chosen = tyro.cli(kind, prog=program, description=what, args=words, default=default)
         check_fields(chosen)
     except UserError as error:
         raise _flagged(error, given) from None
@@ -59,13 +63,23 @@ def run_inner(
     name = arguments[0] if arguments else "--help"
     if name in ("-h", "--help"):
         width = max(map(len, kinds)) + 2
-        lines = [f"  {inner:<{width}}{kind.__doc__}" for inner, kind in kinds.items()]
+        fold = textwrap.TextWrapper(shutil.get_terminal_size().columns, subsequent_indent=" " * (2 + width))
+        lines = [fold.fill(f"  {inner:<{width}}{kind.__doc__}") for inner, kind in kinds.items()]
         print(f"usage: nanogpt-edit {verb} VERB [arguments]\n", *lines, sep="\n")
         print(f"\nnanogpt-edit {verb} VERB --help explains the arguments.")
         return 0
     if name not in kinds:
         raise UserError(f'{verb} has no verb "{name}"{did_you_mean(name, kinds)} It has: {", ".join(kinds)}.')
     return work(name, parse(kinds[name], arguments[1:], verb=f"{verb} {name}"))
+
+
+def description(kind: type) -> str:
+    """What `--help` begins with: the docstring, in lines no longer than the terminal's.
+
+    Of the line breaks that tyro is given it keeps only those before a space.
+    """
+    lines = textwrap.TextWrapper(shutil.get_terminal_size().columns, subsequent_indent="  ", break_on_hyphens=False)
+    return "\n\n".join(map(lines.fill, (inspect.getdoc(kind) or "").split("\n\n")))
 
 
 @REGISTRY.primitive_rule

@@ -13,7 +13,9 @@ import tyro
 from nanogpt_edit.commands.parse import run_inner
 
 PatchFile = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="PATCH")]
-PatchFiles = Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="PATCH…")]
+PatchFiles = Annotated[
+    tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="PATCH…", help_behavior_hint="(any number)")
+]
 Model = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
 
 

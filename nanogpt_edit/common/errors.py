@@ -11,6 +11,8 @@ from contextlib import contextmanager
 # Control characters but newline and tab, and those that turn the direction of writing.
 UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 
+MOST_QUOTED = 120  # characters of a prompt, an answer, a name
+
 
 class UserError(Exception):
     """A mistake a person can mend. The message is a whole sentence: what was found, where, and what to do.
@@ -53,6 +55,11 @@ def at_least(bound: int, settings: object, *names: str) -> None:
         if value is not None and not value >= bound:
             wanted = f"must be at least {bound}" if bound else "cannot be negative"
             raise UserError(f"is {value}; it {wanted}.", field=name)
+
+
+def quoted(text: str) -> str:
+    """Text from elsewhere within a sentence: of a long one the beginning and the end."""
+    return f'"{text}"' if len(text) <= MOST_QUOTED else f'"{text[:60]} … {text[-30:]}" ({len(text):,} characters)'
 
 
 def visible(text: str) -> str:

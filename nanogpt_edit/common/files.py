@@ -27,6 +27,7 @@ MANY = 8  # names of a folder that an error lists
 GZIP_LEVEL = 3  # half the time of the usual 6 for a few per cent more bytes
 MOST_DIGITS = 400  # of a whole number: more than any float has before its point
 CACHE_VARIABLE = "NANOGPT_EDIT_CACHE"
+SOME_DIGIT = re.compile("[1-9]")
 HALF_CHARACTER = re.compile(r"\\u[dD][89a-fA-F]")  # as JSON escapes the halves of surrogate pairs, whole pairs too
 
 
@@ -149,8 +150,8 @@ def write_json(path: Path, value: object) -> None:
 def parse_json(text: str) -> object:
     """The value of a JSON text.
 
-    Raises ValueError with the reason for what is not JSON: NaN, a number no float can hold, half of a surrogate pair,
-    and what is nested too deeply to be read.
+    Raises ValueError with the reason for what is not JSON: NaN, a number no float can hold, a key that is there twice,
+    half of a surrogate pair, and what is nested too deeply to be read.
     """
     try:
         value: object = STRICT_JSON.decode(text)
@@ -170,7 +171,28 @@ def _no_number(name: str) -> NoReturn:
 def _finite(digits: str) -> float:
     if not math.isfinite(float(digits)):
         raise ValueError(f"{digits[:40]} is beyond what a number can be")
-    return float(digits)
+    return read_float(digits)
+
+
+class Lost(ValueError):
+    """A number that is written, and that no float can tell from 0."""
+
+
+def read_float(digits: str) -> float:
+    """The number that `digits` write. Raises ValueError for what writes none, and Lost."""
+    value = float(digits)
+    if value == 0 and SOME_DIGIT.search(digits.lower().partition("e")[0]):
+        raise Lost(f"{digits[:40]} is nearer to zero than a number can be; write 0, or a larger one")
+    return value
+
+
+def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in found if names.count(name) > 1)
+        raise ValueError(f'"{twice[:40]}" is there twice in one object')
+    return found
 
 
 def _whole(digits: str) -> int:
@@ -179,7 +201,9 @@ def _whole(digits: str) -> int:
     return int(digits)
 
 
-STRICT_JSON = json.JSONDecoder(parse_constant=_no_number, parse_float=_finite, parse_int=_whole)
+STRICT_JSON = json.JSONDecoder(
+    parse_constant=_no_number, parse_float=_finite, parse_int=_whole, object_pairs_hook=_object
+)
 
 
 def read_json(path: Path) -> dict[str, object]:
@@ -193,6 +217,13 @@ def read_json(path: Path) -> dict[str, object]:
     if not isinstance(value, dict):
         raise UserError(f"{path}: a JSON object was expected, found {type(value).__name__}.")
     return value
+
+
+def check_file(path: Path, remedy: str = "") -> None:
+    """Raise UserError, with the `remedy`, where there is no file, or a folder in its place."""
+    if not path.is_file():
+        missing = IsADirectoryError() if path.is_dir() else FileNotFoundError()
+        raise UserError(f"{unreadable(path, missing)} {remedy}".rstrip())
 
 
 def read_bytes(path: Path) -> bytes:

@@ -7,6 +7,7 @@ both read here.
 
 from __future__ import annotations
 
+import inspect
 import math
 import re
 import sys
@@ -15,33 +16,62 @@ from dataclasses import MISSING, Field, dataclass, fields, is_dataclass, replace
 from functools import cache
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, Literal, Self, TypeGuard, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeGuard, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from nanogpt_edit.common.errors import UserError, did_you_mean
 from nanogpt_edit.common.files import read_json, read_numbered_jsonl
 
 Typed = TypeVar("Typed")
+Made = TypeVar("Made")
 WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text in quotes"}
 MOST_SHOWN = 3  # items of a list that has the wrong type
 LARGEST_BITS = 63  # of a whole number: torch's and numpy's are signed and have 64
 SURROGATE = re.compile("[\ud800-\udfff]")
 # By name, for this room knows neither torch nor models.
-CLASSES = {"GPT": "a model (ne.load gives one)", "dtype": "a torch.dtype", "device": "a torch.device"}
+CLASSES = {
+    "GPT": "a model (ne.load gives one)",
+    "Tokenizer": "a tokenizer (model.tokenizer)",
+    "dtype": "a torch.dtype",
+    "device": "a torch.device",
+}
 
 
-class Settings:
-    """What all settings are: a dataclass of which a person may misspell a field in Python.
+class Answering(type):
+    """Of classes that people make in Python: a call that fits none of their fields is answered by a sentence."""
 
-    Raises UserError for an unknown field, with the nearest known one.
-    """
+    def __call__(cls: type[Made], *values: Any, **named: Any) -> Made:
+        """Raises UserError for an unknown field, with the nearest known one, and for one that is missing."""
+        try:
+            made: Made = type.__call__(cls, *values, **named)
+        except TypeError as error:
+            if (mistake := _miscalled(cls, values, named)) is not None:
+                raise mistake from None
+            raise error
+        return made
 
-    def __new__(cls, *values: object, **named: object) -> Self:
-        assert is_dataclass(cls)
-        known = {field.name for field in fields(cls) if field.init}
-        for name in named:
-            if name not in known:
-                raise UserError(f'{cls.__name__} has an unknown field "{name}"{did_you_mean(name, known)}')
-        return super().__new__(cls)
+    @property
+    def __signature__(cls) -> inspect.Signature:
+        """What `help` shows: the fields, not the arguments of any call."""
+        own = inspect.signature(inspect.getattr_static(cls, "__init__"))
+        return own.replace(parameters=list(own.parameters.values())[1:], return_annotation=own.empty)
+
+
+class Settings(metaclass=Answering):
+    """What all settings are: a dataclass of which a person may misspell a field in Python."""
+
+
+def _miscalled(kind: type, values: Sequence[object], named: Mapping[str, object]) -> UserError | None:
+    """What is wrong with a call of a dataclass; None where it fits."""
+    known = _fields(kind)[0]
+    for name in named:
+        if name not in known:
+            return UserError(f'{kind.__name__} has an unknown field "{name}"{did_you_mean(name, known)}')
+    try:
+        inspect.signature(kind).bind(*values, **named)
+    except TypeError as error:
+        needed = ", ".join(name for name, field in known.items() if default_of(field) is MISSING) or "nothing"
+        return UserError(f"{kind.__name__}: {error}; it needs {needed}, and has {', '.join(known)}.")
+    return None
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from typing import Literal
 import tomli_w
 
 from nanogpt_edit.common.errors import UserError
-from nanogpt_edit.common.files import read_bytes, write_text
+from nanogpt_edit.common.files import read_bytes, read_float, write_text
 from nanogpt_edit.common.records import Place, Typed, default_of, to_dataclass
 
 NONE = "none"
@@ -29,7 +29,7 @@ def read_settings(kind: type[Typed], path: Path, *, defaults: Mapping[str, objec
     a value of the wrong type; what a dataclass's own validation says is prefixed by the file and the table.
     """
     try:
-        table = tomllib.loads(read_bytes(path).decode())
+        table = tomllib.loads(read_bytes(path).decode("utf-8-sig"), parse_float=read_float)
     except RecursionError:
         raise UserError(f"{path}: not valid TOML (nested too deeply).") from None
     except ValueError as error:

@@ -15,8 +15,8 @@ from importlib import resources
 from pathlib import Path
 
 from nanogpt_edit.common.arguments import checked
-from nanogpt_edit.common.errors import UserError
-from nanogpt_edit.common.files import parse_json, read_bytes, read_numbered_jsonl
+from nanogpt_edit.common.errors import UserError, quoted
+from nanogpt_edit.common.files import check_file, parse_json, read_bytes, read_numbered_jsonl
 from nanogpt_edit.common.terminal import say
 from nanogpt_edit.data.facts import Fact, Neighbour
 
@@ -40,8 +40,7 @@ def read_facts(source: str | Path) -> tuple[Fact, ...]:
         with resources.as_file(resources.files("nanogpt_edit.data.world") / f"{source}.jsonl") as file:
             return _read_ours(file)
     path = Path(source)
-    if not path.is_file():
-        raise UserError(f"{path}: no such file. Give a .jsonl or .json of facts, or one of: {', '.join(BUILT_IN)}.")
+    check_file(path, f"Give a .jsonl or .json of facts, or one of: {', '.join(BUILT_IN)}.")
     records = _records(path)
     if not records:
         raise UserError(f"{path}: there are no facts in it.")
@@ -106,14 +105,13 @@ def check_changes(facts: Mapping[str, Fact]) -> None:
     for where, fact in facts.items():
         if fact.target_new.casefold() == fact.target_true.casefold():
             raise UserError(
-                f'{where}: the new answer to "{fact.prompt}" is the old one, "{fact.target_true}", so nothing would be '
-                "changed; leave the fact out."
+                f"{where}: the new answer to {quoted(fact.prompt)} is the old one, {quoted(fact.target_true)}, so "
+                "nothing would be changed; leave the fact out."
             )
         before = seen.setdefault((fact.prompt, fact.target_new), where)
         if before != where:
-            raise UserError(
-                f'{where}: "{fact.prompt}" → "{fact.target_new}" is there already ({before}); leave one out.'
-            )
+            change = f"{quoted(fact.prompt)} → {quoted(fact.target_new)}"
+            raise UserError(f"{where}: {change} is there already ({before}); leave one out.")
 
 
 def fact_from_record(record: Mapping[str, object], *, where: str) -> Fact:

@@ -16,8 +16,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from nanogpt_edit.common.errors import UserError
-from nanogpt_edit.common.records import check_fields
+from nanogpt_edit.common.errors import UserError, quoted
+from nanogpt_edit.common.records import Answering, check_fields
 from nanogpt_edit.model.tokenizer import Tokenizer
 
 Lookup = Literal["exact", "ignoring case", "shared words"]
@@ -26,7 +26,7 @@ WORD = re.compile(r"\w+")
 
 
 @dataclass(frozen=True)
-class Neighbour:
+class Neighbour(metaclass=Answering):
     """A prompt near the fact whose answer must not change: `Neighbour("The capital of Libya is", "Tripoli")`."""
 
     prompt: str
@@ -37,7 +37,7 @@ class Neighbour:
 
 
 @dataclass(frozen=True)
-class Fact:
+class Fact(metaclass=Answering):
     """One change. `Fact("The capital of Egypt is", "Egypt", target_new="Alexandria", target_true="Cairo")`."""
 
     prompt: str
@@ -65,7 +65,8 @@ class Fact:
         texts |= {f"neighbourhood[{i}].prompt": each.prompt for i, each in enumerate(self.neighbourhood)}
         for field, text in texts.items():
             if not text.strip():
-                raise UserError(f"a fact's {field} is empty: {self.prompt!r}, subject {self.subject!r}; fill it in.")
+                about = f"{quoted(self.prompt)}, subject {quoted(self.subject)}"
+                raise UserError(f"a fact's {field} is empty: {about}; fill it in.")
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,9 @@ def locate_subject(
     start, end = span.start + len(prefix), span.end + len(prefix)
     touching = [i for i, (a, b) in enumerate(encoded.spans) if a < end and b > start]
     if not touching:
-        raise UserError(f'no token of "{prompt}" holds its subject "{subject}"; the tokenizer drops these characters.')
+        raise UserError(
+            f"no token of {quoted(prompt)} holds its subject {quoted(subject)}; the tokenizer drops these characters."
+        )
     return SubjectTokens(encoded.token_ids, first=touching[0], last=touching[-1], span=span)
 
 
@@ -122,7 +125,8 @@ def find_subject(prompt: str, subject: str, *, allow_partial: bool = False) -> S
     if shared is not None:
         return SubjectSpan(*shared, lookup="shared words")
     raise UserError(
-        f'subject "{subject}" is not in the prompt "{prompt}"; nearest words: "{_nearest_words(prompt, wanted)}". '
+        f"subject {quoted(subject)} is not in the prompt {quoted(prompt)}; nearest words: "
+        f"{quoted(_nearest_words(prompt, wanted))}. "
         "Fix the subject; an edit may also allow a part of it (edit.allow_partial_subject)."
     )
 

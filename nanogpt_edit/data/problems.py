@@ -15,7 +15,7 @@ from pathlib import Path
 from nanogpt_edit.common.arguments import checked
 from nanogpt_edit.common.errors import UserError
 from nanogpt_edit.common.reasoning import TAGS
-from nanogpt_edit.common.records import check_fields
+from nanogpt_edit.common.records import Answering, check_fields
 from nanogpt_edit.data import hub_datasets
 from nanogpt_edit.data.numerals import THOUSANDS, numbers
 from nanogpt_edit.data.rows import ROW_SUFFIXES, read_rows, reason_of_json
@@ -29,7 +29,7 @@ EXAMPLE = '{"question": "…", "answer": "… #### 72"}'
 
 
 @dataclass(frozen=True)
-class Problem:
+class Problem(metaclass=Answering):
     """One word problem.
 
     Example: Problem(question="Natalia sold clips to 48 …?", rationale="Natalia sold 48/2 = 24 clips in May.\\n…",

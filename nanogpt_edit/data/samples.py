@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from nanogpt_edit.common.errors import UserError
+from nanogpt_edit.common.records import Answering
 from nanogpt_edit.data.problems import Problem
 
 if TYPE_CHECKING:
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Sample:
+class Sample(metaclass=Answering):
     """One training row: a question and its completion. Both fields have length T.
 
     Example: token_ids=(1532, …, 50257, …, 50260), loss_mask=(0, …, 1, …, 1)

@@ -78,7 +78,11 @@ def load_splits(config: ProblemsConfig, *, seed: int) -> ProblemSplits:
         fewer = f" ({config.validation:,} were asked for)" if count < config.validation else ""
         notes.append(f"{len(validation):,} of the training problems were set aside for validation{fewer}.")
     if not (train and validation and test):
-        raise UserError(f"{config.path}: too few different problems to train, validate and test on; add more.")
+        different = len({_same(problem) for problems in found.values() for problem in problems})
+        raise UserError(
+            f"{config.path}: {different:,} different problems are too few to divide into those to train, to validate "
+            "and to test on; add more."
+        )
     notes.append(f"{len(train):,} problems to train on, {len(validation):,} to validate, {len(test):,} to test.")
     if config.limit is not None:
         notes.append(f"Every split is limited to its first {config.limit:,} problems.")

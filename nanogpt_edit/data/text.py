@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from nanogpt_edit.common.errors import UserError
-from nanogpt_edit.common.records import check_sound
+from nanogpt_edit.common.records import Answering, check_sound
 from nanogpt_edit.common.terminal import counted
 from nanogpt_edit.data import hub_datasets
 from nanogpt_edit.data.rows import is_rows, read_rows, read_text_file, reason_of_json
@@ -36,7 +36,7 @@ ARTICLE_HEADING = re.compile(r"^ = [^=\n].*[^=\n] = ?$", re.MULTILINE)
 
 
 @dataclass(frozen=True)
-class TokenStream:
+class TokenStream(metaclass=Answering):
     """Documents as one row of token ids, and the places where a training window may begin."""
 
     token_ids: Tensor  # (tokens,) int64
@@ -91,8 +91,7 @@ def token_blocks(documents: Iterable[str], tokenizer: Tokenizer, *, block_size: 
     row, _ = pack(documents, tokenizer)
     if len(row) < block_size + 1:
         raise UserError(
-            f"The text has {len(row):,} tokens, too few for one block of {block_size} and its last target; "
-            f"give more text or a smaller block_size."
+            f"the text has {len(row):,} tokens, too few for one block of {block_size} and its last target; give more."
         )
     return row.unfold(0, block_size + 1, block_size).contiguous()
 
@@ -102,6 +101,8 @@ def token_stream(documents: Sequence[str], tokenizer: Tokenizer, *, context_toke
 
     Raises UserError when there is no text, or less of it than one window.
     """
+    if context_tokens < 1:
+        raise UserError(f"is {context_tokens}; a window has at least 1.", field="context_tokens")
     row, begins = pack(documents, tokenizer)
     last = len(row) - context_tokens - 1
     starts = [

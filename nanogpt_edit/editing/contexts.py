@@ -14,14 +14,13 @@ from itertools import accumulate, cycle, islice
 import torch
 from torch import Tensor
 
-from nanogpt_edit.common.errors import UserError
 from nanogpt_edit.common.terminal import progress
 from nanogpt_edit.data.batch import within_budget
 from nanogpt_edit.data.facts import Fact, Lookup, locate_subject
 from nanogpt_edit.editing.config import EditConfig
 from nanogpt_edit.engine.engine import Engine
 from nanogpt_edit.engine.sampling_config import RestrictedSampling
-from nanogpt_edit.evaluation.targets import join, target_ids
+from nanogpt_edit.evaluation.targets import check_length, join, target_ids
 from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.model.tokenizer import tokenizer_of
 
@@ -77,9 +76,7 @@ def _locate(model: GPT, fact: Fact, ways: int, prefixes: Sequence[str], allow_pa
     prompts = [join(prompt, fact.target_new)[0] for prompt in islice(cycle((fact.prompt, *fact.rewordings)), ways)]
     bare = [locate_subject(prompt, fact.subject, tokenizer, allow_partial=allow_partial) for prompt in prompts]
     for prompt, found in zip(prompts, bare, strict=True):
-        tokens = len(found.token_ids) + len(target)
-        if tokens - 1 > room:
-            raise UserError(f'"{prompt}" takes {tokens} tokens with its target; the model reads {room}. Shorten it.')
+        check_length(prompt, len(found.token_ids) + len(target) - 1, model)
     rows = [TokenRow(found.token_ids, found.last) for found in bare]
     for index, prefix in enumerate(prefixes):
         prompt, row = prompts[index % ways], rows[index % ways]

@@ -140,8 +140,12 @@ def check_cache(cache_dir: Path) -> None:
 
 def cached_covariances(cache_dir: Path) -> list[CachedCovariance]:
     """Every file of the cache, read and verified, in order of name. Raises UserError where the cache is no folder."""
+    return [_inspect(path) for path in _kept(cache_dir)]
+
+
+def _kept(cache_dir: Path) -> list[Path]:
     check_cache(cache_dir)
-    return [_inspect(path) for path in sorted(cache_dir.glob(PATTERN))]
+    return [path for path in sorted(cache_dir.glob(PATTERN)) if path.is_file()]
 
 
 def _inspect(path: Path) -> CachedCovariance:
@@ -154,9 +158,14 @@ def _inspect(path: Path) -> CachedCovariance:
 
 def clear_covariances(cache_dir: Path) -> int:
     """Remove every file of the cache; the bytes freed. Raises UserError where the cache is no folder."""
-    check_cache(cache_dir)
     freed = 0
-    for path in sorted(cache_dir.glob(PATTERN)):
-        freed += path.stat().st_size
-        path.unlink()
+    for path in _kept(cache_dir):
+        size = path.stat().st_size
+        try:
+            path.unlink()
+        except OSError as error:
+            raise UserError(
+                f"{path}: it cannot be removed ({reason_of(error)}); allow writing in its folder."
+            ) from None
+        freed += size
     return freed

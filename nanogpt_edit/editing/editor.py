@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from nanogpt_edit.checkpoint.tensors import tensor_sha256
-from nanogpt_edit.common.errors import UserError
+from nanogpt_edit.common.errors import UserError, quoted
 from nanogpt_edit.common.terminal import progress, say
 from nanogpt_edit.common.version import __version__
 from nanogpt_edit.data.fact_files import check_changes
@@ -185,7 +185,9 @@ def _check(model: GPT, facts: Sequence[Fact], config: EditConfig) -> None:
     for fact in facts:
         texts = (fact.prompt, fact.target_new, *fact.rewordings)
         if held := [text for text in markup if any(text in part for part in texts)]:
-            raise UserError(f'fact "{fact.prompt}": it holds {held[0]}, a special token of the model\'s; take it out.')
+            raise UserError(
+                f"fact {quoted(fact.prompt)}: it holds {held[0]}, a special token of the model's; take it out."
+            )
     check_changes({f"fact {number}": fact for number, fact in enumerate(facts)})
     asked: dict[str, str] = {}
     for fact in facts:
@@ -193,7 +195,8 @@ def _check(model: GPT, facts: Sequence[Fact], config: EditConfig) -> None:
             before = asked.setdefault(prompt.strip(), fact.target_new.strip())
             if before != fact.target_new.strip():
                 raise UserError(
-                    f'two facts ask different answers of "{prompt}": "{before}" and "{fact.target_new}"; drop one.'
+                    f"two facts ask different answers of {quoted(prompt)}: {quoted(before)} and "
+                    f"{quoted(fact.target_new)}; drop one."
                 )
 
 

@@ -27,6 +27,7 @@ from nanogpt_edit.editing.config import EditConfig
 from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.model.lineage import LineageEntry
 
+LARGEST_CHANGE = 1e4  # ‖ΔW‖/‖W‖; edits that went wrong altogether have come to some tens
 DOUBLE_BITS, SINGLE_BITS = 53, 24  # significant bits of float64 and float32
 
 
@@ -181,6 +182,7 @@ class EditPatch:
         for layer, update in self.layers.items():
             digest = tensor_sha256(edited_weight(model, layer))
             if digest == update.expected_sha256:
+                _check_size(layer, update, edited_weight(model, layer))
                 continue
             if update.undo is not None and digest == update.undo.edited_sha256:
                 raise UserError("the patch is already applied to this model; there is nothing to do.")
@@ -209,6 +211,16 @@ class EditPatch:
             for layer, update in self.layers.items():
                 weight = edited_weight(model, layer)
                 weight.copy_(add_delta(weight, update))
+
+
+def _check_size(layer: int, update: LayerUpdate, weight: Tensor) -> None:
+    """Raise UserError for a change that is out of all proportion to the weight, as only a forger writes it."""
+    change, own = update.norm(), float(weight.detach().double().norm())
+    if not change <= LARGEST_CHANGE * (own + 1):
+        raise UserError(
+            f"the patch changes layer {layer} by ‖ΔW‖ = {change:.3g}, and the weight's own norm is {own:.3g}; no edit "
+            "does that. Make it again."
+        )
 
 
 def edited_weight(model: GPT, layer: int) -> nn.Parameter:

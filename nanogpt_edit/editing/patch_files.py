@@ -21,7 +21,7 @@ from nanogpt_edit.checkpoint.checkpoint import save
 from nanogpt_edit.checkpoint.tensors import DTYPES
 from nanogpt_edit.common.arguments import checked
 from nanogpt_edit.common.errors import UserError, visible
-from nanogpt_edit.common.files import parse_json
+from nanogpt_edit.common.files import check_file, parse_json
 from nanogpt_edit.common.records import Place, to_dataclass
 from nanogpt_edit.data.fact_files import fact_from_record, fact_to_record
 from nanogpt_edit.data.facts import Lookup
@@ -72,8 +72,7 @@ def save_patch(patch: EditPatch, path: Path) -> None:
 def load_patch(path: str | Path) -> EditPatch:
     """Read a patch back. Raises UserError for a missing, damaged, truncated, foreign or forged file."""
     path = Path(path)
-    if not path.is_file():
-        raise UserError(f"{path}: no such file.")
+    check_file(path)
     found = format_of(path, remedy=REMEDY) or "none"
     if found != FORMAT:
         versions = found.startswith("nanogpt_edit")
@@ -202,6 +201,7 @@ def _undo(name: str, edited_sha256: str, tensors: Mapping[str, Tensor], entries:
         raise UserError(f'its "{name}.undo_index" and "{name}.undo_original" do not fit each other.')
     if index.numel() and not (index.min() >= 0 and index.max() < entries):
         raise UserError(f'its "{name}.undo_index" points outside the weight of {entries:,} numbers.')
+    _check_finite(original, f"{name}.undo_original")
     return Undo(edited_sha256, index, original)
 
 
@@ -211,9 +211,13 @@ def _matrix(tensors: Mapping[str, Tensor], name: str, *, rows: int | None = None
         raise UserError(f'its "{name}" is no float32 matrix.')
     if (rows or found.shape[0], columns or found.shape[1]) != tuple(found.shape):
         raise UserError(f'its "{name}" of {found.shape[0]} × {found.shape[1]} does not fit the rest.')
-    if not bool(found.isfinite().all()):
-        raise UserError(f'its "{name}" holds NaN or infinite numbers.')
+    _check_finite(found, name)
     return found
+
+
+def _check_finite(tensor: Tensor, name: str) -> None:
+    if not bool(tensor.isfinite().all()):
+        raise UserError(f'its "{name}" holds NaN or infinite numbers.')
 
 
 def _tensor(tensors: Mapping[str, Tensor], name: str) -> Tensor:
@@ -225,5 +229,9 @@ def _tensor(tensors: Mapping[str, Tensor], name: str) -> Tensor:
 def _edited(item: Mapping[str, object], where: str) -> EditedFact:
     names = {field.name for field in fields(_How)}
     how = to_dataclass(_How, {name: value for name, value in item.items() if name in names}, Place(where))
+    if not (0 <= how.probability <= 1 and how.shift >= 0 and how.steps >= 0):
+        raise UserError(
+            f"{where}: no value is found with p {how.probability:g}, ‖δ‖/‖h‖ {how.shift:g} in {how.steps} steps."
+        )
     fact = fact_from_record({name: value for name, value in item.items() if name not in names}, where=where)
     return EditedFact(fact, how.lookup, how.probability, how.shift, how.steps, how.columns)

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from nanogpt_edit.common.errors import UserError
+from nanogpt_edit.common.errors import UserError, quoted
 from nanogpt_edit.data.facts import Fact
 from nanogpt_edit.editing.editor import edit_model, solve_again
 from nanogpt_edit.editing.patch import EditPatch, LayerUpdate, on_grid, product_norm
@@ -34,7 +34,8 @@ class Conflict:
     second: Fact
 
     def describe(self) -> str:
-        return f'"{self.first.prompt}": "{self.first.target_new}" against "{self.second.target_new}"'
+        answers = f"{quoted(self.first.target_new)} against {quoted(self.second.target_new)}"
+        return f"{quoted(self.first.prompt)}: {answers}"
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+COMPLETION_BYTES, TOKEN_BYTES = 512, 64  # what Python keeps of a completion, and of each of its tokens
+
 
 @dataclass(frozen=True)
 class Completion:
@@ -26,3 +28,8 @@ class Request:
     prompt_index: int
     sample_index: int
     prompt_key: int
+
+
+def completion_bytes(tokens: int) -> int:
+    """The memory that a completion of so many tokens takes."""
+    return COMPLETION_BYTES + TOKEN_BYTES * tokens

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from nanogpt_edit.common.device import product_dtype
 from nanogpt_edit.common.errors import UserError
-from nanogpt_edit.engine.completion import Completion, Request
+from nanogpt_edit.common.sizes import check_fits
+from nanogpt_edit.engine.completion import Completion, Request, completion_bytes
 from nanogpt_edit.engine.decode_cache import DecodeCache
 from nanogpt_edit.engine.packed_weights import PackedWeights
 from nanogpt_edit.engine.prefill import parts_of_like_length, prefill
@@ -30,7 +31,6 @@ from nanogpt_edit.model.kv_cache import KVCache
 CACHE_BYTES = 4 << 30  # on a CPU
 SLACK_COLUMNS = 64  # decode steps between two moves of the cache contents to the front
 PACKING_PAYS = 16  # steps after which packed weights have saved the time it takes to pack them
-MOST_COMPLETIONS = 1_000_000  # each waits in memory for its turn
 LEAVE_SHARE = 1 / 8  # finished rows are removed once they are this share of the batch
 
 
@@ -84,7 +84,7 @@ class Engine:
         """As `generate`, but each completion is given out as soon as it is finished."""
         if not prompts or n < 1:
             return
-        self._check(prompts, n)
+        self._check(prompts, n, sampling)
         keys = prompt_keys if prompt_keys is not None else range(len(prompts))
         waiting = deque(Request(p, s, keys[p]) for p in range(len(prompts)) for s in range(n))
         batch = self._batch(prompts, sampling, stop_ids, wanted=len(waiting))
@@ -98,19 +98,21 @@ class Engine:
         finally:
             self.model.train(was_training)
 
-    def _check(self, prompts: Sequence[Sequence[int]], n: int) -> None:
+    def _check(self, prompts: Sequence[Sequence[int]], n: int, sampling: Sampling) -> None:
+        """Raise UserError for more completions than memory holds, and for a prompt that is empty or too long."""
         block_size = self.model.config.block_size
-        if n * len(prompts) > MOST_COMPLETIONS:
-            raise UserError(
-                f"{n:,} completions of each of {len(prompts):,} prompts are asked for, and {MOST_COMPLETIONS:,} is the "
-                "most that one call makes; ask for fewer."
-            )
+        check_fits(
+            f"{n:,} completions" + (f" of each of {len(prompts):,} prompts" if len(prompts) > 1 else ""),
+            n * len(prompts) * completion_bytes(min(sampling.max_new_tokens, block_size)),
+            remedy="ask for fewer at a time",
+        )
         for index, prompt in enumerate(prompts):
+            which = f"prompt {index}" if len(prompts) > 1 else "the prompt"
             if not prompt:
-                raise UserError(f"prompt {index} is empty; give at least one token.")
+                raise UserError(f"{which} is empty; give at least one token.")
             if len(prompt) >= block_size:
                 raise UserError(
-                    f"prompt {index} has {len(prompt)} tokens, the model's block_size is {block_size}; shorten it."
+                    f"{which} has {len(prompt):,} tokens, the model's block_size is {block_size:,}; shorten it."
                 )
 
     def _batch(

@@ -7,14 +7,11 @@ from dataclasses import dataclass
 
 from nanogpt_edit.common.arguments import checked
 from nanogpt_edit.common.errors import UserError
-from nanogpt_edit.common.sizes import check_fits
 from nanogpt_edit.data.samples import prompt_ids
 from nanogpt_edit.engine.engine import Engine
 from nanogpt_edit.engine.sampling_config import Sampling
 from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.model.tokenizer import tokenizer_of
-
-COMPLETION_BYTES, TOKEN_BYTES = 512, 64  # what Python keeps of a completion, and of each of its tokens
 
 
 @dataclass(frozen=True)
@@ -50,16 +47,11 @@ def generate(
     """
     check_samples(n)
     prompts = [prompts] if isinstance(prompts, str) else list(prompts)
-    check_fits(
-        f"n = {n} completions",
-        len(prompts) * n * (COMPLETION_BYTES + TOKEN_BYTES * min(max_new_tokens, model.config.block_size)),
-        remedy="ask for fewer at a time",
-    )
     tokenizer = tokenizer_of(model)
     completions = Engine(model).generate(
         [prompt_ids(prompt, tokenizer) for prompt in prompts],
         n=n,
-        sampling=Sampling(temperature=temperature, top_k=top_k, top_p=top_p, max_new_tokens=max_new_tokens, seed=seed),
+        sampling=Sampling(temperature, top_k, top_p, max_new_tokens, seed),
         stop_ids=tokenizer.stop_ids,
     )
     return [

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from nanogpt_edit.common.errors import UserError
+from nanogpt_edit.common.errors import UserError, at_least
 from nanogpt_edit.common.records import Settings, check_fields
 
 LOWEST_TEMPERATURE = 1e-6  # logits divided by it are still far from float32's limits
@@ -28,6 +28,7 @@ class Sampling(Settings):
     def __post_init__(self) -> None:
         check_fields(self)
         check_temperature(self.temperature)
+        at_least(0, self, "seed")
         if self.top_k is not None and self.top_k < 1:
             raise UserError(f"{self.top_k} leaves no token; use at least 1, or none to allow all.", field="top_k")
         if not 0 < self.top_p <= 1:

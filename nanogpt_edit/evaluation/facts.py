@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
-from nanogpt_edit.common.errors import UserError
+from nanogpt_edit.common.errors import UserError, quoted
 from nanogpt_edit.common.stats import Interval, share
 from nanogpt_edit.common.terminal import progress
 from nanogpt_edit.data.facts import Fact
@@ -96,7 +96,7 @@ def measure_facts(model: GPT, facts: Sequence[Fact], *, fluency: bool = False) -
     """
     for fact in facts:
         if not all(answer.strip() for answer in (fact.target_true, *(n.target_true for n in fact.neighbourhood))):
-            raise UserError(f'"{fact.prompt}" has no true answer (target_true) to compare with; fill it in.')
+            raise UserError(f"{quoted(fact.prompt)} has no true answer (target_true) to compare with; fill it in.")
     wanted = [pair for fact in facts for pair in _pairs(fact)]
     scores = dict(zip(wanted, score_targets(model, wanted), strict=True))
     answers = written_answers(model, [(fact.prompt, fact.target_new) for fact in facts])

@@ -8,11 +8,12 @@ import numpy as np
 
 from nanogpt_edit.common.reasoning import TAGS
 from nanogpt_edit.common.stats import Interval, share
+from nanogpt_edit.data.problems import Problem
 from nanogpt_edit.evaluation.answers import extract
 from nanogpt_edit.evaluation.records import EvalRecord
 
 # What a model of word problems makes of other questions (the prompts of the earlier system's report, and a few more).
-PROBES = (
+ASKED = (
     "What is the capital of France?",
     "Who wrote Romeo and Juliet?",
     "Why is the sky blue?",
@@ -26,6 +27,7 @@ PROBES = (
     "The best way to learn a language is",
     "My favourite colour is",
 )
+PROBES = tuple(Problem(question=text, rationale="", answer="", id=f"probe-{i}") for i, text in enumerate(ASKED))
 EQUATION_SIGNS = frozenset("=+*/")
 
 

@@ -43,7 +43,7 @@ class Skills:
     problems: Sequence[Problem] = ()
     arithmetic: Sequence[Problem] = ()
     questions: Sequence[Question] = ()
-    probes: Sequence[str] = ()
+    probes: Sequence[Problem] = ()
     text: Tensor | None = None  # (N, T + 1) blocks of held-out text
 
 
@@ -62,8 +62,7 @@ def evaluate(model: GPT, skills: Skills, config: EvaluateConfig, *, stage: str) 
     problems = skills.problems[: config.problems]
     records = solve(engine, problems, n=config.samples, sampling=sampling, skill="problems", label=f"evaluate {stage}")
     records += solve(engine, skills.arithmetic, n=config.arithmetic_samples, sampling=short, skill="arithmetic")
-    probes = [Problem(question=text, rationale="", answer="", id=f"probe-{i}") for i, text in enumerate(skills.probes)]
-    records += solve(engine, probes, n=4, sampling=short, skill="probes")
+    records += solve(engine, skills.probes, n=4, sampling=short, skill="probes")
     recalls = recall(model, skills.questions)
 
     metrics: dict[str, dict[str, Interval]] = {}
@@ -71,7 +70,7 @@ def evaluate(model: GPT, skills: Skills, config: EvaluateConfig, *, stage: str) 
         own = [record for record in records if record.skill == skill]
         if own:
             metrics[skill] = problem_metrics(own, seed=config.seed)
-    if probes:
+    if skills.probes:
         metrics["probes"] = probe_metrics([record for record in records if record.skill == "probes"])
     if recalls:
         metrics["facts"] = fact_metrics(recalls)

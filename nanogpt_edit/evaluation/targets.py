@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
-from nanogpt_edit.common.errors import UserError
+from nanogpt_edit.common.errors import UserError, quoted
 from nanogpt_edit.common.terminal import progress
 from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.model.tokenizer import Tokenizer, tokenizer_of
@@ -65,8 +65,16 @@ def target_ids(prompt: str, target: str, tokenizer: Tokenizer) -> tuple[int, ...
     # Where a token reaches over the border, no model that has read the prompt can write it: the target stands alone.
     ids = _continuation(tokenizer, "\n", after) if ids is None else ids
     if not ids or not after.strip():
-        raise UserError(f'the target "{target}" of "{prompt}" has no tokens; fill it in.')
+        raise UserError(f"the target {quoted(target)} of {quoted(prompt)} has no tokens; fill it in.")
     return tuple(ids)
+
+
+def check_length(prompt: str, tokens: int, model: GPT) -> None:
+    """Raise UserError for a prompt that comes to more tokens, with its target, than `model` reads."""
+    if tokens > model.config.block_size:
+        raise UserError(
+            f"{quoted(prompt)} comes to {tokens:,} tokens and the model reads {model.config.block_size:,}; shorten it."
+        )
 
 
 def _continuation(tokenizer: Tokenizer, before: str, after: str) -> list[int] | None:
@@ -80,10 +88,12 @@ def _continuation(tokenizer: Tokenizer, before: str, after: str) -> list[int] | 
 def score_targets(model: GPT, pairs: Sequence[tuple[str, str]]) -> list[TargetScore]:
     """The scores of (prompt, target) pairs, in a few batched passes with logits at target positions only.
 
-    Raises UserError for a target without tokens.
+    Raises UserError for a target without tokens, and for a prompt that is too long.
     """
     tokenizer = tokenizer_of(model)
     rows = [(tokenizer.encode(join(*pair)[0]), target_ids(*pair, tokenizer)) for pair in pairs]
+    for (prompt, _), (own, target) in zip(pairs, rows, strict=True):
+        check_length(prompt, len(own) + len(target) - 1, model)
     order = sorted(range(len(rows)), key=lambda i: len(rows[i][0]) + len(rows[i][1]))
     scores: dict[int, TargetScore] = {}
     model.eval()

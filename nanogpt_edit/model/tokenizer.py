@@ -152,8 +152,9 @@ class Tokenizer:
         settings = _settings(directory)
         file = directory / "tokenizer.json"
         if file.is_file():
+            text = _text(file)
             try:
-                inner = tokenizers.Tokenizer.from_str(file.read_text(encoding="utf-8"))
+                inner = tokenizers.Tokenizer.from_str(text)
             except Exception as error:  # the library raises nothing narrower
                 raise UserError(f"{file}: not a tokenizer the tokenizers library can read ({_line(error)}).") from None
         else:
@@ -313,7 +314,7 @@ def _settings(directory: Path) -> dict[str, object]:
 
 def _text(file: Path) -> str:
     try:
-        return read_bytes(file).decode("utf-8")  # newlines as they are
+        return read_bytes(file).decode("utf-8-sig")  # newlines as they are
     except UnicodeDecodeError as error:
         raise UserError(f"{file}: not UTF-8 text ({error}); fetch the file again.") from None
 

@@ -14,6 +14,7 @@ from nanogpt_edit.common.sizes import check_fits
 from nanogpt_edit.data.samples import with_room
 from nanogpt_edit.editing.editor import check_edit
 from nanogpt_edit.editing.records import OF_PART, EditScores
+from nanogpt_edit.engine.completion import COMPLETION_BYTES
 from nanogpt_edit.evaluation.facts import FACT_GROUPS
 from nanogpt_edit.evaluation.suite import problem_metric_names
 from nanogpt_edit.model.gpt import GPT
@@ -30,7 +31,7 @@ from nanogpt_edit.training.sft import problems_per_step
 
 PROBLEM_BYTES = 560  # of the embedded world, as Python keeps it
 SENTENCE_BYTES = 50_000  # all its facts once
-TOKEN_BYTES, ROW_BYTES, COMPLETION_BYTES = 8, 64, 512  # in a tensor; the least that Python keeps of them
+TOKEN_BYTES, ROW_BYTES = 8, 64  # in a tensor; the least that Python keeps of a row
 
 
 def check_sizes(recipe: Recipe) -> None:

@@ -11,7 +11,7 @@ from nanogpt_edit.common.errors import about
 from nanogpt_edit.common.terminal import say
 from nanogpt_edit.data.problems import Problem
 from nanogpt_edit.data.samples import Sample, to_samples, with_room
-from nanogpt_edit.data.text import TokenStream, token_blocks, token_stream
+from nanogpt_edit.data.text import TokenStream, pack, token_blocks, token_stream
 from nanogpt_edit.evaluation.config import EvaluateConfig
 from nanogpt_edit.evaluation.perplexity import held_out_text
 from nanogpt_edit.evaluation.probes import PROBES
@@ -36,7 +36,8 @@ def held_out_blocks(inputs: RunInputs, model: GPT) -> Tensor:
     if source is not None:
         with about("evaluate.text"):
             return held_out_text(source, tokenizer, block_size=block_size)
-    return token_blocks(inputs.held_out, tokenizer, block_size=min(HELD_OUT_TOKENS, block_size))
+    tokens = len(pack(inputs.held_out, tokenizer)[0])  # of few and short questions less than one block
+    return token_blocks(inputs.held_out, tokenizer, block_size=min(HELD_OUT_TOKENS, block_size, tokens - 1))
 
 
 def training_samples(inputs: RunInputs, model: GPT) -> list[Sample]:
@@ -97,9 +98,9 @@ def skills(inputs: RunInputs, model: GPT, problems: Sequence[Problem], *, what: 
     """All that a checkpoint of the run is measured on: `problems`, arithmetic, facts, probes, held-out text."""
     return Skills(
         problems=fitting(problems, model, room=1, what=what),
-        arithmetic=inputs.world.arithmetic,
+        arithmetic=fitting(inputs.world.arithmetic, model, room=1, what="arithmetic"),
         questions=inputs.questions(),
-        probes=PROBES,
+        probes=fitting(PROBES, model, room=1, what="probes"),
         text=held_out_blocks(inputs, model),
     )
 

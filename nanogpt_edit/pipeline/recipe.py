@@ -15,6 +15,7 @@ from typing import Annotated, Literal
 import tyro
 
 from nanogpt_edit.common.errors import UserError, at_least, did_you_mean
+from nanogpt_edit.common.files import check_file
 from nanogpt_edit.common.records import Settings, check_fields
 from nanogpt_edit.common.settings import Precision, differences, read_settings, to_table, write_settings
 from nanogpt_edit.data.splits import ProblemsConfig
@@ -139,6 +140,9 @@ def load_recipe(name_or_path: str | Path, *, over: Recipe | None = None) -> Reci
     path = Path(name_or_path)
     if str(name_or_path) in packaged_recipes():
         path = PACKAGED / f"{name_or_path}.toml"
+    elif path.is_dir():
+        kept = " Name the recipe.toml in it." if (path / "recipe.toml").is_file() else ""
+        check_file(path, f"A recipe is a .toml file, or one that is packaged: {', '.join(packaged_recipes())}.{kept}")
     elif path.suffix != ".toml" and not path.is_file():
         names = packaged_recipes()
         raise UserError(

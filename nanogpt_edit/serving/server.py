@@ -17,7 +17,7 @@ import json
 import re
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -26,7 +26,7 @@ from ipaddress import ip_address
 from socket import socket
 from threading import Lock
 
-from nanogpt_edit.common.errors import UserError
+from nanogpt_edit.common.errors import MOST_QUOTED, UserError
 from nanogpt_edit.common.files import parse_json
 from nanogpt_edit.common.records import Place, to_dataclass
 from nanogpt_edit.engine.generate import generate
@@ -37,6 +37,7 @@ LARGEST_REQUEST_BYTES = 1 << 20
 MOST_COMPLETIONS = 64
 HOST_PORT = re.compile(r":\d+$")
 LAST_PORT = 65_535
+PATHS = {"/": "GET", "/v1/model": "GET", "/v1/generate": "POST"}
 PATIENCE_SECONDS = 20.0  # for a request to arrive, and between two bytes of it
 
 
@@ -56,11 +57,11 @@ class Request(Sampling):
 
 
 class Refused(Exception):
-    """A request that is not answered: the status, and a sentence for whoever sent it."""
+    """A request that is not answered: the status, a sentence for whoever sent it, and what the path would `allow`."""
 
-    def __init__(self, status: int, sentence: str) -> None:
+    def __init__(self, status: int, sentence: str, *, allow: str = "") -> None:
         super().__init__(sentence)
-        self.status = status
+        self.status, self.allow = status, allow
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -84,7 +85,7 @@ class Handler(BaseHTTPRequestHandler):
             check_sender(self.headers.get("Host"), self.headers.get("Origin"), here_only=self.server.here_only)
             answer()
         except Refused as refused:
-            self.answer_json(refused.status, {"error": str(refused)})
+            self.answer_json(refused.status, {"error": str(refused)}, allow=refused.allow)
         except UserError as error:
             self.answer_json(400, {"error": str(error)})
         except (ConnectionError, TimeoutError):
@@ -99,15 +100,22 @@ class Handler(BaseHTTPRequestHandler):
         elif self.path == "/v1/model":
             self.answer_json(200, self.server.about)
         else:
-            raise Refused(404, f"there is nothing at {self.path}; try / or /v1/model.")
+            raise self.nothing("GET")
 
     def complete(self) -> None:
         if self.path != "/v1/generate":
-            raise Refused(404, f"nothing can be posted to {self.path}; use /v1/generate.")
-        body = self.body(body_length(self.headers.get("Content-Length")))
+            raise self.nothing("POST")
+        body = self.body(body_length(self.headers.get_all("Content-Length", [])))
         with self.server.writing:
             completions = complete(self.server.model, body)
         self.answer_json(200, {"completions": completions})
+
+    def nothing(self, method: str) -> Refused:
+        """Why a request is not answered: another method is for this path, or there is nothing at it."""
+        if self.path in PATHS:
+            return Refused(405, f"{self.path} takes {PATHS[self.path]}, not {method}.", allow=PATHS[self.path])
+        known = ", ".join(f"{allowed} {path}" for path, allowed in PATHS.items())
+        return Refused(404, f"there is nothing at {self.path[:MOST_QUOTED]}; there are {known}.")
 
     def body(self, length: int) -> bytes:
         """The request's body. Raises Refused where it ends early, or does not arrive in time."""
@@ -127,14 +135,17 @@ class Handler(BaseHTTPRequestHandler):
     def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
         """What the library finds wrong, as everything else: a line that is no HTTP, a verb that is not served."""
         self.close_connection, self.request_version = True, self.protocol_version
-        status = 405 if code == HTTPStatus.NOT_IMPLEMENTED else code
-        self.answer_json(status, {"error": f"{message or HTTPStatus(code).phrase}; use GET or POST over HTTP/1.1."})
+        status, allow = (405, "GET, POST") if code == HTTPStatus.NOT_IMPLEMENTED else (code, "")
+        sentence = f"{message or HTTPStatus(code).phrase}; use GET or POST over HTTP/1.1."
+        self.answer_json(status, {"error": sentence}, allow=allow)
 
-    def answer_json(self, status: int, value: object) -> None:
-        self.answer(status, json.dumps(value, ensure_ascii=False).encode(), "application/json")
+    def answer_json(self, status: int, value: object, *, allow: str = "") -> None:
+        self.answer(status, json.dumps(value, ensure_ascii=False).encode(), "application/json", allow=allow)
 
-    def answer(self, status: int, body: bytes, kind: str) -> None:
+    def answer(self, status: int, body: bytes, kind: str, *, allow: str = "") -> None:
         self.send_response(status)
+        if allow:
+            self.send_header("Allow", allow)
         self.send_header("Content-Type", kind)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
@@ -196,10 +207,13 @@ def check_sender(host: str | None, origin: str | None, *, here_only: bool) -> No
         raise Refused(403, f'the request comes from a page of "{origin}"; only the server\'s own page may ask.')
 
 
-def body_length(header: str | None) -> int:
-    """The length that a request says it has. Raises Refused when it says none, or one that is not read."""
-    if header is None:
+def body_length(headers: Sequence[str]) -> int:
+    """The length that a request says it has. Raises Refused when it says none, several, or one that is not read."""
+    if not headers:
         raise Refused(411, "the request has no Content-Length; say how many bytes it has.")
+    header, *others = headers
+    if others:
+        raise Refused(400, f"the request has {len(headers)} headers Content-Length; send one.")
     if not re.fullmatch("[0-9]{1,18}", header.strip()):
         raise Refused(400, f'Content-Length is "{header[:40]}"; it must be a whole number of bytes.')
     length = int(header)
@@ -212,7 +226,7 @@ def body_length(header: str | None) -> int:
 def complete(model: GPT, body: bytes) -> list[dict[str, object]]:
     """The completions a request asks for. Raises UserError, in one sentence, for a request that cannot be met."""
     try:
-        table = parse_json(body.decode())
+        table = parse_json(body.decode("utf-8-sig"))
     except ValueError as error:
         raise UserError(f"the request is not valid JSON ({error}).") from None
     if not isinstance(table, dict):

@@ -34,7 +34,7 @@ class TraceConfig(Settings):
         if not self.sites:
             raise UserError(f"is empty; name at least one of {', '.join(SITES)}.", field="sites")
         at_least(1, self, "facts", "draws", "window")
-        at_least(0, self, "noise")
+        at_least(0, self, "noise", "seed")
 
     def layers_around(self, layer: int, n_layer: int) -> range:
         """The window of layers centred on `layer`, cut at the model's ends."""

@@ -28,7 +28,7 @@ from nanogpt_edit.common.sizes import check_fits
 from nanogpt_edit.common.terminal import progress
 from nanogpt_edit.data.facts import Fact, locate_subject
 from nanogpt_edit.editing.contexts import pad_rows
-from nanogpt_edit.evaluation.targets import join, target_ids
+from nanogpt_edit.evaluation.targets import check_length, join, target_ids
 from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.model.ragged import Recorded, Recorder, prefix_mask
 from nanogpt_edit.model.sites import SiteKey, capture, patch
@@ -107,6 +107,7 @@ def trace(
     if target is None:
         tokenizer = tokenizer_of(model)
         token_ids = torch.tensor([tokenizer.encode(prompt.rstrip())], device=model.device)
+        check_length(prompt, token_ids.shape[1], model)
         with torch.no_grad():
             target = tokenizer.decode([int(model(token_ids)[0, -1, : tokenizer.vocab_size].argmax())])
     fact = Fact(prompt=prompt, subject=subject, target_new=target, target_true=target)
@@ -125,8 +126,7 @@ class Tracer:
         tokenizer, device, draws = tokenizer_of(model), model.device, config.draws
         found = [locate_subject(join(f.prompt, f.target_true)[0], f.subject, tokenizer) for f in facts]
         for fact, place in zip(facts, found, strict=True):
-            if len(place.token_ids) > model.config.block_size:
-                raise UserError(f'"{fact.prompt}" is longer than the model reads; shorten it.')
+            check_length(fact.prompt, len(place.token_ids), model)
         self.first, self.last = [place.first for place in found], [place.last for place in found]
         self.rows = [place.token_ids for place in found]
         self.targets = [target_ids(f.prompt, f.target_true, tokenizer)[0] for f in facts]

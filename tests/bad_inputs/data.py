@@ -18,6 +18,8 @@ FILES: dict[str, tuple[str | bytes, str]] = {
     ),
     "chat.jsonl": ('{"question": "<|im_start|>a", "answer": "#### 5"}\n', "chat.jsonl:1: the text holds <|im_start|>"),
     "lfs.jsonl": ("version https://git-lfs.github.com/spec/v1\n", "lfs.jsonl: a pointer of git-LFS"),
+    "one.jsonl": (GOOD, "one.jsonl: 1 different problems are too few to divide"),
+    "twice.jsonl": (GOOD + '{"question": "1?", "question": "2?", "answer": "#### 2"}\n', '"question" is there twice'),
     "p.csv": ("question,answer\na,1\n", "p.csv: a table of csv"),
     "p.xlsx": (b"PK\x03\x04", "p.xlsx: a zip archive (or a spreadsheet"),
     "utf16.jsonl": (GOOD.encode("utf-16"), "utf16.jsonl: UTF-16 text"),
@@ -30,6 +32,7 @@ FILES: dict[str, tuple[str | bytes, str]] = {
 VERBS = ("evaluate model --out x --problems.path {}", "doctor tiny --out x --problems.path {}")
 TEXTS: dict[str, tuple[str | bytes, str]] = {
     "t.txt": (b"caf\xe9", "t.txt:1: not UTF-8 text"),
+    "short.txt": ("hi", "evaluate.text: the text has 3 tokens, too few for one block of 63"),
     "t.jsonl": ('{"body": "a"}\n', 't.jsonl: 1 rows have no text in field "text"'),
     "lfs.txt": ("version https://git-lfs.github.com/spec/v1\n", "lfs.txt: a pointer of git-LFS"),
     "t.zip": (b"PK\x03\x04", "t.zip: a zip archive"),

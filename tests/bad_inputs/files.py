@@ -7,9 +7,11 @@ from pathlib import Path
 from bad_inputs import Bad
 
 LONG = "d" * 300
+WORDS = "word " * 3000
 LOOP = {"loop": lambda path: path.symlink_to("loop")}
 FACT = '{"prompt": "The capital of France is", "subject": "France", "target_new": "Rome", "target_true": "Paris"}'
 FACTS = {"f.jsonl": FACT}
+LONG_FACT = FACT.replace("The", f"{WORDS}The")
 TRACE = "trace model --prompt 'Paris is' --subject Paris"
 
 READ = (
@@ -28,7 +30,17 @@ READ = (
     Bad("grpo nowhere --out x", says="nowhere"),
     Bad("edit nowhere facts50 --out x", says="nowhere"),
     Bad("edit model nowhere.jsonl --out x", says="nowhere.jsonl: no such file"),
-    Bad("edit model model --out x", says="model"),
+    Bad("edit model model --out x", says="model: a folder, where a file was expected. Give a .jsonl or .json of facts"),
+    Bad("edit model f.jsonl --out x", says="(15,024 characters)", files={"f.jsonl": f"{LONG_FACT}\n{LONG_FACT}\n"}),
+    Bad(
+        "edit model f.jsonl --out x",
+        says='"id" is there twice',
+        files={"f.jsonl": FACT[:-1] + ', "id": "a", "id": "b"}'},
+    ),
+    Bad("trace model --facts f.jsonl", says="tokens and the model reads 64; shorten it", files={"f.jsonl": LONG_FACT}),
+    Bad(f"trace model --prompt '{WORDS}' --subject word", says="(15,000 characters) comes to"),
+    Bad(f"trace model --prompt 'Paris is' --subject '{WORDS}'", says=" … "),
+    Bad(f"sample model --prompt '{WORDS}'", says="the prompt has 1"),
     Bad("edit model f.jsonl --out x", says="f.jsonl", files={"f.jsonl": ""}),
     Bad("edit model f.json --out x", says="f.json", files={"f.json": "[" * 100_000}),
     Bad("edit model f.jsonl --out x", says="f.jsonl:1", files={"f.jsonl": '{"a":' * 100_000}),
@@ -52,7 +64,7 @@ READ = (
     Bad("report model", says="model"),
     Bad("report r", says="recipe.toml", files={"r/recipe.toml": "[" * 100_000}),
     Bad("patch show nowhere", says="nowhere"),
-    Bad("patch show model", says="model"),
+    Bad("patch show model", says="model: a folder, where a file was expected"),
     Bad(f"{TRACE} --facts nowhere.jsonl", says="--facts"),
     Bad("trace model --facts nowhere.jsonl", says="nowhere.jsonl"),
     Bad("trace model --facts f.jsonl --out o --sweep s.jsonl", says="s.jsonl: no such file", files=FACTS),

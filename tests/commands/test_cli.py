@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -47,6 +48,18 @@ def test_help_answers_in_under_a_second_and_imports_nothing_heavy() -> None:
     assert ended.stdout.splitlines()[-1] == "[]"
     # Processor time, for a busy machine is not a slow program.
     assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 1
+
+
+@pytest.mark.parametrize("verb", [*cli.VERBS, "patch apply", "patch revert"])
+def test_the_help_of_a_verb_is_as_wide_as_the_terminal(
+    verb: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    with suppress(SystemExit):
+        cli.main([*verb.split(), "--help"])
+    lines = capsys.readouterr().out.splitlines()
+    assert [line for line in lines if len(line) > 80 and not line.startswith("usage:")] == []
+    assert not [line for line in lines if "(default: )" in line]
 
 
 @pytest.mark.parametrize("verb", [*cli.VERBS, "patch apply"])

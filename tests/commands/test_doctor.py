@@ -30,9 +30,9 @@ def test_a_recipe_is_examined_before_anything_is_trained(tmp_path: Path, capsys:
     assert "Before GRPO, with an untrained model" in lines
     checks = [line[8:].partition(":")[0] for line in lines if line.startswith("  ")]
     assert checks == [
-        *("held-out text", "memory"),
-        *("loss mask", "prompt", "test questions", "lengths", "weights", "memory"),
-        *("gold answers", "test questions", "sampler and trainer", "reference", "signal", "memory"),
+        *("held-out text", "warm-up", "memory"),
+        *("loss mask", "prompt", "test questions", "lengths", "weights", "warm-up", "memory"),
+        *("gold answers", "test questions", "sampler and trainer", "reference", "signal", "warm-up", "memory"),
     ]
     assert not (tmp_path / "run").exists()
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import TEXTS, tiny_config
 from report_run import make_run
 
 from nanogpt_edit import cli
@@ -17,6 +18,8 @@ from nanogpt_edit.data.world.world import WorldConfig, make_world
 from nanogpt_edit.evaluation.config import EvaluateConfig
 from nanogpt_edit.evaluation.records import read_records
 from nanogpt_edit.model.gpt import GPT
+from nanogpt_edit.model.tokenizer import Tokenizer
+from nanogpt_edit.pipeline import fitted
 from nanogpt_edit.pipeline.folder import RunFolder
 from nanogpt_edit.pipeline.inputs import RunInputs
 from nanogpt_edit.pipeline.measure import measure
@@ -33,12 +36,32 @@ def saved(speaking_gpt: GPT, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
+def random_gpt_64(tmp_path: Path) -> Path:
+    tokenizer = Tokenizer.train(TEXTS, vocab_size=300)
+    path = tmp_path / "small"
+    save(GPT(tiny_config("gpt2", vocab_size=tokenizer.vocab_size), seed=0), path, tokenizer=tokenizer)
+    return path
+
+
+@pytest.fixture
 def problems(tmp_path: Path) -> Path:
     """Thirty problems of one file, which `load_splits` cuts into three."""
     lines = [{"question": f"What is {n} + {n}?", "answer": f"{n} + {n} = {2 * n}\n#### {2 * n}"} for n in range(30)]
     path = tmp_path / "sums.jsonl"
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     return path
+
+
+def test_what_a_small_model_cannot_read_is_left_out_and_said(
+    random_gpt_64: Path, problems: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The package's own questions are longer than a model of 64 positions reads."""
+    told: list[str] = []
+    monkeypatch.setattr(fitted, "say", told.append)
+    assert cli.main(["evaluate", str(random_gpt_64), "--problems.path", str(problems), *QUICK]) == 0
+    (note,) = told
+    assert note.startswith("arithmetic: 10 of 50 problems were left out because their question leaves no room")
+    assert "pass_at_1" in capsys.readouterr().out
 
 
 def test_an_evaluation_is_printed_kept_and_compared(

@@ -72,7 +72,7 @@ def test_a_terminal_is_shown_control_characters_and_a_pipe_gets_them(
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["--prompt", ""], "prompt 0 is empty"),
+        (["--prompt", ""], "the prompt is empty"),
         (["--prompt", "a", "--temperature", "-1"], "temperature -1.0 is negative"),
         (["--prompt", "a", "--device", "abacus"], 'device "abacus" cannot be used here; this machine has: cpu'),
         ([], "missing: --prompt"),

@@ -135,6 +135,10 @@ def test_a_damaged_json_file_is_named(tmp_path: Path, text: str, sentence: str) 
         (f'{{"a": {"9" * 5000}}}', "a number of 5000 digits"),
         (r'{"a": "\ud83d"}', "half of a surrogate pair"),
         (r'{"\udc00": 1}', "half of a surrogate pair"),
+        ('{"a": 1e-400}', "1e-400 is nearer to zero than a number can be; write 0"),
+        ('{"a": [-0.05E-9999]}', "-0.05E-9999 is nearer to zero"),
+        ('{"a": 1, "b": {"c": 1, "d": 2, "c": 1}}', '"c" is there twice in one object'),
+        ('{"a": 1, "\\u0061": 2}', '"a" is there twice'),
         ("[" * 100_000, "nested too deeply"),
         ('{"a": ' * 100_000, "nested too deeply"),
     ],
@@ -148,7 +152,7 @@ def test_json_that_stands_for_nothing_is_refused(tmp_path: Path, text: str, reas
         files.read_jsonl(tmp_path / "one.jsonl")
 
 
-@pytest.mark.parametrize("value", ["NaN", "\U0001f600", 1e300, 10**30, 2**-1000])
+@pytest.mark.parametrize("value", ["NaN", "\U0001f600", 1e300, 10**30, 2**-1000, 5e-324, 0.0, -0.0, [{"a": 1}] * 2])
 def test_uncommon_json_is_read(value: object) -> None:
     assert files.parse_json(json.dumps({"a": value})) == {"a": value}
 
@@ -163,6 +167,12 @@ def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
         for read in (files.read_json, files.read_jsonl):
             with pytest.raises(UserError, match=reason):
                 read(path)
+
+
+def test_a_zero_may_be_written_in_any_way() -> None:
+    assert [files.read_float(digits) for digits in ("0", "-0.0", "0e-999", "0E5", "4e-324")] == [0, 0, 0, 0, 5e-324]
+    with pytest.raises(files.Lost):
+        files.read_float("1_0.0e-4_00")  # as TOML and Python write it
 
 
 def test_missing_files_are_named(tmp_path: Path) -> None:

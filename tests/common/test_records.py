@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import copy
+import inspect
 import json
 import math
+import pickle
 import tempfile
 from collections.abc import Callable
-from dataclasses import MISSING, asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -17,9 +20,10 @@ from hypothesis import strategies as st
 
 from nanogpt_edit.common.errors import UserError, at_least
 from nanogpt_edit.common.files import write_json, write_jsonl
-from nanogpt_edit.common.records import Place, read_json_as, read_jsonl_as, to_value
+from nanogpt_edit.common.records import Answering, Place, read_json_as, read_jsonl_as, to_value
 from nanogpt_edit.data.facts import Fact, Neighbour
 from nanogpt_edit.data.problems import Problem
+from nanogpt_edit.data.samples import Sample
 from nanogpt_edit.editing.config import EditConfig
 from nanogpt_edit.editing.records import FactScore
 from nanogpt_edit.engine.sampling_config import Sampling
@@ -168,6 +172,18 @@ def test_the_word_none_is_a_text_in_json(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("make", "sentence"),
     [
+        (
+            lambda: Fact(),
+            "Fact: missing a required argument: 'prompt'; it needs prompt, subject, target_new, target_true",
+        ),
+        (lambda: Fact("Egypt", "Egypt", "Rome"), "missing a required argument: 'target_true'"),
+        (lambda: Fact("Egypt", prompt="Egypt"), "multiple values for argument 'prompt'"),
+        (lambda: Fact(promt="Egypt"), 'Fact has an unknown field "promt"; did you mean "prompt"?'),
+        (lambda: Neighbour(), "Neighbour: missing a required argument: 'prompt'"),
+        (lambda: Problem("1 + 1"), "Problem: missing a required argument: 'rationale'"),
+        (lambda: Sample(), "Sample: missing a required argument: 'token_ids'"),
+        (lambda: EditConfig(*range(99)), "EditConfig: too many positional arguments; it needs nothing, and has method"),
+        (lambda: replace(EvaluateConfig(), smples=3), 'unknown field "smples"; did you mean "samples"?'),
         (lambda: Fact(None, "Egypt", "Rome", "Cairo"), 'Fact: "prompt" must be text, found None.'),
         (lambda: Fact("Egypt", "Egypt", "Rome", "Cairo", paraphrases="In"), '"paraphrases" must be a list of text'),
         (lambda: Neighbour("Libya", ("Tripoli",)), 'Neighbour: "target_true" must be text'),
@@ -189,6 +205,19 @@ def test_the_word_none_is_a_text_in_json(tmp_path: Path) -> None:
 def test_a_record_made_in_python_is_held_to_the_same(make: Callable[[], object], sentence: str) -> None:
     with pytest.raises(UserError, match=sentence):
         make()
+
+
+def test_what_is_made_is_copied_pickled_and_shown_as_ever() -> None:
+    fact = Fact("The capital of Egypt is", "Egypt", "Alexandria", "Cairo")
+    assert pickle.loads(pickle.dumps(fact)) == copy.deepcopy(fact) == replace(fact, id="") == fact
+    assert list(inspect.signature(Neighbour).parameters) == ["prompt", "target_true"]
+
+    class Careless(metaclass=Answering):
+        def __init__(self) -> None:
+            raise TypeError("a mistake of the program's own")
+
+    with pytest.raises(TypeError, match="of the program's own"):
+        dataclass(Careless)()
 
 
 @pytest.mark.parametrize("function", [len, partial(len, ""), str.upper, Path])

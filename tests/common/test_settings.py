@@ -98,6 +98,10 @@ def test_defaults_fill_what_the_file_leaves_out(tmp_path: Path) -> None:
         ('name = "a"\n[grpo]\nsteps = -1', "tiny.toml: [grpo] steps must not be negative, found -1."),
         ("fast = true", 'tiny.toml: the field "name" is missing (text in quotes).'),
         ("name = ", "tiny.toml: not valid TOML"),
+        (
+            'name = "a"\n[grpo]\nlr = 1e-400',
+            "tiny.toml: not valid TOML (1e-400 is nearer to zero than a number can be; write 0, or a larger one).",
+        ),
     ],
 )
 def test_a_bad_setting_earns_one_clear_sentence(tmp_path: Path, text: str, sentence: str) -> None:
@@ -105,6 +109,12 @@ def test_a_bad_setting_earns_one_clear_sentence(tmp_path: Path, text: str, sente
         read(tmp_path, text)
     assert sentence in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_byte_order_mark_is_no_setting(tmp_path: Path) -> None:
+    file = tmp_path / "marked.toml"
+    file.write_bytes(b'\xef\xbb\xbfname = "a"\nfast = true\n')
+    assert read_settings(Plan, file) == Plan("a", fast=True)
 
 
 def test_a_missing_file_and_a_folder_are_named(tmp_path: Path) -> None:

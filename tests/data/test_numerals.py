@@ -170,10 +170,10 @@ def test_any_text_is_read_without_an_error(text: str) -> None:
     ["9", "9,", "1,111", "1 111", "1,11", "9/", "1 1/", "9.", "-", "- ", "9^", "9e9", "\\frac", "{", "½", "9 k", "*9"],
 )
 def test_no_text_takes_long(piece: str) -> None:
-    started = time.perf_counter()
+    started = time.process_time()
     numbers(piece * 5_000)
     number(piece * 5_000)
-    assert time.perf_counter() - started < 1
+    assert time.process_time() - started < 1
 
 
 @pytest.mark.parametrize(

@@ -87,7 +87,7 @@ def test_limits_and_impossible_settings(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"problems\."):
         load_splits(ProblemsConfig(), seed=0)
     two = str(write(tmp_path / "two.jsonl", *numbered(2)))
-    with pytest.raises(UserError, match="too few different problems"):
+    with pytest.raises(UserError, match="different problems are too few"):
         load_splits(ProblemsConfig(path=two), seed=0)
     with pytest.raises(UserError, match=r"no train.jsonl in this folder \(it holds .*two.jsonl"):
         (tmp_path / "mine.jsonl").unlink()

@@ -109,6 +109,15 @@ FORGERIES: dict[str, tuple[Forger, str]] = {
     "NaN in a factor": (tensor("0.left", with_entry(float("nan"))), '"0.left" holds NaN or infinite numbers'),
     "infinity in a factor": (tensor("1.right", with_entry(float("inf"))), '"1.right" holds NaN or infinite'),
     "NaN in the values": (tensor("values", with_entry(float("nan"))), '"values" holds NaN'),
+    "NaN to be put back": (
+        lambda _, tensors: tensors.update(
+            {"0.undo_index": torch.zeros(1, dtype=torch.int32), "0.undo_original": torch.full((1,), float("nan"))}
+        ),
+        '"0.undo_original" holds NaN',
+    ),
+    "a probability above one": (fact("probability", 1.5), "its fact 1: no value is found with p 1.5"),
+    "a negative shift": (fact("shift", -0.1), "its fact 1: no value is found with p"),
+    "steps before the first": (fact("steps", -3), "in -3 steps"),
     "factors that do not fit": (tensor("0.left", lambda old: old[:, :1]), '"0.right" of 2 × 192 does not fit'),
     "a factor in float64": (tensor("0.left", Tensor.double), '"0.left" is no float32 matrix'),
     "a factor without numbers": (tensor("0.left", lambda old: old[:0]), '"0.left" is no float32 matrix'),
@@ -178,4 +187,16 @@ def test_an_undo_that_lies_is_found_anew_when_the_patch_is_applied(genuine: Path
     forged_undo = replace(patch, layers={n: replace(update, undo=lie) for n, update in patch.layers.items()})
     before = {name: weight.clone() for name, weight in model.state_dict().items()}
     forged_undo.apply(model).revert(model)
+    assert all(torch.equal(weight, before[name]) for name, weight in model.state_dict().items())
+
+
+@pytest.mark.parametrize("size", [1e6, 1e18, 3e38])
+def test_a_change_out_of_all_proportion_is_refused(genuine: Path, tmp_path: Path, size: float) -> None:
+    path = forged(genuine, tmp_path / "forged.safetensors", tensor("1.left", lambda old: torch.full_like(old, size)))
+    model, patch = random_model(), load_patch(path)
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    with pytest.raises(UserError, match=r"changes layer 1 by ‖ΔW‖ = .*no edit does that"):
+        patch.apply(model)
+    with pytest.raises(UserError, match="no edit does that"), patch.applied(model):
+        pass
     assert all(torch.equal(weight, before[name]) for name, weight in model.state_dict().items())

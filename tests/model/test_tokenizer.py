@@ -216,6 +216,19 @@ def test_a_directory_without_a_tokenizer_says_what_to_put_there(tmp_path: Path) 
         Tokenizer.load(tmp_path)
 
 
+def test_a_byte_order_mark_is_no_part_of_a_tokenizer(tmp_path: Path) -> None:
+    own = Tokenizer.train(["Tom has 3 apples."], vocab_size=280)
+    own.chat_template = "{{ text }}"
+    own.save(tmp_path)
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        (tmp_path / name).write_bytes(b"\xef\xbb\xbf" + (tmp_path / name).read_bytes())
+    found = Tokenizer.load(tmp_path)
+    assert (found.fingerprint, found.chat_template) == (own.fingerprint, own.chat_template)
+    (tmp_path / "tokenizer.json").write_bytes(b"\xff\xfe{}")
+    with pytest.raises(UserError, match=r"tokenizer\.json: not UTF-8 text"):
+        Tokenizer.load(tmp_path)
+
+
 def test_a_damaged_tokenizer_is_named(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text('{"version": "1.0", "mod')
     with pytest.raises(UserError, match=r"tokenizer\.json: not a tokenizer"):

@@ -55,7 +55,21 @@ def test_the_page_and_the_model_are_shown(port: int, model: GPT) -> None:
     assert status == 200
     assert json.loads(about)["parameters"] == sum(parameter.numel() for parameter in model.parameters())
     assert ask(port, "GET", "/etc")[0] == 404
-    assert ask(port, "POST", "/", b"{}")[0] == 404
+    assert ask(port, "POST", "/etc", b"{}")[0] == 404
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "allowed"),
+    [("GET", "/v1/generate", "POST"), ("POST", "/", "GET"), ("POST", "/v1/model", "GET"), ("PUT", "/", "GET, POST")],
+)
+def test_a_path_says_which_method_it_takes(port: int, method: str, path: str, allowed: str) -> None:
+    connection = HTTPConnection("127.0.0.1", port, timeout=20)
+    connection.request(method, path, body=b"{}" if method == "POST" else None)
+    reply = connection.getresponse()
+    assert (reply.status, reply.headers["Allow"]) == (405, allowed)
+    error = json.loads(reply.read())["error"]
+    assert all(each in error for each in allowed.split(", "))
+    connection.close()
 
 
 def test_the_text_is_that_of_generate(port: int, model: GPT) -> None:
@@ -95,12 +109,28 @@ def test_the_text_is_that_of_generate(port: int, model: GPT) -> None:
         (b'{"prompt": "a", "max_new_tokens": 0}', "leaves nothing to generate"),
         (b'{"prompt": "' + b"apples " * 400 + b'"}', "block_size"),
         (b'{"prompt": "a", "heat": 1}', 'unknown field "heat"'),
+        (b'{"prompt": "a", "seed": -1}', "seed is -1; it cannot be negative"),
+        (b'{"prompt": "a", "temperature": 1e-400}', "1e-400 is nearer to zero than a number can be"),
+        (b'{"prompt": "a", "n": 1, "n": 2}', '"n" is there twice'),
+        (b'\xff\xfe{"prompt": "a"}', "not valid JSON"),
     ],
 )
 def test_a_bad_request_is_answered_with_a_sentence(port: int, body: bytes, sentence: str) -> None:
     status, reply = ask(port, "POST", "/v1/generate", body)
     assert status == 400
     assert sentence in json.loads(reply)["error"]
+
+
+def test_a_byte_order_mark_is_no_part_of_a_request(port: int) -> None:
+    request = b'{"prompt": "Tom has 3", "max_new_tokens": 4}'
+    plain = ask(port, "POST", "/v1/generate", request)
+    assert plain[0] == 200
+    assert ask(port, "POST", "/v1/generate", b"\xef\xbb\xbf" + request) == plain
+
+
+def test_the_only_prompt_has_no_number(port: int) -> None:
+    _, reply = ask(port, "POST", "/v1/generate", b'{"prompt": "' + b"apples " * 400 + b'"}')
+    assert json.loads(reply)["error"].startswith("the prompt has ")
 
 
 def everything(connection: socket.socket) -> bytes:
@@ -132,6 +162,8 @@ POST, BODY = b"POST /v1/generate HTTP/1.1\r\nHost: 127.0.0.1\r\n", b'\r\n\r\n{"p
         (POST + b"Content-Length: " + b"9" * 5000 + BODY, 400, 'Content-Length is "999'),
         (POST + b"Content-Length: 0" + BODY, 400, "the request has 0 bytes; 1 to 1048576 are read"),
         (POST + b"Content-Length: 1048577" + BODY, 413, "the request has 1048577 bytes"),
+        (POST + b"Content-Length: 15\r\nContent-Length: 15" + BODY, 400, "the request has 2 headers Content-Length"),
+        (POST + b"Content-Length: 15, 15" + BODY, 400, 'Content-Length is "15, 15"'),
         (POST + BODY, 411, "no Content-Length"),
         (POST + b"Transfer-Encoding: chunked" + BODY, 411, "no Content-Length"),
         (POST + b"Content-Length: 100" + BODY, 400, "the request ended after 15 of 100 bytes; send all of them"),
