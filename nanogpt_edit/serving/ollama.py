@@ -15,15 +15,16 @@ from nanogpt_edit.model.tokenizer import tokenizer_of
 
 LARGEST_CONTEXT = 4096  # tokens; Ollama's own choice, for a long context takes memory that few questions need
 
-# `REASONING_TEMPLATE` in Go's template language, which is the one that Ollama reads: the last question, then `<think>`.
+# `REASONING_TEMPLATE` in Go's template language, which is the one that Ollama reads: the last question, then `<think>`, or
+# as far as an answer is given that the model is to go on with.
 GO_TEMPLATE = """\
-{{- $text := "" }}
+{{- $question := "" }}{{ $answer := "<think>" }}
 {{- range .Messages }}
-{{- if eq .Role "user" }}{{ $text = .Content }}
-{{- else if eq .Role "assistant" }}{{ $text = printf "%s%s" $text .Content }}
+{{- if eq .Role "user" }}{{ $question = .Content }}{{ $answer = "<think>" }}
+{{- else if eq .Role "assistant" }}{{ $answer = .Content }}
 {{- end }}
 {{- end }}
-{{- $text }}<think>"""
+{{- $question }}{{ $answer }}"""
 
 
 def modelfile(model: GPT, gguf: Path) -> str:

@@ -44,7 +44,7 @@ def test_the_modelfile_puts_the_question_as_it_was_trained(speaking_gpt: GPT, tm
         file = ne.export_gguf(speaking_gpt, tmp_path / f"{template is None}{expected}.gguf")
         lines = file.read_text().splitlines()
         assert lines[1] == f'FROM "./{file.stem}.gguf"'
-        assert ('{{- $text }}<think>"""' in lines) == expected
+        assert ('{{- $question }}{{ $answer }}"""' in lines) == expected
         assert lines[-7:] == [
             "PARAMETER num_ctx 256",
             "PARAMETER num_predict 256",
