@@ -100,7 +100,7 @@ def test_edit_is_a_verb_and_a_room(speaking_gpt: GPT) -> None:
     facts = [Fact("The capital of France", "France", target_new="Tom", target_true="Paris", paraphrases=("In",))]
     text = ["The capital of France is Paris. Tom has 3 apples."] * 100
     loose = {"covariance_weight": 0.01, "clamp": 20.0, "weight_decay": 0.0, "kl_coef": 0.0, "refine_steps": 0}
-    patch = ne.edit(speaking_gpt, facts, method="memit", text=text, n_prefixes=0, **loose)
+    patch = ne.edit(speaking_gpt, facts, preset="given", method="memit", text=text, n_prefixes=0, **loose)
     assert fingerprint(speaking_gpt) == before
     old = ne.score(speaking_gpt, patch.facts)
     with patch.applied(speaking_gpt):

@@ -42,7 +42,7 @@ def _value(model: GPT, fact: LocatedFact, config: EditConfig) -> Tensor:
         at = len(row.token_ids) - 1
         targets[i, at : at + len(fact.target_ids)] = torch.tensor(fact.target_ids)
     mask = (targets != -100).float()
-    essence_at = len(fact.essence.token_ids) - 1
+    essence_at = fact.essence.subject_last if config.published else len(fact.essence.token_ids) - 1
     delta = torch.zeros(model.config.n_embd, requires_grad=True)
     optimizer = torch.optim.Adam([delta], lr=config.learning_rate)
     clean_essence: Tensor | None = None
@@ -69,7 +69,7 @@ def _value(model: GPT, fact: LocatedFact, config: EditConfig) -> Tensor:
         kl = torch.nn.functional.kl_div(clean_essence, essence, log_target=True, reduction="sum")
         assert start is not None
         loss = nll.mean() + config.kl_coef * kl + config.weight_decay * delta.norm() / start.norm() ** 2
-        if step + 1 == config.steps:
+        if step + 1 == config.steps or (config.published and float(loss.detach()) < 0.05):
             break
         loss.backward()
         optimizer.step()
@@ -123,7 +123,7 @@ def memit(
     for index, layer in enumerate(config.layers):
         k = keys(model, facts, layer).double().unflatten(0, (len(facts), -1))  # (N, C, F)
         missing = wanted - states(model, facts, config.layers[-1]).double().unflatten(0, (len(facts), -1))
-        if config.columns == "kind":  # the authors: half the bare prompt, half the mean of the others; its residual
+        if config.published:  # the authors: half the bare prompt, half the mean of the others; its residual
             k, missing = 0.5 * k[:, :1] + 0.5 * k[:, 1:].mean(1, keepdim=True), missing[:, :1]
         k, missing = (each.flatten(0, 1).T / each.shape[1] ** 0.5 for each in (k, missing))
         residual = missing / (len(config.layers) - index)

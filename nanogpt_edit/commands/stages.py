@@ -113,7 +113,7 @@ def choose_settings(chosen: Edit, recipe: Recipe) -> int:
         found = sweep(
             model,
             inputs.facts,
-            chosen.edit,
+            replace(chosen.edit, preset="given"),
             chosen.grid,
             covariance_blocks=(spared_blocks(inputs, model, inputs.facts) if chosen.edit.needs_text else None),
             text=fitted.held_out_blocks(inputs, model),

@@ -10,7 +10,7 @@ from nanogpt_edit.common.errors import UserError, at_least, did_you_mean
 from nanogpt_edit.common.records import Settings, check_fields
 
 Method = Literal["memit", "rome", "alphaedit", "ft"]
-Columns = Literal["context", "kind"]
+Preset = Literal["given", "auto", "published"]
 
 
 @dataclass(frozen=True)
@@ -35,12 +35,20 @@ METHODS: dict[Method, Traits] = {
 }
 
 
+PUBLISHED: dict[str, object] = {"context_weight": 0.0, "rounds": 1, "refine_steps": 0, "full_stop": False}
+"""What the published method does not have."""
+
+
 @dataclass(frozen=True)
 class EditConfig(Settings):
     """How facts are written into the weights. The defaults are those of the recipe `tiny`, found for its model of three
-    blocks; they suit no other size. A model in the folder of a run takes the settings of its recipe, and for any other
-    `edit --sweep` chooses some."""
+    blocks; they suit no other size. A model in the folder of a run takes the settings of its recipe, for any other the
+    preset `auto` chooses some."""
 
+    preset: Preset = "given"
+    """given (the settings are these), auto (what is not given is chosen for the model: layers by their depth and a
+    probe, the strength of protection by what the edit's own prompts and ordinary text say), published (exactly the
+    authors' MEMIT: one mean key per fact, half of it the bare prompt's, and their descent; nothing added)."""
     method: Method = "memit"
     """memit (all facts at once, spread over layers), rome (one fact after the other, one layer), alphaedit (as memit,
     in the null space of the usual keys), ft (constrained fine-tuning of one matrix, the baseline)."""
@@ -52,9 +60,6 @@ class EditConfig(Settings):
     context_weight: float = 0.1
     """memit: how many times the keys of the edited texts' other tokens count. The published method has 0; a small
     model, whose keys resemble each other, needs about 0.1 to keep an edit from disturbing its own prompt."""
-    columns: Columns = "context"
-    """Which keys are solved for: those of every context, each with its own residual (context), or of each fact one mean
-    key, half of it that of the bare prompt and half the mean behind the generated texts (kind; the authors' MEMIT)."""
     rounds: int = 1
     """How often the values are found anew, on the weights the round before left, and what is missing is added."""
     refine_steps: int = 60
@@ -106,6 +111,11 @@ class EditConfig(Settings):
 
     def __post_init__(self) -> None:
         check_fields(self)
+        if self.published:
+            if self.method != "memit":
+                raise UserError(f"is published, the authors' MEMIT, and method is {self.method}.", field="preset")
+            for name, value in PUBLISHED.items():
+                object.__setattr__(self, name, value)
         if not self.layers or list(self.layers) != sorted(set(self.layers)):
             raise UserError(
                 f"{list(self.layers)} must be given once each, ascending, and at least one.", field="layers"
@@ -126,6 +136,11 @@ class EditConfig(Settings):
         at_least(1, self, "rounds", "steps", "batch_size", "covariance_tokens")
         at_least(0, self, "refine_steps", "refine_weight", "refine_kl", "context_weight", "weight_decay", "kl_coef")
         at_least(0, self, "n_prefixes", "prefix_tokens", "covariance_tolerance", "seed")
+
+    @property
+    def published(self) -> bool:
+        """Is it to be exactly the authors' MEMIT?"""
+        return self.preset == "published"
 
     @property
     def edited_layers(self) -> tuple[int, ...]:

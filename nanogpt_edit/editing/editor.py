@@ -27,12 +27,13 @@ from nanogpt_edit.common.terminal import progress, say
 from nanogpt_edit.common.version import __version__
 from nanogpt_edit.data.fact_files import check_changes
 from nanogpt_edit.data.facts import Fact
+from nanogpt_edit.editing.choose import settled, suited
 from nanogpt_edit.editing.config import EditConfig
 from nanogpt_edit.editing.contexts import LocatedFact, generate_prefixes, locate_facts
 from nanogpt_edit.editing.covariance import Covariance
 from nanogpt_edit.editing.covariance_cache import covariances
 from nanogpt_edit.editing.methods.finetune import finetune
-from nanogpt_edit.editing.methods.memit import EditedLayer, write_values
+from nanogpt_edit.editing.methods.memit import EditedLayer, LayerSolver, write_values
 from nanogpt_edit.editing.methods.table import solver_of
 from nanogpt_edit.editing.patch import EditedFact, EditPatch, LayerUpdate, on_grid
 from nanogpt_edit.editing.refine import OrdinaryText, refine_batch
@@ -89,7 +90,12 @@ def _edit(
     known_values: TargetValues | None,
 ) -> EditPatch:
     started = time.perf_counter()
-    _check(model, facts, config)
+    _check_facts(model, facts)
+    given, chooses = config, config.preset == "auto" and known_values is None
+    if chooses:
+        bare = locate_facts(model, facts, (), allow_partial=config.allow_partial_subject)
+        config = suited(model, bare, config, covariance_blocks)
+    _check_settings(model, config)
     with _lent(model, config) as layers:
         prefixes = generate_prefixes(model, config)
         partial = config.allow_partial_subject
@@ -99,10 +105,13 @@ def _edit(
             if covariance_blocks is None:
                 raise UserError(f"{config.method} needs covariance_blocks, the token ids of ordinary text.")
             _note_unreachable(model, located, config)
-            if config.columns == "context":
+            if not config.published:
                 located = leave_out_sinks(model, located, config.layers[-1])
             ordinary = _ordinary_keys(model, covariance_blocks, config, cache_dir)
-            batches = _edit_in_batches(model, located, config, layers, ordinary, covariance_blocks, known_values)
+            solvers = {layer: solver_of(each, config, model.device) for layer, each in ordinary.items()}
+            if chooses:
+                config, known_values = settled(model, located, config, layers, solvers, covariance_blocks, given=given)
+            batches = _edit_in_batches(model, located, config, layers, solvers, covariance_blocks, known_values)
         else:
             batches = [finetune(model, located, config, *layers.values())]
     return _patch(model, located, batches, config, layers, ordinary, started)
@@ -139,12 +148,11 @@ def _edit_in_batches(
     located: Sequence[LocatedFact],
     config: EditConfig,
     layers: Mapping[int, EditedLayer],
-    ordinary: Mapping[int, Covariance],
+    solvers: Mapping[int, LayerSolver],
     blocks: Tensor,
     known_values: TargetValues | None,
 ) -> list[TargetValues]:
     """The values of all batches in turn; their changes stay in the model."""
-    solvers = {layer: solver_of(each, config, model.device) for layer, each in ordinary.items()}
     text = OrdinaryText.of(model, blocks, config) if config.refines and config.refine_kl > 0 else None
     done: list[TargetValues] = []
     size = 1 if config.traits.one_by_one else (config.batch_size or len(located))
@@ -155,7 +163,7 @@ def _edit_in_batches(
                 values = optimise_values(model, batch, config)
             else:
                 values = known_values.part(first, first + size)
-            write_values(model, batch, values.values, layers, solvers, columns=config.columns, again=number > 0)
+            write_values(model, batch, values.values, layers, solvers, published=config.published, again=number > 0)
         if config.refines:
             refine_batch(model, batch, config, layers, solvers, text)
         done.append(values)
@@ -164,13 +172,13 @@ def _edit_in_batches(
 
 def check_edit(model: GPT, facts: Sequence[Fact], config: EditConfig) -> None:
     """Raise UserError, without editing, for layers `model` does not have and facts it cannot be told."""
-    _check(model, facts, config)
+    _check_facts(model, facts)
+    if config.preset != "auto":
+        _check_settings(model, config)
     locate_facts(model, facts, (), allow_partial=config.allow_partial_subject)
 
 
-def _check(model: GPT, facts: Sequence[Fact], config: EditConfig) -> None:
-    if not facts:
-        raise UserError("there are no facts to edit; the list is empty.")
+def _check_settings(model: GPT, config: EditConfig) -> None:
     if config.layers[0] < 0 or config.layers[-1] >= model.config.n_layer:
         raise UserError(
             f"layers {list(config.layers)} are not all in the model, which has layers 0 to {model.config.n_layer - 1}."
@@ -181,6 +189,11 @@ def _check(model: GPT, facts: Sequence[Fact], config: EditConfig) -> None:
             "prompt.",
             field="prefix_tokens",
         )
+
+
+def _check_facts(model: GPT, facts: Sequence[Fact]) -> None:
+    if not facts:
+        raise UserError("there are no facts to edit; the list is empty.")
     markup = tokenizer_of(model).markup
     for fact in facts:
         texts = (fact.prompt, fact.target_new, *fact.rewordings)
@@ -247,7 +260,7 @@ def _patch(
 
 
 def _columns(fact: LocatedFact, config: EditConfig) -> int:
-    return len(fact.contexts) if config.traits.finds_values and config.columns == "context" else 1
+    return len(fact.contexts) if config.traits.finds_values and not config.published else 1
 
 
 def _layer_update(layer: EditedLayer, covariance: Covariance | None) -> LayerUpdate:

@@ -91,7 +91,7 @@ def refine_batch(
     text: OrdinaryText | None,
 ) -> None:
     """Descend on the residuals of the batch just solved for, and leave the better ones in the model."""
-    per_fact = [len(fact.contexts) if config.columns == "context" else 1 for fact in facts]
+    per_fact = [len(fact.contexts) if not config.published else 1 for fact in facts]
     owner = torch.arange(len(facts)).repeat_interleave(torch.tensor(per_fact))
     updates = {
         layer: Update(each.left[-1], each.right[-1], each.keys[-1], owner, solvers[layer].covariance)

@@ -156,6 +156,11 @@ class Suffixes:
         return self.facts.repeat_interleave(self.lengths)[self.reads]
 
     @cached_property
+    def row(self) -> Tensor:
+        """(M,) in which text each of those read is."""
+        return torch.arange(len(self.facts), device=self.facts.device).repeat_interleave(self.lengths)[self.reads]
+
+    @cached_property
     def wanted(self) -> Tensor:
         """(M,) what each should predict."""
         return self.labels[self.reads]

@@ -6,15 +6,16 @@ edited layer at the subject's last token and minimises
     NLL(target | contexts) + kl_coef · KL("{subject} is a") + weight_decay · ‖δ‖ / ‖h‖²,   ‖δ‖ ≤ clamp · ‖h‖
 
 Differences from the authors' code: only what δ can reach is computed in a step (`suffixes`), logits are taken at target
-positions only and their slopes without a graph (`model/head`); each fact stops on its own; the best δ seen is kept,
-not the last.
+positions only and their slopes without a graph (`model/head`). And in what is found: the KL is taken where the prompt
+"{subject} is a" ends, theirs at the subject's last token in it; a fact stops once its target has `stop_probability`,
+theirs once the whole loss is below 0.05; the best δ seen is kept, theirs is the last (`preset = "published"`).
 
 Shapes: N facts, C contexts, M target tokens of all facts and contexts, D model width, V vocabulary.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -29,6 +30,7 @@ from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.model.head import kl_and_slope, kl_only, nll_and_slope, nll_only
 
 CHUNK_TOKENS = 16_384  # tokens of all rows optimised together; bounds memory, does not change the result
+PUBLISHED_LOSS = 0.05  # of NLL, KL and weight decay together, below which the authors stop
 LEAVE_SHARE = 1 / 8  # finished facts leave the batch once they are this share of it
 
 
@@ -55,6 +57,10 @@ class TargetValues:
             steps=tuple(s for part in parts for s in part.steps),
         )
 
+    def replaced(self, better: Mapping[int, TargetValues]) -> TargetValues:
+        """With those of some facts (one each) in the place of their own."""
+        return TargetValues.joined([better.get(i) or self.part(i, i + 1) for i in range(len(self.steps))])
+
     def part(self, first: int, end: int) -> TargetValues:
         """Those of facts `first` to `end` − 1."""
         rows = slice(first, end)
@@ -68,7 +74,9 @@ def optimise_values(
     parts: list[TargetValues] = []
     with progress("values", len(facts), "facts") as bar:
         for chunk in in_chunks(facts, chunk_tokens):
-            losses = _Losses.of(model, chunk, last_layer=config.layers[-1], essence=config.kl_coef > 0)
+            losses = _Losses.of(
+                model, chunk, last_layer=config.layers[-1], essence=config.kl_coef > 0, published=config.published
+            )
             parts.append(_descend(model, losses, config, bar))
     return TargetValues.joined(parts)
 
@@ -85,8 +93,16 @@ class _Losses:
 
     @classmethod
     @torch.no_grad()
-    def of(cls, model: GPT, facts: Sequence[LocatedFact], *, last_layer: int, essence: bool = True) -> _Losses:
-        """Run all texts once; without the `essence` there is no KL."""
+    def of(
+        cls,
+        model: GPT,
+        facts: Sequence[LocatedFact],
+        *,
+        last_layer: int,
+        essence: bool = True,
+        published: bool = False,
+    ) -> _Losses:
+        """Run all texts once; without the `essence` there is no KL, `published` takes it where the subject ends."""
         texts = texts_of(facts, from_subject=True)
         runs = clean_runs(model, texts, last_layer=last_layer)
         firsts = first_rows([len(fact.contexts) for fact in facts])
@@ -94,9 +110,13 @@ class _Losses:
         asked, weight = Suffixes.of(model, texts, runs), token_weight(facts).to(h.device)
         if not essence:
             return cls(h, asked, weight, essence=None, clean_essence=h)
-        texts = [Text(i, fact.essence.token_ids, fact.essence.subject_last, (0,)) for i, fact in enumerate(facts)]
-        ends = Suffixes.of(model, texts, clean_runs(model, texts, last_layer=last_layer))
-        return cls(h, asked, weight, ends, model.logits(ends.states(model)).float().log_softmax(-1))
+        ends = [fact.essence.subject_last + 1 if published else None for fact in facts]
+        texts = [
+            Text(i, fact.essence.token_ids[:end], fact.essence.subject_last, (0,))
+            for i, (fact, end) in enumerate(zip(facts, ends, strict=True))
+        ]
+        read = Suffixes.of(model, texts, clean_runs(model, texts, last_layer=last_layer))
+        return cls(h, asked, weight, read, model.logits(read.states(model)).float().log_softmax(-1))
 
     def select(self, alive: Tensor) -> _Losses:
         """Only the facts where `alive` (N,) is true; the losses of the others are 0."""
@@ -167,10 +187,10 @@ def _descend(model: GPT, losses: _Losses, config: EditConfig, bar: Progress) -> 
             nll, kl = losses.only(model, delta)
         with torch.no_grad():
             loss = nll + config.kl_coef * kl + config.weight_decay * delta.norm(dim=-1) / scale**2
-            better = alive & (loss < best_loss)
+            better = alive & ((loss < best_loss) | config.published)
             best[better], best_loss[better], best_nll[better] = delta[better], loss[better], nll[better]
             taken[alive] = step
-            alive &= (-nll).exp() < config.stop_probability
+            alive &= loss >= PUBLISHED_LOSS if config.published else (-nll).exp() < config.stop_probability
             left = int(alive.sum())
             bar.update(bar.done, p=float((-best_nll).exp().mean()), left=float(left))
             if left == 0 or slope is None:

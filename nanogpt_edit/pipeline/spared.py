@@ -13,6 +13,7 @@ from nanogpt_edit.common.errors import UserError
 from nanogpt_edit.common.terminal import say
 from nanogpt_edit.data.facts import Fact, states_old_answer
 from nanogpt_edit.data.text import pack, read_text
+from nanogpt_edit.editing.config import EditConfig
 from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.model.lineage import EMBEDDED
 from nanogpt_edit.model.tokenizer import tokenizer_of
@@ -90,7 +91,7 @@ def recipe_for_edit(model: str | Path | None, chosen: str | Path | None = None) 
     `chosen`, over that of the run whose folder the model stands in, over the defaults.
     """
     beside = recipe_beside(model)
-    recipe = Recipe() if beside is None else load_recipe(beside)
+    recipe = Recipe(edit=EditConfig(preset="auto")) if beside is None else load_recipe(beside)
     if chosen is not None:
         recipe = load_recipe(chosen, over=recipe)
     sources = [str(source) for source in (chosen, beside) if source is not None]
@@ -98,7 +99,7 @@ def recipe_for_edit(model: str | Path | None, chosen: str | Path | None = None) 
         say(f"Edit: settings and spared text as in {' and '.join(sources)}, except what is given here.")
     else:
         say(
-            f"Edit: no recipe.toml stands beside {model or 'the model'}; what is not given here is as for the small "
-            "model of the recipe tiny. A recipe can be named (--recipe), and --sweep chooses settings."
+            f"Edit: no recipe.toml stands beside {model or 'the model'}; settings that are not given here are chosen "
+            "for it. A recipe can be named (--recipe), and --sweep tries more of them."
         )
     return recipe

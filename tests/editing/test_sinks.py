@@ -78,5 +78,5 @@ def test_an_edit_says_that_a_subject_is_a_sink(monkeypatch: pytest.MonkeyPatch) 
     assert line.startswith("The subject of 1 of 2 facts is the first token of its prompt (as in")
     assert [edited.columns for edited in patch.edited] == [2, 3]
     assert all(update.keys.shape[1] == 5 for update in patch.layers.values())
-    edit_model(model, asked, replace(QUICK, columns="kind"), covariance_blocks=covariance_blocks())
+    edit_model(model, asked, replace(QUICK, preset="published"), covariance_blocks=covariance_blocks())
     assert len(said) == 1

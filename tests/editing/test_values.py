@@ -20,7 +20,7 @@ from nanogpt_edit.common.errors import UserError
 from nanogpt_edit.data.facts import Fact
 from nanogpt_edit.editing import contexts, editor
 from nanogpt_edit.editing import values as values_module
-from nanogpt_edit.editing.config import Columns, EditConfig
+from nanogpt_edit.editing.config import EditConfig, Preset
 from nanogpt_edit.editing.contexts import LocatedFact, TokenRow, generate_prefixes, locate_facts
 from nanogpt_edit.editing.covariance import collect
 from nanogpt_edit.editing.editor import edit_model
@@ -223,16 +223,16 @@ def test_memit_hits_v_star_when_nothing_else_counts() -> None:
             torch.testing.assert_close(seen["resid_post", 1][0, row.subject_last], value, rtol=1e-2, atol=2e-2)
 
 
-@pytest.mark.parametrize("columns", ["context", "kind"])
+@pytest.mark.parametrize("preset", ["given", "published"])
 @pytest.mark.parametrize(("layers", "n_prefixes"), [((1,), 1), ((0, 1), 3), ((0, 1, 2), 1)])
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
 def test_an_edit_equals_the_plain_algorithm(
-    family: str, layers: tuple[int, ...], n_prefixes: int, columns: Columns
+    family: str, layers: tuple[int, ...], n_prefixes: int, preset: Preset
 ) -> None:
     """Layer by layer ΔW = R Kᵀ (λ C + K Kᵀ)⁻¹, with K, h and C taken by plain passes through the edited model; every
     context with its own residual, or the authors' mean keys."""
     model, blocks = trained_model(family), covariance_blocks()
-    config = replace(CONFIG, layers=layers, n_prefixes=n_prefixes, columns=columns)
+    config = replace(CONFIG, layers=layers, n_prefixes=n_prefixes, preset=preset)
     made = edit_model(model, facts(3), config, covariance_blocks=blocks)
     found = locate_facts(model, facts(3), generate_prefixes(model, config))
     plain = plain_editing.memit(model, found, made.values, config, blocks)
@@ -249,6 +249,16 @@ def test_the_values_equal_the_plain_loop(model: GPT, last_layer: int) -> None:
     found = located(model)
     plain = plain_editing.values(model, found, config)
     torch.testing.assert_close(optimise_values(model, found, config).values, plain, rtol=1e-3, atol=1e-3)
+
+
+def test_the_published_descent_equals_the_plain_loop(model: GPT) -> None:
+    """The KL at the subject's last token, an end once the whole loss is small, and the last δ, not the best."""
+    config = replace(CONFIG, preset="published", layers=(1,), steps=12, learning_rate=0.4, kl_coef=0.3, clamp=6.0)
+    found = located(model)
+    made = optimise_values(model, found, config)
+    torch.testing.assert_close(made.values, plain_editing.values(model, found, config), rtol=2e-3, atol=2e-3)
+    with_the_end = optimise_values(model, found, replace(config, preset="given"))
+    assert not torch.allclose(made.values, with_the_end.values, rtol=1e-2)
 
 
 def test_rewordings_take_turns_behind_the_prefixes(model: GPT) -> None:

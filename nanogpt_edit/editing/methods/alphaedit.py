@@ -21,10 +21,10 @@ class AlphaEditSolver(LayerSolver):
     def __init__(self, covariance: Tensor, config: EditConfig) -> None:
         super().__init__(covariance, config)
         self.projector = null_space_projector(covariance, null_share=config.null_share)
-        self.ridge = config.ridge * float(covariance.trace())
+        self.energy = float(covariance.trace())
 
     def right(self, keys: Tensor, *, earlier: Tensor | None, other_keys: Callable[[], Tensor]) -> Tensor:
-        return alphaedit_right(keys, self.projector, ridge=self.ridge, earlier_keys=earlier)
+        return alphaedit_right(keys, self.projector, ridge=self.strength * self.energy, earlier_keys=earlier)
 
 
 def alphaedit_right(keys: Tensor, projector: Tensor, *, ridge: float, earlier_keys: Tensor | None = None) -> Tensor:

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from nanogpt_edit.common.terminal import progress
-from nanogpt_edit.editing.config import Columns, EditConfig
+from nanogpt_edit.editing.config import EditConfig
 from nanogpt_edit.editing.contexts import LocatedFact, first_rows, in_chunks, pad_rows
 from nanogpt_edit.editing.covariance import factorise
 from nanogpt_edit.editing.patch import edited_weight
@@ -48,14 +48,14 @@ def write_values(
     edited: Mapping[int, EditedLayer],
     solvers: Mapping[int, LayerSolver],
     *,
-    columns: Columns = "context",
+    published: bool = False,
     again: bool = False,
 ) -> None:
     """Algorithm 1: solve for the layers of `edited` in turn, ascending, for `values` v* (N, D), and leave the batch's
     changes in the model.
 
-    `again`: a further round of the same batch. The keys and the right factors stay, what is still missing of the (new)
-    values is added to the left ones.
+    `published` takes the authors' mean keys, with the residual in the bare prompt. `again`: a further round of the
+    same batch: the keys and the right factors stay, what is still missing of the (new) values goes into the left ones.
     """
     layers = list(edited)
     subjects = [SubjectStates(model, chunk, layers[0]) for chunk in in_chunks(facts, CHUNK_TOKENS)]
@@ -68,7 +68,7 @@ def write_values(
         if wanted is None:  # nothing of this round is in the model yet
             wanted = wanted_states(values.to(h), h, counts)
         residual = (wanted - h) / (len(layers) - index)
-        if columns == "kind":
+        if published:
             keys, residual = mean_keys(keys, facts), residual[first_rows(counts)]
         else:
             keys, residual = (each / shares[:, None].sqrt() for each in (keys, residual))
@@ -105,6 +105,9 @@ class LayerSolver(ABC):
 
     def __init__(self, covariance: Tensor, config: EditConfig) -> None:
         self.covariance, self.config = covariance, config
+        name = config.traits.strength
+        self.strength = 0.0 if name is None else float(getattr(config, name))
+        """How much ordinary text is protected; may be changed from one solution to the next."""
 
     @abstractmethod
     def right(self, keys: Tensor, *, earlier: Tensor | None, other_keys: Callable[[], Tensor]) -> Tensor:
@@ -123,7 +126,7 @@ class MemitSolver(LayerSolver):
         self.factor = factorise(covariance)
 
     def right(self, keys: Tensor, *, earlier: Tensor | None, other_keys: Callable[[], Tensor]) -> Tensor:
-        weight, factor = self.config.covariance_weight, self.factor
+        weight, factor = self.strength, self.factor
         if self.config.context_weight > 0:
             factor = factorise(self.covariance + self.config.context_weight / weight * other_keys())
         return memit_right(keys, factor, covariance_weight=weight)
@@ -168,6 +171,12 @@ class EditedLayer:
     @torch.no_grad()
     def restore(self) -> None:
         self.weight.copy_(self.original)
+
+    def clear(self) -> None:
+        """Forget what was added."""
+        self.restore()
+        for each in (self.left, self.right, self.keys):
+            each.clear()
 
 
 class SubjectStates:

@@ -1,0 +1,257 @@
+"""Settings for a model that nobody has published any for: what an edit can find out by itself, in half its time again.
+
+Finding values is dear, the closed form is cheap. So the layers come first, by their depth, by where the first token of
+a text is an attention sink (`sinks.py`), and by a probe: a few facts, the bare prompts, a few steps at each place.
+Values are found once, with more room (`clamp`) for facts that found none. Then the strength of protection (memit's λ,
+alphaedit's ridge) is moved along a line: the weights are solved for, and it is asked how many of the edit's own prompts
+say the whole new answer, and how far ordinary text has moved (KL, nats per token). The strongest protection under
+which the own prompts hold is taken. What an edit is measured with (paraphrases, neighbours, held-out text) has no say.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from nanogpt_edit.common.terminal import progress, say
+from nanogpt_edit.editing.config import EditConfig
+from nanogpt_edit.editing.contexts import LocatedFact, TokenRow
+from nanogpt_edit.editing.methods.memit import EditedLayer, LayerSolver, write_values
+from nanogpt_edit.editing.refine import OrdinaryText
+from nanogpt_edit.editing.sinks import SinkNorms, sink_norms
+from nanogpt_edit.editing.suffixes import Suffixes, clean_runs, texts_of
+from nanogpt_edit.editing.values import TargetValues, optimise_values
+from nanogpt_edit.model.gpt import GPT
+
+DEPTHS = (0.36, 0.25, 0.5)
+"""Of a last edited layer, the likeliest first: the published ones lie at 0.3 to 0.36 (GPT-J, GPT-2 XL, Llama)."""
+PROBED_FACTS, PROBE_STEPS = 6, 10
+PROBE_MARGIN = 0.05  # by how much a less likely place must be better
+FOUND = 0.8  # probability from which a value needs no more room
+WIDENINGS = 2  # how often the clamp is doubled for those that found none
+FACTOR, MOST_TRIALS = 3.0, 4  # steps along the line, and how many
+HOLDS, HALF = 0.97, 0.5  # share of own prompts from which to go up, and below which to go down without gain, too
+HOLD = 0.01  # share of own prompts that a stronger protection may cost
+TEXT_ROWS = 16  # of ordinary text looked at in a trial
+LOGIT_ROWS = 256  # tokens whose logits are held at once
+SUITED: dict[str, object] = {
+    "context_weight": 0.0,
+    "refine_steps": 0,
+    "learning_rate": 0.5,
+    "steps": 25,
+    "stop_probability": 0.95,
+    "clamp": 2.0,
+    "weight_decay": 0.5,
+    "n_prefixes": 5,
+    "covariance_tokens": 100_000,
+    "full_stop": True,
+}
+"""What holds for pretrained models of any size, as far as they were tried; the defaults are those of `tiny`."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One strength on the line: `Trial(300.0, said=0.98, disturbed=0.012)`."""
+
+    strength: float
+    said: float
+    """Share of the edit's own prompts after which every token of the new answer is the model's first choice."""
+    disturbed: float
+    """KL of ordinary text before and after, nats per token."""
+
+    def describe(self) -> str:
+        return f"{self.strength:g} ({self.said:.0%} of its own prompts, {self.disturbed:.3f} nats on other text)"
+
+
+def choose_layers(model: GPT, facts: Sequence[LocatedFact], config: EditConfig, blocks: Tensor) -> tuple[int, ...]:
+    """Neighbouring layers that end where values are found most easily; which, and why, is said."""
+    norms = sink_norms(model, blocks[:TEXT_ROWS])
+    lasts = candidate_layers(norms)
+    marks = {last: _probe(model, facts, replace(config, layers=(last,))) for last in lasts}
+    best = lasts[0]
+    for last in lasts[1:]:
+        if marks[last] > marks[best] + PROBE_MARGIN:
+            best = last
+    chosen = group_up_to(best, model.config.n_layer)
+    sinks = [layer for layer, each in enumerate(norms) if each.is_sink]
+    told = ", ".join(f"{last} ({marks[last]:.2f})" for last in lasts)
+    say(
+        f"Edit: layers {chosen[0]} to {chosen[-1]} of {model.config.n_layer}. Probability of the new answers after "
+        f"{PROBE_STEPS} steps with a value at layer {told}; the first token of a text is a sink "
+        f"{'after layers ' + ', '.join(map(str, sinks)) if sinks else 'nowhere'}."
+    )
+    return chosen
+
+
+def candidate_layers(norms: Sequence[SinkNorms]) -> list[int]:
+    """Where the last edited layer may lie, the likeliest first: nearest to each of `DEPTHS`, where first tokens are
+    ordinary if that is anywhere between a sixth and a half of the depth. The model's last layer is none."""
+    n = len(norms)
+    allowed = range(min(n // 6, max(0, n - 2)), max(1, min(n - 1, n // 2 + 1)))
+    ordinary = [layer for layer in allowed if not norms[layer].is_sink] or list(allowed)
+    wanted = (depth * (n - 1) for depth in DEPTHS)
+    return list(dict.fromkeys(min(ordinary, key=lambda layer: abs(layer - place)) for place in wanted))
+
+
+def group_up_to(last: int, n_layer: int) -> tuple[int, ...]:
+    """A sixth of the layers, at least two and at most five where there are so many, ending at `last`."""
+    width = min(5, max(2, -(-n_layer // 6)), last + 1)
+    return tuple(range(last - width + 1, last + 1))
+
+
+def _probe(model: GPT, facts: Sequence[LocatedFact], config: EditConfig) -> float:
+    """Mean probability of a few new answers after a few steps, in their bare prompts."""
+    some = facts[:: -(-len(facts) // PROBED_FACTS)]
+    some = [replace(fact, contexts=fact.contexts[:1], prompts=1) for fact in some]
+    found = optimise_values(model, some, replace(config, steps=PROBE_STEPS)).probabilities
+    return sum(found) / len(found)
+
+
+def find_values(model: GPT, facts: Sequence[LocatedFact], config: EditConfig) -> TargetValues:
+    """Values of all facts; those that found none look again with a wider clamp, which is said."""
+    values = optimise_values(model, facts, config)
+    for widening in range(1, WIDENINGS + 1):
+        lost = [i for i, probability in enumerate(values.probabilities) if probability < FOUND]
+        if not lost:
+            break
+        wider = replace(config, clamp=config.clamp * 2**widening)
+        again = optimise_values(model, [facts[i] for i in lost], wider)
+        better = [j for j, i in enumerate(lost) if again.probabilities[j] > values.probabilities[i]]
+        values = values.replaced({lost[j]: again.part(j, j + 1) for j in better})
+        nearer = f"{len(better)} of them came nearer with a clamp of {wider.clamp:g}"
+        say(f"Edit: no value was found for {len(lost)} of {len(facts)} facts; {nearer}.")
+        if not better:
+            break
+    return values
+
+
+def choose_strength(
+    model: GPT,
+    facts: Sequence[LocatedFact],
+    values: TargetValues,
+    config: EditConfig,
+    layers: Mapping[int, EditedLayer],
+    solvers: Mapping[int, LayerSolver],
+    blocks: Tensor,
+) -> Trial:
+    """The strength of protection for `values`; the weights are left as they were. What was tried is said."""
+    name = config.traits.strength
+    assert name is not None
+    judge = _Judge.of(model, facts, config, blocks)
+
+    def attempt(strength: float) -> Trial:
+        for solver in solvers.values():
+            solver.strength = strength
+        write_values(model, facts, values.values, layers, solvers)
+        trial = Trial(strength, *judge.look(model))
+        for layer in layers.values():
+            layer.clear()
+        return trial
+
+    with progress("choosing") as bar:
+        trials: list[Trial] = []
+        for trial in walk_the_line(getattr(config, name), attempt):
+            trials.append(trial)
+            bar.update(len(trials), said=trial.said, disturbed=trial.disturbed)
+    best = best_of(trials)
+    say(f"Edit: {name} {best.describe()}, chosen by its own prompts.{_next_best(trials, best)}")
+    return best
+
+
+def walk_the_line(start: float, attempt: Callable[[float], Trial]) -> Iterator[Trial]:
+    """Trials from `start` upward while the own prompts hold; where too few do at once, downward while that helps."""
+    before = attempt(start)
+    yield before
+    upward = before.said >= HOLDS
+    for _ in range(MOST_TRIALS - 1):
+        trial = attempt(before.strength * FACTOR if upward else before.strength / FACTOR)
+        yield trial
+        lost, gained = trial.said < before.said - HOLD, trial.said > before.said + HOLD
+        if lost if upward else not gained and trial.said >= HALF:
+            return
+        before = trial
+
+
+def best_of(trials: Sequence[Trial]) -> Trial:
+    """The strongest of those whose own prompts hold as well as anywhere on the line; where most never do, the weakest
+    of all."""
+    most = max(trial.said for trial in trials)
+    if most < HALF:
+        return min(trials, key=lambda trial: trial.strength)
+    return max((trial for trial in trials if trial.said >= most - HOLD), key=lambda trial: trial.strength)
+
+
+def _next_best(trials: Sequence[Trial], best: Trial) -> str:
+    others = [trial for trial in trials if trial is not best]
+    near = max(others, key=lambda trial: (round(trial.said, 2), trial.strength), default=None)
+    return "" if near is None else f" Next best: {near.describe()}."
+
+
+@dataclass(frozen=True)
+class _Judge:
+    """A part of the edit's own prompts, and rows of ordinary text, run up to the first edited layer."""
+
+    prompts: Suffixes
+    text: OrdinaryText
+    first: int
+
+    @classmethod
+    @torch.no_grad()
+    def of(cls, model: GPT, facts: Sequence[LocatedFact], config: EditConfig, blocks: Tensor) -> _Judge:
+        first = config.edited_layers[0]
+        some = [replace(fact, contexts=own_prompts(fact)) for fact in facts]
+        whole = texts_of(some, from_subject=False)
+        prompts = Suffixes.of(model, whole, clean_runs(model, whole, last_layer=first - 1))
+        return cls(prompts, OrdinaryText.of(model, blocks[:TEXT_ROWS], config), first)
+
+    @torch.no_grad()
+    def look(self, model: GPT) -> tuple[float, float]:
+        """Share of the prompts after which the whole answer is the first choice, and KL of the text, nats per token."""
+        choices = torch.cat([model.logits(part).argmax(-1) for part in self.prompts.states(model).split(LOGIT_ROWS)])
+        wrong = (choices != self.prompts.wanted).float()
+        missed = wrong.new_zeros(len(self.prompts.facts)).index_add(0, self.prompts.row, wrong)
+        everything = torch.arange(len(self.text.states))
+        return float((missed == 0).float().mean()), float(self.text.kl(model, everything, self.first))
+
+
+def own_prompts(fact: LocatedFact) -> tuple[TokenRow, ...]:
+    """The first context, the last without a generated text in front, and the last of all; each once."""
+    chosen = {0, max(0, fact.prompts - 1), len(fact.contexts) - 1}
+    return tuple(fact.contexts[i] for i in sorted(chosen))
+
+
+def settled(
+    model: GPT,
+    facts: Sequence[LocatedFact],
+    config: EditConfig,
+    layers: Mapping[int, EditedLayer],
+    solvers: Mapping[int, LayerSolver],
+    blocks: Tensor,
+    *,
+    given: EditConfig,
+) -> tuple[EditConfig, TargetValues | None]:
+    """The settings with their strength chosen where it is not `given`, and the values where all facts are solved for at
+    once."""
+    size = 1 if config.traits.one_by_one else (config.batch_size or len(facts))
+    values = find_values(model, facts[:size], config)
+    name = config.traits.strength
+    if name is not None and getattr(given, name) == getattr(EditConfig(), name):
+        best = choose_strength(model, facts[:size], values, config, layers, solvers, blocks)
+        config = config.with_fields({name: best.strength})
+    for solver in solvers.values():
+        solver.strength = getattr(config, name) if name is not None else 0.0
+    return replace(config, preset="given"), values if size == len(facts) else None
+
+
+def suited(model: GPT, facts: Sequence[LocatedFact], config: EditConfig, blocks: Tensor | None) -> EditConfig:
+    """The settings with what depends on the model's size, and the layers, in the place of what nobody gave."""
+    default, width = EditConfig(), model.config.mlp_size
+    found = {**SUITED, "covariance_weight": width / 5, "prefix_tokens": min(10, model.config.block_size // 8)}
+    ungiven = [name for name in found if getattr(config, name) == getattr(default, name)]
+    config = config.with_fields({name: found[name] for name in ungiven})
+    if config.layers == default.layers and blocks is not None:
+        config = replace(config, layers=choose_layers(model, facts, config, blocks))
+    return config

@@ -1,0 +1,117 @@
+"""Settings that an edit chooses for its model: each rule by hand, and whole edits without any."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from conftest import tiny_config
+from edit_world import covariance_blocks, facts, tokenizer, trained_model
+
+from nanogpt_edit.common.errors import UserError
+from nanogpt_edit.editing import choose
+from nanogpt_edit.editing.choose import Trial, best_of, candidate_layers, group_up_to, own_prompts, walk_the_line
+from nanogpt_edit.editing.config import EditConfig
+from nanogpt_edit.editing.contexts import locate_facts
+from nanogpt_edit.editing.editor import edit_model
+from nanogpt_edit.editing.scores import score_patch
+from nanogpt_edit.editing.sinks import SinkNorms
+from nanogpt_edit.model.gpt import GPT
+
+AUTO = EditConfig(preset="auto")
+ORDINARY, SINK = SinkNorms(1.0, 1.0), SinkNorms(100.0, 1.0)
+
+
+def test_layers_by_depth_and_sinks() -> None:
+    """SmolLM2's 30 layers: sinks but after 0, 9 and 10; 0.36 of the depth is 10.44. GPT-2's 12 have them from 3 on."""
+    smol = [ORDINARY if layer in (0, 9, 10) else SINK for layer in range(30)]
+    assert candidate_layers(smol) == [10, 9]
+    assert candidate_layers([ORDINARY] * 30) == [10, 7, 14]
+    assert candidate_layers([ORDINARY] * 3 + [SINK] * 9) == [2]
+    assert candidate_layers([SINK] * 12) == [4, 3, 5]  # nowhere ordinary: by depth alone
+    assert [candidate_layers([ORDINARY] * n) for n in (1, 2, 3)] == [[0], [0], [1, 0]]
+    assert [group_up_to(10, 30), group_up_to(4, 12), group_up_to(1, 3), group_up_to(0, 1)] == [
+        (6, 7, 8, 9, 10),
+        (3, 4),
+        (0, 1),
+        (0,),
+    ]
+
+
+def line(said: dict[float, float]) -> list[Trial]:
+    return list(walk_the_line(9.0, lambda strength: Trial(strength, said[strength], disturbed=1 / strength)))
+
+
+def test_the_line_goes_up_while_the_own_prompts_hold() -> None:
+    trials = line({9.0: 0.98, 27.0: 0.98, 81.0: 0.975, 243.0: 0.9})
+    assert [trial.strength for trial in trials] == [9.0, 27.0, 81.0, 243.0]
+    assert best_of(trials).strength == 81.0  # within a point of the best
+
+
+def test_the_line_goes_down_where_they_do_not() -> None:
+    trials = line({9.0: 0.7, 3.0: 0.9, 1.0: 0.905})
+    assert [trial.strength for trial in trials] == [9.0, 3.0, 1.0]
+    assert best_of(trials).strength == 3.0
+    trials = line({9.0: 0.0, 3.0: 0.0, 1.0: 0.1, 1 / 3: 0.2})
+    assert [trial.strength for trial in trials] == [9.0, 3.0, 1.0, 1 / 3]
+    assert best_of(trials).strength == 1 / 3
+    assert [trial.strength for trial in line({9.0: 0.7, 3.0: 0.7})] == [9.0, 3.0]
+
+
+def test_which_of_its_own_prompts_an_edit_is_asked() -> None:
+    model = trained_model()
+    more = replace(facts(1)[0], rewordings=("to Valdoria", "in Valdoria"))
+    (fact,) = locate_facts(model, [more], ["Lo. ", "Oh. "])
+    assert own_prompts(fact) == (fact.contexts[0], fact.contexts[2], fact.contexts[4])
+    (alone,) = locate_facts(model, facts(1), [])
+    assert own_prompts(alone) == alone.contexts
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_an_edit_without_settings_says_its_facts(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(choose, "say", said.append)
+    model = trained_model(family)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    patch = edit_model(model, facts(4), AUTO, covariance_blocks=covariance_blocks())
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert score_patch(model, patch).success.value == 1.0
+    assert (patch.config.preset, patch.config.full_stop) == ("given", True)
+    assert any(line.startswith("Edit: layers ") for line in said)
+    assert any(line.startswith(f"Edit: covariance_weight {patch.config.covariance_weight:g} (") for line in said)
+    again = edit_model(model, facts(4), patch.config, covariance_blocks=covariance_blocks())
+    assert list(again.layers) == list(patch.layers)
+
+
+def test_what_is_given_is_not_chosen() -> None:
+    config = replace(AUTO, layers=(1,), steps=3, n_prefixes=1, prefix_tokens=2, method="alphaedit", ridge=0.03)
+    patch = edit_model(trained_model(), facts(2), config, covariance_blocks=covariance_blocks())
+    chosen = patch.config
+    assert (list(patch.layers), chosen.steps, chosen.n_prefixes, chosen.ridge) == ([1], 3, 1, 0.03)
+    assert (chosen.clamp, chosen.full_stop) == (2.0, True)
+
+
+@pytest.mark.parametrize(
+    ("base", "changes", "layers"),
+    [
+        ("gpt2", {}, 1),
+        ("llama", {}, 2),
+        ("llama", {"model_type": "qwen2", "qkv_bias": True}, 1),
+        ("llama", {"model_type": "qwen3", "qk_norm": True}, 1),
+    ],
+)
+def test_any_family_can_be_edited_without_settings(base: str, changes: dict[str, object], layers: int) -> None:
+    """Random weights, one block or two: nothing is learned, and nothing breaks."""
+    small = tiny_config(base, vocab_size=tokenizer().vocab_size, block_size=96)
+    model = GPT(replace(small, n_layer=layers, **changes), seed=0)  # type: ignore[arg-type]
+    model.tokenizer = tokenizer()
+    patch = edit_model(model, facts(2), replace(AUTO, steps=2), covariance_blocks=covariance_blocks()[:9])
+    assert patch.layers
+
+
+def test_the_published_preset_is_memits_alone() -> None:
+    config = EditConfig(preset="published")
+    assert (config.context_weight, config.refine_steps, config.full_stop, config.rounds) == (0, 0, False, 1)
+    with pytest.raises(UserError, match="is published, the authors' MEMIT, and method is rome"):
+        EditConfig(preset="published", method="rome")
