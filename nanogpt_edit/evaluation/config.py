@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from nanogpt_edit.common.errors import at_least
+from nanogpt_edit.common.errors import UserError, at_least
 from nanogpt_edit.common.records import Settings, check_fields
 from nanogpt_edit.engine.sampling_config import check_temperature
 
@@ -23,6 +23,9 @@ class EvaluateConfig(Settings):
     """Completions of each for the edited model, where only the change is of interest."""
     arithmetic_samples: int = 8
     """Completions of each of the simple arithmetic problems."""
+    asked_as: str = "{}"
+    """How a problem is put, {} standing for its question; a model that nothing has taught to reason may answer only
+    when it is told that an answer comes next ("Question: {}\\nAnswer:")."""
     temperature: float = 0.7
     """Divides the logits before sampling."""
     top_k: int | None = 50
@@ -51,3 +54,7 @@ class EvaluateConfig(Settings):
         at_least(1, self, *counts, "max_new_tokens", "top_k", "phrasings", "sanity_tokens")
         at_least(0, self, "seed", "problems")
         check_temperature(self.temperature)
+        if self.asked_as.count("{}") != 1:
+            raise UserError(
+                f'is "{self.asked_as}"; it must hold {{}} once, where the question stands.', field="asked_as"
+            )

@@ -59,9 +59,11 @@ def evaluate(model: GPT, skills: Skills, config: EvaluateConfig, *, stage: str) 
         seed=config.seed,
     )
     short = replace(sampling, max_new_tokens=min(sampling.max_new_tokens, config.sanity_tokens))
-    problems = skills.problems[: config.problems]
-    records = solve(engine, problems, n=config.samples, sampling=sampling, skill="problems", label=f"evaluate {stage}")
-    records += solve(engine, skills.arithmetic, n=config.arithmetic_samples, sampling=short, skill="arithmetic")
+    problems, form = skills.problems[: config.problems], config.asked_as
+    label = f"evaluate {stage}"
+    records = solve(engine, problems, n=config.samples, sampling=sampling, skill="problems", form=form, label=label)
+    arithmetic, n = skills.arithmetic, config.arithmetic_samples
+    records += solve(engine, arithmetic, n=n, sampling=short, skill="arithmetic", form=form)
     records += solve(engine, skills.probes, n=4, sampling=short, skill="probes")
     recalls = recall(model, skills.questions)
 
@@ -98,27 +100,30 @@ def solve(
     n: int,
     sampling: Sampling,
     skill: str,
+    form: str = "{}",
     label: str | None = None,
 ) -> list[EvalRecord]:
-    """`n` graded completions of each problem, in order. A problem's samples depend on its id, not on its company, nor
-    on how many processes the problems are dealt out to."""
+    """`n` graded completions of each problem, in order, put as `form` says.
+
+    A problem's samples depend on its id, not on its company, nor on how many processes the problems are dealt out to.
+    """
 
     def work(own: Sequence[Problem]) -> list[list[EvalRecord]]:
-        records = solve_here(engine, own, n=n, sampling=sampling, skill=skill, label=label)
+        records = solve_here(engine, own, n=n, sampling=sampling, skill=skill, form=form, label=label)
         return [records[i * n : (i + 1) * n] for i in range(len(own))]
 
     return [record for records in distributed.map_over_ranks(problems, work) for record in records]
 
 
 def solve_here(
-    engine: Engine, problems: Sequence[Problem], *, n: int, sampling: Sampling, skill: str, label: str | None
+    engine: Engine, problems: Sequence[Problem], *, n: int, sampling: Sampling, skill: str, form: str, label: str | None
 ) -> list[EvalRecord]:
     """`solve` in this process."""
     if not problems:
         return []
     tokenizer = tokenizer_of(engine.model)
     refuse_markup(problems, tokenizer)
-    prompts = [prompt_ids(problem, tokenizer) for problem in problems]
+    prompts = [prompt_ids(form.replace("{}", problem.question.strip()), tokenizer) for problem in problems]
     stream = engine.stream(
         prompts,
         n=n,

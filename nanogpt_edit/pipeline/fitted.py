@@ -40,6 +40,12 @@ def held_out_blocks(inputs: RunInputs, model: GPT) -> Tensor:
     return token_blocks(inputs.held_out, tokenizer, block_size=min(HELD_OUT_TOKENS, block_size, tokens - 1))
 
 
+def measured_blocks(inputs: RunInputs, model: GPT) -> Tensor:
+    """Of `held_out_blocks`, as much as perplexity is measured on."""
+    blocks = held_out_blocks(inputs, model)
+    return blocks[: max(1, inputs.recipe.evaluate.perplexity_tokens // blocks.shape[1])]
+
+
 def training_samples(inputs: RunInputs, model: GPT) -> list[Sample]:
     """What SFT learns from; the problems left out are said."""
     samples, notes = inputs.solved(model)

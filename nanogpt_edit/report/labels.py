@@ -73,9 +73,11 @@ def skill_label(name: str) -> str:
 def metric_label(name: str) -> str:
     """pass_at_16 -> 'pass@16'."""
     name = name.rpartition(".")[2]
+    if name in METRIC_LABELS:
+        return METRIC_LABELS[name]
     if found := re.fullmatch(r"(.+)_at_(\d+)", name):
         return f"{found[1].replace('_', ' ')}@{found[2]}"
-    return METRIC_LABELS.get(name, name.replace("_", " "))
+    return name.replace("_", " ")
 
 
 def column_label(column: Column) -> str:

@@ -125,9 +125,10 @@ def _rewritten(run: Run) -> Iterator[Change]:
         return
     stages = [name for name in run.stages if name != "edited"]
     successes = [fact for fact in run.edit.scores.records if fact.right and is_clean(fact)]
-    successes.sort(key=lambda fact: fact.known is not True)
+    successes.sort(key=lambda fact: (fact.rank_before == 1, fact.known is not True))
     failures = [fact for fact in run.edit.scores.records if not fact.success]
-    for fact in [*successes[:1], *(failures[:1] or successes[-1:])]:
+    others = [fact for fact in successes if fact.known != successes[0].known] or successes[1:]
+    for fact in [*successes[:1], *(failures or others)[:1]]:
         knew = "" if fact.known is None else " it knew" if fact.known else " it did not know"
         yield Change(
             f"A fact{knew}, {'rewritten' if fact.success else 'not rewritten'}",

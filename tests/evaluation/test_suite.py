@@ -58,6 +58,14 @@ def test_completions_are_graded() -> None:
     assert [r.correct for r in records] == [True, True, False, False]
 
 
+def test_a_problem_is_put_as_the_form_says() -> None:
+    model = bigram(writes("<think>", "</think>", "<answer>", "7", "</answer>", after="+"))
+    (record,) = solve(Engine(model), QUESTIONS[3:4], n=1, sampling=SAMPLING, skill="problems", form="{} +")
+    assert (record.prompt, record.strict) == ("4 + 3?", "7")
+    with pytest.raises(UserError, match=r'asked_as is "Answer:"; it must hold \{\} once'):
+        EvaluateConfig(asked_as="Answer:")
+
+
 def test_an_end_of_text_stops_and_is_not_part_of_the_text() -> None:
     model = bigram(writes("7", "<|endoftext|>"))
     (record,) = solve(Engine(model), QUESTIONS[3:4], n=1, sampling=SAMPLING, skill="problems")

@@ -72,6 +72,14 @@ def test_without_learning_a_failure_is_shown_beside_a_success(whole: Run) -> Non
     assert changes(part(whole, ["base"])) == []
 
 
+def test_an_answer_that_came_first_already_is_no_example(whole: Run) -> None:
+    assert whole.edit is not None
+    records = [replace(each, rank_before=1 if each.known else each.rank_before) for each in whole.edit.scores.records]
+    scores = replace(whole.edit.scores, records=tuple(records))
+    run = replace(part(whole, ["grpo", "edited"]), edit=replace(whole.edit, scores=scores))
+    assert changes(run)[0].title == "A fact it did not know, rewritten"
+
+
 def test_known_and_unknown_facts_stand_beside_all_in_the_summary(whole: Run) -> None:
     summary = summarise(whole).as_json()["edit"]
     assert isinstance(summary, dict)
