@@ -61,7 +61,7 @@ def ways(tiny: EditConfig) -> dict[str, Way]:
     alone = replace(tiny, layers=(0,), refine_steps=0, n_prefixes=6)
     return {
         "memit": Way(tiny),
-        "memit as published": Way(replace(tiny, n_prefixes=6, refine_steps=0, context_weight=0.0), rewordings=False),
+        "memit as published": Way(replace(tiny, n_prefixes=5, preset="published"), rewordings=False),
         "alphaedit": Way(replace(tiny, method="alphaedit", null_share=0.1, refine_kl=75.0)),
         "rome": Way(replace(alone, method="rome"), rewordings=False),
         "ft": Way(replace(alone, method="ft", norm_constraint=0.02, ft_learning_rate=2e-3), rewordings=False),

@@ -5,7 +5,8 @@ The loops follow the authors' code for MEMIT (Meng et al. 2023) in what they com
 through all blocks, logits of every position, one pass over the corpus per layer. They run on this package's model, so
 kernels, attention and thread count are the same on both sides, and they are written without waste of their own: nothing
 is computed that the published loops do not compute, gradients are taken for δ only, and a pass stops at the layer it is
-made for.
+made for. Where the package does something of its own (a column for every context, the KL at the prompt's end) the loops
+do it, too, and with `preset = "published"` they do what the authors do.
 """
 
 from __future__ import annotations
