@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import tiny_config
+from edit_world import PLAIN
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
@@ -21,6 +22,7 @@ from nanogpt_edit.checkpoint.checkpoint import load, save
 from nanogpt_edit.common.errors import UserError
 from nanogpt_edit.data.facts import Fact
 from nanogpt_edit.editing.adapters import factors_of, write_gguf_adapter, write_peft
+from nanogpt_edit.editing.editor import edit_model
 from nanogpt_edit.editing.patch import EditPatch, LayerUpdate
 from nanogpt_edit.editing.patch_files import save_patch
 from nanogpt_edit.model.gpt import GPT
@@ -30,8 +32,8 @@ FACTS = [
     Fact("The capital of France is", "France", target_new="Rome", target_true="Paris"),
     Fact("The Eiffel Tower is located in", "Eiffel Tower", target_new="London", target_true="Paris"),
 ]
-TEXT = ["The capital of France is Paris. Tom has 3 apples."] * 100
-LOOSE: dict[str, Any] = {"covariance_weight": 0.01, "clamp": 20.0, "weight_decay": 0.0, "kl_coef": 0.0, "steps": 5}
+BLOCKS = torch.randint(0, 250, (40, 32), generator=torch.Generator().manual_seed(0))
+CONFIG = replace(PLAIN, steps=5, n_prefixes=0, covariance_weight=0.01, clamp=20.0, weight_decay=0.0, kl_coef=0.0)
 IDS = torch.randint(0, 290, (2, 24), generator=torch.Generator().manual_seed(1))
 
 
@@ -41,7 +43,7 @@ def edited(request: pytest.FixtureRequest, tokenizer: Tokenizer) -> tuple[GPT, E
     config = replace(tiny_config(request.param, vocab_size=tokenizer.vocab_size), mlp_dim=64)
     model = GPT(config, seed=0).eval()
     model.tokenizer = tokenizer
-    patch = ne.edit(model, FACTS, text=TEXT, layers=(0, 1), n_prefixes=0, refine_steps=0, **LOOSE)
+    patch = edit_model(model, FACTS, CONFIG, covariance_blocks=BLOCKS)
     return model, patch.bound_to(model)
 
 
@@ -75,7 +77,7 @@ def test_what_llama_cpp_adds_to_the_exported_file_is_the_patch(
     """A ReLU's second matrix is stored divided, and its adapter with it."""
     model = GPT(replace(tiny_config("gpt2", vocab_size=300), activation=activation), seed=0).eval()
     model.tokenizer = tokenizer
-    patch = ne.edit(model, FACTS, text=TEXT, layers=(0, 1), n_prefixes=0, refine_steps=0, **LOOSE)
+    patch = edit_model(model, FACTS, CONFIG, covariance_blocks=BLOCKS)
     ne.export_gguf(model, tmp_path / "base.gguf")
     write_gguf_adapter(patch, model, tmp_path / "adapter.gguf")
     with patch.applied(model):
