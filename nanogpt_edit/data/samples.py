@@ -5,14 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
+from nanogpt_edit.common.arguments import checked
 from nanogpt_edit.common.errors import UserError
 from nanogpt_edit.common.records import Answering
 from nanogpt_edit.data.problems import Problem
-
-if TYPE_CHECKING:
-    from nanogpt_edit.model.tokenizer import Tokenizer
+from nanogpt_edit.model.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)
@@ -81,14 +79,14 @@ def with_room(
     ]
 
 
+@checked
 def to_samples(
-    problems: Iterable[Problem], tokenizer: Tokenizer, *, block_size: int
+    problems: Sequence[Problem], tokenizer: Tokenizer, *, block_size: int
 ) -> tuple[list[Sample], tuple[str, ...]]:
     """(samples, notes): every problem that fits in `block_size` tokens; notes say how many did not.
 
     Raises UserError when none is left, and for what `refuse_markup` refuses.
     """
-    problems = list(problems)
     refuse_markup(problems, tokenizer)
     samples = [to_sample(problem, tokenizer) for problem in problems]
     kept = [sample for sample in samples if len(sample.token_ids) <= block_size]

@@ -13,20 +13,18 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from nanogpt_edit.common.arguments import checked
 from nanogpt_edit.common.errors import UserError
 from nanogpt_edit.common.records import Answering, check_sound
 from nanogpt_edit.common.terminal import counted
 from nanogpt_edit.data import hub_datasets
 from nanogpt_edit.data.rows import is_rows, read_rows, read_text_file, reason_of_json
-
-if TYPE_CHECKING:
-    from nanogpt_edit.model.tokenizer import Tokenizer
+from nanogpt_edit.model.tokenizer import Tokenizer
 
 TEXT_SUFFIXES = (".txt", ".raw", ".md", ".txt.gz", ".raw.gz", ".md.gz")
 TEXT_FIELD = "text"  # of a record that is a document
@@ -96,6 +94,7 @@ def token_blocks(documents: Iterable[str], tokenizer: Tokenizer, *, block_size: 
     return row.unfold(0, block_size + 1, block_size).contiguous()
 
 
+@checked
 def token_stream(documents: Sequence[str], tokenizer: Tokenizer, *, context_tokens: int) -> TokenStream:
     """Tokenise `documents` and note where windows of `context_tokens` may begin.
 
