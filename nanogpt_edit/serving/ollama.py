@@ -15,8 +15,8 @@ from nanogpt_edit.model.tokenizer import tokenizer_of
 
 LARGEST_CONTEXT = 4096  # tokens; Ollama's own choice, for a long context takes memory that few questions need
 
-# `REASONING_TEMPLATE` in Go's template language, which is the one that Ollama reads: the last question, then `<think>`, or
-# as far as an answer is given that the model is to go on with.
+# `REASONING_TEMPLATE` in Go's template language, which is the one that Ollama reads: the last question, then `<think>`,
+# or as far as an answer is given that the model is to go on with.
 GO_TEMPLATE = """\
 {{- $question := "" }}{{ $answer := "<think>" }}
 {{- range .Messages }}

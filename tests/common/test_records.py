@@ -182,7 +182,7 @@ def test_the_word_none_is_a_text_in_json(tmp_path: Path) -> None:
         (lambda: Neighbour(), "Neighbour: missing a required argument: 'prompt'"),
         (lambda: Problem("1 + 1"), "Problem: missing a required argument: 'rationale'"),
         (lambda: Sample(), "Sample: missing a required argument: 'token_ids'"),
-        (lambda: EditConfig(*range(99)), "EditConfig: too many positional arguments; it needs nothing, and has method"),
+        (lambda: EditConfig(*range(99)), "EditConfig: too many positional arguments; it needs nothing, and has preset"),
         (lambda: replace(EvaluateConfig(), smples=3), 'unknown field "smples"; did you mean "samples"?'),
         (lambda: Fact(None, "Egypt", "Rome", "Cairo"), 'Fact: "prompt" must be text, found None.'),
         (lambda: Fact("Egypt", "Egypt", "Rome", "Cairo", paraphrases="In"), '"paraphrases" must be a list of text'),

@@ -99,7 +99,8 @@ def test_an_edit_takes_the_settings_of_a_recipe_or_a_sweep(finished: Path, tmp_p
     assert settings("c", "--recipe", "tiny", "--edit.method", "ft", "--edit.steps", "1") == packaged
     shutil.copytree(finished / "base", tmp_path / "elsewhere" / "base")
     base = str(tmp_path / "elsewhere" / "base")
-    assert settings("d", "--edit.method", "ft", "--edit.steps", "1") == EditConfig(method="ft", steps=1)
+    chosen = settings("d", "--edit.method", "ft", "--edit.steps", "1")  # no recipe stands beside it
+    assert (chosen.preset, chosen.method, chosen.steps) == ("auto", "ft", 1)
 
 
 def test_an_edit_says_which_recipe_it_cannot_find(
@@ -108,7 +109,7 @@ def test_an_edit_says_which_recipe_it_cannot_find(
     for name, sentence in (
         ("tinny", 'no recipe "tinny"; did you mean "tiny"?'),
         (str(tmp_path / "no.toml"), "no.toml: no such file"),
-        (str(tmp_path), "there is no recipe"),
+        (str(tmp_path), "a folder, where a file was expected"),
     ):
         command = ["edit", str(finished / "base"), "facts50", "--out", str(tmp_path / "out"), "--recipe", name]
         assert cli.main(command) == 2
