@@ -15,6 +15,7 @@ import torch
 
 from nanogpt_edit.checkpoint.checkpoint import load
 from nanogpt_edit.commands.arguments import GRPO, SFT, Common, Edit, Pretrain
+from nanogpt_edit.commands.flags import given_flags
 from nanogpt_edit.commands.parse import parse
 from nanogpt_edit.common import distributed
 from nanogpt_edit.common.device import choose_device
@@ -70,6 +71,10 @@ def edit(arguments: list[str]) -> int:
     taken = recipe_for_edit(given.model, given.recipe)
     default = over_recipe(given, taken)
     chosen = parse(Edit, arguments, verb="edit", default=default)
+    if chosen.edit.preset == "auto":
+        flags = [flag.field for flag in given_flags(Edit, arguments, default=default)]
+        settings = tuple(name.removeprefix("edit.") for name in flags if name.startswith("edit."))
+        chosen = replace(chosen, edit=replace(chosen.edit, given=settings))
     recipe = Recipe(
         seed=chosen.seed,
         model=ModelConfig(source=chosen.model),

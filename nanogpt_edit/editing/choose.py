@@ -235,23 +235,23 @@ def settled(
 ) -> tuple[EditConfig, TargetValues | None]:
     """The settings with their strength chosen where it is not `given`, and the values where all facts are solved for at
     once."""
-    size = 1 if config.traits.one_by_one else (config.batch_size or len(facts))
+    size = config.facts_at_once(len(facts))
     values = find_values(model, facts[:size], config)
     name = config.traits.strength
-    if name is not None and getattr(given, name) == getattr(EditConfig(), name):
+    if name is not None and not given.is_given(name):
         best = choose_strength(model, facts[:size], values, config, layers, solvers, blocks)
         config = config.with_fields({name: best.strength})
     for solver in solvers.values():
         solver.strength = getattr(config, name) if name is not None else 0.0
-    return replace(config, preset="given"), values if size == len(facts) else None
+    return replace(config, preset="given", given=()), values if size == len(facts) else None
 
 
 def suited(model: GPT, facts: Sequence[LocatedFact], config: EditConfig, blocks: Tensor | None) -> EditConfig:
     """The settings with what depends on the model's size, and the layers, in the place of what nobody gave."""
-    default, width = EditConfig(), model.config.mlp_size
+    width = model.config.mlp_size
     found = {**SUITED, "covariance_weight": width / 5, "prefix_tokens": min(10, model.config.block_size // 8)}
-    ungiven = [name for name in found if getattr(config, name) == getattr(default, name)]
+    ungiven = [name for name in found if not config.is_given(name)]
     config = config.with_fields({name: found[name] for name in ungiven})
-    if config.layers == default.layers and blocks is not None:
+    if blocks is not None and not config.is_given("layers"):
         config = replace(config, layers=choose_layers(model, facts, config, blocks))
     return config

@@ -49,6 +49,9 @@ class EditConfig(Settings):
     """given (the settings are these), auto (what is not given is chosen for the model: layers by their depth and a
     probe, the strength of protection by what the edit's own prompts and ordinary text say), published (exactly the
     authors' MEMIT: one mean key per fact, half of it the bare prompt's, and their descent; nothing added)."""
+    given: tuple[str, ...] = ()
+    """auto: settings that are not chosen though they equal their defaults. `ne.edit` and the command line name here
+    what they were given."""
     method: Method = "memit"
     """memit (all facts at once, spread over layers), rome (one fact after the other, one layer), alphaedit (as memit,
     in the null space of the usual keys), ft (constrained fine-tuning of one matrix, the baseline)."""
@@ -162,12 +165,21 @@ class EditConfig(Settings):
         return self.refine_steps > 0 and self.traits.finds_values and self.traits.many_layers
 
     def with_fields(self, changed: Mapping[str, object]) -> EditConfig:
-        """The same with some fields changed. Raises UserError for a name that is none."""
+        """The same with some fields changed, which count as given. Raises UserError for a name that is none."""
         known = {field.name for field in fields(self)}
         for name in changed:
             if name not in known:
                 raise UserError(f'an edit has no setting "{name}"{did_you_mean(name, known)}')
-        return replace(self, **dict[str, Any](changed))
+        found = replace(self, **dict[str, Any](changed))
+        return replace(found, given=(*self.given, *changed)) if found.preset == "auto" else found
+
+    def is_given(self, name: str) -> bool:
+        """Under `auto`: was this setting given, so that it is not chosen?"""
+        return name in self.given or getattr(self, name) != getattr(EditConfig(), name)
+
+    def facts_at_once(self, facts: int) -> int:
+        """How many of so many facts are solved for together."""
+        return 1 if self.traits.one_by_one else (self.batch_size or facts)
 
 
 @dataclass(frozen=True)

@@ -155,7 +155,7 @@ def _edit_in_batches(
     """The values of all batches in turn; their changes stay in the model."""
     text = OrdinaryText.of(model, blocks, config) if config.refines and config.refine_kl > 0 else None
     done: list[TargetValues] = []
-    size = 1 if config.traits.one_by_one else (config.batch_size or len(located))
+    size = config.facts_at_once(len(located))
     for first in range(0, len(located), size):
         batch = located[first : first + size]
         for number in range(config.rounds):

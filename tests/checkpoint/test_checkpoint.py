@@ -157,7 +157,8 @@ def test_loading_needs_little_more_memory_than_the_model(tmp_path: Path) -> None
     size = (tmp_path / "m" / "model.safetensors").stat().st_size
 
     def resident(kind: str) -> int:
-        return 1024 * int(re.search(rf"{kind}:\s+(\d+) kB", status.read_text())[1])  # type: ignore[index]
+        (found,) = re.findall(rf"{kind}:\s+(\d+) kB", status.read_text())
+        return 1024 * int(found)
 
     reset.write_text("5")
     before = resident("VmRSS")

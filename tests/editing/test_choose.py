@@ -92,6 +92,15 @@ def test_what_is_given_is_not_chosen() -> None:
     assert (chosen.clamp, chosen.full_stop) == (2.0, True)
 
 
+def test_what_is_given_stays_where_it_equals_its_default() -> None:
+    """layers (0, 1), λ 300 and steps 40 are the defaults; nobody could tell by their values that they were given."""
+    config = AUTO.with_fields({"layers": (0, 1), "covariance_weight": 300.0, "n_prefixes": 1, "prefix_tokens": 2})
+    assert not AUTO.is_given("layers") and config.is_given("layers") and config.is_given("covariance_weight")
+    patch = edit_model(trained_model(), facts(2), replace(config, steps=3), covariance_blocks=covariance_blocks())
+    assert (list(patch.layers), patch.config.covariance_weight) == ([0, 1], 300.0)
+    assert (patch.config.preset, patch.config.given, patch.config.clamp) == ("given", (), 2.0)
+
+
 @pytest.mark.parametrize(
     ("base", "changes", "layers"),
     [

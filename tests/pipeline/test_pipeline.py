@@ -101,6 +101,8 @@ def test_an_edit_takes_the_settings_of_a_recipe_or_a_sweep(finished: Path, tmp_p
     base = str(tmp_path / "elsewhere" / "base")
     chosen = settings("d", "--edit.method", "ft", "--edit.steps", "1")  # no recipe stands beside it
     assert (chosen.preset, chosen.method, chosen.steps) == ("auto", "ft", 1)
+    found = settings("e", "--edit.layers", "0", "1", "--edit.covariance-weight", "300", "--edit.steps", "1")
+    assert (found.layers, found.covariance_weight) == ((0, 1), 300)  # the defaults, but given
 
 
 def test_an_edit_says_which_recipe_it_cannot_find(
