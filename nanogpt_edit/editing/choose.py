@@ -122,7 +122,7 @@ def find_values(model: GPT, facts: Sequence[LocatedFact], config: EditConfig) ->
         better = [j for j, i in enumerate(lost) if again.probabilities[j] > values.probabilities[i]]
         values = values.replaced({lost[j]: again.part(j, j + 1) for j in better})
         nearer = f"{len(better)} of them came nearer with a clamp of {wider.clamp:g}"
-        say(f"Edit: no value was found for {len(lost)} of {len(facts)} facts; {nearer}.")
+        say(f"Edit: {len(lost)} of {len(facts)} facts found no value of p {FOUND:g}; {nearer}.")
         if not better:
             break
     return values
