@@ -243,7 +243,7 @@ def settled(
         config = config.with_fields({name: best.strength})
     for solver in solvers.values():
         solver.strength = getattr(config, name) if name is not None else 0.0
-    return replace(config, preset="given", given=()), values if size == len(facts) else None
+    return replace(config, preset="given", given=None), values if size == len(facts) else None
 
 
 def suited(model: GPT, facts: Sequence[LocatedFact], config: EditConfig, blocks: Tensor | None) -> EditConfig:

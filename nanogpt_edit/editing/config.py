@@ -49,7 +49,7 @@ class EditConfig(Settings):
     """given (the settings are these), auto (what is not given is chosen for the model: layers by their depth and a
     probe, the strength of protection by what the edit's own prompts and ordinary text say), published (exactly the
     authors' MEMIT: one mean key per fact, half of it the bare prompt's, and their descent; nothing added)."""
-    given: tuple[str, ...] = ()
+    given: tuple[str, ...] | None = None
     """auto: settings that are not chosen though they equal their defaults. `ne.edit` and the command line name here
     what they were given."""
     method: Method = "memit"
@@ -171,11 +171,11 @@ class EditConfig(Settings):
             if name not in known:
                 raise UserError(f'an edit has no setting "{name}"{did_you_mean(name, known)}')
         found = replace(self, **dict[str, Any](changed))
-        return replace(found, given=(*self.given, *changed)) if found.preset == "auto" else found
+        return replace(found, given=(*(self.given or ()), *changed)) if found.preset == "auto" else found
 
     def is_given(self, name: str) -> bool:
         """Under `auto`: was this setting given, so that it is not chosen?"""
-        return name in self.given or getattr(self, name) != getattr(EditConfig(), name)
+        return name in (self.given or ()) or getattr(self, name) != getattr(EditConfig(), name)
 
     def facts_at_once(self, facts: int) -> int:
         """How many of so many facts are solved for together."""

@@ -98,7 +98,7 @@ def test_what_is_given_stays_where_it_equals_its_default() -> None:
     assert not AUTO.is_given("layers") and config.is_given("layers") and config.is_given("covariance_weight")
     patch = edit_model(trained_model(), facts(2), replace(config, steps=3), covariance_blocks=covariance_blocks())
     assert (list(patch.layers), patch.config.covariance_weight) == ([0, 1], 300.0)
-    assert (patch.config.preset, patch.config.given, patch.config.clamp) == ("given", (), 2.0)
+    assert (patch.config.preset, patch.config.given, patch.config.clamp) == ("given", None, 2.0)
 
 
 @pytest.mark.parametrize(
