@@ -11,9 +11,11 @@ from nanogpt_edit.model.tokenizer import Tokenizer
 from nanogpt_edit.training.grpo_config import GRPOConfig
 from nanogpt_edit.training.rewards import BUILT_IN, find_rewards, score
 
+FULL_MARK = {"cosine": 0.5, "repetition": -1.0}  # what a good solution earns at least; 1 from any other reward
+
 
 def check_gold(problems: Sequence[Problem], tokenizer: Tokenizer, config: GRPOConfig) -> Finding:
-    """Does the worked solution itself, as the model would write it, earn 1 from every reward?
+    """Does the worked solution itself, as the model would write it, earn 1 (`FULL_MARK`) from every reward?
 
     Of a function of one's own the scale is unknown: there it is only a warning.
     """
@@ -22,17 +24,19 @@ def check_gold(problems: Sequence[Problem], tokenizer: Tokenizer, config: GRPOCo
     for problem in problems:
         ids = to_sample(problem, tokenizer).token_ids[len(prompt_ids(problem, tokenizer)) :]
         text = tokenizer.decode(ids)
-        for name, (value,) in score(rewards, problem, [text]).items():
-            if value < 1:
+        found = score(rewards, problem, [text])
+        for name in rewards:
+            (value,) = found[name]
+            if value < FULL_MARK.get(name, 1.0):
                 poor.setdefault(name, []).append(f"{problem.id} earns {value:g}")
     if not poor:
-        return Finding("gold answers", "ok", f"{len(problems)} worked solutions earn 1 from every reward")
+        return Finding("gold answers", "ok", f"{len(problems)} worked solutions earn full marks from every reward")
     broken = any(name in BUILT_IN and len(cases) > len(problems) / 2 for name, cases in poor.items())
-    found = "; ".join(f'reward "{name}": {len(cases)} of {len(problems)}, {cases[0]}' for name, cases in poor.items())
+    told = "; ".join(f'reward "{name}": {len(cases)} of {len(problems)}, {cases[0]}' for name, cases in poor.items())
     return Finding(
         "gold answers",
         "fail" if broken else "warn",
-        f"worked solutions that do not earn 1 ({found})",
+        f"worked solutions that do not earn full marks ({told})",
         "look at these problems' answers and at the reward's way of reading them",
     )
 

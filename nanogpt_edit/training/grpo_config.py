@@ -9,7 +9,8 @@ from nanogpt_edit.common.errors import UserError, at_least
 from nanogpt_edit.engine.sampling_config import check_temperature
 from nanogpt_edit.training.config import Keep, LoopConfig
 
-Advantage = Literal["zscore", "mean"]
+Advantage = Literal["zscore", "mean", "batch"]
+Objective = Literal["clip", "gspo", "cispo", "sapo"]
 MOST_ROUNDS = 100
 
 
@@ -26,8 +27,8 @@ class GRPOConfig(LoopConfig):
     max_new_tokens: int | None = None
     """A completion is cut after this many tokens (None: a quarter more than 99 of 100 worked solutions have)."""
     rewards: dict[str, float] = field(default_factory=lambda: {"accuracy": 1.0})
-    """Weight of each reward: accuracy, format, length, or any importable module:function(problem, completion_text). On
-    the command line: accuracy=1 format=0.1."""
+    """Weight of each reward: accuracy, format, length, cosine, repetition, or any importable
+    module:function(problem, completion_text). On the command line: accuracy=1 format=0.1."""
     overlong_penalty: float = 0.0
     """Most that is taken off the reward of a long completion (1 in DAPO; 0: nothing)."""
     overlong_share: float = 0.2
@@ -35,7 +36,13 @@ class GRPOConfig(LoopConfig):
     mask_truncated: bool = False
     """Leave completions that were cut at max_new_tokens out of the loss; in their group's mean they still count."""
     advantage: Advantage = "zscore"
-    """zscore divides by the group's standard deviation (GRPO), mean does not (Dr. GRPO)."""
+    """zscore divides by the group's standard deviation (GRPO), mean does not (Dr. GRPO), batch divides by that of the
+    whole rollout (Lite PPO)."""
+    objective: Objective = "clip"
+    """What the policy climbs: clip (PPO), gspo (the ratio of whole completions; its authors' clip_low and clip_high are
+    3e-4 and 4e-4), cispo (a bounded weight, no token dropped), sapo (a soft gate; clip_low and clip_high unused)."""
+    uncertain_share: float = 1.0
+    """Only this share of a group's tokens, those of highest entropy, has a policy gradient (0.2: Wang et al. 2025)."""
     normalise: Literal["token", "sequence", "constant"] = "token"
     """What the loss is averaged over: all tokens of the step (DAPO), the tokens of each completion first (GRPO), or a
     constant, completions × max_new_tokens (Dr. GRPO; needs a larger learning rate)."""
@@ -93,6 +100,10 @@ class GRPOConfig(LoopConfig):
             )
         if not 0 <= self.clip_low < 1:
             raise UserError(f"is {self.clip_low}; it must be in [0, 1).", field="clip_low")
+        if not 0 < self.uncertain_share <= 1:
+            raise UserError(f"is {self.uncertain_share}; a share of the tokens is in (0, 1].", field="uncertain_share")
+        if self.dual_clip is not None and self.objective in ("cispo", "sapo"):
+            raise UserError(f'has no meaning for objective = "{self.objective}"; leave it out.', field="dual_clip")
         if self.dual_clip is not None and self.dual_clip <= 1 + self.clip_high:
             raise UserError(f"is {self.dual_clip}; it must be above 1 + clip_high.", field="dual_clip")
         if not 0 < self.overlong_share <= 1:

@@ -8,12 +8,14 @@ Shapes: N target tokens (flat), V vocabulary, P problems, G completions per prob
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from nanogpt_edit.training.grpo_config import Advantage
+from nanogpt_edit.training.grpo_config import Advantage, Objective
+from nanogpt_edit.training.policy_losses import Worth, bounded_weight, clipped, of_completions, soft_gate
 
 SIGNAL = 1e-6  # rewards of a group that differ by less carry no signal
 
@@ -22,11 +24,14 @@ def group_advantages(rewards: Tensor, *, advantage: Advantage = "zscore") -> Ten
     """How much better each completion is than its group: (P, G) -> (P, G).
 
     `r - mean(r)`, divided by `std(r) + 1e-4` for "zscore" (GRPO, Shao et al. 2024, eq. 3 and text), not divided for
-    "mean" (Dr. GRPO, Liu et al. 2025). The standard deviation is that of the sample (divisor G - 1).
+    "mean" (Dr. GRPO, Liu et al. 2025), divided by the spread of all P · G rewards for "batch" (Lite PPO, Liu et al.
+    2025). The standard deviation is that of the sample (divisor G - 1).
     """
     centred = rewards - rewards.mean(dim=-1, keepdim=True)
     if advantage == "mean":
         return centred
+    if advantage == "batch":
+        return centred / (rewards.std() + 1e-4)
     return centred / (rewards.std(dim=-1, keepdim=True) + 1e-4)
 
 
@@ -45,9 +50,9 @@ class GRPOTerms:
     kl: float
     entropy: float
     clipped_low: float
-    """Tokens held back by 1 - clip_low (the probability of a bad token has already fallen enough)."""
+    """Tokens held back by 1 - clip_low ("clip": the probability of a bad token has already fallen enough)."""
     clipped_high: float
-    """Tokens held back by 1 + clip_high (the probability of a good token has already risen enough)."""
+    """Tokens held back by 1 + clip_high ("clip": the probability of a good token has already risen enough)."""
     largest_log_ratio: float
     """max |logprob - old_logprob|."""
     weight: float
@@ -64,47 +69,63 @@ def grpo_loss(
     advantages: Tensor,
     weights: Tensor,
     *,
+    objective: Objective = "clip",
+    lengths: Sequence[int] = (),
+    uncertain: Tensor | None = None,
     clip_low: float,
     clip_high: float,
     dual_clip: float | None = None,
     kl_coef: float,
     entropy_coef: float,
 ) -> GRPOTerms:
-    """Clipped policy gradient, KL to the reference and entropy bonus; all inputs (N,), one entry per completion token.
+    """Policy objective, KL to the reference and entropy bonus; all inputs (N,), one entry per completion token.
 
-    With ρ = exp(logprob - old_logprob), per token
+    Per token
 
-        -min(ρ A, clip(ρ, 1 - clip_low, 1 + clip_high) A) + kl_coef · k3 - entropy_coef · H
+        -worth + kl_coef · k3 - entropy_coef · H
 
-    (PPO, Schulman et al. 2017, eq. 7; clip-higher, DAPO eq. 10; k3 = exp(d) - d - 1 with d = ref - logprob,
-    Schulman 2020). With `dual_clip` c, a token of A < 0 costs at most -c A (Ye et al. 2020, eq. 3).
-    `weights` multiply each token: 1 / tokens-of-the-step is the token-level mean.
-    `ref_logprobs` None leaves the KL term out. The metrics are weighted sums too.
+    with the worth of the `objective` (see `policy_losses`; "clip" is PPO's with DAPO's clip-higher, eq. 10) and
+    k3 = exp(d) - d - 1, d = ref - logprob (Schulman 2020). `weights` multiply each token: 1 / tokens-of-the-step is the
+    token-level mean. "gspo" needs the completions' `lengths`. Only tokens where `uncertain` (N,) is true have a policy
+    term (None: all). `ref_logprobs` None leaves the KL term out. The metrics are weighted sums too.
     """
     log_ratio = logprobs - old_logprobs
-    ratio = log_ratio.exp()
-    free, held = ratio * advantages, ratio.clamp(1 - clip_low, 1 + clip_high) * advantages
-    worth = torch.minimum(free, held)
-    if dual_clip is not None:
-        worth = torch.where(advantages < 0, torch.maximum(worth, dual_clip * advantages), worth)
+    found = _worth(objective, logprobs, log_ratio, advantages, lengths, low=clip_low, high=clip_high, dual=dual_clip)
+    worth = found.worth if uncertain is None else found.worth * uncertain
     policy = -(worth * weights).sum()
     kl = logprobs.new_zeros(())
     if ref_logprobs is not None:
         drift = ref_logprobs - logprobs
         kl = ((drift.exp() - drift - 1) * weights).sum()
     mean_entropy = (entropy * weights).sum()
-    with torch.no_grad():
-        low = (ratio < 1 - clip_low) & (advantages < 0)
-        high = (ratio > 1 + clip_high) & (advantages > 0)
-        gap = log_ratio.abs().max().item() if len(log_ratio) else 0.0
+    gap = log_ratio.detach().abs().max().item() if len(log_ratio) else 0.0
     return GRPOTerms(
         loss=policy + kl_coef * kl - entropy_coef * mean_entropy,
         policy=policy.item(),
         kl=kl.item(),
         entropy=mean_entropy.item(),
-        clipped_low=(low * weights).sum().item(),
-        clipped_high=(high * weights).sum().item(),
+        clipped_low=(found.low * weights).sum().item(),
+        clipped_high=(found.high * weights).sum().item(),
         largest_log_ratio=gap,
         weight=weights.sum().item(),
-        clipped=high.to(torch.int8) - low.to(torch.int8),
+        clipped=found.high.to(torch.int8) - found.low.to(torch.int8),
     )
+
+
+def _worth(
+    objective: Objective,
+    logprobs: Tensor,
+    log_ratio: Tensor,
+    advantages: Tensor,
+    lengths: Sequence[int],
+    *,
+    low: float,
+    high: float,
+    dual: float | None,
+) -> Worth:
+    if objective == "cispo":
+        return bounded_weight(logprobs, log_ratio, advantages, low=low, high=high)
+    if objective == "sapo":
+        return soft_gate(log_ratio, advantages)
+    ratio = of_completions(log_ratio, lengths) if objective == "gspo" else log_ratio
+    return clipped(ratio, advantages, low=low, high=high, dual=dual)

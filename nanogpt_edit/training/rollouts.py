@@ -8,7 +8,7 @@ limited, and a step that stays short of groups is a smaller step.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -104,7 +104,8 @@ class RolloutSampler:
                 )
             ]
 
-        return distributed.map_over_ranks(range(len(problems)), of_this_process)
+        groups = distributed.map_over_ranks(range(len(problems)), of_this_process)
+        return compared(groups) if self.config.advantage == "batch" else groups
 
     def _completions(
         self, prompts: Sequence[Sequence[int]], places: Sequence[int], draw: int
@@ -146,6 +147,12 @@ class RolloutSampler:
             advantages=group_advantages(total[None], advantage=config.advantage)[0],
             takes_part=tuple(not (config.mask_truncated and each.finish_reason == "length") for each in completions),
         )
+
+
+def compared(groups: Sequence[RolloutGroup]) -> list[RolloutGroup]:
+    """The groups with advantages in units of the spread of all their rewards, which one group alone does not know."""
+    advantages = group_advantages(torch.stack([group.total for group in groups]), advantage="batch")
+    return [replace(group, advantages=own) for group, own in zip(groups, advantages, strict=True)]
 
 
 def with_signal(groups: Sequence[RolloutGroup], config: GRPOConfig) -> list[RolloutGroup]:

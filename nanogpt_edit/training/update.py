@@ -18,6 +18,7 @@ from nanogpt_edit.model.ragged import completion_states
 from nanogpt_edit.model.tokenizer import tokenizer_of
 from nanogpt_edit.training.grpo_config import GRPOConfig
 from nanogpt_edit.training.losses import GRPOTerms, grpo_loss
+from nanogpt_edit.training.policy_losses import most_uncertain
 from nanogpt_edit.training.rollouts import RolloutGroup
 from nanogpt_edit.training.trainer import Trainer
 
@@ -127,6 +128,9 @@ def group_terms(
         ref_logprobs = target_logprobs(ref_states, vocabulary(reference), targets, temperature=config.temperature)
     every = [completion for group in groups for completion in group.completions]
     lengths = torch.tensor([len(completion.token_ids) for completion in every])
+    uncertain = None
+    if config.uncertain_share < 1:
+        uncertain = most_uncertain(entropy, [group.tokens for group in groups], config.uncertain_share)
     advantages = torch.cat([group.advantages for group in groups])
     weights = completion_weights(groups, config, size=size, longest=model.config.block_size)
     terms = grpo_loss(
@@ -136,6 +140,9 @@ def group_terms(
         entropy,
         advantages.repeat_interleave(lengths).to(model.device),
         weights.repeat_interleave(lengths).to(model.device),
+        objective=config.objective,
+        lengths=lengths.tolist(),
+        uncertain=uncertain,
         clip_low=config.clip_low,
         clip_high=config.clip_high,
         dual_clip=config.dual_clip,

@@ -522,6 +522,32 @@ def test_groups_hold_the_advantages_of_their_completions(advantage: str) -> None
     assert group.advantages.tolist() == pytest.approx([(reward - mean) / spread for reward in rewards], abs=1e-5)
 
 
+def test_advantages_of_a_batch_are_divided_by_the_spread_of_all_its_rewards() -> None:
+    groups = sample_groups(Engine(tiny_model()), PROBLEMS[:3], config(advantage="batch"))
+    every = [value for group in groups for value in group.total.tolist()]
+    mean = sum(every) / 12
+    spread = math.sqrt(sum((reward - mean) ** 2 for reward in every) / 11) + 1e-4
+    for group in groups:
+        own = group.total.mean().item()
+        assert group.advantages.tolist() == pytest.approx([(r - own) / spread for r in group.total.tolist()], abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [{"objective": "gspo"}, {"objective": "cispo"}, {"objective": "sapo"}, {"uncertain_share": 0.2}],
+    ids=lambda changed: str(*changed.values()),
+)
+def test_every_objective_raises_the_reward_and_ignores_micro_batches(
+    changed: dict[str, object], tmp_path: Path
+) -> None:
+    settings = config(steps=4, problems_per_step=4, updates_per_rollout=2, keep="last", **changed)
+    whole = run(tiny_model(), settings, tmp_path / "whole")
+    parts = run(tiny_model(), replace(settings, micro_batch_tokens=1), tmp_path / "parts")
+    for one, other in zip(whole, parts, strict=True):
+        assert one["loss"] == pytest.approx(other["loss"], abs=1e-5)
+        assert one["grad_norm"] == pytest.approx(other["grad_norm"], rel=1e-3)
+
+
 def test_a_run_looks_each_reward_up_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
     find = rewards_module.find_reward

@@ -17,6 +17,7 @@ from nanogpt_edit.training.losses import (
     grpo_loss,
     has_signal,
 )
+from nanogpt_edit.training.policy_losses import most_uncertain
 
 
 def terms(
@@ -112,6 +113,12 @@ def test_advantages_by_hand() -> None:
     assert group_advantages(torch.tensor([[0.0, 0.0, 3.0]])).flatten().tolist() == pytest.approx([-z, -z, 2 * z])
 
 
+def test_advantages_in_units_of_the_batch_by_hand() -> None:
+    # 1, 0 and 1, 1: the mean of all four is 3/4, their variance 3 · (1/4)² + (3/4)² over 3 = 1/4.
+    found = group_advantages(torch.tensor([[1.0, 0.0], [1.0, 1.0]]), advantage="batch")
+    assert found.flatten().tolist() == pytest.approx([0.5 / 0.5001, -0.5 / 0.5001, 0, 0])
+
+
 def test_a_completion_is_compared_with_its_own_group_only() -> None:
     alone = group_advantages(torch.tensor([[1.0, 0.0]]))
     together = group_advantages(torch.tensor([[1.0, 0.0], [70.0, -30.0]]))
@@ -203,6 +210,83 @@ def test_weights_multiply_each_token_and_its_metrics() -> None:
     assert slope.tolist() == pytest.approx([-0.5, 0.0, 0.0])
     assert (found.clipped_low, found.clipped_high) == (0.125, 0.25)
     assert found.largest_log_ratio == pytest.approx(math.log(2))
+
+
+# The other objectives
+
+
+def slopes(
+    objective: str, ratio: list[float], advantage: list[float], **settings: object
+) -> tuple[GRPOTerms, list[float]]:
+    """The terms of an objective, and d loss / d logprob of each token."""
+    ratios, n = torch.tensor(ratio, dtype=torch.float64), len(ratio)
+    logprobs = torch.full((n,), -2.0, dtype=torch.float64, requires_grad=True)
+    zeros, ones = torch.zeros(n, dtype=torch.float64), torch.ones(n, dtype=torch.float64)
+    limits = {"clip_low": 0.2, "clip_high": 0.28, "kl_coef": 0.0, "entropy_coef": 0.0} | settings
+    found = grpo_loss(
+        logprobs,
+        logprobs.detach() - ratios.log(),
+        None,
+        zeros,
+        torch.tensor(advantage, dtype=torch.float64),
+        ones,
+        objective=objective,  # type: ignore[arg-type]
+        **limits,  # type: ignore[arg-type]
+    )
+    return found, torch.autograd.grad(found.loss, logprobs)[0].tolist()
+
+
+@pytest.mark.parametrize("objective", ["clip", "gspo", "cispo", "sapo"])
+def test_all_objectives_climb_alike_where_the_policy_is_the_one_that_sampled(objective: str) -> None:
+    _, slope = slopes(objective, [1.0] * 4, [2.0, 2.0, 2.0, -0.5], lengths=[3, 1])
+    assert slope == pytest.approx([-2.0, -2.0, -2.0, 0.5])
+
+
+def test_gspo_by_hand() -> None:
+    # Two tokens of ratio 2 and 1/2: the completion's is 1, so neither is held, and each has slope -A · 1.
+    found, slope = slopes("gspo", [2.0, 0.5, 1.5, 1.5], [1.0, 1.0, 2.0, 2.0], lengths=[2, 2])
+    # The second's is 1.5: a good completion that has risen enough, both its tokens held at 1.28 · 2.
+    assert found.loss.item() == pytest.approx(-(1 + 1 + 2.56 + 2.56))
+    assert slope == pytest.approx([-1.0, -1.0, 0.0, 0.0])
+    assert found.clipped.tolist() == [0, 0, 1, 1]
+    assert found.largest_log_ratio == pytest.approx(math.log(2))  # of tokens, for the check of sampler and trainer
+
+
+def test_gspo_is_clip_where_every_completion_has_one_token() -> None:
+    ratio, advantage = [1.5, 0.5, 1.1, 0.7], [2.0, -2.0, 1.0, 1.0]
+    one, other = (slopes(name, ratio, advantage, lengths=[1] * 4) for name in ("gspo", "clip"))
+    assert one[0].loss.item() == pytest.approx(other[0].loss.item())
+    assert one[1] == pytest.approx(other[1])
+
+
+def test_cispo_bounds_the_weight_and_drops_no_token() -> None:
+    # -clip(ρ, 0.8, 1.28) A logprob at logprob -2; the weight has no slope of its own.
+    found, slope = slopes("cispo", [1.5, 1.1, 0.5, 1.5], [2.0, 1.0, -1.0, 0.0])
+    assert slope == pytest.approx([-2.56, -1.1, 0.8, 0.0])
+    assert found.loss.item() == pytest.approx(2 * 2.56 + 2 * 1.1 - 2 * 0.8)
+    assert found.clipped.tolist() == [1, 0, -1, 0]
+
+
+def test_sapo_by_hand() -> None:
+    # A good token of ρ 2: 4 σ(1) · A; slope 4 σ(1) (1 - σ(1)) ρ A. A bad one: τ 1.05.
+    def sigma(x: float) -> float:
+        return 1 / (1 + math.exp(-x))
+
+    found, slope = slopes("sapo", [2.0, 2.0], [3.0, -3.0])
+    good, bad = sigma(1.0), sigma(1.05)
+    assert found.loss.item() == pytest.approx(-4 * good * 3 + 4 / 1.05 * bad * 3)
+    assert slope == pytest.approx([-4 * good * (1 - good) * 2 * 3, 4 * bad * (1 - bad) * 2 * 3])
+    assert found.clipped.tolist() == [0, 0]
+
+
+def test_only_uncertain_tokens_have_a_policy_term_and_all_have_the_others() -> None:
+    entropy = torch.tensor([0.1, 0.9, 0.5, 0.9, 0.2, 3.0, 1.0])
+    assert most_uncertain(entropy, [5, 2], 0.4).tolist() == [False, True, False, True, False, True, False]
+    assert most_uncertain(entropy, [5, 2], 1e-9).tolist() == [False, True, False, True, False, True, False]  # a tie
+    assert most_uncertain(entropy, [7, 0], 1.0).all()
+    uncertain = torch.tensor([True, False])
+    found, slope = slopes("clip", [1.0, 1.0], [1.0, 1.0], uncertain=uncertain)
+    assert (found.policy, slope, found.weight) == (pytest.approx(-1.0), pytest.approx([-1.0, 0.0]), 2.0)
 
 
 # Divergence and entropy

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import math
+import sys
 import zlib
 from pathlib import Path
 
@@ -11,7 +12,16 @@ import pytest
 
 from nanogpt_edit.common.errors import UserError
 from nanogpt_edit.data.problems import Problem
-from nanogpt_edit.training.rewards import accuracy, find_reward, find_rewards, format_reward, length, score
+from nanogpt_edit.training.rewards import (
+    accuracy,
+    cosine,
+    find_reward,
+    find_rewards,
+    format_reward,
+    length,
+    repetition,
+    score,
+)
 
 PROBLEM = Problem(question="What is 8 * 9?", rationale="8 * 9 = 72", answer="72", id="train:17")
 
@@ -47,6 +57,25 @@ def test_length_is_measured_against_the_worked_solution() -> None:
         0,
         0,
     ]
+
+
+def test_cosine_by_hand() -> None:
+    # The worked solution has 44 characters, so long is 88. Right with 34 characters: ½ + ¼ (1 + cos(π 34/88)).
+    right, wrong = "<think></think><answer>72</answer>", "<think></think><answer>71</answer>"
+    assert (len(right), len("<think>8 * 9 = 72</think><answer>72</answer>")) == (34, 44)
+    assert cosine(PROBLEM, right) == pytest.approx(0.5 + (1 + math.cos(math.pi * 34 / 88)) / 4)
+    assert cosine(PROBLEM, wrong) == pytest.approx(-0.5 - (1 + math.cos(math.pi * 34 / 88)) / 4)
+    assert cosine(PROBLEM, "") == -1.0
+    assert cosine(PROBLEM, "x" * 88) == cosine(PROBLEM, "x" * 900) == -0.5
+    longer = f"<think>{'8 * 9 = 72 ' * 9}</think><answer>72</answer>"
+    assert cosine(PROBLEM, longer) == 0.5
+
+
+def test_repetition_by_hand() -> None:
+    assert repetition(PROBLEM, "one two three four") == 0
+    assert repetition(PROBLEM, "one two") == repetition(PROBLEM, "") == 0
+    # abc, bca, cab, abc, bca, cab, abc: three of seven are new.
+    assert repetition(PROBLEM, "a b c a b c a b c") == pytest.approx(3 / 7 - 1)
 
 
 def test_model_text_is_read_and_never_run(tmp_path: Path) -> None:
@@ -134,6 +163,34 @@ def test_a_reward_that_fails_is_named_with_the_problem_and_the_completion(
     with pytest.raises(UserError, match=sentence) as caught:
         score(find_rewards(("accuracy", f"{name}:f")), PROBLEM, ["some text\nof two lines"])
     assert f"reward \"{name}:f\" on problem train:17, completion 'some text\\nof two lines'" in str(caught.value)
+
+
+def test_further_numbers_stand_beside_the_reward(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = "def f(problem, text):\n    return len(text), {'words': len(text.split()), 'loud': text.isupper()}\n"
+    own_module(tmp_path, monkeypatch, source, name="further")
+    assert score(find_rewards(["further:f"]), PROBLEM, ["a b", "ABCD"]) == {
+        "further:f": [3.0, 4.0],
+        "further:f.words": [2.0, 1.0],
+        "further:f.loud": [0.0, 1.0],
+    }
+
+
+@pytest.mark.parametrize(
+    ("body", "sentence"),
+    [
+        ("return 1.0, {'words': 'many'}", "gave str 'many' for failing_further:f.words"),
+        ("return 1.0, {'words': float('nan')}", "gave nan for failing_further:f.words"),
+        ("return 1.0, 2.0", r"gave tuple \(1.0, 2.0\); a reward must return one number"),
+        ("return 1.0, ({'words': 2} if text else {})", "gave further numbers none; before, failing_further:f.words"),
+    ],
+)
+def test_further_numbers_are_checked_as_the_reward_is(
+    body: str, sentence: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own_module(tmp_path, monkeypatch, f"def f(problem, text):\n    {body}\n", name="failing_further")
+    monkeypatch.delitem(sys.modules, "failing_further", raising=False)
+    with pytest.raises(UserError, match=sentence):
+        score(find_rewards(["failing_further:f"]), PROBLEM, ["some text", ""])
 
 
 @pytest.mark.parametrize(
