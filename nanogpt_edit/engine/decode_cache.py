@@ -43,19 +43,18 @@ class DecodeCache(KVCache):
         *,
         rows: int,
         capacity: int,
-        longest_prompt: int,
         device: torch.device,
         dtype: torch.dtype,
     ) -> None:
         super().__init__(config, rows=rows, capacity=capacity, device=device, dtype=dtype)
-        self.slots, self.longest_prompt = rows, longest_prompt
+        self.slots = rows
         self.clear()
 
     def clear(self) -> None:
         """Forget all rows and prompts."""
         layers, _, heads, _, size = self.keys.shape
         self.rows = self.length = 0
-        self.prompt_keys = self.keys.new_zeros(layers, 0, heads, self.longest_prompt, size)
+        self.prompt_keys = self.keys.new_zeros(layers, 0, heads, 0, size)
         self.prompt_values = torch.zeros_like(self.prompt_keys)
         self.prompt_indices: list[int] = []  # the caller's number of each prompt
         self.prompt_lengths = torch.zeros(0, dtype=torch.long, device=self.keys.device)  # (P,)
@@ -64,9 +63,9 @@ class DecodeCache(KVCache):
 
     def add_prompts(self, indices: Sequence[int], prefix: KVCache, lengths: Tensor) -> None:
         """Take over prefilled prompts (right-padded in `prefix`); `lengths` (prompts,)."""
-        missing = (0, 0, 0, self.longest_prompt - prefix.capacity)
-        self.prompt_keys = torch.cat((self.prompt_keys, F.pad(prefix.keys, missing)), dim=1)
-        self.prompt_values = torch.cat((self.prompt_values, F.pad(prefix.values, missing)), dim=1)
+        width = max(self.prompt_keys.shape[3], prefix.capacity)
+        self.prompt_keys = torch.cat([_widened(each, width) for each in (self.prompt_keys, prefix.keys)], dim=1)
+        self.prompt_values = torch.cat([_widened(each, width) for each in (self.prompt_values, prefix.values)], dim=1)
         self.prompt_lengths = torch.cat((self.prompt_lengths, lengths))
         self.prompt_indices += indices
 
@@ -89,8 +88,10 @@ class DecodeCache(KVCache):
                 to += len(some)
         used, self.prompt_of_row = torch.unique(self.prompt_of_row[rows], return_inverse=True)
         if len(used) < len(self.prompt_indices):
-            self.prompt_keys, self.prompt_values = self.prompt_keys[:, used], self.prompt_values[:, used]
             self.prompt_lengths = self.prompt_lengths[used]
+            width = int(self.prompt_lengths.max()) if len(used) else 0
+            self.prompt_keys = self.prompt_keys[:, :, :, :width][:, used]
+            self.prompt_values = self.prompt_values[:, :, :, :width][:, used]
             self.prompt_indices = [self.prompt_indices[place] for place in used.tolist()]
         self.start = self.start[rows]
         self.rows = len(rows)
@@ -191,3 +192,9 @@ class DecodeCache(KVCache):
         """(P, K, G·Q, n) -> (R, K, Q, n)."""
         rows = x.unflatten(2, (self._group_size, like.shape[2])).transpose(1, 2).flatten(0, 1)
         return rows if self._is_grid else rows[self._cell]
+
+
+def _widened(cached: Tensor, width: int) -> Tensor:
+    """Keys or values (L, P, K, S, E) with room for prompts of `width` tokens."""
+    missing = width - cached.shape[3]
+    return F.pad(cached, (0, 0, 0, missing)) if missing else cached

@@ -13,16 +13,13 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 
 import torch
-from torch import Tensor
 
 from nanogpt_edit.common.device import product_dtype
 from nanogpt_edit.common.errors import UserError
 from nanogpt_edit.common.sizes import check_fits
+from nanogpt_edit.engine.batch import Batch
 from nanogpt_edit.engine.completion import Completion, Request, completion_bytes
 from nanogpt_edit.engine.decode_cache import DecodeCache
-from nanogpt_edit.engine.packed_weights import PackedWeights
-from nanogpt_edit.engine.prefill import parts_of_like_length, prefill
-from nanogpt_edit.engine.sampling import draw_tokens, stream_keys, uniforms_at
 from nanogpt_edit.engine.sampling_config import Sampling
 from nanogpt_edit.engine.slots import COLUMNS, SlotBatch, Slots
 from nanogpt_edit.model.gpt import GPT
@@ -31,7 +28,6 @@ from nanogpt_edit.model.kv_cache import KVCache
 CACHE_BYTES = 4 << 30  # on a CPU
 SLACK_COLUMNS = 64  # decode steps between two moves of the cache contents to the front
 PACKING_PAYS = 16  # steps after which packed weights have saved the time it takes to pack them
-LEAVE_SHARE = 1 / 8  # finished rows are removed once they are this share of the batch
 
 
 class Engine:
@@ -86,7 +82,9 @@ class Engine:
             return
         self._check(prompts, n, sampling)
         keys = prompt_keys if prompt_keys is not None else range(len(prompts))
-        waiting = deque(Request(p, s, keys[p]) for p in range(len(prompts)) for s in range(n))
+        waiting = deque(
+            Request(p, s, keys[p], prompt, sampling, stop_ids) for p, prompt in enumerate(prompts) for s in range(n)
+        )
         batch = self._batch(prompts, sampling, stop_ids, wanted=len(waiting))
         was_training = self.model.training
         self.model.eval()
@@ -117,13 +115,26 @@ class Engine:
 
     def _batch(
         self, prompts: Sequence[Sequence[int]], sampling: Sampling, stop_ids: frozenset[int], *, wanted: int
-    ) -> _Batch | SlotBatch:
-        if not self.in_slots:
-            return _Batch(self, prompts, sampling, stop_ids, wanted=wanted)
+    ) -> Batch | SlotBatch:
         own = min(sampling.max_new_tokens, self.model.config.block_size - min(map(len, prompts)))
-        slots = self.slots_for(wanted, own=own, longest_prompt=max(map(len, prompts)))
+        longest_prompt = max(map(len, prompts))
+        if not self.in_slots:
+            return self.open(wanted, new_tokens=own, longest_prompt=longest_prompt)
+        slots = self.slots_for(wanted, own=own, longest_prompt=longest_prompt)
         most_rows, vocab_size = min(wanted, len(slots.finished)), vocabulary_of(self.model)
-        return SlotBatch(self.model, slots, prompts, sampling, stop_ids, vocab_size=vocab_size, most_rows=most_rows)
+        return SlotBatch(self.model, slots, sampling, stop_ids, vocab_size=vocab_size, most_rows=most_rows)
+
+    def open(self, rows: int, *, new_tokens: int, longest_prompt: int) -> Batch:
+        """An empty batch for up to `rows` rows at once, fewer where memory holds no more; it lives until the next."""
+        cache = self.cache_for(rows, own=new_tokens + SLACK_COLUMNS, longest_prompt=longest_prompt)
+        return Batch(
+            self.model,
+            cache,
+            slots=min(rows, cache.slots),
+            new_tokens=new_tokens,
+            vocab_size=vocabulary_of(self.model),
+            packing_bytes=self.cache_bytes - cache.nbytes if new_tokens >= PACKING_PAYS else 0,
+        )
 
     def slots_for(self, rows: int, *, own: int, longest_prompt: int) -> Slots:
         """Slots for up to `rows` rows of `own` new tokens; the last ones if they are large enough."""
@@ -155,131 +166,10 @@ class Engine:
             or cache.nbytes + prompt_bytes > self.cache_bytes
         ):
             self._cache = None  # free the old one first
-            cache = DecodeCache(
-                config, rows=rows, capacity=own, longest_prompt=longest_prompt, device=device, dtype=dtype
-            )
-            self._cache = cache
-        cache.slots, cache.longest_prompt = rows, longest_prompt
+            cache = self._cache = DecodeCache(config, rows=rows, capacity=own, device=device, dtype=dtype)
+        cache.slots = rows
         cache.clear()
         return cache
-
-
-class _Batch:
-    """The running rows: what each was asked for, has written, and may still write."""
-
-    def __init__(
-        self,
-        engine: Engine,
-        prompts: Sequence[Sequence[int]],
-        sampling: Sampling,
-        stop_ids: frozenset[int],
-        wanted: int,
-    ) -> None:
-        self.model, self.prompts, self.sampling = engine.model, prompts, sampling
-        config, self.device = engine.model.config, engine.model.device
-        self.vocab_size = vocabulary_of(engine.model)
-        self.stop_ids = torch.tensor(sorted(stop_ids), dtype=torch.long, device=self.device)
-        self.max_new = min(sampling.max_new_tokens, config.block_size - min(map(len, prompts)))
-        self.cache = engine.cache_for(wanted, own=self.max_new + SLACK_COLUMNS, longest_prompt=max(map(len, prompts)))
-        self.slots = min(wanted, self.cache.slots)
-        room = engine.cache_bytes - self.cache.nbytes if self.max_new >= PACKING_PAYS else 0
-        self.weights = PackedWeights(self.model, max_bytes=room)
-        self.last_logits: dict[int, Tensor] = {}  # of the running prompts: what follows their last token, (V,)
-        self.requests: list[Request] = []
-        self.key, self.age, self.limit = (self._integers(0) for _ in range(3))
-        self.finished = torch.zeros(0, dtype=torch.bool, device=self.device)
-        self.tokens = self._integers(0, self.max_new + 1)  # one column to spare for rows that wait to leave
-        self.logprobs = torch.zeros(0, self.max_new + 1, device=self.device)
-
-    def _integers(self, *shape: int) -> Tensor:
-        return torch.zeros(shape, dtype=torch.long, device=self.device)
-
-    @property
-    def rows(self) -> int:
-        return len(self.requests)
-
-    @property
-    def free(self) -> int:
-        return self.slots - self.rows
-
-    def admit(self, requests: list[Request]) -> None:
-        """Prefill the prompts of `requests` that are not running yet, and draw the first token of each request."""
-        running = set(self.cache.prompt_indices)
-        new_prompts = [p for p in dict.fromkeys(request.prompt_index for request in requests) if p not in running]
-        for part in parts_of_like_length(self.prompts, new_prompts):
-            self._prefill(part)
-        self.cache.add_rows([request.prompt_index for request in requests])
-        lengths = torch.tensor([len(self.prompts[request.prompt_index]) for request in requests], device=self.device)
-        key = stream_keys(
-            self.sampling.seed,
-            torch.tensor([request.prompt_key for request in requests], device=self.device),
-            torch.tensor([request.sample_index for request in requests], device=self.device),
-        )
-        new, before = len(requests), self.rows
-        self.requests += requests
-        self.key = torch.cat((self.key, key))
-        self.age = torch.cat((self.age, self._integers(new)))
-        self.limit = torch.cat((self.limit, (self.model.config.block_size - lengths).clamp_(max=self.max_new)))
-        self.finished = torch.cat((self.finished, self.finished.new_zeros(new)))
-        self.tokens = torch.cat((self.tokens, self._integers(new, self.max_new + 1)))
-        self.logprobs = torch.cat((self.logprobs, self.logprobs.new_zeros(new, self.max_new + 1)))
-        logits = torch.stack([self.last_logits[request.prompt_index] for request in requests])
-        self._draw(slice(before, None), logits)
-
-    def _prefill(self, prompt_indices: list[int]) -> None:
-        """Run prompts through the model together and hand their keys and values to the cache."""
-        read = prefill(self.model, [self.prompts[index] for index in prompt_indices], self.cache.keys.dtype)
-        self.cache.add_prompts(prompt_indices, read.prefix, read.lengths)
-        self.last_logits |= zip(prompt_indices, read.logits, strict=True)
-
-    def step(self, *, refill: bool) -> Iterator[Completion]:
-        """Give out rows that have finished, then advance the others by one token."""
-        leaving = int(self.finished.sum())
-        if leaving and (leaving == self.rows or leaving >= self.rows * LEAVE_SHARE):
-            yield from self._remove_finished()
-            if refill or not self.rows:
-                return
-        if self.cache.length == self.cache.capacity:
-            self.cache.forget_columns(int(self.cache.start[~self.finished].min()))
-        newest = self.tokens.gather(1, (self.age - 1)[:, None])  # (R, 1)
-        # A row that has finished but not left yet may run past the last position; nobody reads what it writes.
-        positions = self.cache.positions().clamp_(max=self.model.config.block_size - 1)
-        with self.weights.used():
-            states = self.model.hidden(newest, view=self.cache, position_ids=positions[:, None])
-            logits = self.model.logits(states[:, 0])
-        self._draw(slice(None), logits)
-
-    def _draw(self, rows: slice, logits: Tensor) -> None:
-        """Draw the next token of `rows`, write it down, and mark the rows that are finished with it."""
-        age = self.age[rows]
-        drawn, logprobs = draw_tokens(logits[:, : self.vocab_size], uniforms_at(self.key[rows], age), self.sampling)
-        self.tokens[rows].scatter_(1, age[:, None], drawn[:, None])
-        self.logprobs[rows].scatter_(1, age[:, None], logprobs[:, None])
-        age += ~self.finished[rows]
-        self.finished[rows] |= torch.isin(drawn, self.stop_ids) | (age >= self.limit[rows])
-
-    def _remove_finished(self) -> Iterator[Completion]:
-        finished = self.finished.nonzero().flatten()
-        ages = self.age[finished].tolist()
-        stopped = torch.isin(self.tokens[finished, self.age[finished] - 1], self.stop_ids).tolist()
-        tokens, logprobs = self.tokens[finished].tolist(), self.logprobs[finished].tolist()
-        leaving = [self.requests[row] for row in finished.tolist()]
-        self._keep((~self.finished).nonzero().flatten())
-        for i, request in enumerate(leaving):
-            yield Completion(
-                prompt_index=request.prompt_index,
-                sample_index=request.sample_index,
-                token_ids=tuple(tokens[i][: ages[i]]),
-                logprobs=tuple(logprobs[i][: ages[i]]),
-                finish_reason="stop" if stopped[i] else "length",
-            )
-
-    def _keep(self, rows: Tensor) -> None:
-        self.cache.keep(rows)
-        self.requests = [self.requests[row] for row in rows.tolist()]
-        self.last_logits = {index: self.last_logits[index] for index in self.cache.prompt_indices}
-        self.key, self.age, self.limit = self.key[rows], self.age[rows], self.limit[rows]
-        self.finished, self.tokens, self.logprobs = self.finished[rows], self.tokens[rows], self.logprobs[rows]
 
 
 def vocabulary_of(model: GPT) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -46,10 +46,10 @@ def prefill(model: GPT, prompts: Sequence[Sequence[int]], dtype: torch.dtype) ->
     return Prefilled(prefix, lengths, logits)
 
 
-def parts_of_like_length(prompts: Sequence[Sequence[int]], numbers: Sequence[int]) -> Iterator[list[int]]:
-    """The prompts `numbers`, those of like length together, at most PREFILL_TOKENS padded tokens at once."""
+def parts_of_like_length(prompts: Mapping[int, Sequence[int]]) -> Iterator[list[int]]:
+    """The numbers of `prompts`, those of like length together, at most PREFILL_TOKENS padded tokens at once."""
     part: list[int] = []
-    for number in sorted(numbers, key=lambda number: len(prompts[number])):
+    for number in sorted(prompts, key=lambda number: len(prompts[number])):
         if part and (len(part) + 1) * len(prompts[number]) > PREFILL_TOKENS:
             yield part
             part = []

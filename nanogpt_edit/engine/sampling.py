@@ -62,9 +62,9 @@ def invert_cdf(probabilities: Tensor, uniforms: Tensor) -> Tensor:
     return torch.minimum(chosen, torch.searchsorted(cumulated, total))  # the column that completes the total
 
 
-def stream_keys(seed: int, prompt_keys: Tensor, sample_indices: Tensor) -> Tensor:
-    """One 64-bit key per row from (seed, prompt, sample), each int64 (R,)."""
-    key = mix(torch.full_like(prompt_keys, seed) + GOLDEN)
+def stream_keys(seeds: Tensor | int, prompt_keys: Tensor, sample_indices: Tensor) -> Tensor:
+    """One 64-bit key per row from (seed, prompt, sample), each int64 (R,); one seed may be all rows'."""
+    key = mix(torch.zeros_like(prompt_keys) + seeds + GOLDEN)
     key = mix(key + prompt_keys * GOLDEN)
     return mix(key + sample_indices * GOLDEN + 1)
 

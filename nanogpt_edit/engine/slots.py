@@ -12,7 +12,7 @@ Shapes: S slots, R of them in use, L layers, K key/value heads, H query heads, C
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 
 import torch
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from nanogpt_edit.engine.completion import Completion, Request
 from nanogpt_edit.engine.packed_weights import CastWeights
-from nanogpt_edit.engine.prefill import parts_of_like_length, prefill
+from nanogpt_edit.engine.prefill import Prefilled, parts_of_like_length, prefill
 from nanogpt_edit.engine.sampling import draw_tokens, stream_keys, uniforms_at
 from nanogpt_edit.engine.sampling_config import Sampling
 from nanogpt_edit.model.gpt import GPT
@@ -81,24 +81,22 @@ class Slots:
 
 
 class SlotBatch:
-    """The rows of one call; see `_Batch` in `engine.py`, which does the same on a CPU."""
+    """The rows of one call; see `Batch` in `batch.py`, which does the same on a CPU."""
 
     def __init__(
         self,
         model: GPT,
         slots: Slots,
-        prompts: Sequence[Sequence[int]],
         sampling: Sampling,
         stop_ids: frozenset[int],
         *,
         vocab_size: int,
         most_rows: int,
     ) -> None:
-        self.model, self.slots, self.prompts, self.sampling = model, slots, prompts, sampling
+        self.model, self.slots, self.sampling = model, slots, sampling
         self.vocab_size, self.stops = vocab_size, stop_ids
         ids = torch.tensor(sorted(stop_ids), dtype=torch.long, device=model.device)
         self.stop_ids = slots.stop_ids.setdefault(stop_ids, ids)  # a recorded step reads them where they were
-        self.max_new = min(sampling.max_new_tokens, model.config.block_size - min(map(len, prompts)))
         self.running: dict[int, tuple[Request, int]] = {}  # by slot: what was asked for, and the step it began at
         self.steps, self.most_rows = 0, most_rows
         slots.finished.fill_(True)
@@ -118,30 +116,28 @@ class SlotBatch:
         asked: dict[int, list[Request]] = {}
         for request in requests:
             asked.setdefault(request.prompt_index, []).append(request)
-        for part in parts_of_like_length(self.prompts, list(asked)):
+        prompts = {index: each[0].prompt for index, each in asked.items()}
+        for part in parts_of_like_length(prompts):
             owners = [(row, request) for row, prompt in enumerate(part) for request in asked[prompt]]
             chosen = [next(empty) for _ in owners]
-            self._begin(part, [row for row, _ in owners], [request for _, request in owners], chosen)
+            read = prefill(self.model, [prompts[index] for index in part], self.slots.cache.keys.dtype)
+            self._begin(read, [row for row, _ in owners], [request for _, request in owners], chosen)
             self.running |= {slot: (request, self.steps) for slot, (_, request) in zip(chosen, owners, strict=True)}
 
-    def _begin(self, part: list[int], rows: list[int], requests: list[Request], chosen: list[int]) -> None:
+    def _begin(self, read: Prefilled, rows: list[int], requests: list[Request], chosen: list[int]) -> None:
         state, device = self.slots, self.model.device
-        read = prefill(self.model, [self.prompts[index] for index in part], state.cache.keys.dtype)
         row, slot = torch.tensor(rows, device=device), torch.tensor(chosen, device=device)
         width = read.prefix.capacity
         state.cache.keys[:, slot, :, :width] = read.prefix.keys[:, row]
         state.cache.values[:, slot, :, :width] = read.prefix.values[:, row]
-        key = stream_keys(
-            self.sampling.seed,
-            torch.tensor([request.prompt_key for request in requests], device=device),
-            torch.tensor([request.sample_index for request in requests], device=device),
-        )
+        numbers = [(self.sampling.seed, each.prompt_key, each.sample_index) for each in requests]
+        key = stream_keys(*torch.tensor(numbers, device=device).unbind(1))
         age = torch.zeros_like(slot)
         logits = read.logits[row, : self.vocab_size]
         drawn, logprobs = draw_tokens(logits, uniforms_at(key, age), self.sampling)
         lengths = read.lengths[row]
         state.place[slot], state.newest[slot], state.key[slot], state.age[slot] = lengths, drawn, key, age + 1
-        state.limit[slot] = (self.model.config.block_size - lengths).clamp_(max=self.max_new)
+        state.limit[slot] = (self.model.config.block_size - lengths).clamp_(max=self.sampling.max_new_tokens)
         state.tokens[slot, 0], state.logprobs[slot, 0] = drawn, logprobs
         state.finished[slot] = self._is_stop(drawn) | (state.limit[slot] <= 1)
 
@@ -153,7 +149,7 @@ class SlotBatch:
         if not refill:
             self._close_ranks()
         rows = shape_of(max(self.running) + 1, least=FEWEST_ROWS, most=len(self.slots.finished))
-        reach = max(len(self.prompts[r.prompt_index]) + self.steps - began for r, began in self.running.values())
+        reach = max(len(r.prompt) + self.steps - began for r, began in self.running.values())
         columns = min(-(-(reach + LOOK_STEPS) // COLUMNS) * COLUMNS, self.slots.cache.capacity)
         with self.slots.weights.used():
             for _ in range(LOOK_STEPS):

@@ -17,6 +17,7 @@ from torch import Tensor
 from nanogpt_edit.common.errors import UserError
 from nanogpt_edit.engine import decode_cache, prefill
 from nanogpt_edit.engine import engine as engine_module
+from nanogpt_edit.engine.batch import Batch
 from nanogpt_edit.engine.decode_cache import DecodeCache
 from nanogpt_edit.engine.engine import Engine
 from nanogpt_edit.engine.sampling_config import RestrictedSampling, Sampling
@@ -304,14 +305,14 @@ def test_memory_is_what_the_formula_says(family: str) -> None:
 
 def test_the_limit_on_cache_memory_holds_for_rows_and_prompts_together(monkeypatch: pytest.MonkeyPatch) -> None:
     model, most = bold("gpt2"), 0
-    step = engine_module._Batch.step
+    step = Batch.step
 
     def measure(self, *, refill: bool):  # type: ignore[no-untyped-def]
         nonlocal most
         most = max(most, self.cache.nbytes + self.cache.prompt_keys.nbytes + self.cache.prompt_values.nbytes)
         return step(self, refill=refill)
 
-    monkeypatch.setattr(engine_module._Batch, "step", measure)
+    monkeypatch.setattr(Batch, "step", measure)
     # 256 bytes per token: a row of 10 + 64 new tokens and a prompt of 26 takes 25,600.
     watch = Watch(model, monkeypatch)
     engine = Engine(model, cache_bytes=100_000)
