@@ -2,9 +2,10 @@
 
 For every seed a model is made from nothing (the `tiny` recipe's base and SFT, on that seed's own problems), then
 improved by GRPO once per row of the table: `all` with everything for SETTING's steps, `short` the same for fewer, and
-from `short` one trick removed at a time. A row's gain is pass@1 after GRPO minus pass@1 after SFT, at temperature 0.7,
-on the same 400 held-out problems × 16 samples (8 after GRPO in the short rows). Its interval over seeds is Student's t;
-the one over problems is a paired bootstrap over all problems of all seeds, which holds the seeds fixed.
+from `short` one trick removed at a time, and from `recipe` (the recipe's own 45 steps) one of the objectives,
+advantages or masks of 2025 put in its place. A row's gain is pass@1 after GRPO minus pass@1 after SFT, at temperature
+0.7, on the same 400 held-out problems × 16 samples (8 after GRPO in all rows but the first). Its interval over seeds is
+Student's t; the one over problems is a paired bootstrap over all problems of all seeds, which holds the seeds fixed.
 
     python benchmarks/grpo_quality.py --work runs/grpo_quality [--seeds 0,1,2,3,4] [--rows all,no_kl]
 
@@ -47,6 +48,7 @@ SETTING: Mapping[str, object] = {
     "keep": "best",
 }
 SHORT: Mapping[str, object] = {"steps": 20, "evaluate_every": 20}
+RECIPE: Mapping[str, object] = {"steps": 45, "kl_coef": 0.003, "evaluate_every": 15}
 SHORT_SAMPLES = 8  # per problem after GRPO, in all rows but the first
 ROWS: Mapping[str, Mapping[str, object]] = {
     "all": {},
@@ -56,7 +58,16 @@ ROWS: Mapping[str, Mapping[str, object]] = {
     "no_dynamic_sampling": {**SHORT, "dynamic_sampling": "off"},
     "no_token_level": {**SHORT, "normalise": "sequence"},
     "no_kl": {**SHORT, "kl_coef": 0.0},
+    "recipe": RECIPE,
+    "gspo": {**RECIPE, "objective": "gspo", "normalise": "sequence", "clip_low": 3e-4, "clip_high": 4e-4},
+    "cispo": {**RECIPE, "objective": "cispo"},
+    "sapo": {**RECIPE, "objective": "sapo"},
+    "dr_grpo": {**RECIPE, "advantage": "mean", "normalise": "constant"},
+    "batch_advantage": {**RECIPE, "advantage": "batch"},
+    "uncertain_tokens": {**RECIPE, "uncertain_share": 0.2},
+    "two_sided_clip": {**RECIPE, "dual_clip": 3.0},
 }
+LOSSES = ("gspo", "cispo", "sapo", "dr_grpo", "batch_advantage", "uncertain_tokens", "two_sided_clip")
 
 
 @dataclass(frozen=True)
@@ -201,7 +212,7 @@ def print_row(row: str, cells: Sequence[Cell]) -> None:
 
 
 def summarise(table: Mapping[str, Sequence[Cell]], recipe: Recipe) -> dict[str, object]:
-    whole = table.get("short")
+    whole, default = table.get("short"), table.get("recipe")
     rows = {}
     for row, cells in table.items():
         gains = [cell.gain for cell in cells]
@@ -214,18 +225,19 @@ def summarise(table: Mapping[str, Sequence[Cell]], recipe: Recipe) -> dict[str, 
             "mean_gain": bounded(over_seeds(gains)),
             "mean_gain_over_problems": over_problems(cells),
             "seconds": [cell.seconds for cell in cells],
-            "lost_by_removing": None if whole is None or not row.startswith("no_") else lost(whole, cells),
+            "lost_by_removing": None if whole is None or not row.startswith("no_") else difference(whole, cells),
+            "more_than_default": None if default is None or row not in LOSSES else difference(cells, default),
         }
     return {"grpo": asdict(recipe.grpo), "rows": rows}
 
 
-def lost(whole: Sequence[Cell], cells: Sequence[Cell]) -> dict[str, object]:
-    """How much more the whole gains than a row, in pairs: seed by seed (those of the row), and problem by problem."""
-    by_seed = {cell.seed: cell for cell in whole}
-    pairs = [(by_seed[cell.seed], cell) for cell in cells]
-    by_problem = quantity(np.concatenate([100 * (one.after - other.after) for one, other in pairs]))
+def difference(one: Sequence[Cell], other: Sequence[Cell]) -> dict[str, object]:
+    """How much more one row gains than another, in pairs: seed by seed (those that both have), problem by problem."""
+    by_seed = {cell.seed: cell for cell in other}
+    pairs = [(cell, by_seed[cell.seed]) for cell in one if cell.seed in by_seed]
+    by_problem = quantity(np.concatenate([100 * (more.after - less.after) for more, less in pairs]))
     return {
-        "over_seeds": bounded(over_seeds([one.gain - other.gain for one, other in pairs])),
+        "over_seeds": bounded(over_seeds([more.gain - less.gain for more, less in pairs])),
         "over_problems": (by_problem.value, by_problem.low, by_problem.high),
     }
 
