@@ -167,9 +167,7 @@ class Tokenizer:
         `transformers.AutoTokenizer` reads them and gives the same ids, without a BOS token.
         """
         directory = Path(directory)
-        named = {"eos_token": self.eos_token, "pad_token": self.pad_token}
-        named |= {name: _token_text(self._settings.get(name)) for name in NAMED_TOKENS}
-        present = {name: token for name, token in named.items() if token is not None}
+        present = self.named_tokens
         kept = {name: value for name, value in self._settings.items() if name not in CUTTING and value is not None}
         if self.chat_template is not None:
             kept.pop(CHAT_TEMPLATE, None)
@@ -216,6 +214,13 @@ class Tokenizer:
     def tokens(self) -> dict[int, str]:
         """Every token by its id, as the vocabulary writes it (" are" as "Ġare")."""
         return {token_id: token for token, token_id in self._inner.get_vocab(with_added_tokens=True).items()}
+
+    @property
+    def named_tokens(self) -> dict[str, str]:
+        """The tokens that have a part to play, by transformers' names for it: `{"eos_token": "<|endoftext|>", …}`."""
+        named = {"eos_token": self.eos_token, "pad_token": self.pad_token}
+        named |= {name: _token_text(self._settings.get(name)) for name in NAMED_TOKENS}
+        return {name: token for name, token in named.items() if token is not None}
 
     @property
     def bos_id(self) -> int | None:
