@@ -9,7 +9,7 @@ from typing import Any, Literal
 from nanogpt_edit.common.errors import UserError, at_least, did_you_mean
 from nanogpt_edit.common.records import Settings, check_fields
 
-Method = Literal["memit", "rome", "alphaedit", "ft"]
+Method = Literal["memit", "rome", "alphaedit", "emmet", "ultraedit", "ft", "locft"]
 Preset = Literal["given", "auto", "published"]
 
 
@@ -20,9 +20,9 @@ class Traits:
     strength: str | None
     """The setting that protects ordinary text."""
     finds_values: bool = True
-    """It finds a value for each fact and solves for the weights by C; ft descends on the weights themselves."""
+    """It finds a value for each fact and solves for the weights by C; the others take slopes of the weights."""
     many_layers: bool = True
-    """It spreads an edit over all of `layers`; the others change the last only."""
+    """It changes all of `layers`; the others the last only."""
     one_by_one: bool = False
     """It edits one fact after the other."""
 
@@ -31,7 +31,10 @@ METHODS: dict[Method, Traits] = {
     "memit": Traits(strength="covariance_weight"),
     "rome": Traits(strength=None, many_layers=False, one_by_one=True),
     "alphaedit": Traits(strength="ridge"),
+    "emmet": Traits(strength="emmet_ridge"),
+    "ultraedit": Traits(strength="ultraedit_rate", finds_values=False),
     "ft": Traits(strength="norm_constraint", finds_values=False, many_layers=False),
+    "locft": Traits(strength="ft_learning_rate", finds_values=False, many_layers=False),
 }
 
 
@@ -54,9 +57,11 @@ class EditConfig(Settings):
     what they were given."""
     method: Method = "memit"
     """memit (all facts at once, spread over layers), rome (one fact after the other, one layer), alphaedit (as memit,
-    in the null space of the usual keys), ft (constrained fine-tuning of one matrix, the baseline)."""
+    in the null space of the usual keys), emmet (as memit, but all values are met exactly), ultraedit (one step along
+    normalised slopes: no values, no subject, no other text); the baselines ft (constrained fine-tuning of one matrix)
+    and locft (fine-tuning of one matrix in mini-batches)."""
     layers: tuple[int, ...] = (0, 1)
-    """Blocks whose MLP output matrix changes, ascending; rome and ft use the last only."""
+    """Blocks whose MLP output matrix changes, ascending; rome, ft and locft use the last only."""
     covariance_weight: float = 300.0
     """MEMIT's λ: how many times the keys of ordinary text count against each edited key. More protects neighbours and
     weakens the edit."""
@@ -66,8 +71,8 @@ class EditConfig(Settings):
     rounds: int = 1
     """How often the values are found anew, on the weights the round before left, and what is missing is added."""
     refine_steps: int = 60
-    """memit, alphaedit: steps of a descent on all residuals together, through the edited weights. The published methods
-    have 0; in a small model about 40 make the edit surer and the damage elsewhere much smaller."""
+    """memit, alphaedit, emmet: steps of a descent on all residuals together, through the edited weights. The published
+    methods have 0; in a small model about 40 make the edit surer and the damage elsewhere much smaller."""
     refine_weight: float = 0.0
     """How much the disturbance of ordinary text, E‖ΔW k‖², counts in that descent."""
     refine_kl: float = 60.0
@@ -78,10 +83,15 @@ class EditConfig(Settings):
     ridge: float = 0.01
     """AlphaEdit: λ in front of the identity, in units of an ordinary key's mean squared length; more makes smaller
     changes."""
+    emmet_ridge: float = 1e-3
+    """EMMET: how far an ordinary key may miss its value, as a share; 0 would be exact, and more than the digits can
+    hold where keys resemble each other. In the scale of memit's λ it is this times the width of the MLP."""
+    ultraedit_rate: float = 1e-4
+    """UltraEdit: η, the length of its step."""
     learning_rate: float = 0.6
     """Adam's step for the values."""
     steps: int = 40
-    """Most optimisation steps per fact."""
+    """Most optimisation steps per fact; of locft, epochs."""
     stop_probability: float = 0.98
     """A fact stops early once its target's tokens have this probability (geometric mean over tokens and contexts)."""
     clamp: float = 3.0
@@ -102,7 +112,9 @@ class EditConfig(Settings):
     batch_size: int | None = None
     """Facts solved together; further batches are edited in sequence on the weights of the ones before (None: all)."""
     ft_learning_rate: float = 5e-4
-    """ft: Adam's step for the weights."""
+    """ft, locft: Adam's step for the weights."""
+    ft_batch_size: int = 100
+    """locft: facts in a mini-batch."""
     norm_constraint: float = 5e-3
     """ft: largest change of a single weight."""
     full_stop: bool = False
@@ -126,6 +138,8 @@ class EditConfig(Settings):
         for name in (
             "covariance_weight",
             "ridge",
+            "emmet_ridge",
+            "ultraedit_rate",
             "learning_rate",
             "clamp",
             "ft_learning_rate",
@@ -136,7 +150,7 @@ class EditConfig(Settings):
                 raise UserError(f"is {getattr(self, name)}; it must be positive.", field=name)
         if not 0 <= self.null_share <= 1:
             raise UserError(f"is {self.null_share}; a share is from 0 to 1.", field="null_share")
-        at_least(1, self, "rounds", "steps", "batch_size", "covariance_tokens")
+        at_least(1, self, "rounds", "steps", "batch_size", "ft_batch_size", "covariance_tokens")
         at_least(0, self, "refine_steps", "refine_weight", "refine_kl", "context_weight", "weight_decay", "kl_coef")
         at_least(0, self, "n_prefixes", "prefix_tokens", "covariance_tolerance", "seed")
 
@@ -147,7 +161,7 @@ class EditConfig(Settings):
 
     @property
     def edited_layers(self) -> tuple[int, ...]:
-        """The layers that change: rome and ft use the last of `layers`."""
+        """The layers that change: some methods use the last of `layers` only."""
         return self.layers if self.traits.many_layers else self.layers[-1:]
 
     @property
@@ -189,9 +203,10 @@ class SweepConfig(Settings):
     single_layers: int = 12
     """Most layers tried alone; of more, as many are taken at even distances."""
     spans: tuple[int, ...] = (2, 3, 5)
-    """Widths of the groups of layers tried: of each width all that hold the best single layer (not for rome and ft)."""
+    """Widths of the groups of layers tried: of each width all that hold the best single layer (not where one layer is
+    edited)."""
     strengths: tuple[float, ...] = (1 / 30, 1 / 10, 1 / 3, 3.0, 10.0, 30.0)
-    """Factors on the starting λ (memit's covariance_weight, alphaedit's ridge, ft's norm_constraint)."""
+    """Factors on the starting λ (memit's covariance_weight, alphaedit's ridge, ft's norm_constraint, …)."""
     clamps: tuple[float, ...] = (0.75, 1.5, 3.0, 6.0)
     """Bounds on ‖δ‖ in multiples of ‖h‖."""
     kl_coefs: tuple[float, ...] = (0.0, 0.0625, 0.25, 1.0)

@@ -32,9 +32,8 @@ from nanogpt_edit.editing.config import EditConfig
 from nanogpt_edit.editing.contexts import LocatedFact, generate_prefixes, locate_facts
 from nanogpt_edit.editing.covariance import Covariance
 from nanogpt_edit.editing.covariance_cache import covariances
-from nanogpt_edit.editing.methods.finetune import finetune
 from nanogpt_edit.editing.methods.memit import EditedLayer, LayerSolver, write_values
-from nanogpt_edit.editing.methods.table import solver_of
+from nanogpt_edit.editing.methods.table import DESCENTS, solver_of
 from nanogpt_edit.editing.patch import EditedFact, EditPatch, LayerUpdate, on_grid
 from nanogpt_edit.editing.refine import OrdinaryText, refine_batch
 from nanogpt_edit.editing.sinks import leave_out_sinks
@@ -53,9 +52,9 @@ def edit_model(
 ) -> EditPatch:
     """The patch that makes `model` say every fact's `target_new`; the model itself is left as it is.
 
-    `covariance_blocks` (N, T) are token ids of ordinary text (needed by all methods but ft); covariances are kept in
-    `cache_dir`. Raises UserError for a layer the model does not have, a subject that is not in its prompt, or two facts
-    that ask different answers of one prompt.
+    `covariance_blocks` (N, T) are token ids of ordinary text (needed by the methods that find values); covariances
+    are kept in `cache_dir`. Raises UserError for a layer the model does not have, a subject that is not in its prompt,
+    or two facts that ask different answers of one prompt.
     """
     return _edit(model, facts, config or EditConfig(), covariance_blocks, cache_dir, known_values=None)
 
@@ -113,7 +112,7 @@ def _edit(
                 config, known_values = settled(model, located, config, layers, solvers, covariance_blocks, given=given)
             batches = _edit_in_batches(model, located, config, layers, solvers, covariance_blocks, known_values)
         else:
-            batches = [finetune(model, located, config, *layers.values())]
+            batches = DESCENTS[config.method](model, located, config, layers)
     return _patch(model, located, batches, config, layers, ordinary, started)
 
 

@@ -52,7 +52,7 @@ class LayerUpdate:
     right: Tensor
     """(M, F) the same."""
     keys: Tensor
-    """(F, M) float32."""
+    """(F, M) float32; (F, 0) of a method that solves for none."""
     expected_sha256: str
     """Of the weight before the edit."""
     covariance_sha256: str = ""

@@ -39,7 +39,9 @@ def save_patch(patch: EditPatch, path: Path) -> None:
     tensors: dict[str, Tensor] = {"values": patch.values}
     layers: dict[str, dict[str, str]] = {}
     for layer, update in patch.layers.items():
-        tensors |= {f"{layer}.left": update.left, f"{layer}.right": update.right, f"{layer}.keys": update.keys}
+        tensors |= {f"{layer}.left": update.left, f"{layer}.right": update.right}
+        if update.keys.numel():
+            tensors[f"{layer}.keys"] = update.keys
         layers[str(layer)] = {
             "expected_sha256": update.expected_sha256,
             "covariance_sha256": update.covariance_sha256,
@@ -159,7 +161,10 @@ def _patch(text: str, tensors: Mapping[str, Tensor]) -> EditPatch:
         raise UserError("a fact of it has no columns.")
     columns = sum(each.columns for each in edited)
     return EditPatch(
-        layers={_number(name): _layer(name, said, tensors, columns) for name, said in record.layers.items()},
+        layers={
+            _number(name): _layer(name, said, tensors, columns if record.config.traits.finds_values else None)
+            for name, said in record.layers.items()
+        },
         values=_matrix(tensors, "values", rows=n),
         edited=edited,
         config=record.config,
@@ -178,7 +183,8 @@ def _number(name: str) -> int:
     return int(name)
 
 
-def _layer(name: str, said: _Layer, tensors: Mapping[str, Tensor], columns: int) -> LayerUpdate:
+def _layer(name: str, said: _Layer, tensors: Mapping[str, Tensor], columns: int | None) -> LayerUpdate:
+    """`columns` are those that the keys must have; None: the method has none, and its files of before hold zeros."""
     left = _matrix(tensors, f"{name}.left")
     right = _matrix(tensors, f"{name}.right", rows=left.shape[1])
     undo = None
@@ -187,7 +193,9 @@ def _layer(name: str, said: _Layer, tensors: Mapping[str, Tensor], columns: int)
     return LayerUpdate(
         left=left,
         right=right,
-        keys=_matrix(tensors, f"{name}.keys", rows=right.shape[1], columns=columns),
+        keys=torch.zeros(right.shape[1], 0)
+        if columns is None
+        else _matrix(tensors, f"{name}.keys", rows=right.shape[1], columns=columns),
         expected_sha256=said.expected_sha256,
         covariance_sha256=said.covariance_sha256,
         undo=undo,

@@ -55,7 +55,7 @@ class PatchDifference:
 def drop_facts(patch: EditPatch, indices: Sequence[int]) -> EditPatch:
     """`patch` without the facts at `indices`; to be bound to its model again before it can be reverted.
 
-    Raises UserError for an index that is not there, for the last fact, or for a fine-tuned patch.
+    Raises UserError for an index that is not there, for the last fact, or for the patch of a method without values.
     """
     dropped = sorted(set(indices))
     n = len(patch.edited)
@@ -65,7 +65,7 @@ def drop_facts(patch: EditPatch, indices: Sequence[int]) -> EditPatch:
     if len(dropped) == n:
         raise UserError("dropping every fact leaves no patch; revert it instead.")
     if not patch.config.traits.finds_values:
-        raise UserError("a fine-tuned patch holds all its facts in one matrix; edit again without the fact.")
+        raise UserError(f"a patch of {patch.config.method} does not hold its facts apart; edit again without the fact.")
     kept = [i for i in range(n) if i not in set(dropped)]
     firsts = [sum(patch.batches[:b]) for b in range(len(patch.batches))]
     spans = [range(first, first + size) for first, size in zip(firsts, patch.batches, strict=True)]
@@ -149,7 +149,10 @@ def merge_patches(
         listed = "; ".join(conflict.describe() for conflict in conflicts)
         raise UserError(f"the patches contradict each other: {listed}. Drop one side's facts first.")
     if not (first.config.traits.finds_values and second.config.traits.finds_values):
-        raise UserError("a fine-tuned patch has no values to merge; edit again with all facts.")
+        raise UserError(
+            f"patches of {first.config.method} and {second.config.method} have not both values to merge; edit again "
+            "with all facts."
+        )
     if first.config.layers[-1] != second.config.layers[-1]:
         raise UserError(
             f"the values of the patches belong to layers {first.config.layers[-1]} and {second.config.layers[-1]}; "

@@ -159,14 +159,14 @@ def test_gradients_need_no_permission(
     assert not edited_weight(model, 0).requires_grad
 
 
-@pytest.mark.parametrize("method", ["memit", "rome", "alphaedit", "ft"])
+@pytest.mark.parametrize("method", ["memit", "rome", "alphaedit", "emmet", "ft", "locft"])
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
 def test_every_method_writes_the_facts(family: str, method: str) -> None:
     model = trained_model(family)
     config = replace(
         PLAIN,
         method=method,  # type: ignore[arg-type]
-        layers=(0, 1) if method in ("memit", "alphaedit") else (1,),
+        layers=(0, 1) if method in ("memit", "alphaedit", "emmet") else (1,),
         covariance_weight=5.0,
         null_share=0.3,
         ridge=1e-3,

@@ -3,75 +3,62 @@
 Adam on W of the last edited layer, minimising the facts' mean NLL per target token, with every entry of ΔW held within
 ± `norm_constraint`. All facts in one batch; the blocks below are run once.
 
-Shapes: N facts, T tokens of the longest text, J of the longest target, D model width, F MLP width.
+Shapes: N facts, D model width, F MLP width.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from nanogpt_edit.common.terminal import progress
 from nanogpt_edit.editing.config import EditConfig
-from nanogpt_edit.editing.contexts import LocatedFact, pad_rows
+from nanogpt_edit.editing.contexts import LocatedFact
+from nanogpt_edit.editing.methods.answers import Answers, no_values
 from nanogpt_edit.editing.methods.memit import EditedLayer
 from nanogpt_edit.editing.values import TargetValues
 from nanogpt_edit.model.gpt import GPT
-from nanogpt_edit.model.tokenizer import tokenizer_of
 
 
-def finetune(model: GPT, facts: Sequence[LocatedFact], config: EditConfig, edited: EditedLayer) -> TargetValues:
-    """Leave ΔW in the model and in `edited`, as I · ΔW; there are no values, and no keys, of single facts."""
-    nll_of = _nll(model, facts, layer=config.edited_layers[0])
-    weight, original = edited.weight, edited.original
-    delta = torch.zeros_like(original, dtype=torch.float32)  # (D, F)
-    adam, bound = torch.optim.Adam([delta], lr=config.ft_learning_rate), config.norm_constraint
-    trained, taken = weight.requires_grad, 0
+def finetune(
+    model: GPT, facts: Sequence[LocatedFact], config: EditConfig, edited: Mapping[int, EditedLayer]
+) -> list[TargetValues]:
+    """Leave ΔW in the model and in the one layer of `edited`; there are no values, and no keys, of single facts."""
+    ((layer, matrix),) = edited.items()
+    answers, weight = Answers.of(model, facts, layer=layer), matrix.weight
+    delta = torch.zeros_like(matrix.original, dtype=torch.float32)  # (D, F)
+    adam, bound, taken = torch.optim.Adam([delta], lr=config.ft_learning_rate), config.norm_constraint, 0
+    with trained(weight), progress("fine-tuning", config.steps) as bar:
+        for taken in range(1, config.steps + 1):
+            nll = answers.nll(model)
+            if taken == config.steps or bool(((-nll).exp() >= config.stop_probability).all()):
+                break
+            (delta.grad,) = torch.autograd.grad(nll.mean(), weight)
+            adam.step()
+            with torch.no_grad():
+                weight.copy_(matrix.original + delta.clamp_(-bound, bound))
+            bar.update(taken, loss=float(nll.detach().mean()))
+        bar.update(config.steps, loss=float(nll.detach().mean()))
+    add_whole(matrix, delta)
+    return [no_values(nll, steps=taken, width=len(delta))]
+
+
+@contextmanager
+def trained(weight: nn.Parameter) -> Iterator[None]:
+    """Inside: `weight` has slopes; afterwards it has them if it had them before."""
+    before = weight.requires_grad
     weight.requires_grad_()
     try:
-        with progress("fine-tuning", config.steps) as bar, torch.enable_grad():
-            for taken in range(1, config.steps + 1):
-                nll = nll_of()
-                if taken == config.steps or bool(((-nll).exp() >= config.stop_probability).all()):
-                    break
-                (delta.grad,) = torch.autograd.grad(nll.mean(), weight)
-                adam.step()
-                with torch.no_grad():
-                    weight.copy_(original + delta.clamp_(-bound, bound))
-                bar.update(taken, loss=float(nll.detach().mean()))
-            bar.update(config.steps, loss=float(nll.detach().mean()))
+        with torch.enable_grad():
+            yield
     finally:
-        weight.requires_grad_(trained)
-    n, d = len(facts), len(delta)
-    edited.add(torch.eye(d, dtype=torch.float64), delta.double().cpu(), torch.zeros(delta.shape[1], n))
-    return TargetValues(
-        values=torch.zeros(n, d),
-        probabilities=tuple((-nll).exp().tolist()),
-        shifts=(0.0,) * n,
-        steps=(taken,) * n,
-    )
+        weight.requires_grad_(before)
 
 
-def _nll(model: GPT, facts: Sequence[LocatedFact], *, layer: int) -> Callable[[], Tensor]:
-    """What gives (N,) nats per target token after each bare prompt, as the model is then; `layer` is the lowest that
-    changes."""
-    pad_id, device = tokenizer_of(model).pad_id, model.device
-    rows = [(*fact.contexts[0].token_ids, *fact.target_ids[:-1]) for fact in facts]
-    token_ids = pad_rows(rows, pad_id=pad_id, device=device)  # (N, T)
-    targets = pad_rows([fact.target_ids for fact in facts], pad_id=pad_id, device=device)  # (N, J)
-    lengths = torch.tensor([len(fact.target_ids) for fact in facts], device=device)
-    steps = torch.arange(targets.shape[1], device=device)
-    is_target = steps < lengths[:, None]
-    ends = torch.tensor([len(fact.contexts[0].token_ids) - 1 for fact in facts], device=device)
-    read = (ends[:, None] + steps).clamp_max(token_ids.shape[1] - 1)[..., None]  # (N, J, 1)
-    with torch.no_grad():
-        below = model.run_blocks(model.embed_tokens(token_ids), stop=layer)  # (N, T, D)
-
-    def nll() -> Tensor:
-        states = model.run_blocks(below, start=layer).gather(1, read.expand(-1, -1, below.shape[2]))
-        logprobs = model.logits(model.final(states)).float().log_softmax(-1)
-        return -(logprobs.gather(-1, targets[..., None]).squeeze(-1) * is_target).sum(-1) / lengths
-
-    return nll
+def add_whole(matrix: EditedLayer, delta: Tensor) -> None:
+    """ΔW (D, F) of any rank, as I · ΔW."""
+    d, f = delta.shape
+    matrix.add(torch.eye(d, dtype=torch.float64), delta.double().cpu(), torch.zeros(f, 0))

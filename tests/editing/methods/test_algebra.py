@@ -10,11 +10,14 @@ from edit_world import facts
 from torch import Tensor
 
 from nanogpt_edit.common.errors import UserError
+from nanogpt_edit.editing.config import EditConfig
 from nanogpt_edit.editing.contexts import LocatedFact, TokenRow
 from nanogpt_edit.editing.covariance import RIDGES, factorise
 from nanogpt_edit.editing.methods.alphaedit import alphaedit_right, null_space_projector
+from nanogpt_edit.editing.methods.emmet import EmmetSolver
 from nanogpt_edit.editing.methods.memit import mean_keys, memit_right, wanted_states
 from nanogpt_edit.editing.methods.rome import rome_right
+from nanogpt_edit.editing.methods.ultraedit import Moments, ridge_right, shifts
 from nanogpt_edit.editing.patches import drop_keys
 
 
@@ -92,6 +95,54 @@ def test_rome_writes_every_residual_of_a_facts_contexts() -> None:
     assert abs(float(crossed)) < 1e-6 * float((nothing_at_keys @ covariance @ nothing_at_keys.T).trace())
     again = rome_right(torch.cat((keys, keys[:, :1]), dim=1), factorise(covariance))
     torch.testing.assert_close(torch.cat((residuals, residuals[:, :1]), dim=1) @ again, delta, rtol=1e-5, atol=1e-7)
+
+
+def test_emmet_meets_every_value_with_the_least_disturbance() -> None:
+    """Against the stationary point of min tr(ΔW C ΔWᵀ) with ΔW K = R, its Lagrange system solved as a whole."""
+    keys, residuals, covariance = random_problem(n=4)
+    solver = EmmetSolver(covariance, EditConfig(method="emmet", emmet_ridge=1e-12))
+    delta = residuals @ solver.right(keys, earlier=None, other_keys=lambda: keys)
+    zero = torch.zeros(4, 4, dtype=torch.float64)
+    system = torch.cat((torch.cat((2 * covariance, keys), dim=1), torch.cat((keys.T, zero), dim=1)))
+    sides = torch.cat((torch.zeros(16, 7, dtype=torch.float64), residuals.T))
+    torch.testing.assert_close(delta, torch.linalg.solve(system, sides)[:16].T, rtol=1e-6, atol=1e-8)
+    torch.testing.assert_close(delta @ keys, residuals, rtol=1e-6, atol=1e-8)
+
+
+def test_emmet_with_its_authors_ridge_is_memit() -> None:
+    """(Kᵀ (w C)⁻¹ K + λ I)⁻¹ Kᵀ (w C)⁻¹, as their code has it, is MEMIT's solution with λ w."""
+    keys, _, covariance = random_problem()
+    weighted = torch.linalg.inv(5.0 * covariance)
+    theirs = torch.linalg.inv(keys.T @ weighted @ keys + 0.1 * torch.eye(5, dtype=torch.float64)) @ keys.T @ weighted
+    torch.testing.assert_close(memit_right(keys, factorise(covariance), covariance_weight=0.5), theirs)
+    ours = EmmetSolver(covariance, EditConfig(method="emmet", emmet_ridge=0.5 / 16))
+    torch.testing.assert_close(ours.right(keys, earlier=None, other_keys=lambda: keys), theirs)
+
+
+def test_ultraedits_shift_by_hand() -> None:
+    """Three features of one key entry and two slope entries: mean (2, 0, 1), deviation (1, 2, 0).
+
+    Normalised (−1, −1, 0), (0, 0, 0), (1, 1, 0); v = −η ‖ĥ‖² ĝ.
+    """
+    keys = torch.tensor([[1.0], [2.0], [3.0]], dtype=torch.float64)
+    slopes = torch.tensor([[-2.0, 1.0], [0.0, 1.0], [2.0, 1.0]], dtype=torch.float64)
+    seen = Moments()
+    seen.add(torch.cat((keys, slopes), dim=1))
+    assert shifts(keys, slopes, seen, rate=0.5).tolist() == [[0.5, 0.0], [0.0, 0.0], [-0.5, 0.0]]
+
+
+def test_ultraedits_moments_are_those_of_all_rows() -> None:
+    rows, seen = random_problem(tokens=30)[0].T, Moments()
+    for part in rows.split(2):
+        seen.add(part)
+    torch.testing.assert_close(seen.normalise(rows), (rows - rows.mean(0)) / rows.std(0))
+
+
+def test_ultraedits_solution_is_ridge_regression() -> None:
+    """ΔWᵀ = (HHᵀ + I)⁻¹ H Vᵀ, as the authors' code solves it over the keys' width."""
+    keys, values, _ = random_problem()
+    expected = torch.linalg.solve(keys @ keys.T + torch.eye(16, dtype=torch.float64), keys @ values.T).T
+    torch.testing.assert_close(values @ ridge_right(keys), expected)
 
 
 def test_alphaedit_leaves_preserved_keys_alone() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import get_args
 
 import pytest
@@ -10,12 +11,16 @@ import torch
 from edit_world import PLAIN, covariance_blocks, facts, random_model
 from torch import Tensor
 
+from nanogpt_edit.checkpoint.checkpoint import fingerprint
+from nanogpt_edit.common.errors import UserError
 from nanogpt_edit.editing.config import METHODS, EditConfig, Method
 from nanogpt_edit.editing.editor import edit_model
-from nanogpt_edit.editing.methods import finetune as finetune_module
 from nanogpt_edit.editing.methods import memit as memit_module
-from nanogpt_edit.editing.methods.table import SOLVERS
+from nanogpt_edit.editing.methods.answers import Answers
+from nanogpt_edit.editing.methods.table import DESCENTS, SOLVERS
 from nanogpt_edit.editing.patch import edited_weight
+from nanogpt_edit.editing.patch_files import load_patch, save_patch
+from nanogpt_edit.editing.patches import drop_facts
 from nanogpt_edit.editing.values import TargetValues
 
 QUICK = replace(PLAIN, layers=(0, 1), steps=2, covariance_tokens=500, n_prefixes=1, prefix_tokens=2)
@@ -25,6 +30,7 @@ METHOD_NAMES: tuple[Method, ...] = get_args(Method)
 def test_every_method_is_in_the_tables() -> None:
     assert tuple(METHODS) == METHOD_NAMES
     assert set(SOLVERS) == {method for method, traits in METHODS.items() if traits.finds_values}
+    assert set(DESCENTS) == set(METHODS) - set(SOLVERS)
 
 
 @pytest.mark.parametrize(
@@ -33,7 +39,10 @@ def test_every_method_is_in_the_tables() -> None:
         ("memit", [0, 1], (3,), True, True),
         ("alphaedit", [0, 1], (3,), True, True),
         ("rome", [1], (1, 1, 1), True, False),
+        ("emmet", [0, 1], (3,), True, True),
+        ("ultraedit", [0, 1], (3,), False, False),
         ("ft", [1], (3,), False, False),
+        ("locft", [1], (3,), False, False),
     ],
 )
 def test_what_a_method_changes(
@@ -96,24 +105,40 @@ def test_fine_tuning_is_adam_within_its_bound(steps: int) -> None:
 
 @pytest.mark.parametrize("failure", [RuntimeError, KeyboardInterrupt, MemoryError])
 @pytest.mark.parametrize("trained", [False, True])
+@pytest.mark.parametrize("method", ["ft", "locft"])
 def test_fine_tuning_that_fails_leaves_no_trace(
-    failure: type[BaseException], trained: bool, monkeypatch: pytest.MonkeyPatch
+    failure: type[BaseException], trained: bool, method: Method, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = random_model()
     weight = edited_weight(model, 1).requires_grad_(trained)
     before = weight.detach().clone()
 
-    def nll_of(*_: object, **__: object) -> object:
-        def fail() -> Tensor:
-            raise failure
+    def fail(*_: object) -> Tensor:
+        raise failure
 
-        return fail
-
-    monkeypatch.setattr(finetune_module, "_nll", nll_of)
+    monkeypatch.setattr(Answers, "nll", fail)
     with pytest.raises(failure):
-        edit_model(model, facts(1), replace(QUICK, method="ft"))
+        edit_model(model, facts(1), replace(QUICK, method=method))
     assert weight.requires_grad is trained
     assert torch.equal(weight, before)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+@pytest.mark.parametrize("method", DESCENTS)
+def test_a_descent_is_saved_and_comes_off_bit_for_bit(method: Method, family: str, tmp_path: Path) -> None:
+    model = random_model(family)
+    before = fingerprint(model)
+    config = replace(QUICK, method=method, batch_size=2 if method == "ultraedit" else None)
+    save_patch(edit_model(model, facts(3), config), tmp_path / "edit.safetensors")
+    assert fingerprint(model) == before
+    patch = load_patch(tmp_path / "edit.safetensors")
+    assert all(update.norm() > 0 for update in patch.layers.values())
+    patch = patch.apply(model)
+    assert fingerprint(model) != before
+    patch.revert(model)
+    assert fingerprint(model) == before
+    with pytest.raises(UserError, match=f"a patch of {method} does not hold its facts apart"):
+        drop_facts(patch, [0])
 
 
 @pytest.mark.parametrize("size", [1, 2, 5, 9])
