@@ -15,6 +15,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -32,6 +33,7 @@ from nanogpt_edit.editing.config import EditConfig
 from nanogpt_edit.editing.contexts import LocatedFact, generate_prefixes, locate_facts
 from nanogpt_edit.editing.covariance import Covariance
 from nanogpt_edit.editing.covariance_cache import covariances
+from nanogpt_edit.editing.methods.anchor import NormAnchor
 from nanogpt_edit.editing.methods.memit import EditedLayer, LayerSolver, write_values
 from nanogpt_edit.editing.methods.table import DESCENTS, solver_of
 from nanogpt_edit.editing.patch import EditedFact, EditPatch, LayerUpdate, on_grid
@@ -75,7 +77,9 @@ def solve_again(
         shifts=tuple(e.shift for e in edited),
         steps=tuple(e.steps for e in edited),
     )
-    return _edit(model, [e.fact for e in edited], config, covariance_blocks, cache_dir, known_values=known)
+    as_they_are = replace(config, anchor_norms=False)
+    patch = _edit(model, [e.fact for e in edited], as_they_are, covariance_blocks, cache_dir, known_values=known)
+    return replace(patch, config=config)
 
 
 @progress("editing")
@@ -154,6 +158,7 @@ def _edit_in_batches(
     """The values of all batches in turn; their changes stay in the model."""
     text = OrdinaryText.of(model, blocks, config) if config.refines and config.refine_kl > 0 else None
     done: list[TargetValues] = []
+    anchor = NormAnchor()
     size = config.facts_at_once(len(located))
     for first in range(0, len(located), size):
         batch = located[first : first + size]
@@ -162,6 +167,8 @@ def _edit_in_batches(
                 values = optimise_values(model, batch, config)
             else:
                 values = known_values.part(first, first + size)
+            if config.anchor_norms:
+                values = anchor(model, batch, values, config.layers[-1])
             write_values(model, batch, values.values, layers, solvers, published=config.published, again=number > 0)
         if config.refines:
             refine_batch(model, batch, config, layers, solvers, text)
