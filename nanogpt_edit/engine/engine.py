@@ -17,7 +17,7 @@ import torch
 from nanogpt_edit.common.device import product_dtype
 from nanogpt_edit.common.errors import UserError
 from nanogpt_edit.common.sizes import check_fits
-from nanogpt_edit.engine.batch import Batch
+from nanogpt_edit.engine.batch import Batch, vocabulary_of
 from nanogpt_edit.engine.completion import Completion, Request, completion_bytes
 from nanogpt_edit.engine.decode_cache import DecodeCache
 from nanogpt_edit.engine.sampling_config import Sampling
@@ -132,7 +132,6 @@ class Engine:
             cache,
             slots=min(rows, cache.slots),
             new_tokens=new_tokens,
-            vocab_size=vocabulary_of(self.model),
             packing_bytes=self.cache_bytes - cache.nbytes if new_tokens >= PACKING_PAYS else 0,
         )
 
@@ -170,8 +169,3 @@ class Engine:
         cache.slots = rows
         cache.clear()
         return cache
-
-
-def vocabulary_of(model: GPT) -> int:
-    """How many tokens there are; the embedding may be padded with further rows."""
-    return model.config.vocab_size if model.tokenizer is None else model.tokenizer.vocab_size

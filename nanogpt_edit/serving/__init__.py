@@ -1,1 +1,1 @@
-"""What people touch: a small HTTP API over one model, and the playground page that uses it."""
+"""What people touch: an HTTP API over models, the playground page that uses it, and models as files for others."""

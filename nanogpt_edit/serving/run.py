@@ -1,0 +1,104 @@
+"""The server as a process: uvicorn, with connections that are closed when they wait too long."""
+
+from __future__ import annotations
+
+import logging
+import socket
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import uvicorn
+
+from nanogpt_edit.common import stopping
+from nanogpt_edit.common.errors import UserError
+from nanogpt_edit.serving.app import make_app
+from nanogpt_edit.serving.connections import patient
+from nanogpt_edit.serving.limits import Limits
+from nanogpt_edit.serving.models import Shelf
+from nanogpt_edit.serving.scheduler import Room
+
+LAST_PORT = 65_535
+BACKLOG = 128
+ENDING_SECONDS = 30  # for what runs when the server is told to end
+
+
+def serve_models(
+    sources: Sequence[str],
+    *,
+    host: str,
+    port: int,
+    token: str | None,
+    names: tuple[str, ...],
+    origins: tuple[str, ...],
+    device: str,
+    started: Callable[[str], object],
+) -> None:
+    """`serve`, from what a person names. Raises UserError as `Shelf.of`, `Limits` and `serve` do."""
+    limits = Limits(host=host, token=token, names=names, origins=origins)
+    check_port(port)
+    serve(Shelf.of(sources, device=device), port=port, limits=limits, started=started)
+
+
+def serve(
+    shelf: Shelf,
+    *,
+    port: int = 8000,
+    limits: Limits | None = None,
+    room: Room | None = None,
+    started: Callable[[str], object] = lambda address: None,
+) -> None:
+    """Serve until a signal comes; texts that are being written then are finished first.
+
+    `started` is called with the address (port 0 takes a free one). Raises UserError when the port is taken.
+    """
+    limits, room = limits or Limits(), room or Room()
+    with listening(limits.host, port) as bound:
+        limits = replace(limits, request_seconds=room.seconds + limits.patience_seconds)
+        server = uvicorn.Server(settings(shelf, limits, room))
+        stopping.finish_within(ENDING_SECONDS + 5)
+        started(address_of(bound))
+        server.run([bound])
+
+
+def settings(shelf: Shelf, limits: Limits, room: Room) -> uvicorn.Config:
+    """uvicorn's, without its log of every request."""
+    logging.getLogger("uvicorn.error").setLevel(logging.ERROR)
+    return uvicorn.Config(
+        make_app(shelf, limits=limits, room=room),
+        http=patient(limits),
+        ws="none",
+        loop="asyncio",
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        proxy_headers=False,
+        server_header=False,
+        backlog=BACKLOG,
+        h11_max_incomplete_event_size=limits.header_bytes,
+        timeout_keep_alive=int(limits.patience_seconds),
+        timeout_graceful_shutdown=ENDING_SECONDS,
+    )
+
+
+def check_port(port: int) -> None:
+    """Raise UserError for a number that no port has."""
+    if not 0 <= port <= LAST_PORT:
+        raise UserError(f"port is {port}; a port is a number from 0 (any that is free) to {LAST_PORT}.")
+
+
+def listening(host: str, port: int) -> socket.socket:
+    """A socket that listens. Raises UserError for an address that is none, or taken."""
+    check_port(port)
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM)[0]
+        return socket.create_server(address[:2], family=family, backlog=BACKLOG)
+    except (OSError, UnicodeError) as error:
+        reason = (getattr(error, "strerror", None) or "it is no address").lower()
+        raise UserError(f"{host}:{port} cannot be listened on ({reason}); choose another --host or --port.") from None
+
+
+def address_of(bound: socket.socket) -> str:
+    """Where a browser on this machine finds the server."""
+    host, port = bound.getsockname()[:2]
+    name = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)
+    return f"http://{name}:{port}/"
