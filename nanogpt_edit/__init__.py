@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from nanogpt_edit.api import edit, evaluate, run, score, trace
     from nanogpt_edit.checkpoint.checkpoint import load, save
     from nanogpt_edit.common.terminal import quiet
+    from nanogpt_edit.data.chat_samples import to_chat_samples
+    from nanogpt_edit.data.chats import Chat, read_chats
     from nanogpt_edit.data.fact_files import read_facts
     from nanogpt_edit.data.facts import Fact, Neighbour
     from nanogpt_edit.data.problems import Problem, read_problems
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
     from nanogpt_edit.editing.patch_files import load_patch
     from nanogpt_edit.engine.generate import generate
     from nanogpt_edit.evaluation.config import EvaluateConfig
+    from nanogpt_edit.model.chat_template import Message, render_chat
     from nanogpt_edit.serving.export import export_gguf
     from nanogpt_edit.tracing.config import TraceConfig
     from nanogpt_edit.training.grpo import grpo
@@ -42,10 +45,12 @@ if TYPE_CHECKING:
     from nanogpt_edit.training.sft_config import SFTConfig
 
 __all__ = [
+    "Chat",
     "EditConfig",
     "EvaluateConfig",
     "Fact",
     "GRPOConfig",
+    "Message",
     "Neighbour",
     "PretrainConfig",
     "Problem",
@@ -61,22 +66,27 @@ __all__ = [
     "load_patch",
     "pretrain",
     "quiet",
+    "read_chats",
     "read_facts",
     "read_problems",
+    "render_chat",
     "run",
     "save",
     "score",
     "sft",
+    "to_chat_samples",
     "to_samples",
     "token_stream",
     "trace",
 ]
 
 _HOMES = {
+    "Chat": "nanogpt_edit.data.chats",
     "EditConfig": "nanogpt_edit.editing.config",
     "EvaluateConfig": "nanogpt_edit.evaluation.config",
     "Fact": "nanogpt_edit.data.facts",
     "GRPOConfig": "nanogpt_edit.training.grpo_config",
+    "Message": "nanogpt_edit.model.chat_template",
     "Neighbour": "nanogpt_edit.data.facts",
     "PretrainConfig": "nanogpt_edit.training.pretrain_config",
     "Problem": "nanogpt_edit.data.problems",
@@ -91,12 +101,15 @@ _HOMES = {
     "load_patch": "nanogpt_edit.editing.patch_files",
     "pretrain": "nanogpt_edit.training.pretrain",
     "quiet": "nanogpt_edit.common.terminal",
+    "read_chats": "nanogpt_edit.data.chats",
     "read_facts": "nanogpt_edit.data.fact_files",
     "read_problems": "nanogpt_edit.data.problems",
+    "render_chat": "nanogpt_edit.model.chat_template",
     "run": "nanogpt_edit.api",
     "save": "nanogpt_edit.checkpoint.checkpoint",
     "score": "nanogpt_edit.api",
     "sft": "nanogpt_edit.training.sft",
+    "to_chat_samples": "nanogpt_edit.data.chat_samples",
     "to_samples": "nanogpt_edit.data.samples",
     "token_stream": "nanogpt_edit.data.text",
     "trace": "nanogpt_edit.api",

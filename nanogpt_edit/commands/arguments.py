@@ -132,6 +132,10 @@ class Sample:
     """A model directory, a hub name (gpt2), a .gguf file, pip:NAME==VERSION, or a nanoGPT ckpt.pt."""
     prompt: str
     """What the model continues; a question is given as it stands, without tags."""
+    chat: bool = False
+    """The prompt is a message: put it into the model's chat template, as a user's."""
+    system: str | None = None
+    """With --chat: a system message before it."""
     n: int = 1
     """Completions."""
     transcript: bool = False

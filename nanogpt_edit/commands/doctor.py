@@ -19,7 +19,7 @@ from nanogpt_edit.pipeline.folder import RunFolder
 from nanogpt_edit.pipeline.inputs import RunInputs
 from nanogpt_edit.pipeline.new_model import new_model
 from nanogpt_edit.pipeline.recipe import refuse_unread
-from nanogpt_edit.pipeline.stages import data_of, examine_grpo, examine_pretrain, examine_sft
+from nanogpt_edit.pipeline.stages import data_of, examine_grpo, examine_pretrain, examine_sft, set_template
 
 UNTRAINED = "an untrained model"
 MARKS = {"ok": "ok  ", "warn": "WARN", "fail": "FAIL"}
@@ -44,6 +44,7 @@ def examine(arguments: list[str]) -> int:
         print("Before pretraining")
         findings += tell(examine_pretrain(inputs, start))
     if "sft" in stages:
+        set_template(start, chosen.recipe.sft)
         samples = fitted.training_samples(inputs, start)
         print(f"Before SFT, with {start_name}")
         findings += tell(examine_sft(inputs, start, samples))

@@ -128,7 +128,7 @@ def _read_files(paths: Iterable[Path], fields: Fields, notes: list[str]) -> tupl
     problems: list[Problem] = []
     for path in paths:
         stem = path.name.partition(".")[0] if path.name.endswith(ROW_SUFFIXES) else path.stem
-        rows = ((f"{stem}:{number}", row) for number, row in read_rows(path, field=fields.question))
+        rows = ((f"{stem}:{number}", row) for number, row in read_rows(path, fields=(fields.question,)))
         problems += _read_rows(rows, str(path), fields, notes)
     return tuple(problems)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import gzip
 import json
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 
@@ -51,10 +51,11 @@ def is_rows(path: Path) -> bool:
     return path.name.endswith(ROW_SUFFIXES)
 
 
-def read_rows(path: Path, *, field: str) -> Iterator[tuple[int, object]]:
+def read_rows(path: Path, *, fields: Sequence[str]) -> Iterator[tuple[int, object]]:
     """(line or row number, record) of every record; an exception in its place where a line is no JSON.
 
-    An object without `field`, which every record has, and with a list of objects in it only wraps the records.
+    An object without any of `fields`, of which every record has one, and with a list of objects in it only wraps the
+    records.
     Raises UserError naming the file where it is none of the forms above, and its line where that is known.
     """
     if path.suffix in (".csv", ".tsv"):
@@ -65,8 +66,8 @@ def read_rows(path: Path, *, field: str) -> Iterator[tuple[int, object]]:
         return
     text = _text(path, contents)
     opening = text.lstrip()[:1]
-    if opening == "[" or (opening == "{" and not _is_lines(text, field)):
-        yield from _document(path, text, field)
+    if opening == "[" or (opening == "{" and not _is_lines(text, fields)):
+        yield from _document(path, text, fields)
     else:
         yield from _lines(text)
 
@@ -117,16 +118,16 @@ def _parquet(path: Path) -> list[dict[str, object]]:
     return rows
 
 
-def _is_lines(text: str, field: str) -> bool:
+def _is_lines(text: str, fields: Sequence[str]) -> bool:
     """One object per line, not one object of many lines, nor one that wraps the records?"""
     first, _, rest = text.strip().partition("\n")
     try:
-        return _wrapped(parse_json(first), field) is None or bool(rest)
+        return _wrapped(parse_json(first), fields) is None or bool(rest)
     except ValueError:
         return not first.rstrip().endswith(("{", "[", ","))
 
 
-def _document(path: Path, text: str, field: str) -> Iterator[tuple[int, object]]:
+def _document(path: Path, text: str, fields: Sequence[str]) -> Iterator[tuple[int, object]]:
     try:
         value = parse_json(text)
     except ValueError as error:
@@ -134,7 +135,7 @@ def _document(path: Path, text: str, field: str) -> Iterator[tuple[int, object]]
         raise UserError(f"{path}{line}: not valid JSON ({reason_of_json(error)}).") from None
     if isinstance(value, list):
         return iter(enumerate(value, start=1))
-    lists = _wrapped(value, field)
+    lists = _wrapped(value, fields)
     if lists is None:
         return iter([(1, value)])
     if len(lists) > 1:
@@ -146,9 +147,9 @@ def _document(path: Path, text: str, field: str) -> Iterator[tuple[int, object]]
     return iter(enumerate(rows, start=1))
 
 
-def _wrapped(value: object, field: str) -> dict[str, list[object]] | None:
+def _wrapped(value: object, fields: Sequence[str]) -> dict[str, list[object]] | None:
     """The lists of objects in an object that is no record itself, by their names; None where there are none."""
-    if not isinstance(value, dict) or field in value:
+    if not isinstance(value, dict) or any(field in value for field in fields):
         return None
     lists = {
         name: inner

@@ -136,7 +136,7 @@ def _documents(text: str) -> list[str]:
 
 def _row_documents(path: Path) -> list[str]:
     rows = []
-    for number, row in read_rows(path, field=TEXT_FIELD):
+    for number, row in read_rows(path, fields=(TEXT_FIELD,)):
         if isinstance(row, Exception):
             raise UserError(f"{path}:{number}: not valid JSON ({reason_of_json(row)}).")
         rows.append(row)

@@ -62,6 +62,24 @@ def check_targets(samples: Sequence[Sample], tokenizer: Tokenizer) -> Finding:
     return Finding("loss mask", "ok", f"{len(samples)} examples have targets, </answer> the last of them")
 
 
+def check_endings(samples: Sequence[Sample], tokenizer: Tokenizer) -> Finding:
+    """Does every reply of a conversation end in a token that ends generation?"""
+    endless = 0
+    for sample in samples:
+        mask = (*sample.loss_mask, 0)
+        ends = [token for i, token in enumerate(sample.token_ids) if mask[i] and not mask[i + 1]]
+        endless += not all(token in tokenizer.stop_ids for token in ends)
+    if not endless:
+        return Finding("endings", "ok", f"every reply in {len(samples)} conversations ends in a token that ends a text")
+    return Finding(
+        "endings",
+        "fail",
+        f"{endless} of {len(samples)} conversations have a reply that no end-of-text token ends: the model never "
+        "learns to stop",
+        "use a chat template that writes one behind each reply (--sft.chat-template plain does)",
+    )
+
+
 def check_prompts(problems: Sequence[Problem], samples: Sequence[Sample], tokenizer: Tokenizer) -> Finding:
     """Does training put the first target right behind the same tokens that generation starts from?"""
     for problem, sample in zip(problems, samples, strict=True):

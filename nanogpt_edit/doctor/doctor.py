@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from nanogpt_edit.data.problems import Problem
 from nanogpt_edit.data.samples import Sample, to_sample
 from nanogpt_edit.doctor.data_checks import (
+    check_endings,
     check_gold,
     check_held_out,
     check_leak,
@@ -53,6 +54,17 @@ def check_sft(
         check_prompts(problems, [to_sample(problem, tokenizer) for problem in problems], tokenizer),
         check_leak(train, test),
         check_lengths(samples, problems=len(train), block_size=model.config.block_size),
+        check_weights(model),
+        check_warmup(config),
+        check_memory(training_bytes(model, config), available_bytes(model.device)),
+    ]
+
+
+def check_chats(model: GPT, chats: int, samples: Sequence[Sample], config: LoopConfig) -> list[Finding]:
+    """Everything that can be seen before SFT on so many conversations; `samples` are those that fit."""
+    return [
+        check_endings(samples, tokenizer_of(model)),
+        check_lengths(samples, problems=chats, block_size=model.config.block_size),
         check_weights(model),
         check_warmup(config),
         check_memory(training_bytes(model, config), available_bytes(model.device)),

@@ -95,7 +95,8 @@ def check_model(inputs: RunInputs, model: GPT) -> None:
     if "sft" in recipe.stages:
         if inputs.replays_text(model):
             check_window("sft.replay_tokens", recipe.sft.replay_tokens, model)
-        problems_per_step(inputs.solved(model)[0], recipe.sft)
+        if recipe.sft.chats is None:
+            problems_per_step(inputs.solved(model)[0], recipe.sft)
     if "grpo" in recipe.stages and room is not None:
         with about("grpo.max_new_tokens"):
             with_room(inputs.problems.train, tokenizer, room=room, block_size=model.config.block_size)

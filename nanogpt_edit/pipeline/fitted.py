@@ -9,6 +9,8 @@ from torch import Tensor
 
 from nanogpt_edit.common.errors import about
 from nanogpt_edit.common.terminal import say
+from nanogpt_edit.data.chat_samples import to_chat_samples
+from nanogpt_edit.data.chats import Chat
 from nanogpt_edit.data.problems import Problem
 from nanogpt_edit.data.samples import Sample, to_samples, with_room
 from nanogpt_edit.data.text import TokenStream, pack, token_blocks, token_stream
@@ -47,10 +49,27 @@ def measured_blocks(inputs: RunInputs, model: GPT) -> Tensor:
 
 
 def training_samples(inputs: RunInputs, model: GPT) -> list[Sample]:
-    """What SFT learns from; the problems left out are said."""
+    """What SFT learns from; what is left out of it is said."""
+    if inputs.chats is not None:
+        return chat_samples(inputs.chats[0], model, what="sft")
     samples, notes = inputs.solved(model)
     for note in notes:
         say(f"sft: {note}")
+    return samples
+
+
+def validation_samples(inputs: RunInputs, model: GPT) -> list[Sample]:
+    """What chooses among SFT's states."""
+    if inputs.chats is not None:
+        return chat_samples(inputs.chats[1], model, what="sft validation")
+    return samples_of(inputs.problems.validation, model, what="sft validation")
+
+
+def chat_samples(chats: Sequence[Chat], model: GPT, *, what: str) -> list[Sample]:
+    """`chats` in `model`'s template and tokens; those left out are said."""
+    samples, notes = to_chat_samples(chats, tokenizer_of(model), block_size=model.config.block_size)
+    for note in notes:
+        say(f"{what}: {note}")
     return samples
 
 

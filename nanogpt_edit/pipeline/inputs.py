@@ -15,6 +15,7 @@ from typing import Literal
 
 from nanogpt_edit.common.errors import about
 from nanogpt_edit.common.terminal import say
+from nanogpt_edit.data.chats import Chat, read_chats, split_chats
 from nanogpt_edit.data.fact_files import read_facts
 from nanogpt_edit.data.facts import Fact
 from nanogpt_edit.data.problems import Problem, read_problems
@@ -31,7 +32,7 @@ from nanogpt_edit.pipeline.recipe import Recipe
 
 HELD_OUT_DOCUMENTS = 400
 
-Part = Literal["problems", "facts", "extra_text", "replay_source"]
+Part = Literal["problems", "facts", "extra_text", "replay_source", "chats"]
 """What is read from files."""
 Solved = tuple[list[Sample], tuple[str, ...]]
 """Problems with their solutions in a model's tokens, and notes about those left out."""
@@ -94,6 +95,18 @@ class RunInputs:
             if source.endswith(ROW_SUFFIXES) or (Path(source) / "train.jsonl").exists():
                 return tuple(read_problems(source, split="train"))
             return read_text(source)
+
+    @cached_property
+    def chats(self) -> tuple[tuple[Chat, ...], tuple[Chat, ...]] | None:
+        """The conversations that `sft.chats` names, to train and to validate on; None when it names none."""
+        config = self.recipe.sft
+        if config.chats is None:
+            return None
+        with about("sft.chats"):
+            found = read_chats(config.chats, split=config.chats_split)
+            train, validation = split_chats(found, validation=self.recipe.problems.validation)
+        say(f"sft: {len(train):,} conversations to train on, {len(validation):,} to validate.")
+        return train, validation
 
     @property
     def whose_problems(self) -> str:

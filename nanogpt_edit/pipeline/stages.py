@@ -17,9 +17,12 @@ import torch
 from nanogpt_edit.checkpoint import checkpoint
 from nanogpt_edit.common import distributed
 from nanogpt_edit.common.device import autocast
+from nanogpt_edit.common.errors import about
+from nanogpt_edit.common.files import check_file
 from nanogpt_edit.common.reasoning import REASONING_TEMPLATE
 from nanogpt_edit.common.terminal import say
 from nanogpt_edit.data.problems import Problem
+from nanogpt_edit.data.rows import read_text_file
 from nanogpt_edit.data.samples import Sample
 from nanogpt_edit.doctor import doctor
 from nanogpt_edit.doctor.findings import Finding, verdict
@@ -27,6 +30,7 @@ from nanogpt_edit.editing.editor import edit_model
 from nanogpt_edit.editing.patch_files import carried_patches, save_edited, save_patch
 from nanogpt_edit.editing.scores import describe, edit_record, kept_in, score_patch, shortfall
 from nanogpt_edit.evaluation.config import EvaluateConfig
+from nanogpt_edit.model.chat_template import PLAIN_TEMPLATE
 from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.model.lineage import EMBEDDED, LineageEntry
 from nanogpt_edit.model.tokenizer import tokenizer_of
@@ -43,6 +47,7 @@ from nanogpt_edit.training.grpo import grpo
 from nanogpt_edit.training.grpo_config import GRPOConfig
 from nanogpt_edit.training.pretrain import pretrain
 from nanogpt_edit.training.sft import sft
+from nanogpt_edit.training.sft_config import SFTConfig
 from nanogpt_edit.training.trainer import Trainer
 
 Start = str | Path | None
@@ -114,14 +119,15 @@ def make_base(
 def make_sft(inputs: RunInputs, folder: RunFolder, device: torch.device, start: Start) -> Remarks:
     """The model that has learned from worked solutions how a problem is put and answered."""
     recipe, model = inputs.recipe, _to_train(start, device)
+    set_template(model, recipe.sft)
     samples = fitted.training_samples(inputs, model)
     say(verdict(examine_sft(inputs, model, samples), stage="SFT"))
     with autocast(device, recipe.precision):
         trainer = sft(
             model,
             samples,
-            fitted.samples_of(inputs.problems.validation, model, what="sft validation"),
-            recipe.sft,
+            fitted.validation_samples(inputs, model),
+            recipe.sft if recipe.sft.chats is None else replace(recipe.sft, fit_problems=0),
             replay=fitted.replay(inputs, model),
             seed=recipe.seed,
             state=folder.state("sft"),
@@ -129,6 +135,8 @@ def make_sft(inputs: RunInputs, folder: RunFolder, device: torch.device, start: 
             shard=recipe.shard,
         )
     done = LineageEntry("sft", f"SFT for {recipe.sft.steps} steps", problems=inputs.whose_problems)
+    if recipe.sft.chats is not None:
+        done = LineageEntry("sft", f"SFT for {recipe.sft.steps} steps on the conversations of {recipe.sft.chats}")
     _keep(folder, "sft", trainer, done, last_too=recipe.sft.keep == "both")
     return ()
 
@@ -136,6 +144,7 @@ def make_sft(inputs: RunInputs, folder: RunFolder, device: torch.device, start: 
 def make_grpo(inputs: RunInputs, folder: RunFolder, device: torch.device, start: Start) -> Remarks:
     """The model that has tried problems, and was rewarded."""
     recipe, model = inputs.recipe, _to_train(start, device)
+    set_template(model)
     problems, config = fitted.grpo_problems(inputs, model)
     say(verdict(examine_grpo(inputs, model, problems, config), stage="GRPO"))
     with autocast(device, recipe.precision):
@@ -182,7 +191,7 @@ def make_edited(
 
 
 BASE = Stage("base", partial(make_base, check=check_model), reads=("problems", "extra_text"))
-SFT = Stage("sft", make_sft, reads=("problems", "extra_text", "replay_source"))
+SFT = Stage("sft", make_sft, reads=("problems", "chats", "extra_text", "replay_source"))
 GRPO = Stage("grpo", make_grpo, after=keep_transcript)
 EDITED = Stage(
     "edited",
@@ -210,7 +219,9 @@ def examine_pretrain(inputs: RunInputs, model: GPT) -> list[Finding]:
 
 
 def examine_sft(inputs: RunInputs, model: GPT, samples: Sequence[Sample]) -> list[Finding]:
-    """What the doctor sees before SFT; `samples` are those of the training problems."""
+    """What the doctor sees before SFT; `samples` are those that are trained on."""
+    if inputs.chats is not None:
+        return doctor.check_chats(model, len(inputs.chats[0]), samples, inputs.recipe.sft)
     return doctor.check_sft(model, inputs.problems.train, inputs.problems.test, samples, inputs.recipe.sft)
 
 
@@ -219,20 +230,35 @@ def examine_grpo(inputs: RunInputs, model: GPT, problems: Sequence[Problem], con
     return doctor.check_grpo(model, problems, inputs.problems.test, config, seed=inputs.recipe.seed)
 
 
-def _to_train(start: Start, device: torch.device) -> GPT:
-    """In float32, whatever the file has: small steps would be lost in bfloat16's eight bits.
-
-    The chat template and the lineage say from here on how the stages put a question.
+def set_template(model: GPT, config: SFTConfig | None = None) -> None:
+    """How questions are put from here on: the bare one, then <think>; in SFT on conversations as its settings say, or
+    the model's own template, or plainly. The lineage names what was set.
     """
-    assert start is not None
-    model = checkpoint.load(start, device=device, dtype=torch.float32)
     tokenizer = tokenizer_of(model)
-    if tokenizer.chat_template != REASONING_TEMPLATE:
+    wanted, what = REASONING_TEMPLATE, "the bare question, then <think>"
+    if config is not None and config.chats is not None:
+        wanted = chat_template(config) or tokenizer.chat_template or PLAIN_TEMPLATE
+        what = "a name, a colon and the text" if wanted == PLAIN_TEMPLATE else f"that of {config.chat_template}"
+    if tokenizer.chat_template != wanted:
         done = "set" if tokenizer.chat_template is None else "replaced"
-        tokenizer.chat_template = REASONING_TEMPLATE
-        said = f"chat template {done}: the bare question, then <think>"
-        model.lineage = (*model.lineage, LineageEntry("template", said))
-    return model
+        tokenizer.chat_template = wanted
+        model.lineage = (*model.lineage, LineageEntry("template", f"chat template {done}: {what}"))
+
+
+def chat_template(config: SFTConfig) -> str | None:
+    """The template that the settings name. Raises UserError where its file cannot be read."""
+    if config.chat_template in (None, "plain"):
+        return PLAIN_TEMPLATE if config.chat_template else None
+    with about("sft.chat_template"):
+        file = Path(config.chat_template)
+        check_file(file, 'Give a file in Jinja, or "plain".')
+        return read_text_file(file)
+
+
+def _to_train(start: Start, device: torch.device) -> GPT:
+    """In float32, whatever the file has: small steps would be lost in bfloat16's eight bits."""
+    assert start is not None
+    return checkpoint.load(start, device=device, dtype=torch.float32)
 
 
 def _keep(folder: RunFolder, stage: str, trainer: Trainer, done: LineageEntry, *, last_too: bool = False) -> None:

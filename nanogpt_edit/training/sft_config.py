@@ -12,8 +12,17 @@ from nanogpt_edit.training.config import Keep, LoopConfig
 class SFTConfig(LoopConfig):
     """How a model is fine-tuned on worked solutions."""
 
+    chats: str | None = None
+    """Conversations to learn from in the place of the problems: a file (.jsonl, .json, .parquet; also .gz), a folder
+    with train.jsonl, or a hub data set. Records with messages, ShareGPT's conversations, prompt and completion, or
+    instruction and output; every message of the assistant is learned."""
+    chats_split: str = "train"
+    """Which split of a folder or a hub data set."""
+    chat_template: str | None = None
+    """How conversations are written: plain, or a file in Jinja (None: as the model's own template says; plain where it
+    has none). It is saved with the model."""
     batch_size: int = 32
-    """Problems per step."""
+    """Problems (or conversations) per step."""
     batch_tokens: int | None = None
     """Fewer problems are taken when they are long: about as many as have this many tokens together (None: always
     `batch_size`)."""
@@ -40,6 +49,11 @@ class SFTConfig(LoopConfig):
                 f"is {self.replay_source}, but replay is 0 and nothing of it would be mixed in; set replay to its "
                 "share of the rows (0.2, say).",
                 field="replay_source",
+            )
+        if self.chat_template is not None and self.chats is None:
+            raise UserError(
+                f"is {self.chat_template}, but no conversations are given; give sft.chats, or leave it out.",
+                field="chat_template",
             )
         at_least(1, self, "batch_size", "batch_tokens")
         at_least(0, self, "fit_problems")

@@ -60,6 +60,40 @@ def test_sft_trains_logs_saves_and_is_not_done_twice(
     assert "with other settings (sft.learning_rate)" in capsys.readouterr().err
 
 
+def test_sft_learns_from_conversations_in_the_template_that_sample_asks_with(
+    base: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    talks = [{"prompt": f"{n % 12} + 1?", "completion": "yes"} for n in range(40)]
+    (tmp_path / "talk.jsonl").write_text("".join(json.dumps(talk) + "\n" for talk in talks))
+    out, chats = tmp_path / "out", str(tmp_path / "talk.jsonl")
+    learning = ["--sft.steps", "60", "--sft.learning-rate", "1e-2", "--sft.batch-size", "8", "--device", "cpu"]
+    assert cli.main(["sft", base, "--out", str(out), "--sft.chats", chats, *learning]) == 0
+    trained = load(out / "sft")
+    assert [str(entry) for entry in trained.lineage[-2:]] == [
+        "chat template set: a name, a colon and the text",
+        f"SFT for 60 steps on the conversations of {chats}",
+    ]
+    capsys.readouterr()
+    asked = ["--prompt", "3 + 1?", "--temperature", "0", "--device", "cpu", "--max-new-tokens", "12"]
+    assert cli.main(["sample", str(out / "sft"), "--chat", *asked]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == " yes"
+
+
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        (["--sft.chats", "no-such.jsonl"], "sft.chats"),
+        (["--sft.chat-template", "plain"], "no conversations are given"),
+    ],
+)
+def test_conversations_that_cannot_be_had_are_one_line(
+    flags: list[str], sentence: str, base: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["sft", base, "--out", str(tmp_path / "out"), "--device", "cpu", *flags]) == 2
+    assert sentence in capsys.readouterr().err
+    assert not (tmp_path / "out" / "sft").exists()
+
+
 def test_sft_keeps_the_best_weights_the_last_or_both(base: str, sums: list[str], tmp_path: Path) -> None:
     rising = ["--sft.steps", "3", "--sft.batch-size", "4", "--sft.learning-rate", "0.3", "--sft.evaluate-every", "1"]
     for keep in ("best", "last", "both"):

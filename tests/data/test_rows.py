@@ -137,7 +137,7 @@ def test_a_gzip_file_that_unpacks_to_too_much_is_refused(tmp_path: Path, monkeyp
     path = put(tmp_path / "bomb.jsonl.gz", gzip.compress(b" " * (2 << 20)))
     monkeypatch.setattr(rows, "MOST_UNPACKED", 1 << 20)
     with pytest.raises(UserError, match=r"bomb\.jsonl\.gz: unpacks to more than 1 MiB; unpack it"):
-        list(read_rows(path, field="question"))
+        list(read_rows(path, fields=("question",)))
 
 
 @pytest.mark.parametrize("verb", ["sft", "grpo"])
