@@ -12,7 +12,7 @@ from nanogpt_edit.common.files import cache_folder, read_json
 from nanogpt_edit.common.terminal import say
 from nanogpt_edit.data.facts import Fact
 from nanogpt_edit.editing.adapters import write_gguf_adapter, write_peft
-from nanogpt_edit.editing.patch import EditPatch
+from nanogpt_edit.editing.patch import EditPatch, told
 from nanogpt_edit.editing.patch_files import carried_patches, load_patch, save_edited, save_patch
 from nanogpt_edit.editing.patches import diff_patches, drop_facts, merge_patches, rebase_patch
 from nanogpt_edit.model.gpt import GPT
@@ -25,10 +25,10 @@ def show(chosen: Show) -> int:
     print(f"{found.describe()}, {found.seconds:.1f} s, {visible(found.created) or 'no date'}")
     for number, edited in enumerate(found.edited):
         print(f"{number:>4}  {_told(edited.fact)}{_rank(found, number)}")
-    for layer, update in found.layers.items():
+    for name, update in found.matrices.items():
         text = f", covariance {visible(update.covariance_sha256[:16])}…" if update.covariance_sha256 else ""
         expected = visible(update.expected_sha256[:16])
-        print(f"layer {layer}: expects weights {expected}…{text}, ‖ΔW‖ {update.norm():.3g}")
+        print(f"{told(name)}: expects weights {expected}…{text}, ‖ΔW‖ {update.norm():.3g}")
     return 0
 
 
@@ -52,7 +52,7 @@ def apply(chosen: Apply) -> int:
     for path in chosen.patches:
         found = load_patch(path)
         bound = _rebased(model, found, chosen.text) if chosen.rebase else found.apply(model)
-        if not chosen.rebase and any(update.undo is None for update in found.layers.values()):
+        if not chosen.rebase and any(update.undo is None for update in found.matrices.values()):
             save_patch(bound, path)
             say(f"{path} now also holds what revert needs.")
         carried.append((path.stem, bound))
@@ -161,7 +161,7 @@ def diff(chosen: Diff) -> int:
     print(f"{len(found.both)} facts in both")
     for conflict in found.conflicts:
         print(f"conflict: {conflict.describe()}")
-    for layer, (first, second, apart) in found.weight_change.items():
-        print(f"layer {layer}: ‖ΔW‖ {first:.3g} and {second:.3g}, {apart:.3g} apart")
+    for name, (first, second, apart) in found.weight_change.items():
+        print(f"{told(name)}: ‖ΔW‖ {first:.3g} and {second:.3g}, {apart:.3g} apart")
     print("made for the same weights" if found.same_base else "made for different weights")
     return 0

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -28,7 +28,7 @@ from nanogpt_edit.model.gpt import GPT
 
 @dataclass(frozen=True)
 class Factors:
-    """One layer's ΔW = b · a. R rank, D model width, F MLP width."""
+    """One matrix's ΔW = b · a. R rank, D outputs, F inputs."""
 
     a: Tensor
     """(R, F) float32."""
@@ -44,13 +44,15 @@ def write_peft(patch: EditPatch, model: GPT, directory: Path, *, base: str) -> N
     """
     patch.check(model)
     refuse_existing(directory)
-    factors = factors_of(patch)
-    stored = {layer: weight_names.stored_as(_down(layer), model.config) for layer in factors}
-    modules = {layer: each.names[0].removesuffix(".weight") for layer, each in stored.items()}
-    tensors = {}
-    for layer, factor in factors.items():
-        tensors[f"base_model.model.{modules[layer]}.lora_A.weight"] = factor.a
-        tensors[f"base_model.model.{modules[layer]}.lora_B.weight"] = factor.b
+    factors, tensors, transposed = factors_of(patch), dict[str, Tensor](), False
+    modules: list[str] = []
+    for name, factor in factors.items():
+        stored = weight_names.stored_as(name, model.config)
+        transposed = transposed or stored.transposed
+        for weight, b in replace(stored, transposed=False).parts(factor.b):
+            modules.append(weight.removesuffix(".weight"))
+            tensors[f"base_model.model.{modules[-1]}.lora_A.weight"] = factor.a.clone()
+            tensors[f"base_model.model.{modules[-1]}.lora_B.weight"] = b.contiguous()
     config = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
@@ -59,8 +61,8 @@ def write_peft(patch: EditPatch, model: GPT, directory: Path, *, base: str) -> N
         "lora_alpha": rank_of(factors),  # they scale by alpha / r
         "lora_dropout": 0.0,
         "bias": "none",
-        "target_modules": list(modules.values()),
-        "fan_in_fan_out": any(each.transposed for each in stored.values()),
+        "target_modules": modules,
+        "fan_in_fan_out": transposed,
         "inference_mode": True,
     }
     with files.atomic_directory(directory) as part:
@@ -87,24 +89,24 @@ def write_gguf_adapter(patch: EditPatch, model: GPT, file: Path) -> None:
     }
 
     def tensors(device: str) -> Iterator[tuple[str, Tensor]]:
-        for layer, factor in factors.items():
-            stored = gguf_names.stored_as(_down(layer), model.config)
-            yield f"{stored.names[0]}.lora_a", factor.a.to(device)
-            yield f"{stored.names[0]}.lora_b", factor.b.to(device) * stored.factor
+        for name, factor in factors.items():
+            for part, b in gguf_names.stored_as(name, model.config).parts(factor.b.to(device)):
+                yield f"{part}.lora_a", factor.a.to(device)
+                yield f"{part}.lora_b", b
 
     write_file(file, model.config.model_type, metadata, tensors, lambda _: GGMLQuantizationType.F32)
 
 
-def factors_of(patch: EditPatch) -> dict[int, Factors]:
-    """Per layer the factors of ΔW, all of one rank: zeros fill up those of a smaller one."""
-    factors = {layer: _factors(update) for layer, update in patch.layers.items()}
+def factors_of(patch: EditPatch) -> dict[str, Factors]:
+    """The factors of each weight's ΔW, all of one rank: zeros fill up those of a smaller one."""
+    factors = {name: _factors(update) for name, update in patch.matrices.items()}
     rank = rank_of(factors)
     return {
-        layer: Factors(
+        name: Factors(
             a=pad(each.a, (0, 0, 0, rank - len(each.a))).contiguous(),
             b=pad(each.b, (0, rank - len(each.a))).contiguous(),
         )
-        for layer, each in factors.items()
+        for name, each in factors.items()
     }
 
 
@@ -117,7 +119,7 @@ def _factors(update: LayerUpdate) -> Factors:
     return Factors(a=delta, b=torch.eye(width)) if width <= long else Factors(a=torch.eye(long), b=delta)
 
 
-def rank_of(factors: Mapping[int, Factors]) -> int:
+def rank_of(factors: Mapping[str, Factors]) -> int:
     return max(len(each.a) for each in factors.values())
 
 
@@ -145,8 +147,3 @@ def refuse_existing(path: Path) -> None:
     """Raise UserError where something would be overwritten."""
     if path.exists():
         raise UserError(f"{path} is there already; delete it, or give another name.")
-
-
-def _down(layer: int) -> str:
-    """The matrix that an edit changes."""
-    return f"blocks.{layer}.mlp.down.weight"

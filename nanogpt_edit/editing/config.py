@@ -9,7 +9,7 @@ from typing import Any, Literal
 from nanogpt_edit.common.errors import UserError, at_least, did_you_mean
 from nanogpt_edit.common.records import Settings, check_fields
 
-Method = Literal["memit", "rome", "alphaedit", "emmet", "ultraedit", "ft", "locft"]
+Method = Literal["memit", "rome", "alphaedit", "emmet", "ultraedit", "ft", "locft", "lora"]
 Preset = Literal["given", "auto", "published"]
 
 
@@ -25,6 +25,8 @@ class Traits:
     """It changes all of `layers`; the others the last only."""
     one_by_one: bool = False
     """It edits one fact after the other."""
+    whole_model: bool = False
+    """It changes every linear layer of every block."""
 
 
 METHODS: dict[Method, Traits] = {
@@ -35,6 +37,7 @@ METHODS: dict[Method, Traits] = {
     "ultraedit": Traits(strength="ultraedit_rate", finds_values=False),
     "ft": Traits(strength="norm_constraint", finds_values=False, many_layers=False),
     "locft": Traits(strength="ft_learning_rate", finds_values=False, many_layers=False),
+    "lora": Traits(strength="ft_learning_rate", finds_values=False, whole_model=True),
 }
 
 
@@ -64,10 +67,10 @@ class EditConfig(Settings):
     method: Method = "memit"
     """memit (all facts at once, spread over layers), rome (one fact after the other, one layer), alphaedit (as memit,
     in the null space of the usual keys), emmet (as memit, but all values are met exactly), ultraedit (one step along
-    normalised slopes: no values, no subject, no other text); the baselines ft (constrained fine-tuning of one matrix)
-    and locft (fine-tuning of one matrix in mini-batches)."""
+    normalised slopes: no values, no subject, no other text); the baselines ft (constrained fine-tuning of one matrix),
+    locft (fine-tuning of one matrix in mini-batches) and lora (adapters on all linear layers)."""
     layers: tuple[int, ...] = (0, 1)
-    """Blocks whose MLP output matrix changes, ascending; rome, ft and locft use the last only."""
+    """Blocks whose MLP output matrix changes, ascending; rome, ft and locft use the last only, lora all blocks."""
     covariance_weight: float = 300.0
     """MEMIT's λ: how many times the keys of ordinary text count against each edited key. More protects neighbours and
     weakens the edit."""
@@ -97,7 +100,7 @@ class EditConfig(Settings):
     learning_rate: float = 0.6
     """Adam's step for the values."""
     steps: int = 40
-    """Most optimisation steps per fact; of locft, epochs."""
+    """Most optimisation steps per fact; of locft and lora, epochs."""
     stop_probability: float = 0.98
     """A fact stops early once its target's tokens have this probability (geometric mean over tokens and contexts)."""
     clamp: float = 3.0
@@ -121,9 +124,11 @@ class EditConfig(Settings):
     batch_size: int | None = None
     """Facts solved together; further batches are edited in sequence on the weights of the ones before (None: all)."""
     ft_learning_rate: float = 5e-4
-    """ft, locft: Adam's step for the weights."""
+    """ft, locft, lora: Adam's step for the weights."""
     ft_batch_size: int = 100
-    """locft: facts in a mini-batch."""
+    """locft, lora: facts in a mini-batch."""
+    lora_rank: int = 8
+    """lora: rank of each matrix's change."""
     norm_constraint: float = 5e-3
     """ft: largest change of a single weight."""
     full_stop: bool = False
@@ -159,7 +164,7 @@ class EditConfig(Settings):
                 raise UserError(f"is {getattr(self, name)}; it must be positive.", field=name)
         if not 0 <= self.null_share <= 1:
             raise UserError(f"is {self.null_share}; a share is from 0 to 1.", field="null_share")
-        at_least(1, self, "rounds", "steps", "batch_size", "ft_batch_size", "covariance_tokens")
+        at_least(1, self, "rounds", "steps", "batch_size", "ft_batch_size", "lora_rank", "covariance_tokens")
         at_least(0, self, "refine_steps", "refine_weight", "refine_kl", "context_weight", "weight_decay", "kl_coef")
         at_least(0, self, "n_prefixes", "prefix_tokens", "covariance_tolerance", "seed")
 

@@ -94,6 +94,8 @@ def _edit(
 ) -> EditPatch:
     started = time.perf_counter()
     _check_facts(model, facts)
+    if config.traits.whole_model:
+        config = replace(config, layers=tuple(range(model.config.n_layer)))
     given, chooses = config, config.preset == "auto" and known_values is None
     if chooses:
         bare = locate_facts(model, facts, (), allow_partial=config.allow_partial_subject)
@@ -240,7 +242,9 @@ def _patch(
     started: float,
 ) -> EditPatch:
     values = TargetValues.joined(batches)
-    made = (values.values, *(each for layer in edited_layers.values() for each in (*layer.left, *layer.right)))
+    beside = {name: both for layer in edited_layers.values() for name, both in layer.beside.items()}
+    made = [values.values, *(each for both in beside.values() for each in both)]
+    made += [each for layer in edited_layers.values() for each in (*layer.left, *layer.right)]
     if not all(bool(each.isfinite().all()) for each in made):
         raise UserError(
             "the edit came to NaN or infinite numbers: the model's weights hold some (nanogpt-edit info tells), or "
@@ -254,6 +258,7 @@ def _patch(
     )
     patch = EditPatch(
         layers={layer: _layer_update(each, ordinary.get(layer)) for layer, each in edited_layers.items()},
+        beside={name: _update_beside(model, name, *both) for name, both in beside.items()},
         values=values.values.float().contiguous(),
         edited=edited,
         config=config,
@@ -278,3 +283,9 @@ def _layer_update(layer: EditedLayer, covariance: Covariance | None) -> LayerUpd
         expected_sha256=tensor_sha256(layer.weight),
         covariance_sha256="" if covariance is None else covariance.sha256(),
     )
+
+
+def _update_beside(model: GPT, name: str, left: Tensor, right: Tensor) -> LayerUpdate:
+    left, right = on_grid(left.cpu(), right.cpu())
+    expected = tensor_sha256(model.get_parameter(name))
+    return LayerUpdate(left, right, keys=torch.zeros(right.shape[1], 0), expected_sha256=expected)

@@ -102,31 +102,35 @@ class EditPatch:
     """One record per fact, as `scores.py` writes them; empty until scored."""
     base_fingerprint: str = ""
     """Of all weights of the model it was bound to; empty where that was done by version 0.1.0."""
+    beside: Mapping[str, LayerUpdate] = field(default_factory=dict)
+    """The same of matrices that are no MLP's second, by their names in the model."""
 
     @property
     def facts(self) -> tuple[Fact, ...]:
         return tuple(edited.fact for edited in self.edited)
 
+    @property
+    def matrices(self) -> dict[str, LayerUpdate]:
+        """All that changes, by the names of the weights in the model."""
+        return {down_name(layer): update for layer, update in self.layers.items()} | dict(self.beside)
+
     @contextmanager
     def applied(self, model: GPT) -> Iterator[GPT]:
         """The edited model inside `with`; bitwise the original afterwards, also after an exception."""
         self.check(model)
-        originals = {layer: edited_weight(model, layer).detach().clone() for layer in self.layers}
+        originals = {name: model.get_parameter(name).detach().clone() for name in self.matrices}
         try:
             self._add(model)
             yield model
         finally:
             with torch.no_grad():
-                for layer, original in originals.items():
-                    edited_weight(model, layer).copy_(original)
+                for name, original in originals.items():
+                    model.get_parameter(name).copy_(original)
 
     def apply(self, model: GPT) -> EditPatch:
         """Edit `model` for good; returns this patch with what `revert` needs. All layers change, or none."""
         bound = self.bound_to(model)
-        with torch.no_grad():
-            for layer, update in bound.layers.items():
-                weight = edited_weight(model, layer)
-                weight.copy_(add_delta(weight, update))
+        bound._add(model)
         model.lineage = (*model.lineage, LineageEntry("edited", self.describe()))
         return bound
 
@@ -135,40 +139,42 @@ class EditPatch:
 
         Raises UserError when the model is not the one this patch made, or the patch was never bound to its original.
         """
-        originals: dict[int, Tensor] = {}
-        for layer, update in self.layers.items():
-            weight = edited_weight(model, layer)
-            self._check_shape(layer, weight)
+        originals: dict[str, Tensor] = {}
+        for name, update in self.matrices.items():
+            weight = _weight(model, name, update)
             if update.undo is None:
                 raise UserError("this patch was never applied to its model and cannot be undone; apply it first.")
             if tensor_sha256(weight) != update.undo.edited_sha256:
                 raise UserError(
-                    f"layer {layer}'s weights are not the ones this patch left behind; nothing was reverted. "
+                    f"{told(name)}'s weights are not the ones this patch left behind; nothing was reverted. "
                     "Revert later patches first, newest first."
                 )
-            originals[layer] = subtract_delta(weight, update)
-            if tensor_sha256(originals[layer]) != update.expected_sha256:
-                raise UserError(
-                    f"layer {layer} would not come back exactly; the patch is damaged. Nothing was changed."
-                )
+            originals[name] = subtract_delta(weight, update)
+            if tensor_sha256(originals[name]) != update.expected_sha256:
+                raise UserError(f"{told(name)} would not come back exactly; the patch is damaged. Nothing was changed.")
         with torch.no_grad():
-            for layer, original in originals.items():
-                edited_weight(model, layer).copy_(original)
+            for name, original in originals.items():
+                model.get_parameter(name).copy_(original)
 
     def bound_to(self, model: GPT) -> EditPatch:
         """The same patch with its `undo` and `base_fingerprint` computed from the original model."""
         self.check(model)
-        layers = {
-            layer: replace(update, undo=_undo(edited_weight(model, layer), update))
-            for layer, update in self.layers.items()
+        bound = {
+            name: replace(update, undo=_undo(model.get_parameter(name), update))
+            for name, update in self.matrices.items()
         }
-        return replace(self, layers=layers, base_fingerprint=fingerprint(model))
+        return replace(
+            self,
+            layers={layer: bound[down_name(layer)] for layer in self.layers},
+            beside={name: bound[name] for name in self.beside},
+            base_fingerprint=fingerprint(model),
+        )
 
-    def made_of(self) -> dict[int, tuple[str, str]]:
-        """Per layer the hashes of the weight before and after (empty: never bound): equal for one and the same edit."""
+    def made_of(self) -> dict[str, tuple[str, str]]:
+        """The hashes of each weight before and after (empty: never bound): equal for one and the same edit."""
         return {
-            layer: (update.expected_sha256, "" if update.undo is None else update.undo.edited_sha256)
-            for layer, update in self.layers.items()
+            name: (update.expected_sha256, "" if update.undo is None else update.undo.edited_sha256)
+            for name, update in self.matrices.items()
         }
 
     def check(self, model: GPT) -> None:
@@ -178,16 +184,16 @@ class EditPatch:
                 raise UserError(
                     f"the patch edits layer {layer}, the model has only {model.config.n_layer}: another model's patch."
                 )
-            self._check_shape(layer, edited_weight(model, layer))
-        for layer, update in self.layers.items():
-            digest = tensor_sha256(edited_weight(model, layer))
+        weights = {name: _weight(model, name, update) for name, update in self.matrices.items()}
+        for name, update in self.matrices.items():
+            digest = tensor_sha256(weights[name])
             if digest == update.expected_sha256:
-                _check_size(layer, update, edited_weight(model, layer))
+                _check_size(name, update, weights[name])
                 continue
             if update.undo is not None and digest == update.undo.edited_sha256:
                 raise UserError("the patch is already applied to this model; there is nothing to do.")
             raise UserError(
-                f"the patch was made for other weights: layer {layer} has SHA-256 {digest[:12]}…, expected "
+                f"the patch was made for other weights: {told(name)} has SHA-256 {digest[:12]}…, expected "
                 f"{update.expected_sha256[:12]}…. Use the model it was made on, or `patch apply --rebase`."
             )
 
@@ -197,36 +203,55 @@ class EditPatch:
         count = len(self.edited)
         return f"{self.config.method} edit of {count} fact{'s' if count != 1 else ''}, layers {layers}"
 
-    def _check_shape(self, layer: int, weight: Tensor) -> None:
-        update = self.layers[layer]
-        shape = (update.left.shape[0], update.right.shape[1])
-        if tuple(weight.shape) != shape:
-            raise UserError(
-                f"the patch changes a {shape[0]} × {shape[1]} matrix in layer {layer}, the model's is "
-                f"{weight.shape[0]} × {weight.shape[1]}: another model's patch."
-            )
-
     def _add(self, model: GPT) -> None:
         with torch.no_grad():
-            for layer, update in self.layers.items():
-                weight = edited_weight(model, layer)
+            for name, update in self.matrices.items():
+                weight = model.get_parameter(name)
                 weight.copy_(add_delta(weight, update))
 
 
-def _check_size(layer: int, update: LayerUpdate, weight: Tensor) -> None:
+def _weight(model: GPT, name: str, update: LayerUpdate) -> nn.Parameter:
+    """The weight that `update` is for. Raises UserError where the model has none of that name and size."""
+    try:
+        weight = model.get_parameter(name)
+    except AttributeError:
+        raise UserError(
+            f"the patch changes {told(name)}, which the model does not have: another model's patch."
+        ) from None
+    shape = (update.left.shape[0], update.right.shape[1])
+    if tuple(weight.shape) != shape:
+        raise UserError(
+            f"the patch changes a {shape[0]} × {shape[1]} matrix in {told(name)}, the model's is "
+            f"{weight.shape[0]} × {weight.shape[1]}: another model's patch."
+        )
+    return weight
+
+
+def told(name: str) -> str:
+    """A weight as a person knows it: `layer 3`, or `blocks.3.attn.qkv`."""
+    _, layer, part = name.removesuffix(".weight").split(".", 2)
+    return f"layer {layer}" if part == "mlp.down" else name.removesuffix(".weight")
+
+
+def _check_size(name: str, update: LayerUpdate, weight: Tensor) -> None:
     """Raise UserError for a change that is out of all proportion to the weight, as only a forger writes it."""
     change, own = update.norm(), float(weight.detach().double().norm())
     if not change <= LARGEST_CHANGE * (own + 1):
         raise UserError(
-            f"the patch changes layer {layer} by ‖ΔW‖ = {change:.3g}, and the weight's own norm is {own:.3g}; no edit "
+            f"the patch changes {told(name)} by ‖ΔW‖ = {change:.3g}, and the weight's own norm is {own:.3g}; no edit "
             "does that. Make it again."
         )
 
 
 def edited_weight(model: GPT, layer: int) -> nn.Parameter:
     """The matrix an edit changes: the MLP's second, (D, F)."""
-    weight = model.get_parameter(f"blocks.{layer}.mlp.down.weight")
+    weight = model.get_parameter(down_name(layer))
     return weight
+
+
+def down_name(layer: int) -> str:
+    """What the model calls the second matrix of a block's MLP."""
+    return f"blocks.{layer}.mlp.down.weight"
 
 
 def add_delta(weight: Tensor, update: LayerUpdate) -> Tensor:

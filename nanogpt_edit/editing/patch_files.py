@@ -8,8 +8,9 @@ patches, numbered in the order in which they were applied.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from functools import partial
 from pathlib import Path
 
@@ -32,26 +33,26 @@ from nanogpt_edit.model.gpt import GPT
 FORMAT = "nanogpt_edit patch 1"
 REMEDY = " Copy or make it again."
 CARRIED = "patches"  # folder of a model directory
+BESIDE = re.compile(r"blocks\.(0|[1-9]\d{0,5})\.(attn\.(qkv|out)|mlp\.(gate|up))\.weight", re.ASCII)
 
 
 def save_patch(patch: EditPatch, path: Path) -> None:
     """Write `patch`, atomically."""
     tensors: dict[str, Tensor] = {"values": patch.values}
-    layers: dict[str, dict[str, str]] = {}
-    for layer, update in patch.layers.items():
-        tensors |= {f"{layer}.left": update.left, f"{layer}.right": update.right}
+    updates = {**{str(layer): update for layer, update in patch.layers.items()}, **patch.beside}
+    said: dict[str, dict[str, str]] = {}
+    for name, update in updates.items():
+        tensors |= {f"{name}.left": update.left, f"{name}.right": update.right}
         if update.keys.numel():
-            tensors[f"{layer}.keys"] = update.keys
-        layers[str(layer)] = {
-            "expected_sha256": update.expected_sha256,
-            "covariance_sha256": update.covariance_sha256,
-        }
+            tensors[f"{name}.keys"] = update.keys
+        said[name] = {"expected_sha256": update.expected_sha256, "covariance_sha256": update.covariance_sha256}
         if update.undo is not None:
-            tensors |= {f"{layer}.undo_index": update.undo.index, f"{layer}.undo_original": update.undo.original}
-            layers[str(layer)]["edited_sha256"] = update.undo.edited_sha256
+            tensors |= {f"{name}.undo_index": update.undo.index, f"{name}.undo_original": update.undo.original}
+            said[name]["edited_sha256"] = update.undo.edited_sha256
     record = json.dumps(
         {
-            "layers": layers,
+            "layers": {str(layer): said[str(layer)] for layer in patch.layers},
+            "beside": {name: said[name] for name in patch.beside},
             "edited": [
                 {**fact_to_record(e.fact), "lookup": e.lookup, "probability": e.probability, "shift": e.shift}
                 | {"steps": e.steps, "columns": e.columns}
@@ -143,6 +144,7 @@ class _Record:
     versions: dict[str, str]
     scores: tuple[dict[str, object], ...] = ()
     base_fingerprint: str = ""
+    beside: dict[str, _Layer] = field(default_factory=dict)
 
 
 def _patch(text: str, tensors: Mapping[str, Tensor]) -> EditPatch:
@@ -174,7 +176,14 @@ def _patch(text: str, tensors: Mapping[str, Tensor]) -> EditPatch:
         versions=record.versions,
         scores=record.scores,
         base_fingerprint=record.base_fingerprint,
+        beside={_matrix_name(name): _layer(name, said, tensors, None) for name, said in record.beside.items()},
     )
+
+
+def _matrix_name(name: str) -> str:
+    if not BESIDE.fullmatch(name):
+        raise UserError(f'"{visible(name[:40])}" is no matrix that an edit changes.')
+    return name
 
 
 def _number(name: str) -> int:
@@ -235,7 +244,7 @@ def _tensor(tensors: Mapping[str, Tensor], name: str) -> Tensor:
 
 
 def _edited(item: Mapping[str, object], where: str) -> EditedFact:
-    names = {field.name for field in fields(_How)}
+    names = {each.name for each in fields(_How)}
     how = to_dataclass(_How, {name: value for name, value in item.items() if name in names}, Place(where))
     if not (0 <= how.probability <= 1 and how.shift >= 0 and how.steps >= 0):
         raise UserError(

@@ -19,7 +19,7 @@ from torch import Tensor
 from nanogpt_edit.common.errors import UserError, quoted
 from nanogpt_edit.data.facts import Fact
 from nanogpt_edit.editing.editor import edit_model, solve_again
-from nanogpt_edit.editing.patch import EditPatch, LayerUpdate, on_grid, product_norm
+from nanogpt_edit.editing.patch import EditPatch, LayerUpdate, on_grid, product_norm, told
 from nanogpt_edit.model.gpt import GPT
 
 
@@ -48,8 +48,8 @@ class PatchDifference:
     conflicts: tuple[Conflict, ...]
     same_base: bool
     """Both expect the same original weights."""
-    weight_change: dict[int, tuple[float, float, float]]
-    """Per layer in either: ‖ΔW‖ of the first, of the second, and of their difference."""
+    weight_change: dict[str, tuple[float, float, float]]
+    """Per weight in either: ‖ΔW‖ of the first, of the second, and of their difference."""
 
 
 def drop_facts(patch: EditPatch, indices: Sequence[int]) -> EditPatch:
@@ -187,16 +187,14 @@ def diff_patches(first: EditPatch, second: EditPatch) -> PatchDifference:
     """Which facts, and how much weight change, two patches share."""
     in_first = {_identity(fact) for fact in first.facts}
     in_second = {_identity(fact) for fact in second.facts}
-    shared = sorted(set(first.layers) & set(second.layers))
-    change: dict[int, tuple[float, float, float]] = {}
-    for layer in sorted(set(first.layers) | set(second.layers)):
-        change[layer] = _weight_change(layer, first.layers.get(layer), second.layers.get(layer))
+    ours, theirs = first.matrices, second.matrices
+    change = {name: _weight_change(name, ours.get(name), theirs.get(name)) for name in {**ours, **theirs}}
     return PatchDifference(
         only_first=tuple(fact for fact in first.facts if _identity(fact) not in in_second),
         only_second=tuple(fact for fact in second.facts if _identity(fact) not in in_first),
         both=tuple(fact for fact in first.facts if _identity(fact) in in_second),
         conflicts=find_conflicts(first, second),
-        same_base=all(first.layers[i].expected_sha256 == second.layers[i].expected_sha256 for i in shared),
+        same_base=all(ours[name].expected_sha256 == theirs[name].expected_sha256 for name in ours if name in theirs),
         weight_change=change,
     )
 
@@ -205,13 +203,13 @@ def _identity(fact: Fact) -> tuple[str, str, str]:
     return (fact.prompt.strip(), fact.subject.strip().casefold(), fact.target_new.strip())
 
 
-def _weight_change(layer: int, a: LayerUpdate | None, b: LayerUpdate | None) -> tuple[float, float, float]:
+def _weight_change(name: str, a: LayerUpdate | None, b: LayerUpdate | None) -> tuple[float, float, float]:
     """‖ΔW‖ of both, and of their difference [L_a, −L_b] · [R_a; R_b]."""
     if a is None or b is None:
         norms = tuple(0.0 if each is None else each.norm() for each in (a, b))
         return norms[0], norms[1], max(norms)
     if (a.left.shape[0], a.right.shape[1]) != (b.left.shape[0], b.right.shape[1]):
-        raise UserError(f"layer {layer} has another size in each patch; they belong to different models.")
+        raise UserError(f"{told(name)} has another size in each patch; they belong to different models.")
     if torch.equal(a.left, b.left) and torch.equal(a.right, b.right):
         return a.norm(), b.norm(), 0.0
     apart = product_norm(torch.cat((a.left, -b.left), dim=1), torch.cat((a.right, b.right)))

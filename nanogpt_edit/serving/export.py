@@ -12,7 +12,7 @@ from nanogpt_edit.common.arguments import checked
 from nanogpt_edit.common.files import write_text
 from nanogpt_edit.common.terminal import progress
 from nanogpt_edit.editing.adapters import described
-from nanogpt_edit.editing.patch import EditPatch, edited_weight
+from nanogpt_edit.editing.patch import EditPatch
 from nanogpt_edit.editing.patch_files import carried_patches
 from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.serving.ollama import modelfile
@@ -39,9 +39,9 @@ def export_gguf(model: GPT, out: str | Path, *, type: FileType = "f32") -> Path:
 def patches_in(model: GPT) -> list[tuple[str, EditPatch]]:
     """The patches in the directory that the model was loaded from, if its weights are still those they made."""
     carried = carried_patches(model.source) if model.source is not None and model.source.is_dir() else []
-    last = {layer: update for _, patch in carried for layer, update in patch.layers.items()}
+    last = {name: update for _, patch in carried for name, update in patch.matrices.items()}
     stands = all(
-        update.undo is not None and tensor_sha256(edited_weight(model, layer)) == update.undo.edited_sha256
-        for layer, update in last.items()
+        update.undo is not None and tensor_sha256(model.get_parameter(name)) == update.undo.edited_sha256
+        for name, update in last.items()
     )
     return carried if stands else []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from nanogpt_edit.common.errors import UserError
 from nanogpt_edit.data.facts import Fact
 from nanogpt_edit.editing.adapters import factors_of, write_gguf_adapter, write_peft
 from nanogpt_edit.editing.editor import edit_model
-from nanogpt_edit.editing.patch import EditPatch, LayerUpdate
+from nanogpt_edit.editing.patch import EditPatch, LayerUpdate, down_name
 from nanogpt_edit.editing.patch_files import save_patch
 from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.model.tokenizer import Tokenizer
@@ -100,6 +101,38 @@ def test_what_llama_cpp_adds_to_the_exported_file_is_the_patch(
     assert not adapter
 
 
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_a_learned_adapter_is_exported_with_all_its_matrices(family: str, tokenizer: Tokenizer, tmp_path: Path) -> None:
+    """q, k and v lie apart in Llama's files, and in llama.cpp's with q and k in another order."""
+    model = GPT(replace(tiny_config(family, vocab_size=tokenizer.vocab_size), mlp_dim=64), seed=0).eval()
+    model.tokenizer = tokenizer
+    patch = edit_model(model, FACTS, replace(CONFIG, method="lora", ft_learning_rate=0.02, lora_rank=3))
+    write_peft(patch, model, tmp_path / "peft", base="me/base")
+    config = json.loads((tmp_path / "peft" / "adapter_config.json").read_text())
+    tensors = load_file(tmp_path / "peft" / "adapter_model.safetensors")
+    write_gguf_adapter(patch, model, tmp_path / "adapter.gguf")
+    adapter = {each.name: np.array(each.data) for each in gguf.GGUFReader(tmp_path / "adapter.gguf").tensors}
+    files: dict[str, dict[str, np.ndarray[Any, Any]]] = {}
+    for kind in ("base", "edited"):
+        with patch.applied(model) if kind == "edited" else nullcontext():
+            save(model, tmp_path / kind)
+            ne.export_gguf(model, tmp_path / f"{kind}.gguf")
+        theirs = AutoModelForCausalLM.from_pretrained(tmp_path / kind)
+        files[kind] = {name: weight.detach().numpy() for name, weight in theirs.named_parameters()}
+        files[kind] |= {each.name: np.array(each.data) for each in gguf.GGUFReader(tmp_path / f"{kind}.gguf").tensors}
+    for name in config["target_modules"]:
+        a, b = (tensors[f"base_model.model.{name}.lora_{letter}.weight"].numpy() for letter in "AB")
+        added = b @ a
+        moved = files["edited"][f"{name}.weight"] - files["base"][f"{name}.weight"]
+        np.testing.assert_allclose(added.T if config["fan_in_fan_out"] else added, moved, atol=1e-6)
+        assert np.abs(moved).max() > 1e-3
+    matrices = {name.rsplit(".", 1)[0] for name in adapter}
+    assert len(matrices) == len(config["target_modules"]) == (8 if family == "gpt2" else 14)
+    for name in matrices:
+        moved = files["edited"][name] - files["base"][name]
+        np.testing.assert_allclose(adapter[f"{name}.lora_b"] @ adapter[f"{name}.lora_a"], moved, atol=1e-6)
+
+
 def test_factors_have_one_rank_and_never_more_than_the_matrix(edited: tuple[GPT, EditPatch]) -> None:
     _, patch = edited
     generator = torch.Generator().manual_seed(0)
@@ -118,7 +151,8 @@ def test_factors_have_one_rank_and_never_more_than_the_matrix(edited: tuple[GPT,
 
     for columns, rank in (((3, 5), 5), ((40,), 32)):
         made = random(*columns)
-        for layer, factors in factors_of(made).items():
+        for layer in made.layers:
+            factors = factors_of(made)[down_name(layer)]
             assert (factors.a.shape, factors.b.shape) == ((rank, 64), (32, rank))
             torch.testing.assert_close(factors.b @ factors.a, made.layers[layer].delta().float(), atol=1e-4, rtol=0)
 

@@ -14,7 +14,15 @@ from torch import Tensor
 
 from nanogpt_edit.common.errors import UserError
 from nanogpt_edit.editing.editor import edit_model, solve_again
-from nanogpt_edit.editing.patch import EditPatch, LayerUpdate, add_delta, edited_weight, on_grid, subtract_delta
+from nanogpt_edit.editing.patch import (
+    EditPatch,
+    LayerUpdate,
+    add_delta,
+    down_name,
+    edited_weight,
+    on_grid,
+    subtract_delta,
+)
 from nanogpt_edit.editing.patch_files import load_patch, save_patch
 from nanogpt_edit.editing.patches import diff_patches, drop_facts, find_conflicts, merge_patches, rebase_patch
 from nanogpt_edit.model.config import GPTConfig
@@ -270,11 +278,11 @@ def test_a_difference_lists_facts_and_norms(model: GPT, patch: EditPatch) -> Non
     assert difference.only_second == ()
     assert len(difference.both) == 2
     assert difference.same_base
-    whole, part, apart = difference.weight_change[0]
+    whole, part, apart = difference.weight_change[down_name(0)]
     assert whole == pytest.approx(float(patch.layers[0].delta().norm()))
     assert apart == pytest.approx(float((patch.layers[0].delta() - smaller.layers[0].delta()).norm()))
     assert part > 0
-    assert diff_patches(patch, patch).weight_change[1][2] == pytest.approx(0.0, abs=1e-6)
+    assert diff_patches(patch, patch).weight_change[down_name(1)][2] == pytest.approx(0.0, abs=1e-6)
 
 
 @pytest.mark.parametrize("wrong", [float("nan"), float("inf")])

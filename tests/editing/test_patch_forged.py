@@ -136,6 +136,18 @@ FORGERIES: dict[str, tuple[Forger, str]] = {
         ),
         "points outside",
     ),
+    "another matrix than an edit changes": (
+        header("beside", {"embed.weight": {"expected_sha256": ""}}),
+        "no matrix that",
+    ),
+    "a layer under its weight's name": (
+        header("beside", {"blocks.0.mlp.down.weight": {"expected_sha256": ""}}),
+        '"blocks.0.mlp.down.weight" is no matrix that',
+    ),
+    "factors that are not there": (
+        header("beside", {"blocks.0.attn.qkv.weight": {"expected_sha256": ""}}),
+        'it has no "blocks.0.attn.qkv.weight.left"',
+    ),
     "undo of two lengths": (
         lambda _, tensors: tensors.update({"0.undo_index": torch.zeros(3, dtype=torch.int32)}),
         "do not fit each other",

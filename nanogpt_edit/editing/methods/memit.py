@@ -152,6 +152,8 @@ class EditedLayer:
         self.left: list[Tensor] = []  # (D, n)
         self.right: list[Tensor] = []  # (n, F)
         self.keys: list[Tensor] = []  # (F, n)
+        self.beside: dict[str, tuple[Tensor, Tensor]] = {}
+        """ΔW of the block's other matrices, by name: (out, n) and (n, in); they are not in the model."""
 
     def add(self, left: Tensor, right: Tensor, keys: Tensor) -> None:
         """The factors and the keys of a batch."""

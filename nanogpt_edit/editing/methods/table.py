@@ -13,6 +13,7 @@ from nanogpt_edit.editing.methods.alphaedit import AlphaEditSolver
 from nanogpt_edit.editing.methods.emmet import EmmetSolver
 from nanogpt_edit.editing.methods.finetune import finetune
 from nanogpt_edit.editing.methods.locft import locft
+from nanogpt_edit.editing.methods.lora import lora
 from nanogpt_edit.editing.methods.memit import EditedLayer, LayerSolver, MemitSolver
 from nanogpt_edit.editing.methods.rome import RomeSolver
 from nanogpt_edit.editing.methods.ultraedit import ultraedit
@@ -28,7 +29,7 @@ SOLVERS: dict[Method, type[LayerSolver]] = {
     "alphaedit": AlphaEditSolver,
     "emmet": EmmetSolver,
 }
-DESCENTS: dict[Method, Descent] = {"ultraedit": ultraedit, "ft": finetune, "locft": locft}
+DESCENTS: dict[Method, Descent] = {"ultraedit": ultraedit, "ft": finetune, "locft": locft, "lora": lora}
 
 
 def solver_of(covariance: Covariance, config: EditConfig, device: torch.device) -> LayerSolver:

@@ -43,6 +43,7 @@ def test_every_method_is_in_the_tables() -> None:
         ("ultraedit", [0, 1], (3,), False, False),
         ("ft", [1], (3,), False, False),
         ("locft", [1], (3,), False, False),
+        ("lora", [0, 1, 2], (3,), False, False),
     ],
 )
 def test_what_a_method_changes(
@@ -132,7 +133,8 @@ def test_a_descent_is_saved_and_comes_off_bit_for_bit(method: Method, family: st
     save_patch(edit_model(model, facts(3), config), tmp_path / "edit.safetensors")
     assert fingerprint(model) == before
     patch = load_patch(tmp_path / "edit.safetensors")
-    assert all(update.norm() > 0 for update in patch.layers.values())
+    assert all(update.norm() > 0 for update in patch.matrices.values())
+    assert bool(patch.beside) is (method == "lora")
     patch = patch.apply(model)
     assert fingerprint(model) != before
     patch.revert(model)
