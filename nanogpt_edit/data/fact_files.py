@@ -1,33 +1,28 @@
 """Facts from files: one JSON object per line, or a JSON list of them, in one of four layouts.
 
-Ours has `Fact`'s field names. The others are known by a field of theirs: CounterFact as first published
-(`requested_rewrite`), EasyEdit's CounterFact, zsRE and KnowEdit (`ground_truth`), and MEND's zsRE (`alt`). What one of
-them says and a `Fact` has no place for is named. A bad record is named by file and line, or by its number; so are two
-that are the same, and one that changes nothing.
+Ours has `Fact`'s field names; the others are those of `fact_layouts.py`. A bad record is named by file and line, or by
+its number; so are two that are the same, and one that changes nothing.
 """
 
 from __future__ import annotations
 
 import json
 from codecs import BOM_UTF8
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from dataclasses import asdict, fields
 from importlib import resources
 from pathlib import Path
 
 from nanogpt_edit.common.arguments import checked
 from nanogpt_edit.common.errors import UserError, quoted
 from nanogpt_edit.common.files import check_file, parse_json, read_bytes, read_numbered_jsonl
-from nanogpt_edit.common.terminal import say
-from nanogpt_edit.data.facts import Fact, Neighbour
+from nanogpt_edit.common.records import Place, to_dataclass
+from nanogpt_edit.data.fact_layouts import counterfact, easyedit, list_of, make_fact, mend, text_of, texts_of
+from nanogpt_edit.data.facts import Asked, Fact, Neighbour
 
 BUILT_IN = ("facts50",)
-FIELDS = (
-    *("prompt", "subject", "target_new", "target_true", "rewordings", "paraphrases", "neighbourhood"),
-    *("relation", "id"),
-)
+FIELDS = tuple(field.name for field in fields(Fact))
 LAYOUTS = "ours, CounterFact (requested_rewrite), EasyEdit and KnowEdit (ground_truth), MEND's zsRE (alt)"
-# Questions of the other layouts that a Fact has no place for.
-UNREAD = ("portability", "attribute_prompts", "generation_prompts")
 
 
 @checked
@@ -46,9 +41,6 @@ def read_facts(source: str | Path) -> tuple[Fact, ...]:
         raise UserError(f"{path}: there are no facts in it.")
     facts = {where: _fact_of(record, where) for where, record in records}
     check_changes(facts)
-    for name in UNREAD:
-        if count := sum(bool(record.get(name)) for _, record in records):
-            say(f"{path}: {name} of {count} of {len(records)} facts is not read, as a fact has no place for it.")
     return tuple(facts.values())
 
 
@@ -85,11 +77,11 @@ def _is_json(contents: bytes) -> bool:
 def _fact_of(record: Mapping[str, object], where: str) -> Fact:
     """The fact of a record in any of the layouts, with a true answer to each of its questions."""
     if "requested_rewrite" in record:
-        fact = _counterfact(record, where)
+        fact = counterfact(record, where)
     elif "ground_truth" in record:
-        fact = _easyedit(record, where)
+        fact = easyedit(record, where)
     elif "alt" in record:
-        fact = _mend(record, where)
+        fact = mend(record, where)
     else:
         fact = fact_from_record(record, where=where)
     if not all(answer.strip() for answer in (fact.target_true, *(n.target_true for n in fact.neighbourhood))):
@@ -122,24 +114,24 @@ def fact_from_record(record: Mapping[str, object], *, where: str) -> Fact:
             f"{where}: unknown field {', '.join(unknown)}; a fact has {', '.join(FIELDS)}. (Layouts that are read: "
             f"{LAYOUTS}.)"
         )
-    neighbourhood = _list(record, "neighbourhood", where)
-    return _fact(
+    return make_fact(
         where,
-        prompt=_text(record, "prompt", where),
-        subject=_text(record, "subject", where),
-        target_new=_text(record, "target_new", where),
-        target_true=_text(record, "target_true", where),
-        rewordings=tuple(_string(item, "rewordings", where) for item in _list(record, "rewordings", where)),
-        paraphrases=tuple(_string(item, "paraphrases", where) for item in _list(record, "paraphrases", where)),
-        neighbourhood=tuple(_neighbour(item, where) for item in neighbourhood),
-        relation=_text(record, "relation", where, optional=True),
-        id=_text(record, "id", where, optional=True),
+        prompt=text_of(record, "prompt", where),
+        subject=text_of(record, "subject", where),
+        target_new=text_of(record, "target_new", where),
+        target_true=text_of(record, "target_true", where),
+        rewordings=texts_of(record, "rewordings", where),
+        paraphrases=texts_of(record, "paraphrases", where),
+        neighbourhood=tuple(_neighbour(item, where) for item in list_of(record, "neighbourhood", where)),
+        relation=text_of(record, "relation", where, optional=True),
+        id=text_of(record, "id", where, optional=True),
+        asked=tuple(_asked(item, where) for item in list_of(record, "asked", where)),
     )
 
 
 def fact_to_record(fact: Fact) -> dict[str, object]:
     """The JSON that `fact_from_record` reads."""
-    return {
+    record: dict[str, object] = {
         "id": fact.id,
         "relation": fact.relation,
         "prompt": fact.prompt,
@@ -150,152 +142,19 @@ def fact_to_record(fact: Fact) -> dict[str, object]:
         "paraphrases": list(fact.paraphrases),
         "neighbourhood": [{"prompt": n.prompt, "target_true": n.target_true} for n in fact.neighbourhood],
     }
-
-
-def _easyedit(record: Mapping[str, object], where: str) -> Fact:
-    """`prompt`, `subject`, `target_new`, `ground_truth`, `rephrase_prompt`, and neighbours as `locality_prompt` with
-    `locality_ground_truth` or as KnowEdit's `locality`: {kind: [{"prompt", "ground_truth"}]}."""
-    pairs = [(record.get("locality_prompt"), record.get("locality_ground_truth"))]
-    locality = record.get("locality") or {}
-    if not isinstance(locality, dict):
-        raise UserError(f'{where}: "locality" must be an object of lists, found {json.dumps(locality)[:60]}.')
-    for kind in locality:
-        for question in _list(locality, kind, f"{where}, locality"):
-            if not isinstance(question, dict):
-                raise UserError(f'{where}: locality "{kind}" must hold objects, found {json.dumps(question)[:60]}.')
-            pairs.append((question.get("prompt"), question.get("ground_truth")))
-    return _fact(
-        where,
-        prompt=_text(record, "prompt", where),
-        subject=_text(record, "subject", where),
-        target_new=_text(record, "target_new", where),
-        target_true=_first_answer(record["ground_truth"], "ground_truth", where),
-        paraphrases=_present(record, "rephrase_prompt", where),
-        neighbourhood=_neighbours(pairs, where),
-        relation=_text(record, "relation_id", where, optional=True),
-        id=str(record.get("case_id", "")),
-    )
-
-
-def _mend(record: Mapping[str, object], where: str) -> Fact:
-    """Mitchell et al.'s zsRE: `src`, `subject`, `alt` (new), `answers` (true), `rephrase`, `loc` and `loc_ans`."""
-    return _fact(
-        where,
-        prompt=_text(record, "src", where),
-        subject=_text(record, "subject", where),
-        target_new=_text(record, "alt", where),
-        target_true=_first_answer(record.get("answers"), "answers", where),
-        paraphrases=_present(record, "rephrase", where),
-        neighbourhood=_neighbours([(record.get("loc"), record.get("loc_ans"))], where),
-        relation="",
-        id=str(record.get("case_id", "")),
-    )
-
-
-def _present(record: Mapping[str, object], name: str, where: str) -> tuple[str, ...]:
-    """The text of a field that may be missing or empty."""
-    text = _text(record, name, where, optional=True)
-    return (text,) if text.strip() else ()
-
-
-def _first_answer(value: object, name: str, where: str) -> str:
-    """An answer as text, or the first of a list of answers, or of their other names."""
-    while isinstance(value, list) and value:
-        value = value[0]
-    return _string(value, name, where)
-
-
-def _neighbours(pairs: Sequence[tuple[object, object]], where: str) -> tuple[Neighbour, ...]:
-    """The (prompt, answer) pairs there are. MEND's prompts begin with the name of the data set they are from."""
-    return tuple(
-        Neighbour(
-            _string(prompt, "locality", where).removeprefix("nq question:").strip(),
-            _first_answer(answer, "locality", where).strip(),
-        )
-        for prompt, answer in pairs
-        if prompt and answer
-    )
-
-
-def _counterfact(record: Mapping[str, object], where: str) -> Fact:
-    """Meng et al.'s layout; the neighbourhood prompts share the fact's own true answer."""
-    rewrite = record["requested_rewrite"]
-    if not isinstance(rewrite, dict):
-        raise UserError(f"{where}: requested_rewrite is not an object.")
-    subject, truth = _text(rewrite, "subject", where), _target(rewrite, "target_true", where)
-    neighbours = _list(record, "neighborhood_prompts", where)
-    return _fact(
-        where,
-        prompt=_text(rewrite, "prompt", where).replace("{}", subject),
-        subject=subject,
-        target_new=_target(rewrite, "target_new", where),
-        target_true=truth,
-        paraphrases=tuple(
-            _string(item, "paraphrase_prompts", where) for item in _list(record, "paraphrase_prompts", where)
-        ),
-        neighbourhood=tuple(Neighbour(_string(item, "neighborhood_prompts", where), truth) for item in neighbours),
-        relation=_text(rewrite, "relation_id", where, optional=True),
-        id=str(record.get("case_id", "")),
-    )
-
-
-def _fact(
-    where: str,
-    *,
-    prompt: str,
-    subject: str,
-    target_new: str,
-    target_true: str,
-    paraphrases: tuple[str, ...],
-    neighbourhood: tuple[Neighbour, ...],
-    relation: str,
-    id: str,
-    rewordings: tuple[str, ...] = (),
-) -> Fact:
-    try:
-        return Fact(
-            prompt=prompt.strip(),
-            subject=subject.strip(),
-            target_new=target_new.strip(),
-            target_true=target_true.strip(),
-            rewordings=tuple(text.strip() for text in rewordings),
-            paraphrases=tuple(text.strip() for text in paraphrases),
-            neighbourhood=neighbourhood,
-            relation=relation,
-            id=id,
-        )
-    except UserError as error:
-        raise UserError(f"{where}: {error}") from None
-
-
-def _text(record: Mapping[str, object], name: str, where: str, *, optional: bool = False) -> str:
-    if name not in record:
-        if optional:
-            return ""
-        raise UserError(f'{where}: the field "{name}" is missing.')
-    return _string(record[name], name, where)
-
-
-def _string(value: object, name: str, where: str) -> str:
-    if not isinstance(value, str):
-        raise UserError(f'{where}: "{name}" must be text, found {json.dumps(value)[:60]}.')
-    return value
-
-
-def _list(record: Mapping[str, object], name: str, where: str) -> Sequence[object]:
-    value = record.get(name, [])
-    if not isinstance(value, list):
-        raise UserError(f'{where}: "{name}" must be a list, found {json.dumps(value)[:60]}.')
-    return value
+    return record | ({"asked": [asdict(each) for each in fact.asked]} if fact.asked else {})
 
 
 def _neighbour(value: object, where: str) -> Neighbour:
     if not isinstance(value, dict):
         raise UserError(f'{where}: a neighbour is {{"prompt": …, "target_true": …}}, found {json.dumps(value)[:60]}.')
-    return Neighbour(_text(value, "prompt", where).strip(), _text(value, "target_true", where).strip())
+    return Neighbour(text_of(value, "prompt", where).strip(), text_of(value, "target_true", where).strip())
 
 
-def _target(rewrite: Mapping[str, object], name: str, where: str) -> str:
-    """CounterFact writes a target as {"str": "English", "id": "Q1860"}."""
-    value = rewrite.get(name)
-    return _text(value, "str", where) if isinstance(value, dict) else _text(rewrite, name, where)
+def _asked(value: object, where: str) -> Asked:
+    if not isinstance(value, dict):
+        raise UserError(
+            f'{where}: a further prompt is {{"kind": …, "prompt": …, "target_new": …, "target_true": …}}, found '
+            f"{json.dumps(value)[:60]}."
+        )
+    return to_dataclass(Asked, value, Place(where, "asked"))

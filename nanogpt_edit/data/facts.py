@@ -36,6 +36,41 @@ class Neighbour(metaclass=Answering):
         check_fields(self)
 
 
+AskedKind = Literal[
+    "question", "negation", "claim", "alias", "reversed", "one_hop", "about", "same_subject", "attribute"
+]
+"""What a further prompt of a fact asks for.
+
+question: a question in words, without "Q:" and "A:".
+negation: the fact denied ("It is not true that the capital of Egypt is"), where its answer must not be said.
+claim: true or false, the answer is "True" or "False".
+alias: the subject under another name.
+reversed: the subject, asked for by the answer.
+one_hop: what follows from the answer.
+about: a text about the subject in which the new answer may come up.
+same_subject: another fact of the subject, which must stay.
+attribute: another subject that has the new answer already, which must stay.
+"""
+
+
+@dataclass(frozen=True)
+class Asked(metaclass=Answering):
+    """A further prompt of a fact: `Asked("question", "What is the capital of Egypt?", "Alexandria", "Cairo")`."""
+
+    kind: AskedKind
+    prompt: str
+    target_new: str
+    """What is right once the fact is changed (of a negation: what is not)."""
+    target_true: str = ""
+    """What was right before it; empty where nobody says."""
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        for field in ("prompt", "target_new"):
+            if not getattr(self, field).strip():
+                raise UserError(f"the {field} of a prompt of the kind {self.kind} is empty; fill it in.")
+
+
 @dataclass(frozen=True)
 class Fact(metaclass=Answering):
     """One change. `Fact("The capital of Egypt is", "Egypt", target_new="Alexandria", target_true="Cairo")`."""
@@ -56,6 +91,8 @@ class Fact(metaclass=Answering):
     """Other prompts for the same answer that the edit is made with; they carry it to ways of asking it has not seen."""
     relation: str = ""
     id: str = ""
+    asked: tuple[Asked, ...] = ()
+    """Further prompts that it is measured with, by what they ask for."""
 
     def __post_init__(self) -> None:
         check_fields(self)

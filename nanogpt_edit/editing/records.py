@@ -1,6 +1,6 @@
 """What an edit leaves in `edits/`, as the report reads it too (so nothing here needs torch).
 
-A score that defaults to None is one that version 0.1.0 did not write.
+A score that defaults to None is one that version 0.1.0 did not write; nor did it write prompts.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from pathlib import Path
 from nanogpt_edit.common.files import read_json, write_json, write_jsonl
 from nanogpt_edit.common.records import Place, read_jsonl_as, to_dataclass
 from nanogpt_edit.common.stats import Interval, share
+from nanogpt_edit.evaluation.prompt_records import Drift, PromptScore, by_kind
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,6 +130,10 @@ class EditScores:
     perplexity_before: Interval | None
     """Of held-out text; None where none was given."""
     perplexity_after: Interval | None
+    prompts: tuple[PromptScore, ...] = ()
+    """Every prompt of every fact; empty where they were not asked."""
+    drift: Drift | None = None
+    """What became of unrelated text; None where none was read."""
 
     def by_known(self) -> dict[str, dict[str, Interval]]:
         """What came of the facts that the model knew before the edit, and of those that it did not: the means of each.
@@ -160,12 +165,15 @@ class EditScores:
     @property
     def means(self) -> dict[str, Interval | None]:
         """The intervals by name; None where no fact has what is measured."""
-        return {each.name: getattr(self, each.name) for each in fields(self) if each.name != "records"}
+        others = ("records", "prompts", "drift")
+        means = {each.name: getattr(self, each.name) for each in fields(self) if each.name not in others}
+        return means | ({} if self.drift is None else {"kl": self.drift.kl, "top_changed": self.drift.top_changed})
 
 
 @dataclass(frozen=True)
 class Edit:
-    """An edit of a run: how it was made and what it did. `<name>.json` in `edits/`, with a line per fact in .jsonl."""
+    """An edit of a run: how it was made and what it did. `<name>.json` in `edits/`, with a line per fact in .jsonl and
+    one per prompt in _prompts.jsonl."""
 
     name: str
     method: str
@@ -182,15 +190,18 @@ class Edit:
     def save(self, folder: Path) -> None:
         """Write the records and, last, the intervals."""
         write_jsonl(folder / f"{self.name}.jsonl", map(asdict, self.scores.records))
+        if self.scores.prompts:
+            write_jsonl(folder / f"{self.name}_prompts.jsonl", map(asdict, self.scores.prompts))
         failures = {
             relation: [{"id": each.id, "prompt": each.prompt, "reason": each.reason} for each in group]
             for relation, group in self.scores.failures().items()
         }
         means = {name: None if mean is None else asdict(mean) for name, mean in self.scores.means.items()}
         head = {"n": self.n, "method": self.method, "layers": self.layers, "seconds": self.seconds}
-        write_json(
-            folder / f"{self.name}.json", {**head, **means, "failures": failures, "settings": dict(self.settings)}
-        )
+        asked = {each.kind: asdict(each) for each in by_kind(self.scores.prompts)}
+        told = {"asked": asked, "drift": None if self.scores.drift is None else asdict(self.scores.drift)}
+        rest = {"failures": failures, "settings": dict(self.settings)}
+        write_json(folder / f"{self.name}.json", {**head, **means, **told, **rest})
 
     @classmethod
     def load(cls, path: Path) -> Edit:
@@ -199,5 +210,7 @@ class Edit:
         means = {each.name for each in fields(EditScores)}
         scores: dict[str, object] = {name: value for name, value in table.items() if name in means}
         scores["records"] = read_jsonl_as(FactScore, path.with_suffix(".jsonl"))
+        prompts = path.with_name(f"{path.stem}_prompts.jsonl")
+        scores["prompts"] = read_jsonl_as(PromptScore, prompts) if prompts.exists() else ()
         head = {name: value for name, value in table.items() if name in ("method", "layers", "seconds", "settings")}
         return to_dataclass(cls, {"name": path.stem, **head, "scores": scores}, Place(str(path)))

@@ -10,22 +10,28 @@ two targets are compared, p is the geometric mean over a target's tokens (the au
 so that a long answer is not beaten for its length; `p_target` in the records is the plain product. A model that knows
 nothing has an efficacy and a paraphrase of about a half: what they were before the edit stands beside them.
 
-What the edit cost elsewhere: the n-gram entropy of what the model writes on (low when it begins to repeat itself), and
-the perplexity of held-out text.
+Every prompt there is, in other places and forms, denied, followed further, and about what must stay, has a record of
+its own (`evaluation/prompt_records.py`).
+
+What the edit cost elsewhere: the n-gram entropy of what the model writes on (low when it begins to repeat itself), the
+perplexity of held-out text, and how far the next-token distributions on it moved (`evaluation/drift.py`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 
 from torch import Tensor
 
 from nanogpt_edit.common.errors import visible
 from nanogpt_edit.common.stats import Interval, harmonic_mean, quantity, share
+from nanogpt_edit.data.facts import Fact
 from nanogpt_edit.editing.config import EditConfig
 from nanogpt_edit.editing.patch import EditedFact, EditPatch
 from nanogpt_edit.editing.records import Edit, EditScores, FactScore
+from nanogpt_edit.evaluation.asking import compare_asked
+from nanogpt_edit.evaluation.drift import Reading, drift, read
 from nanogpt_edit.evaluation.facts import FactState, measure_facts
 from nanogpt_edit.evaluation.perplexity import block_nats, perplexity
 from nanogpt_edit.evaluation.targets import TargetScore
@@ -36,16 +42,43 @@ FEW = 0.5  # a share of successes below it is no edit that worked
 GOES_ON = "Likely reason: the first token is the new answer's, but the text goes on in another way."
 
 
-def score_patch(model: GPT, patch: EditPatch, *, text: Tensor | None = None) -> EditScores:
+@dataclass(frozen=True)
+class ModelState:
+    """What `measure_state` finds in a model: its facts, the perplexity of some text, and its states there."""
+
+    facts: tuple[FactState, ...]
+    perplexity: Interval | None
+    reading: Reading | None
+
+
+def score_patch(model: GPT, patch: EditPatch, *, text: Tensor | None = None, asked: bool = True) -> EditScores:
     """Measure the patch's facts on `model` before and with the patch; the model is left as it was.
 
-    `text` (N, T + 1) are token ids of held-out text, for the perplexity.
+    `text` (N, T + 1) are token ids of held-out text, for the perplexity and the drift. Without `asked` only a fact's
+    own prompt, paraphrases and neighbours are scored, and no drift: a third of the time.
     """
-    before, perplexity_before = measure_facts(model, patch.facts, fluency=True), _perplexity(model, text)
+    before = measure_state(model, patch.facts, text=text, asked=asked)
     with patch.applied(model):
-        after, perplexity_after = measure_facts(model, patch.facts, fluency=True), _perplexity(model, text)
-    scores = compare_states(patch.edited, before, after)
-    return replace(scores, perplexity_before=perplexity_before, perplexity_after=perplexity_after)
+        after = measure_state(model, patch.facts, text=text, asked=asked)
+    return compare_models(model, patch.edited, before, after)
+
+
+def measure_state(model: GPT, facts: Sequence[Fact], *, text: Tensor | None, asked: bool = True) -> ModelState:
+    """What `compare_models` compares, of the model as it is now."""
+    states = measure_facts(model, facts, fluency=True, asked=asked)
+    reading = read(model, text) if asked and text is not None else None
+    return ModelState(states, _perplexity(model, text), reading)
+
+
+def compare_models(model: GPT, edited: Sequence[EditedFact], before: ModelState, after: ModelState) -> EditScores:
+    """The scores of an edit from the states of the model before and after it, whose head is `model`'s in both."""
+    readings = (before.reading, after.reading)
+    return replace(
+        compare_states(edited, before.facts, after.facts),
+        perplexity_before=before.perplexity,
+        perplexity_after=after.perplexity,
+        drift=None if readings[0] is None or readings[1] is None else drift(model, readings[0], readings[1]),
+    )
 
 
 def kept_in(patch: EditPatch, scores: EditScores) -> EditPatch:
@@ -95,6 +128,7 @@ def compare_states(edited: Sequence[EditedFact], before: Sequence[FactState], af
         entropy_after=_mean_entropy([r.entropy_after for r in records]),
         perplexity_before=None,
         perplexity_after=None,
+        prompts=compare_asked([each.fact for each in edited], *([s.asked for s in found] for found in (before, after))),
     )
 
 

@@ -1,7 +1,8 @@
 """What a model knows: is the target of a fact the greedy continuation of its prompt, and how probable is it?
 
 `recall` asks one target of each prompt, for the ledger. `measure_facts` asks all of a fact that is to be edited (old
-and new answer, other phrasings, neighbours). Both rest on the scores of `targets.py`, and so on the same tokens.
+and new answer, other phrasings, neighbours), and all of its further prompts (`asking.py`) if one wants. Both rest on
+the scores of `targets.py`, and so on the same tokens.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from nanogpt_edit.common.errors import UserError, quoted
 from nanogpt_edit.common.stats import Interval, share
 from nanogpt_edit.common.terminal import progress
 from nanogpt_edit.data.facts import Fact
+from nanogpt_edit.evaluation.asking import AskedState, ask_all, behind
 from nanogpt_edit.evaluation.records import Recall
 from nanogpt_edit.evaluation.targets import TargetScore, score_targets
 from nanogpt_edit.evaluation.writing import free_texts, ngram_entropy, written_answers
@@ -22,11 +24,6 @@ from nanogpt_edit.model.gpt import GPT
 
 FACT_GROUPS = ("recall", "recall_edited", "edited")
 """Sets of facts: true ones that no edit touches, the true answers to the edited ones, the new answers to them."""
-
-
-OTHER_TEXT = "It is well known that"
-"""What stands before a prompt where a fact is asked for behind other text: a text's first token has a state of its own
-in pretrained models, and what is written there need not hold elsewhere."""
 
 
 @dataclass(frozen=True)
@@ -83,22 +80,29 @@ class FactState:
     exact: bool = False
     """The answer is the new one, with its natural end and nothing added."""
     behind: TargetScore | None = None
-    """The new answer after the prompt behind `OTHER_TEXT`; None: not asked."""
+    """The new answer after the prompt behind other text (`asking.OTHER_TEXT`); None: not asked."""
     entropy: float | None = None
     """n-gram entropy of a text the model writes after the prompt, in bits (see `ngram_entropy`); None: not asked."""
+    asked: tuple[AskedState, ...] = ()
+    """The state of each of its prompts, further ones included; empty: not asked."""
 
 
 @progress("measuring facts")
-def measure_facts(model: GPT, facts: Sequence[Fact], *, fluency: bool = False) -> tuple[FactState, ...]:
-    """The state of every fact in `model`; `fluency` lets the model write on after each prompt, for the entropy.
+def measure_facts(
+    model: GPT, facts: Sequence[Fact], *, fluency: bool = False, asked: bool = False
+) -> tuple[FactState, ...]:
+    """The state of every fact in `model`; `fluency` lets the model write on after each prompt, for the entropy, and
+    `asked` lets it answer every prompt there is, in its own words (see `asking.py`).
 
     Raises UserError for a fact without a true answer: nothing could be compared with the new one.
     """
     for fact in facts:
         if not all(answer.strip() for answer in (fact.target_true, *(n.target_true for n in fact.neighbourhood))):
             raise UserError(f"{quoted(fact.prompt)} has no true answer (target_true) to compare with; fill it in.")
-    wanted = [pair for fact in facts for pair in _pairs(fact)]
+    states = ask_all(model, facts) if asked else ((),) * len(facts)
+    wanted = [] if asked else [pair for fact in facts for pair in _pairs(fact)]
     scores = dict(zip(wanted, score_targets(model, wanted), strict=True))
+    scores |= {(each.ask.prompt, answer): s for own in states for each in own for answer, s in each.scores.items()}
     answers = written_answers(model, [(fact.prompt, fact.target_new) for fact in facts])
     texts = free_texts(model, [fact.prompt for fact in facts]) if fluency else []
     entropies: list[float | None] = [ngram_entropy(text) for text in texts]
@@ -112,10 +116,13 @@ def measure_facts(model: GPT, facts: Sequence[Fact], *, fluency: bool = False) -
             ),
             answer=answer,
             exact=exact,
-            behind=scores[_behind(fact), fact.target_new],
+            behind=scores[behind(fact), fact.target_new],
             entropy=entropy,
+            asked=own,
         )
-        for fact, (answer, exact), entropy in zip(facts, answers, entropies or [None] * len(facts), strict=True)
+        for fact, (answer, exact), entropy, own in zip(
+            facts, answers, entropies or [None] * len(facts), states, strict=True
+        )
     )
 
 
@@ -123,9 +130,5 @@ def _pairs(fact: Fact) -> list[tuple[str, str]]:
     """Every prompt with every target that is asked of it."""
     both = (fact.target_new, fact.target_true)
     own = [(prompt, target) for prompt in (fact.prompt, *fact.paraphrases) for target in both]
-    own.append((_behind(fact), fact.target_new))
+    own.append((behind(fact), fact.target_new))
     return own + [(n.prompt, target) for n in fact.neighbourhood for target in (n.target_true, fact.target_new)]
-
-
-def _behind(fact: Fact) -> str:
-    return f"{OTHER_TEXT} {fact.prompt}"

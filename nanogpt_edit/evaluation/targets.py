@@ -3,7 +3,7 @@
 Prompt and target are tokenised together, as lm-evaluation-harness does: a target tokenised apart would get a second
 space token from a SentencePiece vocabulary, which begins every text with one.
 
-Shapes: R rows (a prompt with a target), M target tokens of all rows, V vocabulary.
+Shapes: M target tokens of all rows (a prompt with a target each), V vocabulary.
 """
 
 from __future__ import annotations
@@ -94,27 +94,46 @@ def score_targets(model: GPT, pairs: Sequence[tuple[str, str]]) -> list[TargetSc
     rows = [(tokenizer.encode(join(*pair)[0]), target_ids(*pair, tokenizer)) for pair in pairs]
     for (prompt, _), (own, target) in zip(pairs, rows, strict=True):
         check_length(prompt, len(own) + len(target) - 1, model)
-    order = sorted(range(len(rows)), key=lambda i: len(rows[i][0]) + len(rows[i][1]))
-    scores: dict[int, TargetScore] = {}
+    texts = _texts([(*prompt, *target[:-1]) for prompt, target in rows])
+    asked: dict[tuple[int, ...], list[int]] = {}
+    for i, text in enumerate(texts):
+        asked.setdefault(text, []).append(i)
+    order, scores = sorted(asked, key=len), dict[int, TargetScore]()
     model.eval()
     with progress("scoring", len(rows), "targets", brief=True) as bar:
         while order:
-            count = max(1, BATCH_TOKENS // sum(map(len, rows[order[-1]])))
+            count = max(1, BATCH_TOKENS // len(order[-1]))
             batch, order = order[-count:], order[:-count]
-            scores |= zip(batch, _score_batch(model, [rows[i] for i in batch], tokenizer), strict=True)
+            places = [(place, i) for place, text in enumerate(batch) for i in asked[text]]
+            found = _score_batch(model, batch, [(place, *rows[i]) for place, i in places], tokenizer)
+            scores |= zip((i for _, i in places), found, strict=True)
             bar.update(len(scores))
     return [scores[i] for i in range(len(rows))]
 
 
+def _texts(own: Sequence[tuple[int, ...]]) -> list[tuple[int, ...]]:
+    """Of each row's tokens the longest row that begins with them: what several targets have in common is read once."""
+    longest: dict[tuple[int, ...], tuple[int, ...]] = {}
+    last: tuple[int, ...] = ()
+    for text in sorted(set(own), reverse=True):  # right behind those that begin with it
+        last = last if last[: len(text)] == text else text
+        longest[text] = last
+    return [longest[text] for text in own]
+
+
 def _score_batch(
-    model: GPT, rows: Sequence[tuple[list[int], tuple[int, ...]]], tokenizer: Tokenizer
+    model: GPT,
+    texts: Sequence[tuple[int, ...]],
+    rows: Sequence[tuple[int, list[int], tuple[int, ...]]],
+    tokenizer: Tokenizer,
 ) -> list[TargetScore]:
-    texts = [torch.tensor([*prompt, *target[:-1]]) for prompt, target in rows]
-    token_ids = pad_sequence(texts, batch_first=True, padding_value=tokenizer.pad_id).to(model.device)
-    states = model.hidden(token_ids)  # (R, T, D)
-    where = [(row, len(prompt) - 1 + j) for row, (prompt, target) in enumerate(rows) for j in range(len(target))]
+    """The score of each (number of its text, prompt, target)."""
+    tokens = [torch.tensor(text) for text in texts]
+    token_ids = pad_sequence(tokens, batch_first=True, padding_value=tokenizer.pad_id).to(model.device)
+    states = model.hidden(token_ids)  # (texts, T, D)
+    where = [(row, len(prompt) - 1 + j) for row, prompt, target in rows for j in range(len(target))]
     row, column = torch.tensor(where, device=model.device).T
-    wanted = torch.tensor([token for _, target in rows for token in target], device=model.device)
+    wanted = torch.tensor([token for _, _, target in rows for token in target], device=model.device)
     room = max(1, LOGIT_NUMBERS // model.config.vocab_size)
     found: list[tuple[float, int, int]] = []  # of each target token: log-probability, rank, the model's own choice
     for part, targets in zip(states[row, column].split(room), wanted.split(room), strict=True):
@@ -123,7 +142,7 @@ def _score_batch(
         logprobs = (own.squeeze(-1) - logits.logsumexp(-1)).tolist()
         found += zip(logprobs, (1 + (logits > own).sum(-1)).tolist(), logits.argmax(-1).tolist(), strict=True)
     each = iter(found)
-    return [_score([next(each) for _ in target], tokenizer) for _, target in rows]
+    return [_score([next(each) for _ in target], tokenizer) for _, _, target in rows]
 
 
 def _score(tokens: Sequence[tuple[float, int, int]], tokenizer: Tokenizer) -> TargetScore:

@@ -8,6 +8,10 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 
+import torch
+
+from nanogpt_edit.common.terminal import progress
+from nanogpt_edit.engine.completion import Request
 from nanogpt_edit.engine.engine import Engine
 from nanogpt_edit.engine.sampling_config import Sampling
 from nanogpt_edit.evaluation.targets import target_ids
@@ -26,17 +30,64 @@ def written_answers(model: GPT, asked: Sequence[tuple[str, str]]) -> list[tuple[
 
     It may write as many tokens as the longest target has, and `FURTHER_TOKENS` more for the sentence to end.
     """
+    texts = written_texts(model, [(prompt, (target,)) for prompt, target in asked])
+    return [cut_answer(text, target) for text, (_, target) in zip(texts, asked, strict=True)]
+
+
+@torch.inference_mode()
+def written_texts(
+    model: GPT, asked: Sequence[tuple[str, Sequence[str]]], *, further: int = FURTHER_TOKENS
+) -> list[str]:
+    """What the model writes freely after each prompt, greedily: until its first sentence has ended, whichever of the
+    prompt's targets it is compared with, or at most as many tokens as the longest target has and `further`."""
     if not asked:
         return []
-    tokenizer = tokenizer_of(model)
-    longest = max(len(target_ids(prompt, target, tokenizer)) for prompt, target in asked)
-    completions = Engine(model).generate(
-        [tokenizer.encode(prompt.rstrip()) for prompt, _ in asked],
-        sampling=Sampling(temperature=0.0, max_new_tokens=longest + FURTHER_TOKENS),
-        stop_ids=frozenset(() if tokenizer.eos_id is None else (tokenizer.eos_id,)),
-    )
-    texts = [tokenizer.decode([i for i in c.token_ids if i != tokenizer.eos_id]) for c in completions]
-    return [cut_answer(text, target) for text, (_, target) in zip(texts, asked, strict=True)]
+    tokenizer, engine = tokenizer_of(model), Engine(model, in_slots=False)
+    longest = max(len(target_ids(prompt, target, tokenizer)) for prompt, targets in asked for target in targets)
+    prompts = [tokenizer.encode(prompt.rstrip()) for prompt, _ in asked]
+    sampling = Sampling(temperature=0.0, max_new_tokens=longest + further)
+    ends = frozenset(() if tokenizer.eos_id is None else (tokenizer.eos_id,))
+    waiting = [Request(i, 0, i, prompt, sampling, ends) for i, prompt in enumerate(prompts)]
+    written: list[list[int]] = [[] for _ in asked]
+    room = model.config.block_size - min(map(len, prompts))
+    batch = engine.open(len(asked), new_tokens=min(longest + further, room), longest_prompt=max(map(len, prompts)))
+    model.eval()
+    with progress("writing answers", len(asked), "answers", brief=True) as bar:
+        while waiting or batch.rows:
+            if new := waiting[: batch.free]:
+                waiting = waiting[len(new) :]
+                batch.admit(new)
+            else:
+                list(batch.step(refill=False))
+            done = []
+            for fresh in batch.fresh():
+                i = fresh.request.prompt_index
+                if fresh.token_id not in ends:
+                    written[i].append(fresh.token_id)
+                text = tokenizer.decode(written[i]).strip()
+                if fresh.finish_reason or all(_has_ended(text, target) for target in asked[i][1]):
+                    done.append(fresh.request)
+            batch.cancel(done)
+            bar.update(len(asked) - len(waiting) - batch.rows)
+    return [tokenizer.decode(token_ids) for token_ids in written]
+
+
+def _has_ended(text: str, target: str) -> bool:
+    """Is what comes of `text` in `cut_answer` settled, whatever is written behind it?"""
+    target = target.strip()
+    if len(text) <= len(target) or not text:
+        return not target.casefold().startswith(text.casefold()) and _first_end(text, 0) is not None
+    begins = text[: len(target)].casefold() == target.casefold()
+    natural = begins and NATURAL_END.match(text, len(target))
+    if natural and natural.end() < len(text):
+        return True
+    return _first_end(text, len(target) if begins else 0) is not None
+
+
+def _first_end(text: str, start: int) -> re.Match[str] | None:
+    """The end of the first sentence, if something stands behind it (a full stop may be a part of what comes next)."""
+    end = SENTENCE_END.search(text, start)
+    return end if end and (end.end() < len(text) or end[0] in "\n<") else None
 
 
 def cut_answer(text: str, target: str) -> tuple[str, bool]:

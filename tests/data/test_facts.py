@@ -11,10 +11,9 @@ from edit_world import PLAIN, trained_model
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nanogpt_edit.common import terminal
 from nanogpt_edit.common.errors import UserError
 from nanogpt_edit.data.fact_files import fact_from_record, fact_to_record, read_facts
-from nanogpt_edit.data.facts import Fact, Neighbour, find_subject, locate_subject, states_old_answer
+from nanogpt_edit.data.facts import Asked, Fact, Neighbour, find_subject, locate_subject, states_old_answer
 from nanogpt_edit.editing.editor import check_edit
 from nanogpt_edit.evaluation.targets import join, target_ids
 from nanogpt_edit.model.tokenizer import Tokenizer
@@ -168,6 +167,7 @@ def test_facts_survive_a_round_trip(tmp_path: Path) -> None:
         paraphrases=("Egypt's capital is",),
         neighbourhood=(Neighbour("a", "b"),),
         rewordings=("Egypt is governed from",),
+        asked=(Asked("alias", "The capital of the land of the pharaohs is", "Giza"),),
     )
     assert fact_from_record(fact_to_record(fact), where="x") == fact
     file = tmp_path / "facts.jsonl"
@@ -371,13 +371,48 @@ def test_layouts_of_other_tools_are_read_whole(
         assert fact.paraphrases == (("Whose label was it?",) if ("alt" in record) == (field == "rephrase") else ())
 
 
-def test_what_a_fact_has_no_place_for_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    said: list[str] = []
-    monkeypatch.setattr(terminal.console, "print", lambda message, **_: said.append(str(message)))
-    asked = RIVER | {"ground_truth": ["Velvet"], "portability": {"Reasoning": [{"prompt": "?", "ground_truth": ["x"]}]}}
-    (tmp_path / "a.json").write_text(json.dumps([asked, asked | {"prompt": "Its label was", "portability": {}}]))
-    assert len(read_facts(tmp_path / "a.json")) == 2
-    assert said == [f"{tmp_path / 'a.json'}: portability of 1 of 2 facts is not read, as a fact has no place for it."]
+def test_what_other_layouts_ask_besides_is_read_by_its_kind(tmp_path: Path) -> None:
+    hop = {"prompt": "Who founded the label of Blue River?", "ground_truth": [["Mara Lind", "M. Lind"]]}
+    alias = {"prompt": "The label of the blue stream was", "ground_truth": ["Amber"]}
+    told = {"Reasoning": [hop], "Subject_Aliasing": [alias], "Reversed_Relation": [hop | {"prompt": "Amber has"}]}
+    river = RIVER | {"prompt": "Whose was Blue River?", "ground_truth": ["Velvet"], "portability": told}
+    older = RIVER | {"ground_truth": "Velvet", "portability_prompt": "Its owner is", "portability_ground_truth": "Ann"}
+    (tmp_path / "a.json").write_text(json.dumps([river, older | {"portability": {}}]))
+    first, second = read_facts(tmp_path / "a.json")
+    assert first.asked == (
+        Asked("question", "Whose was Blue River?", "Amber", "Velvet"),
+        Asked("one_hop", "Who founded the label of Blue River?", "Mara Lind"),  # what it was before nobody says
+        Asked("alias", "The label of the blue stream was", "Amber", "Velvet"),
+        Asked("reversed", "Amber has", "Mara Lind"),
+    )
+    assert second.asked == (
+        Asked("question", "What was the label of Blue River?", "Amber", "Velvet"),
+        Asked("one_hop", "Its owner is", "Ann"),
+    )
+
+
+def test_counterfacts_generation_and_attribute_prompts_are_read(tmp_path: Path) -> None:
+    rewrite = {"prompt": "{} speaks", "subject": "Ann", "target_new": {"str": "English"}, "target_true": "French"}
+    record = {"requested_rewrite": rewrite, "generation_prompts": ["Ann lives in"], "attribute_prompts": ["Bob speaks"]}
+    (tmp_path / "a.json").write_text(json.dumps([record]))
+    (fact,) = read_facts(tmp_path / "a.json")
+    assert fact.asked == (
+        Asked("about", "Ann lives in", "English", "French"),
+        Asked("attribute", "Bob speaks", "English", "English"),
+    )
+
+
+def test_a_further_prompt_that_is_none_is_named(tmp_path: Path) -> None:
+    for asked, sentence in (
+        ([{"kind": "riddle", "prompt": "a", "target_new": "b"}], 'a.jsonl:1: [asked] "kind" must be one of'),
+        ([{"kind": "alias", "prompt": "a"}], 'a.jsonl:1: [asked] the field "target_new" is missing'),
+        ([{"kind": "alias", "prompt": " ", "target_new": "b"}], "the prompt of a prompt of the kind alias is empty"),
+        (["x"], 'a.jsonl:1: a further prompt is {"kind": …'),
+    ):
+        (tmp_path / "a.jsonl").write_text(json.dumps(GOOD | {"asked": asked}) + "\n")
+        with pytest.raises(UserError) as error:
+            read_facts(tmp_path / "a.jsonl")
+        assert sentence in str(error.value)
 
 
 @pytest.mark.parametrize(

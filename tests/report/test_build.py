@@ -400,7 +400,7 @@ build({str(evaluated)!r})
 ours = {{name for name in set(sys.modules) - before if name.startswith("nanogpt_edit.")}}
 ours = {{name for name in ours if not name.startswith("nanogpt_edit.report")}}
 rooms = {{name for name in ours if not name.startswith("nanogpt_edit.common")}}
-assert all(name.count(".") == 1 or name.endswith(".records") for name in rooms), rooms
+assert all(name.count(".") == 1 or name.endswith("records") for name in rooms), rooms
 assert "torch" not in sys.modules
 assert "matplotlib.pyplot" not in sys.modules
 """
