@@ -117,6 +117,8 @@ class Batch:
 
     def step(self, *, refill: bool) -> Iterator[Completion]:
         """Give out rows that have finished, then advance the others by one token."""
+        if not self.rows:
+            return
         leaving = int(self.finished.sum())
         if leaving and (leaving == self.rows or leaving >= self.rows * LEAVE_SHARE):
             yield from self._remove_finished()

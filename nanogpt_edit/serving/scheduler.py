@@ -294,6 +294,8 @@ class Scheduler:
     def _rest(self, lane: Lane) -> None:
         """Let go of the model where nothing runs: whoever wants it alone has it now."""
         if lane.begun and not lane.owner:
+            if lane.batch is not None:
+                lane.batch.cancel(lane.batch.requests)  # rows that are finished and have not left yet
             lane.begun = False
             self.shelf.end(lane.name)
 

@@ -1,0 +1,72 @@
+"""A server in a process of its own, and a client of it that costs little: one connection, JSON in and out."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+Json = dict[str, object]
+
+
+@dataclass(frozen=True)
+class Process:
+    """A running `nanogpt-edit serve`."""
+
+    port: int
+    pid: int
+
+    @property
+    def resident_bytes(self) -> int:
+        with open(f"/proc/{self.pid}/statm", encoding="ascii") as file:
+            return int(file.read().split()[1]) * 4096
+
+
+@contextmanager
+def server(models: Sequence[str], *flags: str) -> Iterator[Process]:
+    """Serve `models` on a free port; ended by SIGTERM."""
+    command = [sys.executable, "-m", "nanogpt_edit", "serve", *models, "--port", "0", *flags]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    try:
+        said = next((line for line in process.stderr if "http://" in line), "")
+        found = re.search(r":(\d+)/", said)
+        if found is None:
+            raise SystemExit(f"the server did not start: {said}")
+        yield Process(int(found[1]), process.pid)
+    finally:
+        process.send_signal(signal.SIGTERM)
+        print(process.communicate(timeout=60)[1].strip())
+
+
+class Connection:
+    """One client. It opens its connection when it has none."""
+
+    def __init__(self, port: int) -> None:
+        self.port = port
+        self.reader: asyncio.StreamReader | None = None
+        self.writer: asyncio.StreamWriter | None = None
+
+    async def post(self, path: str, body: Json | bytes) -> tuple[int, Json]:
+        """(status, what came)."""
+        raw = body if isinstance(body, bytes) else json.dumps(body).encode()
+        if self.writer is None:
+            self.reader, self.writer = await asyncio.open_connection("127.0.0.1", self.port)
+        head = f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
+        self.writer.write(f"{head}Content-Length: {len(raw)}\r\n\r\n".encode() + raw)
+        assert self.reader is not None
+        head = (await self.reader.readuntil(b"\r\n\r\n")).decode("latin-1").lower()
+        length = re.search(r"content-length: (\d+)", head)
+        found = await self.reader.readexactly(int(length[1]) if length else 0)
+        return int(head.split()[1]), json.loads(found)
+
+    def close(self) -> None:
+        if self.writer is not None:
+            self.writer.close()
+        self.reader = self.writer = None

@@ -1,0 +1,181 @@
+"""Who writes when: slots are shared in turn, who leaves gives theirs back, and nobody is served half-edited weights."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from itertools import count
+
+import pytest
+import torch
+from serving_run import small_model
+
+from nanogpt_edit.engine.completion import Fresh, Request
+from nanogpt_edit.engine.engine import Engine
+from nanogpt_edit.engine.sampling_config import Sampling
+from nanogpt_edit.model.gpt import GPT
+from nanogpt_edit.serving.models import Shelf, UnknownModel
+from nanogpt_edit.serving.scheduler import Ending, Full, Job, Room, Scheduler
+
+PROMPT = (5, 6, 7)
+NUMBERS = count()
+
+
+class Client:
+    """Asks for `rows` texts, and keeps what comes."""
+
+    def __init__(self, scheduler: Scheduler, rows: int, *, tokens: int = 12, model: str = "m", **job: bool) -> None:
+        self.tokens: dict[Request, list[int]] = {}
+        self.first: dict[Request, float] = {}
+        self.errors: list[Exception] = []
+        self.done = threading.Event()
+        self.left = rows
+        number = next(NUMBERS)
+        self.requests = [
+            Request(number, row, 0, PROMPT, Sampling(1.0, None, 1.0, tokens, seed=row), frozenset())
+            for row in range(rows)
+        ]
+        scheduler.submit(Job(model, self.requests, self.take, self.fail, **job))
+
+    def take(self, written: list[Fresh]) -> None:
+        for each in written:
+            self.first.setdefault(each.request, time.monotonic())
+            self.tokens.setdefault(each.request, []).append(each.token_id)
+            self.left -= each.finish_reason is not None
+        if not self.left:
+            self.done.set()
+
+    def fail(self, error: Exception) -> None:
+        self.errors.append(error)
+        self.done.set()
+
+    def texts(self) -> list[list[int]]:
+        assert self.done.wait(20) and not self.errors
+        return [self.tokens[request] for request in self.requests]
+
+
+@pytest.fixture
+def model() -> GPT:
+    return small_model()
+
+
+@pytest.fixture
+def scheduler(model: GPT) -> Iterator[Scheduler]:
+    shelf = Shelf()
+    shelf.add("m", model)
+    shelf.add("other", small_model(seed=1))
+    scheduler = Scheduler(shelf, Room(rows=4, waiting=12))
+    yield scheduler
+    scheduler.close()
+
+
+def alone(model: GPT, rows: int, tokens: int) -> list[list[int]]:
+    texts = [
+        Engine(model).generate([PROMPT], sampling=Sampling(1.0, None, 1.0, tokens, seed=row), n=row + 1)[row].token_ids
+        for row in range(rows)
+    ]
+    return [list(text) for text in texts]
+
+
+@pytest.mark.parametrize("tokens", [1, 12])
+def test_texts_are_those_of_the_engine_whoever_comes_beside(scheduler: Scheduler, model: GPT, tokens: int) -> None:
+    """Also where there are more than fit, again and again, and where a text ends with its first token."""
+    expected = alone(model, 3, tokens)
+    for _ in range(4):
+        clients = [Client(scheduler, 3, tokens=tokens, each_token=number % 2 == 0) for number in range(4)]
+        other = Client(scheduler, 3, tokens=tokens, model="other")
+        assert all(client.texts() == expected for client in clients)
+        assert other.texts() != expected
+    assert (scheduler.running, scheduler.waiting) == (0, 0)
+
+
+def test_a_client_who_asks_for_little_does_not_wait_for_one_who_asks_for_much(scheduler: Scheduler) -> None:
+    much = Client(scheduler, 12, tokens=50)
+    little = Client(scheduler, 1, tokens=50)
+    assert much.done.wait(20) and little.done.wait(20)
+    begun = sorted(much.first.values())
+    assert little.first[little.requests[0]] < begun[5]
+
+
+def test_more_than_may_wait_is_refused(scheduler: Scheduler) -> None:
+    Client(scheduler, 16, tokens=50)
+    with pytest.raises(Full):
+        Client(scheduler, 1)
+    with pytest.raises(UnknownModel, match="no model"):
+        Client(scheduler, 1, model="nobody")
+
+
+def test_who_leaves_gives_the_slot_back_within_a_step(scheduler: Scheduler) -> None:
+    """The next one writes at once, though the row had a thousand steps to go; nothing more comes for who has left."""
+    leaving = [Client(scheduler, 1, tokens=60) for _ in range(4)]
+    while not all(client.tokens for client in leaving):
+        time.sleep(0.001)
+    steps = {id(client): len(client.tokens[client.requests[0]]) for client in leaving}
+    for client in leaving:
+        scheduler.cancel(client.requests)
+    after = Client(scheduler, 4, tokens=2)
+    after.texts()
+    for client in leaving:
+        assert len(client.tokens[client.requests[0]]) <= steps[id(client)] + 20 < 60
+    assert scheduler.running == 0
+
+
+def test_weights_change_only_between_texts(scheduler: Scheduler, model: GPT) -> None:
+    """Every text is wholly that of the old weights or wholly that of the new ones."""
+    old = alone(model, 2, 40)
+    clients = [Client(scheduler, 2, tokens=40) for _ in range(4)]
+    with scheduler.shelf.exclusive("m") as held, torch.no_grad():
+        running = scheduler.running
+        for weight in held.parameters():
+            weight.mul_(1.1)
+            time.sleep(0.001)
+        late = Client(scheduler, 2, tokens=40)
+        time.sleep(0.05)
+        assert not late.tokens
+    new = alone(model, 2, 40)
+    assert running == 0 and old != new
+    assert late.texts() == new
+    assert all(client.texts() in (old, new) for client in clients)
+
+
+def test_a_question_is_answered_between_two_steps(scheduler: Scheduler, model: GPT) -> None:
+    Client(scheduler, 2, tokens=50)
+    assert scheduler.ask("m", lambda found: found is model).result(20)
+    with pytest.raises(ZeroDivisionError):
+        scheduler.ask("m", lambda found: 1 / 0).result(20)
+
+
+def test_a_model_that_is_taken_away_is_so_after_its_texts(scheduler: Scheduler) -> None:
+    client = Client(scheduler, 2, tokens=50, model="other")
+    while not client.tokens:
+        time.sleep(0.001)
+    scheduler.shelf.remove("other")
+    client.texts()
+    with pytest.raises(UnknownModel):
+        Client(scheduler, 1, model="other")
+    assert scheduler.shelf.names() == ["m"]
+
+
+def test_a_request_that_takes_too_long_is_cut(model: GPT) -> None:
+    shelf = Shelf()
+    shelf.add("m", model)
+    scheduler = Scheduler(shelf, Room(rows=1, seconds=0.0))
+    client = Client(scheduler, 3, tokens=60)
+    assert client.done.wait(20)
+    assert [type(error) for error in client.errors] == [TimeoutError]
+    scheduler.close()
+    with pytest.raises(Ending):
+        Client(scheduler, 1)
+
+
+def test_damaged_weights_fail_the_request_and_not_the_server(scheduler: Scheduler, model: GPT) -> None:
+    with scheduler.shelf.exclusive("m"), torch.no_grad():
+        kept = model.norm.get_parameter("weight").clone()
+        model.norm.get_parameter("weight")[3] = float("nan")
+    client = Client(scheduler, 1)
+    assert client.done.wait(20)
+    assert "logits are not finite" in str(client.errors[0])
+    with scheduler.shelf.exclusive("m"), torch.no_grad():
+        model.norm.get_parameter("weight").copy_(kept)
+    assert Client(scheduler, 3).texts() == alone(model, 3, 12)
