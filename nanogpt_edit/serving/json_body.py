@@ -41,12 +41,15 @@ class JsonRoute(APIRoute):
 
 def sentence_of(error: RequestValidationError) -> tuple[str, str | None]:
     """What is wrong with a body, and with which field of it."""
-    found = error.errors()[0]
+    every = error.errors()  # of a field that may be of several types one for each: those it is not are no news
+    found = next((each for each in every if not each["type"].endswith("_type")), every[0])
     where = [str(part) for part in found["loc"] if part != "body"]
     field = where[0] if where else None
     message = str(found["msg"]).removeprefix("Value error, ")
     if found["type"] == "extra_forbidden":
         return f'unknown field "{field}"; take it out.', field
+    if field is None and found["type"] == "missing":
+        return "the request is empty; send JSON.", None
     if found["type"] == "missing":
         return f'the field "{field}" is missing.', field
     return f"{field or 'the request'}: {message[:1].lower()}{message[1:]}.", field

@@ -46,6 +46,7 @@ class Limits:
     """Other sites whose pages may ask (CORS): "https://example.org"."""
     body_bytes: int = 1 << 20
     header_bytes: int = 32 << 10
+    headers: int = 128
     patience_seconds: float = 20.0
     """For a whole request to arrive, from the connection or the last answer on."""
     connections: int = 512
@@ -110,9 +111,14 @@ class Guard:
         await self.app(scope, replay(body, receive), guarded)
 
     def check(self, scope: Scope, headers: Headers) -> None:
-        """Raise Refused for a request from elsewhere, or without the token."""
+        """Raise Refused for a request with too large a head, from elsewhere, or without the token."""
+        size = len(scope["raw_path"]) + len(scope["query_string"]) + sum(map(sum_of_lengths, headers.raw))
+        if size > self.limits.header_bytes or len(headers.raw) > self.limits.headers:
+            raise Refused(431, f"its headers are too large; {self.limits.header_bytes:,} bytes are read.")
+        if scope["http_version"] not in ("1.0", "1.1"):
+            raise Refused(400, "this is no HTTP/1.1.")
         hosts = headers.getlist("host")
-        if len(hosts) > 1 or (not hosts and scope.get("http_version") == "1.1"):
+        if len(hosts) > 1 or (not hosts and scope["http_version"] == "1.1"):
             raise Refused(400, f"the request has {len(hosts)} headers Host; send one.")
         host = hosts[0] if hosts else None
         if host is not None:
@@ -180,6 +186,11 @@ class Guard:
             raise Refused(
                 408, f"{len(found)} bytes came within {seconds:g} s; send faster.", Connection="close"
             ) from None
+
+
+def sum_of_lengths(header: tuple[bytes, bytes]) -> int:
+    name, value = header
+    return len(name) + len(value)
 
 
 def replay(body: bytes, receive: Receive) -> Receive:
