@@ -11,6 +11,7 @@ from __future__ import annotations
 import errno
 import importlib
 import io
+import logging
 import os
 import re
 import signal
@@ -53,6 +54,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "ledger": ("what each step of a run gained and cost, as a table", "nanogpt_edit.commands.report:ledger"),
     "report": ("write the report of a run again from its files", "nanogpt_edit.commands.report:report"),
     "info": ("family, sizes, tokenizer, fingerprint and history of a model", "nanogpt_edit.commands.info:info"),
+    "completion": ("print the script that completes verbs and flags", "nanogpt_edit.commands.completion:completion"),
 }
 
 OWN_HELP = ("cache", "export", "patch")  # verbs with verbs of their own
@@ -114,6 +116,9 @@ def prepare_streams() -> bool:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; `arguments` default to the process's own. Returns the exit status."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if arguments[:1] in (["--quiet"], ["-q"]):
+        arguments = arguments[1:]
+        logging.getLogger("nanogpt_edit").setLevel(logging.WARNING)
     verb = arguments[0] if arguments else "--help"
     try:
         if verb in ("--help", "-h", "help"):
@@ -242,6 +247,8 @@ def overview() -> str:
         f"{PROGRAM} {__version__}: teach a GPT to reason, edit the facts in its weights, prove what each step did.\n\n"
         f"usage: {PROGRAM} VERB [arguments]\n\n{verbs}\n\n"
         f"{PROGRAM} VERB --help explains every argument of a verb, with its unit and default.\n"
+        f"{PROGRAM} --quiet VERB shows results and errors only.\n"
+        "Exit status: 0 done, 2 a mistake to mend, 3 an expectation of the recipe failed, 130 interrupted, 143 ended.\n"
         f"First steps: {PROGRAM} run tiny --out runs/tiny"
     )
 

@@ -167,6 +167,8 @@ class Evaluate:
     problems: ProblemsConfig = ProblemsConfig()
     world: WorldConfig = WorldConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
+    json: bool = False
+    """Print JSON in the place of the table."""
 
 
 @dataclass(frozen=True)
@@ -177,6 +179,8 @@ class Compare:
     """Records of an evaluation (its .jsonl file or its --out folder), or a stage of a run (runs/tiny/sft)."""
     after: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="AFTER")]
     """The same for the other checkpoint."""
+    json: bool = False
+    """Print JSON in the place of the table."""
 
 
 @dataclass(frozen=True)
@@ -186,7 +190,7 @@ class Serve:
     Texts that are being written then are finished first. Needs the extra: pip install 'nanogpt-edit[serve]'.
     """
 
-    models: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
+    models: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="MODEL", help_behavior_hint="")]
     """A run's folder (its checkpoints: base, sft, grpo, edited), model directories, hub names, .gguf files,
     pip:NAME==VERSION, nanoGPT ckpt.pt files; and patches of these models, each offered as MODEL+PATCH."""
     host: str = "127.0.0.1"
@@ -195,9 +199,9 @@ class Serve:
     """Port to listen on; 0 takes a free one."""
     token: str | None = None
     """What everybody who asks must bring: Authorization: Bearer TOKEN."""
-    names: tuple[str, ...] = ()
+    names: Annotated[tuple[str, ...], tyro.conf.arg(help_behavior_hint="(none)")] = ()
     """Further names that this server is reached by; a request for another one is refused."""
-    origins: tuple[str, ...] = ()
+    origins: Annotated[tuple[str, ...], tyro.conf.arg(help_behavior_hint="(none)")] = ()
     """Sites whose pages may ask (https://example.org); by default the server's own page alone."""
     device: str = "auto"
     """auto (a GPU when there is one), cpu, cuda, cuda:1, …"""
@@ -247,6 +251,8 @@ class Ledger:
 
     run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """Folder of the run."""
+    json: bool = False
+    """Print the run's summary.json in the place of the table."""
 
 
 @dataclass(frozen=True)
@@ -255,6 +261,20 @@ class Info:
 
     model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
     """A model directory, a hub name (gpt2), a .gguf file, pip:NAME==VERSION, or a nanoGPT ckpt.pt."""
+    json: bool = False
+    """Print JSON in the place of the table."""
+
+
+@dataclass(frozen=True)
+class Completion:
+    """Print a script that completes verbs and flags with the tab key.
+
+    For bash: nanogpt-edit completion bash > ~/.local/share/bash-completion/completions/nanogpt-edit. For zsh: the same
+    with zsh, into a file _nanogpt-edit in a folder of $fpath.
+    """
+
+    shell: Annotated[Literal["bash", "zsh"], tyro.conf.Positional, tyro.conf.arg(metavar="SHELL")]
+    """Whose script."""
 
 
 def named_recipe(arguments: list[str], *, verb: str) -> tuple[str, Recipe, list[str]]:
@@ -286,6 +306,7 @@ KINDS: dict[str, type[Any]] = {
     "ledger": Ledger,
     "report": Report,
     "info": Info,
+    "completion": Completion,
 }
 
 

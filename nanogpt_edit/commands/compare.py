@@ -6,7 +6,7 @@ from pathlib import Path
 
 from nanogpt_edit.commands.arguments import Compare
 from nanogpt_edit.commands.parse import parse
-from nanogpt_edit.commands.show import show_differences
+from nanogpt_edit.commands.show import show_differences, show_json
 from nanogpt_edit.common.errors import UserError
 from nanogpt_edit.evaluation.compare import KEPT_BESIDE, compare_evaluations
 
@@ -17,7 +17,7 @@ def compare(arguments: list[str]) -> int:
     differences = compare_evaluations(records_of(chosen.before), records_of(chosen.after))
     if not differences:
         raise UserError(f"{chosen.before} and {chosen.after} have no graded problems in common; evaluate both first.")
-    show_differences(differences)
+    (show_json if chosen.json else show_differences)(differences)
     return 0
 
 

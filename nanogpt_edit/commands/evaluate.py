@@ -11,7 +11,7 @@ from torch import Tensor
 from nanogpt_edit.checkpoint.checkpoint import load
 from nanogpt_edit.commands.arguments import Evaluate, Split
 from nanogpt_edit.commands.parse import parse
-from nanogpt_edit.commands.show import show_metrics
+from nanogpt_edit.commands.show import show_json, show_metrics
 from nanogpt_edit.commands.speaker import load_speaker
 from nanogpt_edit.common import distributed
 from nanogpt_edit.common.device import autocast, choose_device
@@ -52,7 +52,7 @@ def run(arguments: list[str]) -> int:
     check_sizes(Recipe(world=chosen.world, evaluate=chosen.evaluate))
     with folder_to_fill(chosen.out):
         found = measure_alone(chosen) if path is None else measure_in_run(chosen, recipe)
-        show_metrics(found.metrics)
+        (show_json if chosen.json else show_metrics)(found.metrics)
         if chosen.out is not None and distributed.is_first():
             found.save(chosen.out)
             say(f"Records: {chosen.out / found.stage}.jsonl")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from nanogpt_edit.checkpoint.checkpoint import fingerprint, load
 from nanogpt_edit.commands.arguments import Info
 from nanogpt_edit.commands.parse import parse
+from nanogpt_edit.commands.show import show_json
 from nanogpt_edit.common.errors import visible
 from nanogpt_edit.common.reasoning import REASONING_TEMPLATE
 from nanogpt_edit.model.config import GPTConfig
@@ -18,6 +19,9 @@ def info(arguments: list[str]) -> int:
     """The verb `info`."""
     chosen = parse(Info, arguments, verb="info")
     rows = describe(load(chosen.model))
+    if chosen.json:
+        show_json(dict(rows))
+        return 0
     width = max(len(name) for name, _ in rows) + 2
     for name, value in rows:
         print(f"{name:<{width}}{visible(value)}")

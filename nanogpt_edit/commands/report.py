@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from nanogpt_edit.commands.arguments import Ledger, Report
 from nanogpt_edit.commands.parse import parse
-from nanogpt_edit.commands.show import show
+from nanogpt_edit.commands.show import show, show_json
 from nanogpt_edit.report import build, numbers, terminal_summary
 
 
 def ledger(arguments: list[str]) -> int:
     """The verb `ledger`."""
-    show(terminal_summary(numbers(parse(Ledger, arguments, verb="ledger").run)))
+    chosen = parse(Ledger, arguments, verb="ledger")
+    found = numbers(chosen.run)
+    if chosen.json:
+        show_json(found.as_json())
+    else:
+        show(terminal_summary(found))
     return 0
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Mapping
+from dataclasses import asdict, is_dataclass
 
 from rich.console import Console, JustifyMethod, RenderableType
 from rich.table import Table
@@ -35,6 +38,21 @@ def show_differences(differences: Mapping[str, Difference]) -> None:
             marked(found),
         )
     show(table)
+
+
+def show_json(value: object) -> None:
+    """On standard output, for a program; what is no JSON (NaN) is null."""
+    print(json.dumps(_plain(value), indent=2, ensure_ascii=False, allow_nan=False))
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if is_dataclass(value) and not isinstance(value, type):
+        return _plain(asdict(value))
+    if isinstance(value, Mapping):
+        return {str(name): _plain(inner) for name, inner in value.items()}
+    return [_plain(inner) for inner in value] if isinstance(value, list | tuple) else value
 
 
 def marked(change: Difference) -> str:

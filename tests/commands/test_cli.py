@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib
+import logging
 import pickle
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,7 +22,7 @@ import pytest
 from nanogpt_edit import __version__, cli
 from nanogpt_edit.commands.arguments import KINDS
 from nanogpt_edit.commands.parse import parse
-from nanogpt_edit.common import stopping
+from nanogpt_edit.common import stopping, terminal
 from nanogpt_edit.common.errors import UserError
 
 
@@ -72,6 +74,42 @@ def test_help_of_a_verb_imports_nothing_heavy(verb: str) -> None:
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert ended.stdout.splitlines()[-1] == "[]"
     assert f"usage: nanogpt-edit {verb}" in ended.stdout
+
+
+def test_quiet_shows_results_and_errors_only(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told: list[bool] = []
+
+    def verb(arguments: list[str]) -> int:
+        told.append(terminal.heard())
+        sys.stdout.write(" ".join(arguments) + "\n")
+        raise UserError("a mistake.")
+
+    monkeypatch.setattr(cli, "find_verb", lambda name: verb)
+    level = logging.getLogger("nanogpt_edit").level
+    try:
+        assert cli.main(["--quiet", "run", "tiny"]) == 2
+        assert capsys.readouterr() == ("tiny\n", "nanogpt-edit: a mistake.\n")
+    finally:
+        logging.getLogger("nanogpt_edit").setLevel(level)
+    assert cli.main(["run", "tiny"]) == 2
+    assert told == [False, True]
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="bash is not here")
+def test_the_tab_key_completes_verbs_and_flags(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["completion", "bash"]) == 0
+    (tmp_path / "script").write_text(capsys.readouterr().out)
+    ask = """source ./script
+    f=$(complete -p nanogpt-edit | sed 's/.*-F \\([^ ]*\\).*/\\1/')
+    COMP_WORDS=(nanogpt-edit sa); COMP_CWORD=1; $f; echo "${COMPREPLY[@]}"
+    COMP_WORDS=(nanogpt-edit sample --pro); COMP_CWORD=2; $f; echo "${COMPREPLY[@]}"
+    COMP_WORDS=(nanogpt-edit run --grpo.gro); COMP_CWORD=2; $f; echo "${COMPREPLY[@]}\""""
+    ended = subprocess.run(["bash", "-c", ask], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert [line.strip() for line in ended.stdout.splitlines()] == ["sample", "--prompt", "--grpo.group-size"]
+    assert cli.main(["completion", "zsh"]) == 0
+    assert "--grpo.group-size" in capsys.readouterr().out
 
 
 def test_python_m_is_the_command_line() -> None:

@@ -84,7 +84,10 @@ def test_an_evaluation_is_printed_kept_and_compared(
     (row,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("pass_at_1 ")]
     assert row.split()[1] == "+0"
     assert "inconclusive" in row
-    assert cli.main(["compare", str(kept), str(kept / "sft.jsonl")]) == 0  # the folder of one evaluation, too
+    capsys.readouterr()
+    assert cli.main(["compare", str(kept), str(kept / "sft.jsonl"), "--json"]) == 0  # the folder of one evaluation, too
+    found = json.loads(capsys.readouterr().out)["pass_at_1"]
+    assert (found["delta"], found["n"], found["verdict"]) == (0, 3, "inconclusive")
 
 
 def test_a_model_in_a_run_is_measured_as_its_report_measures_it(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -177,6 +180,8 @@ def test_the_ledger_of_a_run_is_printed_and_nothing_written(tmp_path: Path, caps
     assert "tested in pairs" in printed
     assert max(map(len, printed.splitlines())) > 80  # in a pipe no line is wrapped at a width that nothing has
     assert all(stage in printed for stage in ("base", "SFT", "GRPO", "edited"))
+    assert cli.main(["ledger", str(folder), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["stages"].keys() >= {"base", "sft", "grpo", "edited"}
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -31,6 +32,8 @@ def test_info_says_what_a_model_is(saved: str, capsys: pytest.CaptureFixture[str
     assert printed["cache"].startswith("512 bytes")  # keys and values, 2 blocks, width 32, 4 bytes each
     assert printed["fingerprint"] == fingerprint(model)
     assert printed["lineage"] == "pretrained for 3 steps"
+    assert cli.main(["info", saved, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["fingerprint"] == fingerprint(model)
 
 
 def test_info_shows_what_others_wrote_and_does_not_obey_it(saved: str, capsys: pytest.CaptureFixture[str]) -> None:
