@@ -47,7 +47,7 @@ slow: $(INSTALLED_DEV)
 	$(PYTEST) --slow -m slow
 
 interop: $(INTEROP)/.installed
-	LLAMA_CPP=$$(echo $(LLAMA_CPP)/*/vendor/llama.cpp) $(INTEROP)/bin/python -m pytest -s tests/test_interop.py tests/test_interop_gguf.py
+	LLAMA_CPP=$$(echo $(LLAMA_CPP)/*/vendor/llama.cpp) $(INTEROP)/bin/python -m pytest -s -rs tests/test_interop.py tests/test_interop_gguf.py
 
 # Three pairs of each on a quarter of GPT-2; DATA=folder takes GSM8K and GPT-2's vocabulary from it.
 BENCH := $(VENV)/bin/python benchmarks
@@ -92,11 +92,11 @@ $(INSTALLED_BENCH): $(INSTALLED)
 $(INTEROP)/.installed: $(PINS)
 	rm -rf $(INTEROP)
 	$(PYTHON) -m venv $(INTEROP)
-	$(INTEROP)/bin/python -m pip install --constraint constraints.txt --editable '.[interop]'
-	$(INTEROP)/bin/python -m pip download --no-deps --no-build-isolation --no-binary llama-cpp-python \
+	$(INTEROP)/bin/python -m pip install $(PIP_FLAGS) --constraint constraints.txt --editable '.[interop]'
+	$(INTEROP)/bin/python -m pip download $(PIP_FLAGS) --no-deps --no-build-isolation --no-binary llama-cpp-python \
 		--constraint constraints.txt --dest $(LLAMA_CPP) llama-cpp-python
 	tar xzf $(LLAMA_CPP)/*.tar.gz -C $(LLAMA_CPP)
-	CMAKE_BUILD_PARALLEL_LEVEL=$$(getconf _NPROCESSORS_ONLN) $(INTEROP)/bin/python -m pip install \
+	CMAKE_BUILD_PARALLEL_LEVEL=$$(getconf _NPROCESSORS_ONLN) $(INTEROP)/bin/python -m pip install $(PIP_FLAGS) \
 		--constraint constraints.txt --no-binary llama-cpp-python llama-cpp-python
 	@touch $@
 

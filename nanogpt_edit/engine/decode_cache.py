@@ -28,10 +28,11 @@ SPAN_COLUMNS = 64  # rows of a span joined at most this many steps apart
 
 @dataclass(frozen=True)
 class Span:
-    """Rows `rows` of the batch; their own tokens stand in column `first` and later."""
+    """Rows `rows` of the batch; their own tokens stand in column `first` and later, without a gap if `even`."""
 
     rows: slice
     first: int
+    even: bool
 
 
 class DecodeCache(KVCache):
@@ -124,16 +125,24 @@ class DecodeCache(KVCache):
 
         grouped = self._to_groups(q)  # (P, K, G·H/K, E)
         to_prompt = self._from_groups(grouped @ shared_keys.transpose(-1, -2), q)  # (R, K, H/K, S)
-        on_prompt, from_own = torch.empty_like(to_prompt), torch.empty_like(q)
-        for span, bias in zip(self.spans, self._biases(), strict=True):
-            at, own = span.rows, slice(span.first, None)
-            to_own = q[at] @ own_keys[at, :, own].transpose(-1, -2)  # (rows of the span, K, H/K, columns of the span)
-            weights = (torch.cat((to_prompt[at], to_own), dim=-1) + bias).softmax(dim=-1)
-            on_prompt[at] = weights[..., : self._width]
-            from_own[at] = weights[..., self._width :] @ own_values[at, :, own]
+        looked = [
+            self._look(span, bias, q[span.rows], to_prompt[span.rows], own_keys, own_values)
+            for span, bias in zip(self.spans, self._biases(), strict=True)
+        ]
+        on_prompt, from_own = (parts[0] if len(parts) == 1 else torch.cat(parts) for parts in zip(*looked, strict=True))
         y = self._from_groups(self._to_groups(on_prompt) @ shared_values, q) + from_own
         self.advance(layer, 1)
         return y.reshape(rows, heads, 1, size)
+
+    def _look(
+        self, span: Span, bias: Tensor | None, q: Tensor, to_prompt: Tensor, own_keys: Tensor, own_values: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """The weights of a span's rows on their prompts, and what they read from their own tokens."""
+        own = slice(span.first, None)
+        to_own = q @ own_keys[span.rows, :, own].transpose(-1, -2)  # (rows of the span, K, H/K, columns of the span)
+        scores = torch.cat((to_prompt, to_own), dim=-1)
+        weights = (scores if bias is None else scores.add_(bias)).softmax(dim=-1)
+        return weights[..., : self._width], weights[..., self._width :] @ own_values[span.rows, :, own]
 
     def _regroup(self) -> None:
         """Work out where each row stands in the grid of P prompts × G rows."""
@@ -154,7 +163,7 @@ class DecodeCache(KVCache):
         self._prompt_bias = torch.zeros(hidden.shape, device=order.device, dtype=self.keys.dtype).masked_fill_(
             hidden, NEVER
         )
-        self._width = width
+        self._width, self._hides = width, bool(hidden.any())
         self._find_spans()
 
     def _find_spans(self) -> None:
@@ -163,33 +172,38 @@ class DecodeCache(KVCache):
         begin = 0
         for row in range(1, len(starts) + 1):
             if row == len(starts) or starts[row] - starts[begin] >= SPAN_COLUMNS:
-                self.spans.append(Span(slice(begin, row), starts[begin]))
+                self.spans.append(Span(slice(begin, row), starts[begin], even=starts[row - 1] == starts[begin]))
                 begin = row
         self._step_biases_length = -1
 
-    def _biases(self) -> list[Tensor]:
-        """Per span (rows, 1, 1, S + columns): 0 where a row may look, -inf where it may not; built once per step."""
-        columns = self.length + 1
-        if self._step_biases_length != columns:
-            self._step_biases = []
-            for span in self.spans:
-                column = torch.arange(span.first, columns, device=self.start.device)
-                own = torch.zeros(1, device=column.device, dtype=self.keys.dtype).masked_fill(
-                    column < self.start[span.rows, None], NEVER
-                )
-                self._step_biases.append(torch.cat((self._prompt_bias[span.rows], own), dim=-1)[:, None, None])
-            self._step_biases_length = columns
+    def _biases(self) -> list[Tensor | None]:
+        """Per span (rows, 1, 1, S + columns): 0 where a row may look, -inf where it may not; None where all may look
+        everywhere. Built once per step."""
+        if self._step_biases_length != self.length:
+            self._step_biases = [self._bias(span) if self._hides or not span.even else None for span in self.spans]
+            self._step_biases_length = self.length
         return self._step_biases
+
+    def _bias(self, span: Span) -> Tensor:
+        column = torch.arange(span.first, self.length + 1, device=self.start.device)
+        own = torch.zeros(1, device=column.device, dtype=self.keys.dtype).masked_fill(
+            column < self.start[span.rows, None], NEVER
+        )
+        return torch.cat((self._prompt_bias[span.rows], own), dim=-1)[:, None, None]
 
     def _to_groups(self, x: Tensor) -> Tensor:
         """(R, K, Q, n) -> (P, K, G·Q, n): the rows of a prompt side by side (empty cells hold some other row)."""
         if not self._is_grid:
             x = x[self._row_of_cell]
+        elif self._group_size == 1:
+            return x
         grid = x.unflatten(0, (-1, self._group_size))  # (P, G, K, Q, n)
         return grid.transpose(1, 2).flatten(2, 3)
 
     def _from_groups(self, x: Tensor, like: Tensor) -> Tensor:
         """(P, K, G·Q, n) -> (R, K, Q, n)."""
+        if self._is_grid and self._group_size == 1:
+            return x
         rows = x.unflatten(2, (self._group_size, like.shape[2])).transpose(1, 2).flatten(0, 1)
         return rows if self._is_grid else rows[self._cell]
 

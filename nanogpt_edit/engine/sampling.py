@@ -14,6 +14,7 @@ from torch import Tensor
 
 from nanogpt_edit.engine.sampling_config import RestrictedSampling, Sampling
 
+LINE = 64  # columns; 32 to 128 are equally fast
 GOLDEN = -7046029254386353131  # 2⁶⁴/φ as a signed 64-bit integer, SplitMix64's increment
 
 
@@ -29,7 +30,7 @@ def draw_tokens(logits: Tensor, uniforms: Tensor, sampling: Sampling) -> tuple[T
         for token in sampling.banned_ids:  # one by one: a list of them would be copied to the GPU in a recorded step
             logits[:, token] = -torch.inf
     if sampling.temperature == 0:
-        chosen = logits.argmax(dim=-1, keepdim=True)
+        chosen = argmax(logits)
         return chosen.squeeze(-1), (logits.gather(-1, chosen).squeeze(-1) - logits.logsumexp(dim=-1))
     scaled = logits / sampling.temperature
     if (sampling.top_k is not None and sampling.top_k < scaled.shape[-1]) or sampling.top_p < 1:
@@ -46,6 +47,22 @@ def draw_tokens(logits: Tensor, uniforms: Tensor, sampling: Sampling) -> tuple[T
         return chosen.squeeze(-1), probabilities.gather(-1, chosen).squeeze(-1).log()
     logprobs = scaled.gather(-1, chosen).squeeze(-1) - scaled.logsumexp(dim=-1)
     return chosen.squeeze(-1), logprobs
+
+
+def argmax(logits: Tensor) -> Tensor:
+    """(R, V) -> (R, 1), the first highest column: the highest of each line of columns, the best line, the best in it.
+
+    torch's own goes through the columns one by one; the highest of a line is found by vectors. The last line overlaps
+    the one before where V is no whole number of lines.
+    """
+    size = logits.shape[-1]
+    if size < LINE:
+        return logits.argmax(dim=-1, keepdim=True)
+    whole = logits[:, : size // LINE * LINE].unflatten(-1, (-1, LINE)).amax(dim=-1)
+    lines = torch.cat((whole, logits[:, -LINE:].amax(dim=-1, keepdim=True)), dim=-1)
+    first = (lines.argmax(dim=-1, keepdim=True) * LINE).clamp_(max=size - LINE)
+    columns = first + torch.arange(LINE, device=logits.device)
+    return first + logits.gather(-1, columns).argmax(dim=-1, keepdim=True)
 
 
 def invert_cdf(probabilities: Tensor, uniforms: Tensor) -> Tensor:

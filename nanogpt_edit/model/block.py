@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -36,11 +37,10 @@ class Attention(nn.Module):
         super().__init__()
         self.heads, self.kv_heads, self.head_size = config.n_head, config.kv_heads, config.head_size
         self.dropout = config.dropout
-        query_size, kv_size = self.heads * self.head_size, self.kv_heads * self.head_size
-        self.sizes = (query_size, kv_size, kv_size)
         self.look = look
-        self.qkv = Linear(config.n_embd, sum(self.sizes), bias=config.qkv_bias)
-        self.out = Linear(query_size, config.n_embd, bias=config.bias)
+        self.qkv = Linear(config.n_embd, (self.heads + 2 * self.kv_heads) * self.head_size, bias=config.qkv_bias)
+        self.out = Linear(self.heads * self.head_size, config.n_embd, bias=config.bias)
+        self.normed = config.qk_norm
         self.q_norm = nn.RMSNorm(self.head_size, eps=config.norm_eps) if config.qk_norm else nn.Identity()
         self.k_norm = nn.RMSNorm(self.head_size, eps=config.norm_eps) if config.qk_norm else nn.Identity()
 
@@ -53,12 +53,14 @@ class Attention(nn.Module):
         mask: Tensor | None,
         columns: Tensor | None = None,
     ) -> Tensor:
-        q, k, v = self.qkv(x).split(self.sizes, dim=-1)
-        q = self.q_norm(q.unflatten(-1, (self.heads, self.head_size))).transpose(1, 2)  # (B, H, T, E)
-        k = self.k_norm(k.unflatten(-1, (self.kv_heads, self.head_size))).transpose(1, 2)  # (B, K, T, E)
-        v = v.unflatten(-1, (self.kv_heads, self.head_size)).transpose(1, 2)
+        every = self.qkv(x).unflatten(-1, (-1, self.head_size)).transpose(1, 2)  # (B, H + 2K, T, E)
+        qk, v = every.split((self.heads + self.kv_heads, self.kv_heads), dim=1)
+        if self.normed:
+            q, k = qk.split((self.heads, self.kv_heads), dim=1)
+            qk = torch.cat((self.q_norm(q), self.k_norm(k)), dim=1)
         if rotary is not None:
-            q, k = rotate(q, *rotary), rotate(k, *rotary)
+            qk = rotate(qk, *rotary)
+        q, k = qk.split((self.heads, self.kv_heads), dim=1)  # (B, H, T, E), (B, K, T, E)
         if columns is not None and mask is not None:
             q = q.gather(2, columns[:, None, :, None].expand(-1, q.shape[1], -1, q.shape[3]))
             mask = mask.expand(len(x), 1, -1, -1)

@@ -32,12 +32,15 @@ def sinusoids(positions: int, width: int) -> Tensor:
 def rotary_angles(
     position_ids: Tensor, *, head_size: int, theta: float, scaling: RopeScaling | None, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
-    """Cosines and sines of RoPE (Su et al. 2021) for positions (T,) or (B, T), each (B or 1, 1, T, E)."""
+    """Cosines and sines of RoPE (Su et al. 2021) for positions (T,) or (B, T), each (B or 1, 1, T, E).
+
+    The sines of the first half, which a pair's second number is multiplied with, are negative.
+    """
     frequencies = rotary_frequencies(head_size, theta, position_ids.device)  # (E/2,)
     if scaling is not None:
         frequencies = stretch_frequencies(frequencies, scaling)
     angles = position_ids.float()[..., None] * frequencies  # (B, T, E/2) or (T, E/2)
-    angles = torch.cat((angles, angles), dim=-1).reshape(-1, 1, position_ids.shape[-1], head_size)
+    angles = torch.cat((-angles, angles), dim=-1).reshape(-1, 1, position_ids.shape[-1], head_size)
     return angles.cos().to(dtype), angles.sin().to(dtype)
 
 
@@ -56,6 +59,5 @@ def stretch_frequencies(frequencies: Tensor, scaling: RopeScaling) -> Tensor:
 
 
 def rotate(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
-    """Turn each pair (x_i, x_{i+E/2}) by its angle; x is (B, heads, T, E)."""
-    left, right = x.chunk(2, dim=-1)
-    return x * cosine + torch.cat((-right, left), dim=-1) * sine
+    """Turn each pair (x_i, x_{i+E/2}) by its angle (see `rotary_angles`); x is (B, heads, T, E)."""
+    return (x * cosine).add_(x.roll(x.shape[-1] // 2, dims=-1) * sine)

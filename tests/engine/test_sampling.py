@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from nanogpt_edit.common.errors import UserError
-from nanogpt_edit.engine.sampling import draw_tokens, invert_cdf, mix, stream_keys, uniforms_at
+from nanogpt_edit.engine.sampling import argmax, draw_tokens, invert_cdf, mix, stream_keys, uniforms_at
 from nanogpt_edit.engine.sampling_config import Sampling
 
 LOGITS = torch.tensor([0.1, 0.2, 0.3, 0.4]).log() + 5  # a constant changes nothing
@@ -79,6 +79,14 @@ def test_greedy_takes_the_most_probable_token_and_reports_it_at_temperature_1() 
     tokens, logprobs = draw([0.0, 0.5, ALMOST_ONE], Sampling(temperature=0, top_k=None))
     assert tokens == [3, 3, 3]
     assert logprobs == pytest.approx([math.log(0.4)] * 3, abs=1e-6)
+
+
+@pytest.mark.parametrize("size", [3, 63, 64, 65, 128, 1000])
+def test_the_highest_logit_is_found_wherever_it_stands_and_the_first_of_equal_ones(size: int) -> None:
+    everywhere = torch.eye(size) + torch.zeros(size, size + 5)[:, :size]
+    assert argmax(everywhere)[:, 0].tolist() == list(range(size))
+    rounded = torch.randn(50, size).round()
+    assert torch.equal(argmax(rounded), rounded.argmax(dim=-1, keepdim=True))
 
 
 def test_logits_of_any_size() -> None:
