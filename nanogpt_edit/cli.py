@@ -41,6 +41,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "evaluate": ("measure a model, with intervals over problems", "nanogpt_edit.commands.evaluate:run"),
     "compare": ("two evaluations of the same problems, in pairs", "nanogpt_edit.commands.compare:compare"),
     "serve": ("a playground in the browser and an HTTP API", "nanogpt_edit.commands.serve:serve"),
+    "watch": ("a run in the browser while it is under way, or finished", "nanogpt_edit.commands.watch:watch"),
     "trace": ("where in the network a fact is recalled", "nanogpt_edit.commands.trace:trace"),
     "patch": (
         "show, apply, revert, thin out, merge or compare the patches of edits",
@@ -164,7 +165,7 @@ def find_verb(name: str) -> Callable[[list[str]], int]:
 
 def at_work(verb: str) -> AbstractContextManager[object]:
     """In a pipe it is said that a verb is still at it where nothing else says so: while torch is loaded, too."""
-    if verb not in VERBS or verb == "serve" or rank() > 0:
+    if verb not in VERBS or verb in ("serve", "watch") or rank() > 0:
         return nullcontext()
     from nanogpt_edit.common.terminal import progress  # here, for --help needs none
 

@@ -18,7 +18,8 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("evaluation",),
     ("training", "editing"),
     ("tracing", "doctor"),
-    ("pipeline", "serving"),
+    ("pipeline",),
+    ("serving",),
     ("commands", "api", "cli", "__main__"),
 )
 RECORDS = {f"nanogpt_edit.{room}.records" for room in ("editing", "evaluation", "pipeline", "tracing", "training")}
@@ -77,10 +78,10 @@ def test_the_report_and_the_records_it_reads_stand_on_the_ground() -> None:
     assert not seen
 
 
-def test_only_the_face_the_pipeline_and_a_trace_know_the_report() -> None:
-    """A trace draws its own heat map; nothing else below the pipeline draws."""
+def test_only_the_face_what_people_touch_the_pipeline_and_a_trace_know_the_report() -> None:
+    """The playground shows a run's ledger, a trace draws its own heat map; nothing else below the pipeline draws."""
     knowing = {room for room, file in files() if "report" in modules_of(imports_of(file))}
-    assert knowing <= {"report", "tracing", "pipeline", "commands", "api", "cli"}
+    assert knowing <= {"report", "tracing", "pipeline", "serving", "commands", "api", "cli"}
 
 
 def test_the_commands_stand_beside_the_python_interface() -> None:

@@ -208,6 +208,24 @@ class Serve:
 
 
 @dataclass(frozen=True)
+class Watch:
+    """Watch a run in the browser: its stages, curves, rollouts token by token, ledger and report, read again while
+    `run` works in another terminal; its models can be asked and edited as soon as they are there. Ctrl-C ends it.
+
+    Needs the extra: pip install 'nanogpt-edit[serve]'.
+    """
+
+    run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+    """Folder of the run."""
+    port: int = 0
+    """Port to listen on, on this machine only; 0 takes a free one."""
+    open: bool = True
+    """Open the page in the browser; else only its address is printed."""
+    device: str = "auto"
+    """auto (a GPU when there is one), cpu, cuda, cuda:1, …"""
+
+
+@dataclass(frozen=True)
 class Trace:
     """Causal tracing: corrupt the subject, restore one token's state at one layer, see how much of the answer returns.
 
@@ -302,6 +320,7 @@ KINDS: dict[str, type[Any]] = {
     "evaluate": Evaluate,
     "compare": Compare,
     "serve": Serve,
+    "watch": Watch,
     "trace": Trace,
     "ledger": Ledger,
     "report": Report,

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
+from types import ModuleType
+
 from nanogpt_edit.commands.arguments import Serve
 from nanogpt_edit.commands.parse import parse
 from nanogpt_edit.common.errors import UserError
@@ -13,15 +16,7 @@ PARTS = ("fastapi", "uvicorn", "prometheus_client", "pydantic", "starlette", "h1
 def serve(arguments: list[str]) -> int:
     """The verb `serve`."""
     chosen = parse(Serve, arguments, verb="serve")
-    try:
-        from nanogpt_edit.serving import run  # here, for what it needs may not be installed
-    except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] not in PARTS:
-            raise
-        raise UserError(
-            f"serve needs {error.name}, which is not installed; install the extra: pip install 'nanogpt-edit[serve]'."
-        ) from None
-    run.serve_models(
+    server_parts("serve").serve_models(
         chosen.models,
         host=chosen.host,
         port=chosen.port,
@@ -32,3 +27,15 @@ def serve(arguments: list[str]) -> int:
         started=lambda address: say(f"The playground: {address} (Ctrl-C ends it)"),
     )
     return 0
+
+
+def server_parts(verb: str) -> ModuleType:
+    """The module that serves. Raises UserError where what it needs is not installed."""
+    try:
+        return importlib.import_module("nanogpt_edit.serving.run")
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] not in PARTS:
+            raise
+        raise UserError(
+            f"{verb} needs {error.name}, which is not installed; install the extra: pip install 'nanogpt-edit[serve]'."
+        ) from None

@@ -15,19 +15,23 @@ import logging
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import TypeVar
 
 from rich.console import Console, RenderableType
 
 Item = TypeVar("Item")
+Listener = Callable[[str, int, int | None], None]
+"""Is told what is at work, how much of it is done, and of how much."""
 
 logger = logging.getLogger("nanogpt_edit")
 console = Console(file=sys.stderr, highlight=False, soft_wrap=True)
 LIVE_INTERVAL_SECONDS, PLAIN_INTERVAL_SECONDS = 0.1, 8.0
 BEAT_SECONDS = 0.5  # from one look at the silence to the next; the rest of ten seconds is for a busy machine
 CLEAR_LINE = "\r\x1b[2K"
+_listener: ContextVar[Listener | None] = ContextVar("listener", default=None)
 
 
 class _Screen:
@@ -129,6 +133,7 @@ class Progress:
     def update(self, done: int, **values: float | str) -> None:
         """Show that `done` of `total` units are finished, with `values` such as loss=1.23."""
         self.done, self._values = done, values
+        self.tell()
         if done == self.total and not self.brief:
             self._show()
         else:
@@ -139,6 +144,11 @@ class Progress:
         for number, item in enumerate(items, start=1):
             yield item
             self.update(number)
+
+    def tell(self) -> None:
+        """Tell the listener of this thread, if any (see `told_to`)."""
+        if (listener := _listener.get()) is not None:
+            listener(self.label, self.done, self.total)
 
     def beat(self) -> None:
         """Show the line again when nothing was shown for a while."""
@@ -195,10 +205,21 @@ def progress(
     work = Progress(label, total, unit, done, brief=brief or total is None, plain=plain)
     _screen.enter(work)
     try:
+        work.tell()
         yield work
     finally:
         _screen.leave(work)
         work.close()
+
+
+@contextmanager
+def told_to(listener: Listener) -> Iterator[None]:
+    """Inside, in this thread, `listener` hears of all progress, too. What it raises ends the work that told it."""
+    before = _listener.set(listener)
+    try:
+        yield
+    finally:
+        _listener.reset(before)
 
 
 def counted(items: Sequence[Item], label: str, *, unit: str) -> Iterator[Item]:

@@ -8,7 +8,7 @@ new keys and residuals on its weights.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from pathlib import Path
@@ -71,14 +71,7 @@ def drop_facts(patch: EditPatch, indices: Sequence[int]) -> EditPatch:
     spans = [range(first, first + size) for first, size in zip(firsts, patch.batches, strict=True)]
     batches = [([i for i in span if i in dropped], [i for i in span if i not in dropped]) for span in spans]
     columns = [(_columns_of(patch, away), _columns_of(patch, staying)) for away, staying in batches]
-    return replace(
-        patch,
-        layers={layer: _without(update, columns) for layer, update in patch.layers.items()},
-        values=patch.values[kept],
-        edited=tuple(patch.edited[i] for i in kept),
-        batches=tuple(len(staying) for _, staying in batches if staying),
-        scores=tuple(patch.scores[i] for i in kept) if patch.scores else (),
-    )
+    return _with_facts(patch, kept, {layer: _without(update, columns) for layer, update in patch.layers.items()})
 
 
 def _columns_of(patch: EditPatch, facts: Sequence[int]) -> list[int]:
@@ -99,6 +92,54 @@ def _without(update: LayerUpdate, batches: Sequence[tuple[list[int], list[int]]]
     kept = [column for _, staying in batches for column in staying]
     left, new_right = on_grid(update.left[:, kept].double(), torch.cat(parts))
     return replace(update, left=left, right=new_right, keys=update.keys[:, kept].contiguous(), undo=None)
+
+
+def scale_patch(patch: EditPatch, factors: Sequence[float]) -> EditPatch:
+    """`patch` with every fact's part of ΔW times its factor (1: as it was found), to be bound to its model again.
+
+    ΔW is a sum over columns, and each column is one fact's; facts with the factor 0 are left out. Raises UserError
+    for all zeros, and for different factors of a patch that does not hold its facts apart.
+    """
+    kept = [number for number, factor in enumerate(factors) if factor != 0]
+    if not kept:
+        raise UserError("every fact is switched off, so there is no patch; switch one on, or revert the edit.")
+    if not patch.config.traits.finds_values:
+        if len(set(factors)) > 1:
+            raise UserError(
+                f"a patch of {patch.config.method} does not hold its facts apart; they can only be scaled together."
+            )
+        layers = {layer: _scaled(each, each.left * factors[0], each.right) for layer, each in patch.layers.items()}
+        beside = {name: _scaled(each, each.left * factors[0], each.right) for name, each in patch.beside.items()}
+        return replace(patch, layers=layers, beside=beside, scores=())
+    columns = _columns_of(patch, kept)
+    times = torch.tensor([factors[number] for number in kept for _ in range(patch.edited[number].columns)])
+    layers = {
+        layer: replace(
+            _scaled(each, each.left[:, columns].double() * times.double(), each.right[columns]),
+            keys=each.keys[:, columns].contiguous(),
+        )
+        for layer, each in patch.layers.items()
+    }
+    return replace(_with_facts(patch, kept, layers), scores=())
+
+
+def _scaled(update: LayerUpdate, left: Tensor, right: Tensor) -> LayerUpdate:
+    left, right = on_grid(left.double(), right.double())
+    return replace(update, left=left.contiguous(), right=right.contiguous(), undo=None)
+
+
+def _with_facts(patch: EditPatch, kept: Sequence[int], layers: Mapping[int, LayerUpdate]) -> EditPatch:
+    """`patch` with these of its facts, whose columns are all that `layers` hold."""
+    ends = list(accumulate(patch.batches))
+    sizes = [sum(end - size <= i < end for i in kept) for end, size in zip(ends, patch.batches, strict=True)]
+    return replace(
+        patch,
+        layers=layers,
+        values=patch.values[list(kept)],
+        edited=tuple(patch.edited[i] for i in kept),
+        batches=tuple(size for size in sizes if size),
+        scores=tuple(patch.scores[i] for i in kept) if patch.scores else (),
+    )
 
 
 def drop_keys(right: Tensor, keys: Tensor, dropped: list[int]) -> Tensor:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from importlib import resources
 
 from fastapi import FastAPI
 from fastapi.concurrency import run_in_threadpool
@@ -21,6 +20,7 @@ from nanogpt_edit.serving.metrics import Counted, Metrics
 from nanogpt_edit.serving.models import Shelf, UnknownModel
 from nanogpt_edit.serving.openai_replies import Json, to_json
 from nanogpt_edit.serving.openai_routes import TooLong, routes
+from nanogpt_edit.serving.playground_routes import playground
 from nanogpt_edit.serving.scheduler import Ending, Full, Room, Scheduler
 
 
@@ -36,12 +36,7 @@ def make_app(shelf: Shelf, *, limits: Limits | None = None, room: Room | None = 
 
     app = FastAPI(title="nanogpt_edit", version=__version__, docs_url=None, redoc_url=None, lifespan=lifespan)
     app.include_router(routes(shelf, scheduler))
-
-    page = (resources.files("nanogpt_edit.serving") / "playground.html").read_bytes()
-
-    @app.get("/", include_in_schema=False)
-    async def playground() -> Response:
-        return Response(page, media_type="text/html; charset=utf-8")
+    app.include_router(playground(shelf))
 
     @app.get("/healthz")
     async def healthz() -> dict[str, str]:

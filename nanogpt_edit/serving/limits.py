@@ -30,6 +30,7 @@ SECURITY_HEADERS = {
 }
 OPEN_PATHS = re.compile(r"^/(?:healthz|playground/[^/]*)?$")
 """What needs no token: whether the server lives, and the page itself, which asks for the token."""
+FILE_PATH = "/api/patches"
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,8 @@ class Limits:
     origins: tuple[str, ...] = ()
     """Other sites whose pages may ask (CORS): "https://example.org"."""
     body_bytes: int = 1 << 20
+    file_bytes: int = 64 << 20
+    """Of a patch that is sent to be loaded."""
     header_bytes: int = 32 << 10
     headers: int = 128
     patience_seconds: float = 20.0
@@ -105,7 +108,8 @@ class Guard:
             self.check(scope, headers)
             if self.cors(origin) and scope["method"] == "OPTIONS":
                 return await self.allow(guarded)
-            body = await self.body(headers, receive)
+            most = self.limits.file_bytes if scope["path"] == FILE_PATH else self.limits.body_bytes
+            body = await self.body(headers, receive, most)
         except Refused as refused:
             return await answer(guarded, refused.status, error_body(str(refused), code=refused.code), refused.headers)
         await self.app(scope, replay(body, receive), guarded)
@@ -166,9 +170,9 @@ class Guard:
             },
         )
 
-    async def body(self, headers: Headers, receive: Receive) -> bytes:
+    async def body(self, headers: Headers, receive: Receive, most: int) -> bytes:
         """The whole body. Raises Refused where it is too large, or does not arrive in time."""
-        most, found = self.limits.body_bytes, bytearray()
+        found = bytearray()
         said = headers.get("content-length", "0")
         if said.isascii() and said.isdigit() and int(said[:20]) > most:
             raise Refused(413, f"the request has {int(said[:20]):,} bytes; {most:,} are read.", Connection="close")

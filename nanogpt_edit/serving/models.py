@@ -66,8 +66,8 @@ class _Place:
 class Shelf:
     """Models by name. Safe to use from several threads."""
 
-    def __init__(self, *, run_folder: Path | None = None, device: str = "auto") -> None:
-        self.run_folder, self.device = run_folder, device
+    def __init__(self, *, run_folder: Path | None = None, device: str = "auto", watching: bool = False) -> None:
+        self.run_folder, self.device, self._watching = run_folder, device, watching
         self._places: dict[str, _Place] = {}
         self._changed = threading.Condition()
         self.on_change: Callable[[], None] = lambda: None
@@ -97,12 +97,33 @@ class Shelf:
         folder = Path(source)
         if not (folder / "recipe.toml").is_file():
             return self._put(folder.name or source, _Place(partial(self._load, source), source))
-        found = [stage for stage in STAGES if (folder / stage / "config.json").is_file()]
-        if not found:
+        if not self._put_stages(folder, prefix=f"{folder.name}/" if several else ""):
             raise UserError(f"{folder}: this run has no model yet; wait until its first stage is done.")
+
+    def _put_stages(self, folder: Path, *, prefix: str = "") -> int:
+        """Offer the checkpoints of a run that are not offered yet -> how many there are."""
+        found = [stage for stage in STAGES if (folder / stage / "config.json").is_file()]
         for stage in found:
-            name = f"{folder.name}/{stage}" if several else stage
-            self._put(name, _Place(partial(self._load, folder / stage), str(folder / stage)))
+            if f"{prefix}{stage}" not in self.names():
+                self._put(f"{prefix}{stage}", _Place(partial(self._load, folder / stage), str(folder / stage)))
+        return len(found)
+
+    @classmethod
+    def watching(cls, run_folder: Path, *, device: str = "auto") -> Shelf:
+        """The shelf of a run that may be under way; `follow` takes what it has made since.
+
+        Raises UserError for a folder that is no run's.
+        """
+        if not (run_folder / "recipe.toml").is_file():
+            raise UserError(f"{run_folder}: no run is here (no recipe.toml); name the folder that `run --out` fills.")
+        shelf = cls(run_folder=run_folder, device=device, watching=True)
+        shelf.follow()
+        return shelf
+
+    def follow(self) -> None:
+        """Offer the checkpoints that the watched run has made since."""
+        if self.run_folder is not None and self._watching:
+            self._put_stages(self.run_folder)
 
     def _put(self, name: str, place: _Place) -> None:
         with self._changed:

@@ -111,7 +111,9 @@ class OpenAI:
 
     async def opened(self, name: str | None) -> tuple[str, GPT]:
         """The model that is asked for, loaded in another thread. Raises UnknownModel, and as `load` does."""
-        name = self.shelf.names()[0] if name is None else name
+        if not (names := self.shelf.names()):
+            raise UserError("there is no model yet; the run that is watched has made none.")
+        name = names[0] if name is None else name
         if self.shelf.is_open(name):
             return name, self.shelf.open(name)
         return name, await run_in_threadpool(self.shelf.open, name)

@@ -6,6 +6,7 @@ import logging
 import socket
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import uvicorn
 
@@ -37,6 +38,12 @@ def serve_models(
     limits = Limits(host=host, token=token, names=names, origins=origins)
     check_port(port)
     serve(Shelf.of(sources, device=device), port=port, limits=limits, started=started)
+
+
+def watch_run(run_folder: Path, *, port: int, device: str, started: Callable[[str], object]) -> None:
+    """`serve` for a run that may be under way. Raises UserError as `Shelf.watching` and `serve` do."""
+    check_port(port)
+    serve(Shelf.watching(run_folder, device=device), port=port, started=started)
 
 
 def serve(

@@ -182,3 +182,22 @@ def test_a_verb_that_takes_long_to_load_is_shown_all_the_same(verb: str, monkeyp
     lines = out.getvalue().splitlines()
     assert len(lines) >= 2
     assert all(line.startswith(f"{verb}  0:0") and line.endswith("so far") for line in lines)
+
+
+def test_a_listener_hears_of_progress_in_its_thread_and_may_end_it() -> None:
+    heard: list[tuple[str, int, int | None]] = []
+    with (
+        terminal.told_to(lambda label, done, of: heard.append((label, done, of))),
+        terminal.progress("solving", 2) as work,
+    ):
+        work.update(1)
+    with terminal.progress("later", 2):
+        pass
+    assert heard == [("solving", 0, 2), ("solving", 1, 2)]
+
+    def end(label: str, done: int, of: int | None) -> None:
+        if done:
+            raise InterruptedError
+
+    with pytest.raises(InterruptedError), terminal.told_to(end), terminal.progress("long", 3) as work:
+        work.update(1)

@@ -1,0 +1,167 @@
+"""The desk of the playground: edits being made, kept, turned and undone, beside the models on the shelf.
+
+Everything is worked out on twins of the models (`twin.py`), so that nobody is served half-edited weights. Work that
+fills the machine is done one piece after the other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import cache
+from itertools import count
+from pathlib import Path
+from threading import Lock
+
+from torch import Tensor
+
+from nanogpt_edit.common.errors import UserError, quoted
+from nanogpt_edit.common.files import cache_folder
+from nanogpt_edit.data.fact_files import read_facts
+from nanogpt_edit.data.facts import Fact
+from nanogpt_edit.data.text import token_blocks
+from nanogpt_edit.editing.editor import edit_model
+from nanogpt_edit.editing.patch import EditPatch
+from nanogpt_edit.editing.patch_files import load_patch
+from nanogpt_edit.evaluation.facts import Question
+from nanogpt_edit.evaluation.probes import ASKED
+from nanogpt_edit.evaluation.writing import written_answers
+from nanogpt_edit.model.gpt import GPT
+from nanogpt_edit.model.tokenizer import tokenizer_of
+from nanogpt_edit.pipeline.inputs import RunInputs
+from nanogpt_edit.pipeline.recipe import Recipe, load_recipe, recipe_beside
+from nanogpt_edit.pipeline.spared import recipe_for_edit, spared_text
+from nanogpt_edit.serving.edit_view import Meter
+from nanogpt_edit.serving.edition import Edition
+from nanogpt_edit.serving.elsewhere import Unrelated, fits, thinned
+from nanogpt_edit.serving.models import Shelf
+from nanogpt_edit.serving.twin import changed_by, twin
+
+MOST_QUESTIONS, MOST_TEXTS = 120, 60
+BLOCKS, BLOCK_TOKENS = 16, 64  # of ordinary text
+SETTINGS = ("method", "preset")
+MOST_WAITING = 4  # pieces of work; the next is refused
+
+
+class Desk:
+    """The edits of one server. Its methods may be called from any thread."""
+
+    def __init__(self, shelf: Shelf) -> None:
+        self.shelf = shelf
+        self.editions: dict[str, Edition] = {}
+        self._meters: dict[str, Meter] = {}
+        self._working, self._waiting = Lock(), 0
+        self._spared: dict[tuple[str, tuple[Fact, ...]], Tensor] = {}
+
+    @contextmanager
+    def working(self, still_wanted: Callable[[], None] = lambda: None) -> Iterator[None]:
+        """Inside, nobody else works; `still_wanted` is called while waiting, and may raise."""
+        if self._waiting >= MOST_WAITING:
+            raise UserError(f"{MOST_WAITING} edits and traces are waiting already; come back when one is done.")
+        self._waiting += 1
+        try:
+            while not self._working.acquire(timeout=0.2):
+                still_wanted()
+        finally:
+            self._waiting -= 1
+        try:
+            yield
+        finally:
+            self._working.release()
+
+    def edit(self, model_name: str, facts: Sequence[Fact], settings: Mapping[str, object]) -> Edition:
+        """Find an edit of a model, and put the edited model beside it on the shelf."""
+        if unknown := sorted(set(settings) - set(SETTINGS)):
+            raise UserError(f"{unknown[0]} cannot be set here; {' and '.join(SETTINGS)} can.")
+        parent = self.shelf.open(model_name)
+        recipe = recipe_for_edit(parent.source)
+        config = recipe.edit.with_fields(settings)
+        scratch = twin(parent, own=changed_by(config, parent))
+        facts = with_true_answers(scratch, facts)
+        blocks = self._blocks(model_name, scratch, facts, recipe) if config.needs_text else None
+        patch = edit_model(scratch, facts, config, covariance_blocks=blocks, cache_dir=cache_folder())
+        return self._place(model_name, parent, patch)
+
+    def load(self, model_name: str, file: Path) -> Edition:
+        """Put a model with a saved patch beside the one that the patch was made for. Raises UserError for another's."""
+        return self._place(model_name, self.shelf.open(model_name), load_patch(file))
+
+    def _place(self, model_name: str, parent: GPT, patch: EditPatch) -> Edition:
+        taken = {*self.shelf.names(), *self.editions}
+        stem = model_name.partition("+edit-")[0]
+        name = next(name for i in count(1) if (name := f"{stem}+edit-{i}") not in taken)
+        edition = Edition.of(name, model_name, parent, patch, below=self.editions.get(model_name))
+        self.shelf.add(name, edition.model, parent=model_name)
+        self.editions[name] = edition
+        self._meters[name] = Meter(edition, unrelated(edition.parent, patch.facts))
+        return edition
+
+    def _blocks(self, name: str, model: GPT, facts: Sequence[Fact], recipe: Recipe) -> Tensor:
+        """The text that an edit spares: of a model of somebody else's, written by itself, the same for all facts."""
+        known = None if recipe_beside(model.source) else (name, ())
+        if known is None or known not in self._spared:
+            found = spared_text(model, facts, recipe)
+            if known is None:
+                return found
+            self._spared[known] = found
+        return self._spared[known]
+
+    def find(self, name: str) -> Edition:
+        """Raises UserError for an edit that there is not."""
+        if name not in self.editions:
+            raise UserError(f"there is no edit {quoted(name)}; there are {', '.join(self.editions) or 'none yet'}.")
+        return self.editions[name]
+
+    def turn(self, name: str, scale: float, switches: Sequence[float]) -> list[list[float]]:
+        """Set the dial and the switches of an edit -> what its facts' prompts say now."""
+        edition = self.find(name)
+        with self.shelf.exclusive(name):
+            edition.turn(scale, list(switches))
+        return self._meters[name].likely()
+
+    def undo(self, name: str) -> bool:
+        """Take an edit off -> is what is left bit for bit what the edit was made on?"""
+        edition = self.find(name)
+        with self.shelf.exclusive(name):
+            exact = edition.undone()
+        self.shelf.remove(name)
+        del self.editions[name], self._meters[name]
+        return exact
+
+    def meter(self, name: str) -> Meter:
+        """What measures an edit as it is set. Raises UserError for an edit that there is not."""
+        self.find(name)
+        return self._meters[name]
+
+
+def with_true_answers(model: GPT, facts: Sequence[Fact]) -> list[Fact]:
+    """The facts; where one has no true answer, what the model itself writes stands for it."""
+    open_ = [fact for fact in facts if not fact.target_true.strip()]
+    said = iter(written_answers(model, [(fact.prompt, fact.target_new) for fact in open_]))
+    return [
+        fact if fact.target_true.strip() else replace(fact, target_true=next(said)[0] or "nothing") for fact in facts
+    ]
+
+
+def unrelated(model: GPT, facts: Sequence[Fact]) -> Unrelated:
+    """What an edit of `facts` should leave alone: what the model's run asks of it, or else the packaged facts."""
+    about = {fact.subject.casefold() for fact in facts}
+    questions, texts = _asked_of(recipe_beside(model.source))
+    others = [each for each in questions if not any(subject in each.prompt.casefold() for subject in about)]
+    left = [each for each in others if fits(model, each.prompt, each.target)]
+    width = min(BLOCK_TOKENS, model.config.block_size - 1)
+    return Unrelated(thinned(left, MOST_QUESTIONS), token_blocks(texts, tokenizer_of(model), block_size=width)[:BLOCKS])
+
+
+@cache
+def _asked_of(recipe: Path | None) -> tuple[tuple[Question, ...], tuple[str, ...]]:
+    if recipe is None:
+        facts = read_facts("facts50")
+        own = [Question("recall", fact.subject, fact.prompt, fact.target_true) for fact in facts]
+        own += [Question("recall", n.prompt, n.prompt, n.target_true) for fact in facts for n in fact.neighbourhood]
+        questions = list({each.prompt: each for each in own}.values())
+    else:
+        questions = [each for each in RunInputs(load_recipe(recipe)).questions() if each.group == "recall"]
+    held_out = RunInputs(Recipe() if recipe is None else load_recipe(recipe)).held_out
+    return tuple(questions), (*ASKED, *held_out[: MOST_TEXTS - len(ASKED)])
