@@ -47,6 +47,7 @@ PUBLISHED: dict[str, object] = {
     "refine_steps": 0,
     "full_stop": False,
     "anchor_norms": False,
+    "contexts_per_step": None,
 }
 """What the published method does not have."""
 
@@ -103,6 +104,9 @@ class EditConfig(Settings):
     """Most optimisation steps per fact; of locft and lora, epochs."""
     stop_probability: float = 0.98
     """A fact stops early once its target's tokens have this probability (geometric mean over tokens and contexts)."""
+    contexts_per_step: int | None = None
+    """Texts of each fact in one step: the prompt and, in turn, some of the others (None: all of them in every step).
+    Two take a fraction of the time, and about as many steps."""
     clamp: float = 3.0
     """Largest ‖δ‖ in multiples of ‖h‖."""
     weight_decay: float = 0.0
@@ -164,7 +168,17 @@ class EditConfig(Settings):
                 raise UserError(f"is {getattr(self, name)}; it must be positive.", field=name)
         if not 0 <= self.null_share <= 1:
             raise UserError(f"is {self.null_share}; a share is from 0 to 1.", field="null_share")
-        at_least(1, self, "rounds", "steps", "batch_size", "ft_batch_size", "lora_rank", "covariance_tokens")
+        at_least(
+            1,
+            self,
+            "rounds",
+            "steps",
+            "contexts_per_step",
+            "batch_size",
+            "ft_batch_size",
+            "lora_rank",
+            "covariance_tokens",
+        )
         at_least(0, self, "refine_steps", "refine_weight", "refine_kl", "context_weight", "weight_decay", "kl_coef")
         at_least(0, self, "n_prefixes", "prefix_tokens", "covariance_tolerance", "seed")
 

@@ -37,6 +37,7 @@ from nanogpt_edit.editing.methods.anchor import NormAnchor
 from nanogpt_edit.editing.methods.memit import EditedLayer, LayerSolver, write_values
 from nanogpt_edit.editing.methods.table import DESCENTS, solver_of
 from nanogpt_edit.editing.patch import EditedFact, EditPatch, LayerUpdate, on_grid
+from nanogpt_edit.editing.records import Tried
 from nanogpt_edit.editing.refine import OrdinaryText, refine_batch
 from nanogpt_edit.editing.sinks import leave_out_sinks
 from nanogpt_edit.editing.values import TargetValues, optimise_values
@@ -96,10 +97,11 @@ def _edit(
     _check_facts(model, facts)
     if config.traits.whole_model:
         config = replace(config, layers=tuple(range(model.config.n_layer)))
+    tried: tuple[Tried, ...] = ()
     given, chooses = config, config.preset == "auto" and known_values is None
     if chooses:
         bare = locate_facts(model, facts, (), allow_partial=config.allow_partial_subject)
-        config = suited(model, bare, config, covariance_blocks)
+        config, tried = suited(model, bare, config, covariance_blocks)
     _check_settings(model, config)
     with _lent(model, config) as layers:
         prefixes = generate_prefixes(model, config)
@@ -115,11 +117,14 @@ def _edit(
             ordinary = _ordinary_keys(model, covariance_blocks, config, cache_dir)
             solvers = {layer: solver_of(each, config, model.device) for layer, each in ordinary.items()}
             if chooses:
-                config, known_values = settled(model, located, config, layers, solvers, covariance_blocks, given=given)
+                config, known_values, further = settled(
+                    model, located, config, layers, solvers, covariance_blocks, given=given
+                )
+                tried += further
             batches = _edit_in_batches(model, located, config, layers, solvers, covariance_blocks, known_values)
         else:
             batches = DESCENTS[config.method](model, located, config, layers)
-    return _patch(model, located, batches, config, layers, ordinary, started)
+    return replace(_patch(model, located, batches, config, layers, ordinary, started), tried=tried)
 
 
 @contextmanager

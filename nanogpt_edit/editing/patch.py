@@ -24,6 +24,7 @@ from nanogpt_edit.checkpoint.tensors import tensor_sha256
 from nanogpt_edit.common.errors import UserError
 from nanogpt_edit.data.facts import Fact, Lookup
 from nanogpt_edit.editing.config import EditConfig
+from nanogpt_edit.editing.records import Tried
 from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.model.lineage import LineageEntry
 
@@ -98,6 +99,8 @@ class EditPatch:
     created: str = ""
     """UTC, ISO 8601."""
     versions: Mapping[str, str] = field(default_factory=dict)
+    tried: tuple[Tried, ...] = ()
+    """How settings that nobody gave were chosen."""
     scores: tuple[Mapping[str, object], ...] = ()
     """One record per fact, as `scores.py` writes them; empty until scored."""
     base_fingerprint: str = ""

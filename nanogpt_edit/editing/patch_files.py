@@ -28,6 +28,7 @@ from nanogpt_edit.data.fact_files import fact_from_record, fact_to_record
 from nanogpt_edit.data.facts import Lookup
 from nanogpt_edit.editing.config import EditConfig
 from nanogpt_edit.editing.patch import EditedFact, EditPatch, LayerUpdate, Undo
+from nanogpt_edit.editing.records import Tried
 from nanogpt_edit.model.gpt import GPT
 
 FORMAT = "nanogpt_edit patch 1"
@@ -63,6 +64,7 @@ def save_patch(patch: EditPatch, path: Path) -> None:
             "seconds": patch.seconds,
             "created": patch.created,
             "versions": dict(patch.versions),
+            "tried": [asdict(each) for each in patch.tried],
             "scores": [dict(score) for score in patch.scores],
             "base_fingerprint": patch.base_fingerprint,
         },
@@ -142,6 +144,7 @@ class _Record:
     seconds: float
     created: str
     versions: dict[str, str]
+    tried: tuple[Tried, ...] = ()
     scores: tuple[dict[str, object], ...] = ()
     base_fingerprint: str = ""
     beside: dict[str, _Layer] = field(default_factory=dict)
@@ -174,6 +177,7 @@ def _patch(text: str, tensors: Mapping[str, Tensor]) -> EditPatch:
         seconds=record.seconds,
         created=record.created,
         versions=record.versions,
+        tried=record.tried,
         scores=record.scores,
         base_fingerprint=record.base_fingerprint,
         beside={_matrix_name(name): _layer(name, said, tensors, None) for name, said in record.beside.items()},

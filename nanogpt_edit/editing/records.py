@@ -171,6 +171,21 @@ class EditScores:
 
 
 @dataclass(frozen=True)
+class Tried:
+    """What the preset `auto` tried: `Tried("covariance_weight", 307.2, said=0.86, disturbed=0.036, chosen=True)`."""
+
+    setting: str
+    """layers (by the last of them), clamp, or what protects ordinary text."""
+    value: float
+    said: float
+    """Mean probability of the new answers that were looked at; for a protection, share of the edit's own prompts after
+    which the whole new answer is the first choice."""
+    disturbed: float | None = None
+    """For a protection: KL of ordinary text before and after, nats per token."""
+    chosen: bool = False
+
+
+@dataclass(frozen=True)
 class Edit:
     """An edit of a run: how it was made and what it did. `<name>.json` in `edits/`, with a line per fact in .jsonl and
     one per prompt in _prompts.jsonl."""
@@ -181,6 +196,8 @@ class Edit:
     seconds: float
     settings: Mapping[str, object]
     scores: EditScores
+    tried: tuple[Tried, ...] = ()
+    """How settings that nobody gave were chosen."""
 
     @property
     def n(self) -> int:
@@ -200,7 +217,7 @@ class Edit:
         head = {"n": self.n, "method": self.method, "layers": self.layers, "seconds": self.seconds}
         asked = {each.kind: asdict(each) for each in by_kind(self.scores.prompts)}
         told = {"asked": asked, "drift": None if self.scores.drift is None else asdict(self.scores.drift)}
-        rest = {"failures": failures, "settings": dict(self.settings)}
+        rest = {"failures": failures, "settings": dict(self.settings), "tried": [asdict(each) for each in self.tried]}
         write_json(folder / f"{self.name}.json", {**head, **means, **told, **rest})
 
     @classmethod
@@ -212,5 +229,6 @@ class Edit:
         scores["records"] = read_jsonl_as(FactScore, path.with_suffix(".jsonl"))
         prompts = path.with_name(f"{path.stem}_prompts.jsonl")
         scores["prompts"] = read_jsonl_as(PromptScore, prompts) if prompts.exists() else ()
-        head = {name: value for name, value in table.items() if name in ("method", "layers", "seconds", "settings")}
+        kept = ("method", "layers", "seconds", "settings", "tried")
+        head = {name: value for name, value in table.items() if name in kept}
         return to_dataclass(cls, {"name": path.stem, **head, "scores": scores}, Place(str(path)))

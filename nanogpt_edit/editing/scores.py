@@ -88,7 +88,8 @@ def kept_in(patch: EditPatch, scores: EditScores) -> EditPatch:
 
 def edit_record(name: str, patch: EditPatch, scores: EditScores) -> Edit:
     """What a run keeps of an edit beside the patch itself."""
-    return Edit(name, patch.config.method, tuple(patch.layers), patch.seconds, asdict(patch.config), scores)
+    settings = asdict(patch.config)
+    return Edit(name, patch.config.method, tuple(patch.layers), patch.seconds, settings, scores, patch.tried)
 
 
 def _perplexity(model: GPT, text: Tensor | None) -> Interval | None:

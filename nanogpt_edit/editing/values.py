@@ -88,6 +88,7 @@ class _Losses:
     h: Tensor  # (N, D) float32, where δ is added, in each fact's first context
     asked: Suffixes  # every context with the target behind it
     weight: Tensor  # (N,) see `token_weight`
+    counts: Tensor  # (N,) contexts of each fact
     essence: Suffixes | None  # "{subject} is a"
     clean_essence: Tensor  # (texts in essence, V) log-probabilities there, without δ
 
@@ -108,15 +109,16 @@ class _Losses:
         firsts = first_rows([len(fact.contexts) for fact in facts])
         h = torch.stack([runs[first].suffix[0] for first in firsts]).float()
         asked, weight = Suffixes.of(model, texts, runs), token_weight(facts).to(h.device)
+        counts = torch.tensor([len(fact.contexts) for fact in facts], device=h.device)
         if not essence:
-            return cls(h, asked, weight, essence=None, clean_essence=h)
+            return cls(h, asked, weight, counts, essence=None, clean_essence=h)
         ends = [fact.essence.subject_last + 1 if published else None for fact in facts]
         texts = [
             Text(i, fact.essence.token_ids[:end], fact.essence.subject_last, (0,))
             for i, (fact, end) in enumerate(zip(facts, ends, strict=True))
         ]
         read = Suffixes.of(model, texts, clean_runs(model, texts, last_layer=last_layer))
-        return cls(h, asked, weight, read, model.logits(read.states(model)).float().log_softmax(-1))
+        return cls(h, asked, weight, counts, read, model.logits(read.states(model)).float().log_softmax(-1))
 
     def select(self, alive: Tensor) -> _Losses:
         """Only the facts where `alive` (N,) is true; the losses of the others are 0."""
@@ -130,9 +132,17 @@ class _Losses:
             clean_essence=self.clean_essence[kept],
         )
 
+    def in_turn(self, step: int, size: int) -> _Losses:
+        """Only `size` texts of each fact: its first, and of the others those whose turn it is in this step."""
+        others, size_of = (self.counts - 1).clamp_min(1), self.counts.clamp_max(size)
+        facts, numbers = self.asked.facts, self.asked.numbers
+        place = (numbers - 1 - step * (size - 1)) % others[facts]
+        chosen = (numbers == 0) | (place < size_of[facts] - 1)
+        return replace(self, asked=self.asked.only(chosen), weight=self.weight * self.counts / size_of)
+
     def at(self, model: GPT, delta: Tensor, *, kl_coef: float) -> tuple[Tensor, Tensor, Tensor]:
-        """NLL per target token, averaged over contexts, and KL(with δ ‖ without) on the essence, nats, each (N,); and
-        the slope of NLL + kl_coef · KL at δ (N, D)."""
+        """NLL of every target token (M,), and KL(with δ ‖ without) on the essence (N,), nats; and the slope of NLL per
+        token, averaged over contexts, + kl_coef · KL at δ (N, D)."""
         with torch.enable_grad():
             tried = delta.detach().requires_grad_()
             states = self._read(model, tried)
@@ -143,7 +153,7 @@ class _Losses:
             kl, slope = kl_and_slope(ends, model.head_weight, self.clean_essence)
             slopes.append(kl_coef * slope)
         (slope,) = torch.autograd.grad(states, tried, torch.cat(slopes).to(states.dtype))
-        return *self._per_fact(nll, kl), slope
+        return nll, self._kl(kl), slope
 
     @torch.no_grad()
     def only(self, model: GPT, delta: Tensor) -> tuple[Tensor, Tensor]:
@@ -152,7 +162,7 @@ class _Losses:
         nll, kl = nll_only(asked, model.head_weight, self.asked.wanted), None
         if self.essence is not None:
             kl = kl_only(ends, model.head_weight, self.clean_essence)
-        return self._per_fact(nll, kl)
+        return nll, self._kl(kl)
 
     def _read(self, model: GPT, delta: Tensor) -> Tensor:
         texts = self.asked if self.essence is None else self.asked + self.essence
@@ -162,16 +172,30 @@ class _Losses:
         count = len(self.asked.fact)
         return states[:count], states[count:]
 
-    def _per_fact(self, nll: Tensor, kl: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _kl(self, kl: Tensor | None) -> Tensor:
         nothing = self.h.new_zeros(len(self.h))
-        nll = nothing.index_add(0, self.asked.fact, self.weight[self.asked.fact] * nll)
-        if self.essence is None or kl is None:
-            return nll, nothing
-        return nll, nothing.index_add(0, self.essence.fact, kl)
+        return nothing if self.essence is None or kl is None else nothing.index_add(0, self.essence.fact, kl)
+
+    def mean(self, nll: Tensor) -> Tensor:
+        """(N,) NLL per target token, averaged over contexts, of `nll` (M,)."""
+        return self.h.new_zeros(len(self.h)).index_add(0, self.asked.fact, self.weight[self.asked.fact] * nll)
+
+    def each(self, nll: Tensor, latest: Tensor) -> Tensor:
+        """`latest` (N, C), NLL per target token in each context, with those that `nll` (M,) is of in their places."""
+        rows, texts = self.asked.row, self.asked.facts
+        sums = nll.new_zeros(len(texts)).index_add(0, rows, nll)
+        return latest.index_put((texts, self.asked.numbers), sums / torch.bincount(rows, minlength=len(texts)))
 
 
 def _descend(model: GPT, losses: _Losses, config: EditConfig, bar: Progress) -> TargetValues:
-    """Adam on δ; a fact that has reached its probability stays where it is and soon leaves the batch."""
+    """Adam on δ; a fact that has reached its probability stays where it is and soon leaves the batch.
+
+    With `contexts_per_step`, a fact's probability is that of its contexts when each was read last, and the δ kept is
+    the last one; what it is worth in all contexts is read at the end.
+    """
+    everything, turns = losses, config.contexts_per_step
+    latest = torch.arange(int(losses.counts.max()), device=losses.h.device) < losses.counts[:, None]  # (N, C)
+    latest = torch.zeros_like(latest, dtype=torch.float32).masked_fill(latest, torch.inf)  # not read yet
     h, scale = losses.h, losses.h.norm(dim=-1)
     delta, best = torch.zeros_like(h), torch.zeros_like(h)  # δ, and the best δ seen
     adam = torch.optim.Adam([delta], lr=config.learning_rate)
@@ -181,13 +205,19 @@ def _descend(model: GPT, losses: _Losses, config: EditConfig, bar: Progress) -> 
     running = len(h)
     for step in range(1, config.steps + 1):
         slope = None  # nothing moves after the last step
+        now = losses if turns is None else losses.in_turn(step, turns)
         if step < config.steps:
-            nll, kl, slope = losses.at(model, delta, kl_coef=config.kl_coef)
+            read, kl, slope = now.at(model, delta, kl_coef=config.kl_coef)
         else:
-            nll, kl = losses.only(model, delta)
+            read, kl = now.only(model, delta)
         with torch.no_grad():
+            if turns is None:
+                nll = now.mean(read)
+            else:
+                latest = now.each(read, latest)
+                nll = latest.sum(-1) / losses.counts
             loss = nll + config.kl_coef * kl + config.weight_decay * delta.norm(dim=-1) / scale**2
-            better = alive & ((loss < best_loss) | config.published)
+            better = alive & ((loss < best_loss) | config.published | (turns is not None))
             best[better], best_loss[better], best_nll[better] = delta[better], loss[better], nll[better]
             taken[alive] = step
             alive &= loss >= PUBLISHED_LOSS if config.published else (-nll).exp() < config.stop_probability
@@ -202,6 +232,8 @@ def _descend(model: GPT, losses: _Losses, config: EditConfig, bar: Progress) -> 
             delta[~alive] = resting
             if left <= (1 - LEAVE_SHARE) * running:
                 losses, running = losses.select(alive), left
+    if turns is not None:
+        best_nll = everything.mean(everything.only(model, best)[0])
     bar.update(bar.done + len(h), p=float((-best_nll).exp().mean()))
     return TargetValues(
         values=(h + best).cpu(),

@@ -70,7 +70,9 @@ def test_the_losses_equal_plain_forward_passes(model: GPT) -> None:
     """Prefixes shared and cut off, suffixes in groups, logits at targets only, slopes without a graph: the numbers."""
     found = located(model)
     delta = torch.randn(len(found), model.config.n_embd, generator=torch.Generator().manual_seed(0))
-    nll, kl, slope = losses_of(model, found, last_layer=1).at(model, delta, kl_coef=0.5)
+    losses = losses_of(model, found, last_layer=1)
+    each_token, kl, slope = losses.at(model, delta, kl_coef=0.5)
+    nll = losses.mean(each_token)
     tried = delta.clone().requires_grad_()
     plain_nll, plain_kl = [], []
     for i, fact in enumerate(found):
@@ -89,7 +91,38 @@ def test_the_losses_equal_plain_forward_passes(model: GPT) -> None:
     assert tried.grad is not None
     torch.testing.assert_close(slope, tried.grad, rtol=1e-3, atol=1e-4)
     only = losses_of(model, found, last_layer=1).only(model, delta)
-    torch.testing.assert_close(only, (nll, kl), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(only, (each_token, kl), rtol=1e-4, atol=1e-5)
+
+
+def test_contexts_take_turns(model: GPT) -> None:
+    """Three contexts, two a step: the prompt always, and the others one after the other."""
+    losses = losses_of(model, located(model), last_layer=1)
+    delta = torch.randn(3, model.config.n_embd, generator=torch.Generator().manual_seed(0))
+    nll, kl, slope = losses.at(model, delta, kl_coef=0.5)
+    same, same_kl, whole = losses.in_turn(5, 3).at(model, delta, kl_coef=0.5)
+    torch.testing.assert_close((same, same_kl, whole), (nll, kl, slope), rtol=1e-4, atol=1e-5)
+    latest = torch.full((3, 3), torch.inf)
+    slopes = []
+    for step, other in ((1, 2), (2, 1)):
+        turn = losses.in_turn(step, 2)
+        assert [sorted(turn.asked.numbers[turn.asked.facts == fact].tolist()) for fact in range(3)] == [[0, other]] * 3
+        read, _, part = turn.at(model, delta, kl_coef=0.5)
+        latest = turn.each(read, latest)
+        assert bool(latest.isinf().any()) == (step == 1)
+        slopes.append(part)
+    torch.testing.assert_close(latest.mean(-1), losses.mean(nll), rtol=1e-4, atol=1e-5)
+    first = losses.in_turn(1, 1).at(model, delta, kl_coef=0.5)[2]  # each turn is half of it and half of another
+    torch.testing.assert_close((2 * sum(slopes) - first) / 3, slope, rtol=1e-3, atol=1e-4)
+
+
+def test_what_contexts_in_turn_found_is_told_of_all_contexts() -> None:
+    model = trained_model()
+    found = located(model)
+    made = optimise_values(model, found, replace(CONFIG, contexts_per_step=2, stop_probability=0.9))
+    losses = losses_of(model, found, last_layer=1)
+    read, _ = losses.only(model, made.values - losses.h)
+    torch.testing.assert_close(torch.tensor(made.probabilities), (-losses.mean(read)).exp(), rtol=1e-4, atol=1e-5)
+    assert min(made.probabilities) > 0.5
 
 
 def test_the_last_block_has_nothing_above_it(model: GPT) -> None:
