@@ -20,6 +20,7 @@ import numpy
 import torch
 
 from nanogpt_edit.common.files import write_json, write_jsonl
+from nanogpt_edit.common.stats import quantity, share
 from nanogpt_edit.data.fact_files import read_facts
 from nanogpt_edit.data.problems import Problem
 from nanogpt_edit.data.world.world import WorldConfig, make_statements, make_world, sanity_arithmetic
@@ -27,11 +28,13 @@ from nanogpt_edit.editing.patch import EditedFact
 from nanogpt_edit.editing.records import Edit
 from nanogpt_edit.editing.scores import compare_states
 from nanogpt_edit.evaluation.answers import extract, is_correct
+from nanogpt_edit.evaluation.asking import AskedState, asks_of
 from nanogpt_edit.evaluation.compare import compare_evaluations
 from nanogpt_edit.evaluation.config import EvaluateConfig
 from nanogpt_edit.evaluation.facts import FactState, fact_metrics
 from nanogpt_edit.evaluation.perplexity import perplexity
 from nanogpt_edit.evaluation.probes import PROBES, probe_metrics
+from nanogpt_edit.evaluation.prompt_records import RULES, Drift, MovedText
 from nanogpt_edit.evaluation.records import Comparison, EvalRecord, Evaluation, Recall, TokenKind, Transcript
 from nanogpt_edit.evaluation.suite import problem_metrics
 from nanogpt_edit.evaluation.targets import TargetScore
@@ -195,7 +198,29 @@ def edit(random: Random) -> Edit:
         neighbours = ((win, lose), (win, lose) if index % 16 else (lose, win))
         after.append(FactState(new, lose, paraphrases, neighbours, written, exact=written == fact.target_new))
     settings = {"covariance_weight": 500.0, "clamp": 2.0, "steps": 60}
-    return Edit("facts50", "memit", (0, 1), 4.3, settings, compare_states(edited, before, after))
+    before = [replace(state, asked=asked(each, done=False)) for state, each in zip(before, edited, strict=True)]
+    after = [replace(state, asked=asked(each, done=True)) for state, each in zip(after, edited, strict=True)]
+    scores = replace(compare_states(edited, before, after), drift=moved())
+    return Edit("facts50", "memit", (0, 1), 4.3, settings, scores)
+
+
+def asked(edited: EditedFact, *, done: bool) -> tuple[AskedState, ...]:
+    """A fact in every form: what is written says the new answer once that is `done`, and no claim moves; every fifth
+    other fact of the subject is lost."""
+    states = []
+    for ask in asks_of(edited.fact):
+        right = ask.wanted if done or not ask.true else ask.true
+        lost = done and ask.kind == "same_subject" and len(edited.fact.prompt) % 5 == 0
+        scores = {answer: target(0.6 if answer == right and not lost else 0.2) for answer in ask.answers}
+        scores = {answer: replace(score, token_accuracy=float(not lost)) for answer, score in scores.items()}
+        text = f" {right}." if RULES[ask.kind] in ("exact", "says", "denies") else None
+        states.append(AskedState(ask, scores, text))
+    return tuple(states)
+
+
+def moved() -> Drift:
+    places = [MovedText(f"and number {n} said", " that", 2.0 - n / 10, " that", 0.8, "\n", 0.3) for n in range(12)]
+    return Drift(quantity([0.02, 0.03, 0.05]), share([0.01, 0.02, 0.0]), 768, tuple(places))
 
 
 def target(p: float, rank: int = 1) -> TargetScore:

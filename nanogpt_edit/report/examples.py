@@ -2,7 +2,8 @@
 
 Problems: where the last step gained most and lost most, and some that both or neither solve; of every checkpoint the
 first right and the first wrong completion. Prompts: the first sample of every checkpoint, side by side. Facts: those
-the first checkpoint recalled and a later one does not. Edits: failures first, grouped by reason.
+the first checkpoint recalled and a later one does not. Edits: failures first, grouped by reason; of what must stay,
+what moved most.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from nanogpt_edit.editing.records import FactScore
+from nanogpt_edit.evaluation.prompt_records import PromptScore, most_moved
 from nanogpt_edit.evaluation.records import EvalRecord, Evaluation
 from nanogpt_edit.report import labels
 from nanogpt_edit.report.run import Run
@@ -191,6 +193,11 @@ def edit_groups(facts: Sequence[FactScore]) -> list[FactGroup]:
     if clean:
         groups.append(FactGroup("Rewritten, paraphrases and neighbours right", "good", tuple(clean)))
     return groups
+
+
+def moved_prompts(prompts: Sequence[PromptScore], *, limit: int = 12) -> list[PromptScore]:
+    """Of what must stay, the prompts that moved most: answers that were lost first."""
+    return [each for each in most_moved(prompts) if each.p_before != each.p_after][:limit]
 
 
 def _kind_of_failure(reason: str) -> str:

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from nanogpt_edit.common.stats import Difference, Interval
+from nanogpt_edit.evaluation.prompt_records import Rule
 from nanogpt_edit.report.expect import Expectation, parse_bound
 from nanogpt_edit.report.run import is_share
 
@@ -59,6 +60,30 @@ METRIC_LABELS = {
     "score": "harmonic mean of the three",
     "p_target_before": "p(new answer) before",
     "p_target_after": "p(new answer) after",
+    "kl": "unrelated text: KL of the next token, nats",
+    "top_changed": "unrelated text: likeliest next token changed",
+}
+KIND_LABELS: Mapping[str, str] = {
+    "prompt": "after the prompt",
+    "paraphrase": "after a paraphrase",
+    "behind": "behind other text",
+    "question": "in a question (Q: A:)",
+    "alias": "subject under another name",
+    "reversed": "subject asked for by the answer",
+    "one_hop": "one step further",
+    "about": "in a text about the subject",
+    "negation": "the sentence negated",
+    "claim": "true or false?",
+    "neighbour": "other subjects of the relation",
+    "attribute": "others that have the new answer",
+    "same_subject": "other facts of the subject",
+}
+RULE_LABELS: Mapping[Rule, str] = {
+    "exact": "writes exactly the answer",
+    "says": "writes a sentence that holds it",
+    "denies": "does not say what it holds to be so",
+    "prefers": "p(right) > p(wrong)",
+    "recalls": "begins with the answer",
 }
 
 
@@ -112,6 +137,8 @@ def path_label(path: str) -> str:
             return f"{stage_label(after)} minus {stage_label(before)}, {change_label('.'.join(metric))}"
         case ["edit", ("known" | "unknown") as part, metric]:
             return f"edits of {part} facts, {metric_label(metric)}"
+        case ["edit", "asked", kind, metric] if kind in KIND_LABELS:
+            return f"edits, {KIND_LABELS[kind]}: right {metric}"
         case ["edit", metric]:
             return f"edits, {metric_label(metric)}"
         case ["seconds", stage]:

@@ -15,6 +15,7 @@ from markupsafe import Markup
 
 from nanogpt_edit.common.errors import visible
 from nanogpt_edit.common.reasoning import split_completion
+from nanogpt_edit.evaluation.prompt_records import RULES
 from nanogpt_edit.report import labels
 from nanogpt_edit.report.plots_edits import token_label
 from nanogpt_edit.report.view import View
@@ -44,6 +45,8 @@ EDIT_SCORES = (
     "token_accuracy",
     "p_target_before",
     "p_target_after",
+    "kl",
+    "top_changed",
 )
 
 
@@ -111,5 +114,6 @@ def _environment(*, autoescape: bool) -> Environment:
         surprise=surprise,
         token_title=token_title,
         EDIT_SCORES=EDIT_SCORES,
+        RULES=RULES,
     )
     return environment

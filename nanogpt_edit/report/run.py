@@ -15,7 +15,7 @@ from nanogpt_edit.evaluation.records import Comparison, Evaluation, Transcript
 from nanogpt_edit.tracing.records import AverageTrace
 from nanogpt_edit.training.records import Rollout
 
-SIZES = re.compile(r"tokens|seconds|perplexity|nats|length|bits|mean_|entropy$|rank$")
+SIZES = re.compile(r"tokens|seconds|perplexity|nats|length|bits|mean_|entropy$|rank$|^kl$")
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,7 @@ stages.<stage>.<skill>.<metric>     {value, low, high, n}
 comparisons.<after>-<before>.<metric>  {delta, low, high, p_value, n, smallest_detectable, verdict}
 edit                                {n, success, …, seconds}: intervals as above, n and seconds plain
 edit.known, edit.unknown            {success, …} over the facts that the model knew before the edit, and the others
+edit.asked.<kind>                   {before, after, knew, rank1}: intervals; change: as in comparisons
 seconds.<stage>, seconds.total      plain
 environment                         as recorded
 expectations                        [{metric, bound, value, low, high, n, verdict, n_needed, reason}]
@@ -16,6 +17,7 @@ from dataclasses import asdict, dataclass, replace
 
 from nanogpt_edit.common.errors import UserError
 from nanogpt_edit.common.stats import Interval, change_of_share
+from nanogpt_edit.evaluation.prompt_records import KindScore, by_kind
 from nanogpt_edit.report.expect import Expectation, judge
 from nanogpt_edit.report.ledger import Ledger, make_ledger
 from nanogpt_edit.report.run import Run
@@ -34,6 +36,8 @@ class Summary:
     edit: Mapping[str, Interval | float | int] | None
     by_known: Mapping[str, Mapping[str, Interval]]
     """Of the edited facts that were "known" before and of those "unknown", where there are any."""
+    kinds: tuple[KindScore, ...]
+    """The edited facts asked in every form, by kind; empty where they were not."""
     seconds: Mapping[str, float]
     environment: Mapping[str, object]
     expectations: tuple[Expectation, ...]
@@ -75,6 +79,7 @@ def summarise(run: Run) -> Summary:
         },
         edit=_edit_numbers(run),
         by_known=run.edit.scores.by_known() if run.edit else {},
+        kinds=by_kind(run.edit.scores.prompts) if run.edit else (),
         seconds=total_seconds(run.seconds),
         environment=run.environment,
         expectations=(),
@@ -114,6 +119,14 @@ def _plain_parts(parts: Mapping[str, Mapping[str, Interval]]) -> dict[str, objec
     return {name: _plain(means) for name, means in parts.items()}
 
 
+def _edit(summary: Summary, means: Mapping[str, Interval | float | int]) -> dict[str, object]:
+    asked = {
+        each.kind: {name: value for name, value in asdict(each).items() if isinstance(value, dict)}
+        for each in summary.kinds
+    }
+    return _plain(means) | _plain_parts(summary.by_known) | ({"asked": asked} if asked else {})
+
+
 def _numbers(summary: Summary) -> dict[str, object]:
     return {
         "stages": {
@@ -124,7 +137,7 @@ def _numbers(summary: Summary) -> dict[str, object]:
             for stage, skills in summary.stages.items()
         },
         "comparisons": summary.comparisons,
-        "edit": None if summary.edit is None else _plain(summary.edit) | _plain_parts(summary.by_known),
+        "edit": None if summary.edit is None else _edit(summary, summary.edit),
         "seconds": dict(summary.seconds),
         "environment": dict(summary.environment),
     }

@@ -48,7 +48,15 @@ def _edits(summary: Summary) -> list[RenderableType]:
     if not isinstance(success, Interval) or not isinstance(exact, Interval):
         return []
     first, whole = labels.quantity("success", success.value), labels.quantity("exact", exact.value)
-    return [Text(f"Edits: {first} have their new answer at rank 1, {whole} written freely are exactly it.")]
+    told = Text(f"Edits: {first} have their new answer at rank 1, {whole} written freely are exactly it.")
+    kinds = [each for each in summary.kinds if each.kind not in ("prompt", "behind", "paraphrase", "neighbour")]
+    for each in kinds:
+        told.append(f"\n  {labels.KIND_LABELS[each.kind]:<34}", style="dim")
+        told.append(f"{labels.percent(each.before.value):>6} → {labels.percent(each.after.value):<6} ")
+        if each.change is not None:
+            mark = f" {labels.ARROWS[each.change.verdict]} {labels.signed('right', each.change.delta)}"
+            told.append(mark, style=STYLES[each.change.verdict])
+    return [told]
 
 
 @dataclass(frozen=True)

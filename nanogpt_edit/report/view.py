@@ -9,6 +9,7 @@ from datetime import datetime
 from itertools import groupby
 
 from nanogpt_edit.common.stats import Difference, Interval
+from nanogpt_edit.evaluation.prompt_records import HELD, STAYS, KindScore, PromptScore
 from nanogpt_edit.pipeline.records import READ_BY
 from nanogpt_edit.report import examples, labels
 from nanogpt_edit.report.canvas import Picture
@@ -63,6 +64,8 @@ class View:
     tested: tuple[Tested, ...]
     edit_pictures: tuple[Picture, ...]
     edit_groups: tuple[FactGroup, ...]
+    kind_groups: tuple[tuple[str, tuple[KindScore, ...]], ...]
+    moved: tuple[PromptScore, ...]
     trace_pictures: tuple[Picture, ...]
     example_pictures: tuple[Picture, ...]
     problems: tuple[Example, ...]
@@ -179,6 +182,8 @@ def make_view(run: Run, summary: Summary) -> View:
         tested=_tested(run),
         edit_pictures=tuple(edit_pictures(run.edit.scores.records)) if run.edit else (),
         edit_groups=tuple(examples.edit_groups(run.edit.scores.records)) if run.edit else (),
+        kind_groups=_kind_groups(summary),
+        moved=tuple(examples.moved_prompts(run.edit.scores.prompts)) if run.edit else (),
         trace_pictures=tuple(trace_pictures(run.trace)) if run.trace else (),
         example_pictures=tuple(example_pictures(run.trace)) if run.trace else (),
         problems=tuple(examples.problem_examples(run)),
@@ -253,6 +258,17 @@ def _measures(run: Run) -> tuple[Measure, ...]:
         Measure(skill, metric, tuple(stage.metrics.get(skill, {}).get(metric) for stage in run.stages.values()))
         for skill, metric in sorted(keys, key=lambda key: skills.index(key[0]))
     )
+
+
+def _kind_groups(summary: Summary) -> tuple[tuple[str, tuple[KindScore, ...]], ...]:
+    """The kinds of prompts by what an edit is to do there."""
+
+    def role(score: KindScore) -> str:
+        if score.kind in STAYS:
+            return "What must stay"
+        return "Stands by what it holds" if score.kind in HELD else "Gives the new answer"
+
+    return tuple((title, tuple(found)) for title, found in groupby(summary.kinds, key=role))
 
 
 def _tested(run: Run) -> tuple[Tested, ...]:

@@ -290,3 +290,48 @@ def test_any_configuration_gives_right_and_different_problems(
 def test_a_configuration_out_of_range_is_named(config: WorldConfig, word: str) -> None:
     with pytest.raises(UserError, match=word):
         make_world(config)
+
+
+# --- further prompts of the edit cases ---------------------------------------------------------------------------
+
+
+def test_the_edit_cases_are_asked_in_every_form(cases: list[dict]) -> None:
+    forms = ["question", "negation", "claim", "claim", "alias", "reversed", "one_hop"]
+    for case in cases:
+        kinds = [each["kind"] for each in case["asked"]]
+        assert kinds[:7] == forms
+        assert set(kinds[7:]) == {"same_subject"}
+        question, negation, old, new, alias, _, hop, *same = case["asked"]
+        answers = (case["target_new"], case["target_true"])
+        assert question["prompt"].endswith("?")
+        assert negation["prompt"].lower() == f"it is not true that {case['prompt']}".lower()
+        assert [(each["target_new"], each["target_true"]) for each in (question, negation, alias)] == [answers] * 3
+        assert f"{case['prompt']} {answers[1]}." in old["prompt"]
+        assert f"{case['prompt']} {answers[0]}." in new["prompt"]
+        assert (old["target_new"], new["target_new"]) == ("False", "True")
+        assert hop["target_new"] != hop["target_true"]
+        assert hop["target_true"]
+        assert all(each["target_new"] == each["target_true"] not in answers for each in same)
+
+
+def test_an_alias_does_not_name_the_subject_and_the_other_prompts_do_not_say_their_answers(cases: list[dict]) -> None:
+    for case in cases:
+        told = {each["kind"]: each for each in case["asked"]}
+        subject = re.sub("^the ", "", case["subject"].lower())
+        assert subject not in told["alias"]["prompt"].lower()
+        assert told["reversed"]["target_new"].lower() in (subject, subject.split()[-1], subject.removeprefix("the "))
+        assert case["target_new"].split()[-1].lower() in told["reversed"]["prompt"].lower()
+        for each in case["asked"]:
+            if each["kind"] not in ("claim", "same_subject"):
+                assert each["target_new"].lower() not in each["prompt"].lower().split()
+
+
+def test_what_must_stay_of_a_subject_no_other_edit_case_changes(world: World, cases: list[dict]) -> None:
+    """And what the world says of it is what the prompt is to be answered with."""
+    edited = {case["prompt"] for case in cases}
+    told = {prompt: statement.target for prompt, statement in by_prompt(world).items()}
+    same = [each for case in cases for each in case["asked"] if each["kind"] == "same_subject"]
+    assert not edited & {each["prompt"] for each in same}
+    known = [each for each in same if each["prompt"] in told]
+    assert len(known) >= 7
+    assert all(told[each["prompt"]] == each["target_true"] for each in known)

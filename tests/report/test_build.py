@@ -19,6 +19,7 @@ from rich.console import Console
 
 from nanogpt_edit.common.errors import UserError
 from nanogpt_edit.common.stats import Interval, change_of_share
+from nanogpt_edit.editing.records import Edit
 from nanogpt_edit.report import build, terminal_summary
 from nanogpt_edit.report.plots import PANELS, _curve
 from nanogpt_edit.report.read import read_run
@@ -389,11 +390,43 @@ def test_the_terminal_summary_fits_in_a_hundred_columns(finished: Path) -> None:
     )
 
 
+def test_an_edit_is_shown_in_every_form_and_what_else_changed(finished: Path) -> None:
+    summary = build(finished)
+    asked = json.loads((finished / "summary.json").read_text())["edit"]["asked"]
+    assert asked["question"]["after"]["value"] == 1.0
+    assert asked["question"]["knew"]["n"] == 50
+    assert asked["negation"]["before"]["value"] == 0.0  # it says what it holds
+    assert asked["same_subject"]["change"]["verdict"] == "worse"
+    assert "knew" not in asked["same_subject"]
+    for file in ("report.html", "report.md"):
+        text = (finished / file).read_text(encoding="utf-8")
+        for words in ("Asked in every form", "What else changed", "in a question (Q: A:)", "… and number 7 said"):
+            assert words in text
+        assert "and number 8 said" not in text
+        assert text.index("Stands by what it holds") < text.index("What must stay")
+    console = Console(width=100, record=True, file=io.StringIO())
+    console.print(terminal_summary(summary))
+    assert re.search(r"in a question \(Q: A:\) +0.0% → 100% +▲ \+100.0", console.export_text())
+
+
+def test_the_edit_of_an_older_run_has_no_prompts_and_no_drift(finished: Path) -> None:
+    (finished / "edits" / "facts50_prompts.jsonl").unlink()
+    path = finished / "edits" / "facts50.json"
+    table = json.loads(path.read_text())
+    path.write_text(json.dumps({name: value for name, value in table.items() if name not in ("asked", "drift")}))
+    scores = Edit.load(path).scores
+    assert (scores.prompts, scores.drift) == ((), None)
+    summary = build(finished)
+    assert summary.kinds == ()
+    assert "Asked in every form" not in (finished / "report.html").read_text(encoding="utf-8")
+
+
 def test_reporting_needs_no_torch_and_of_other_rooms_their_records_alone(evaluated: Path) -> None:
     code = f"""
 import sys
 import nanogpt_edit
 before = set(sys.modules)
+from nanogpt_edit.editing.records import Edit
 from nanogpt_edit.report import build, terminal_summary
 assert "matplotlib" not in sys.modules and "jinja2" not in sys.modules, "loaded before they are needed"
 build({str(evaluated)!r})
