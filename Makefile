@@ -47,7 +47,7 @@ slow: $(INSTALLED_DEV)
 	$(PYTEST) --slow -m slow
 
 interop: $(INTEROP)/.installed
-	LLAMA_CPP=$$(echo $(LLAMA_CPP)/*/vendor/llama.cpp) $(INTEROP)/bin/python -m pytest -s -rs tests/test_interop.py tests/test_interop_gguf.py
+	LLAMA_CPP=$$(echo $(LLAMA_CPP)/*/vendor/llama.cpp) $(INTEROP)/bin/python -m pytest -s -rs tests/test_interop.py tests/test_interop_gguf.py tests/test_interop_serving.py
 
 # Three pairs of each on a quarter of GPT-2; DATA=folder takes GSM8K and GPT-2's vocabulary from it.
 BENCH := $(VENV)/bin/python benchmarks

@@ -1,9 +1,9 @@
 """The server under load: its tokens per second beside the engine's own, and whether company changes a text.
 
-`--clients` at once ask `--requests` times each, every request with a prompt and a seed of its own. A lone client asks
-for all of it first, one after the other; then 8 and 32 clients ask for the same in turns with the engine, which writes
-the same texts in one process with nothing around it. An answer that is not the lone client's, and a status that is
-neither 200 nor 429, are counted. The clients are a process of their own on the same machine.
+`--clients` at once ask `--requests` times each: twenty prompts with four seeds, over and over. A lone client asks for
+these eighty first, one after the other; then 8 and 32 clients ask in turns with the engine, which writes the same texts
+in one process with nothing around it. An answer that is not the lone client's, and a status that is neither 200 nor
+429, are counted. The clients are a process of their own on the same machine.
 
     python benchmarks/serving.py --model runs/tiny/grpo
 """
@@ -31,6 +31,7 @@ from nanogpt_edit.engine.sampling_config import Sampling
 from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.model.tokenizer import tokenizer_of
 
+DIFFERENT = 80  # requests
 GOAL = 0.85  # of the engine's own tokens per second, at the most clients
 
 
@@ -50,9 +51,10 @@ class Load:
 
 
 def asked(prompts: Sequence[str], count: int, tokens: int, temperature: float) -> list[Json]:
-    """The requests, each with a seed of its own."""
+    """The requests; after `DIFFERENT` they begin again."""
     settings: Json = {"temperature": temperature, "top_k": 50, "max_tokens": tokens}
-    return [{"prompt": prompts[i % len(prompts)], "seed": i} | settings for i in range(count)]
+    different = [{"prompt": prompts[i % len(prompts)], "seed": i // len(prompts)} | settings for i in range(DIFFERENT)]
+    return [different[i % DIFFERENT] for i in range(count)]
 
 
 async def ask(port: int, requests: Sequence[Json], clients: int) -> Load:
@@ -128,8 +130,8 @@ def main() -> None:
     rates: Json = {}
     with server([chosen.model]) as process:
         asyncio.run(ask(process.port, requests[:40], 4))  # a warm-up
-        lone = asyncio.run(ask(process.port, requests, 1))
-        alone = write(model, requests, 1)
+        lone = asyncio.run(ask(process.port, requests[:DIFFERENT], 1))
+        alone = write(model, requests[:DIFFERENT], 1)
         rates["1"] = {"server": lone.rate, "engine": alone.rate, "ratio": lone.rate / alone.rate}
         print(f"1 client: {rates['1']}, {Counter(lone.statuses)}, wait {median(lone.waits):.3f} s")
         for clients in chosen.clients:
@@ -138,7 +140,9 @@ def main() -> None:
                 (asyncio.run(ask(process.port, mine, clients)), write(model, mine, clients))
                 for _ in range(chosen.pairs)
             ]
-            wrong = sum(each.texts[i] != lone.texts[i] for pair in pairs for each in pair for i in range(len(mine)))
+            wrong = sum(
+                each.texts[i] != lone.texts[i % DIFFERENT] for pair in pairs for each in pair for i in range(len(mine))
+            )
             statuses = sum((each.statuses for each, _ in pairs), Counter[int]())
             waits = sorted(wait for each, _ in pairs for wait in each.waits)
             rates[str(clients)] = {
@@ -157,7 +161,7 @@ def main() -> None:
             "name": "serving",
             "model": chosen.model,
             "requests": len(requests),
-            "mean_tokens": lone.tokens / len(requests),
+            "mean_tokens": lone.tokens / DIFFERENT,
             "tokens_per_second": rates,
             "unit": "completion tokens per second; the ratio is the server's over the engine's, median over pairs",
             "goal": GOAL,

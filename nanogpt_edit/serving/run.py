@@ -68,8 +68,9 @@ def serve(
 
 
 def settings(shelf: Shelf, limits: Limits, room: Room) -> uvicorn.Config:
-    """uvicorn's, without its log of every request."""
-    logging.getLogger("uvicorn.error").setLevel(logging.ERROR)
+    """uvicorn's, without its log of every request, and of clients that are wrong or gone."""
+    for name in ("uvicorn.error", "asyncio"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     return uvicorn.Config(
         make_app(shelf, limits=limits, room=room),
         http=patient(limits),

@@ -1,0 +1,76 @@
+"""The verb `serve` as a process: what it says, how it ends, and what it does not start for."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from http.client import HTTPConnection
+from pathlib import Path
+
+import pytest
+from serving_run import small_model
+
+from nanogpt_edit import serving
+from nanogpt_edit.checkpoint.checkpoint import save
+from nanogpt_edit.commands.serve import serve
+from nanogpt_edit.common.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    found = tmp_path_factory.mktemp("served") / "m"
+    save(small_model(block_size=1024), found)
+    return found
+
+
+@pytest.fixture
+def process(directory: Path) -> Iterator[tuple[subprocess.Popen[str], int]]:
+    command = [sys.executable, "-m", "nanogpt_edit", "serve", str(directory), "--port", "0"]
+    running = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    try:
+        assert running.stderr is not None
+        said = next(line for line in running.stderr if "http://" in line)
+        yield running, int(re.findall(r":(\d+)/", said)[0])
+    finally:
+        running.kill()
+        running.communicate()
+
+
+def test_sigterm_finishes_what_is_being_written(process: tuple[subprocess.Popen[str], int]) -> None:
+    running, port = process
+    connection, late = (HTTPConnection("127.0.0.1", port, timeout=30) for _ in range(2))
+    asked = {"prompt": "Tom", "max_tokens": 700, "stream": True, "seed": 0}
+    connection.request("POST", "/v1/completions", json.dumps(asked), {"Content-Type": "application/json"})
+    reply = connection.getresponse()
+    first = reply.readline()
+    running.send_signal(signal.SIGTERM)
+    time.sleep(0.3)
+    with pytest.raises(ConnectionRefusedError):
+        late.connect()
+    rest = reply.read()
+    connection.close()
+    assert first.startswith(b"data: {") and rest.endswith(b"data: [DONE]\n\n")
+    assert running.wait(timeout=20) == 128 + signal.SIGTERM
+    assert running.stderr is not None and "Traceback" not in running.stderr.read()
+
+
+def test_other_addresses_need_a_token_and_ports_are_checked_first(directory: Path) -> None:
+    with pytest.raises(UserError, match="give a --token"):
+        serve([str(directory), "--host", "0.0.0.0"])
+    with pytest.raises(UserError, match="port is 65536; a port is a number from 0"):
+        serve([str(directory), "--port", "65536"])
+    with pytest.raises(UserError, match=r"nowhere\.invalid:0 cannot be listened on"):
+        serve([str(directory), "--host", "nowhere.invalid", "--token", "a", "--port", "0"])
+
+
+def test_without_the_extra_it_is_said_what_to_install(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "nanogpt_edit.serving.run", raising=False)
+    monkeypatch.delattr(serving, "run", raising=False)
+    monkeypatch.setitem(sys.modules, "uvicorn", None)
+    with pytest.raises(UserError, match=r"serve needs uvicorn.*pip install 'nanogpt-edit\[serve\]'"):
+        serve([str(directory)])
