@@ -1,4 +1,5 @@
-"""Connections that wait: each has so long to bring a whole request and to take its answer, and there are so many."""
+"""Connections that wait: each has so long to bring a whole request and to take what is written, and no more are held
+than so many."""
 
 from __future__ import annotations
 
@@ -20,7 +21,7 @@ class PatientProtocol(H11Protocol):
     """uvicorn's connection. It has a request from the moment that the request's head is there until it is answered."""
 
     limits: ClassVar[Limits]
-    since = 0.0  # the loop's time at which it was opened, got its request, or had given its answer
+    since = 0.0  # the loop's time at which it was opened, got its request, had given its answer, or its reader stopped
     watch: asyncio.TimerHandle | None = None
 
     @property
@@ -50,13 +51,19 @@ class PatientProtocol(H11Protocol):
         self.since = self.loop.time()
         super().on_response_complete()
 
+    def pause_writing(self) -> None:
+        self.since = self.loop.time()
+        super().pause_writing()
+
     def look(self) -> None:
-        """Close it where it has waited too long, or look again later."""
-        most = self.limits.request_seconds if self.has_request else self.limits.patience_seconds
-        waited = self.loop.time() - self.since
-        if waited >= most:
+        """Close it where it has waited too long, for a request or for its reader, or look again later."""
+        most = self.limits.reader_seconds if self.has_request else self.limits.patience_seconds
+        left = self.since + most - self.loop.time()
+        if self.has_request and not self.flow.write_paused:
+            left = LOOK_SECONDS
+        if left <= 0:
             return self.transport.abort() if self.has_request else self.transport.close()
-        self.watch = self.loop.call_later(min(LOOK_SECONDS, most - waited), self.look)
+        self.watch = self.loop.call_later(min(LOOK_SECONDS, left), self.look)
 
     def send_400_response(self, msg: str) -> None:
         """What the library says of a request that is none, as everything else is said."""

@@ -54,8 +54,8 @@ class Limits:
     """For a whole request to arrive, from the connection or the last answer on."""
     connections: int = 512
     """At once; of more, the one that has waited longest is closed."""
-    request_seconds: float = 330.0
-    """From a whole request to the end of its answer, which a reader may take too slowly."""
+    reader_seconds: float = 60.0
+    """For a reader to take what has been written."""
 
     def __post_init__(self) -> None:
         if not is_here(self.host) and not self.token:

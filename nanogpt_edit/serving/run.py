@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import socket
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import uvicorn
@@ -60,7 +59,6 @@ def serve(
     """
     limits, room = limits or Limits(), room or Room()
     with listening(limits.host, port) as bound:
-        limits = replace(limits, request_seconds=room.seconds + limits.patience_seconds)
         server = uvicorn.Server(settings(shelf, limits, room))
         stopping.finish_within(ENDING_SECONDS + 5)
         started(address_of(bound))

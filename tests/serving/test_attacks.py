@@ -274,15 +274,19 @@ def test_of_too_many_connections_the_one_that_has_waited_longest_is_closed(here:
 
 
 def test_a_reader_who_never_reads_is_left(model: GPT) -> None:
-    limits = Limits(request_seconds=0.3)
+    limits = Limits(reader_seconds=0.3)
     with (
         served(shelf_of(model), limits=limits) as here,
         socket.create_connection(("127.0.0.1", here.port)) as connection,
     ):
         connection.sendall(post(body=b'{"prompt": "a", "max_tokens": 60, "n": 128, "logprobs": 20, "stream": true}'))
-        time.sleep(1.2)
+        until = time.monotonic() + 20
+        while not gauge(here, "running"):
+            assert time.monotonic() < until
+        while here.server.server_state.tasks:
+            assert time.monotonic() < until
+            time.sleep(0.05)
         assert alive(here)
-        assert not here.server.server_state.tasks
 
 
 def test_who_leaves_is_not_written_for(here: Served) -> None:
