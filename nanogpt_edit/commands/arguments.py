@@ -114,6 +114,9 @@ class Edit(Common):
     recipe: str | None = None
     """Take the settings of a recipe, by its name or as a .toml file (also the sweep.toml that --sweep writes); flags go
     before it. (None: of the run whose folder the model stands in, where it stands in one.)"""
+    every_form: bool = True
+    """Ask the edited facts in every form, too (denied, followed further, other facts of the subject), and read how far
+    unrelated text moved: the larger part of scoring, which --no-every-form leaves out."""
     sweep: bool = False
     """Do not edit: choose layers, λ, clamp and KL for this model by trials on the facts, half of which are kept to
     confirm the choice. The settings are written to OUT/sweep.toml, the [edit] part of a recipe."""

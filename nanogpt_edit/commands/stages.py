@@ -23,6 +23,7 @@ from nanogpt_edit.common.errors import UserError
 from nanogpt_edit.common.files import cache_folder, write_text
 from nanogpt_edit.common.settings import differences, read_settings, to_table, write_settings
 from nanogpt_edit.common.terminal import say
+from nanogpt_edit.evaluation.config import EvaluateConfig
 from nanogpt_edit.model.tokenizer import tokenizer_of
 from nanogpt_edit.pipeline import fitted, stages
 from nanogpt_edit.pipeline.checks import check_rewards, check_sizes
@@ -82,6 +83,7 @@ def edit(arguments: list[str]) -> int:
         problems=chosen.problems,
         pretrain=PretrainConfig(**asdict(chosen.pretrain)),
         edit=chosen.edit,
+        evaluate=EvaluateConfig(every_form=chosen.every_form),
         facts=chosen.facts,
     )
     unread = Recipe(world=default.world)
@@ -104,6 +106,7 @@ def over_recipe(chosen: Edit, recipe: Recipe) -> Edit:
         problems=recipe.problems,
         pretrain=BaseText(**base_text),
         edit=recipe.edit,
+        every_form=recipe.evaluate.every_form,
     )
 
 

@@ -55,7 +55,7 @@ def score_patch(model: GPT, patch: EditPatch, *, text: Tensor | None = None, ask
     """Measure the patch's facts on `model` before and with the patch; the model is left as it was.
 
     `text` (N, T + 1) are token ids of held-out text, for the perplexity and the drift. Without `asked` only a fact's
-    own prompt, paraphrases and neighbours are scored, and no drift: a third of the time.
+    own prompt, paraphrases and neighbours are scored, and no drift.
     """
     before = measure_state(model, patch.facts, text=text, asked=asked)
     with patch.applied(model):

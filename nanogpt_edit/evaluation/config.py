@@ -43,6 +43,9 @@ class EvaluateConfig(Settings):
     text: str | None = None
     """Held-out text for the perplexity: a file, a folder, or a hub data set, of which its test split is read (None:
     in a run the validation problems' questions, alone not measured)."""
+    every_form: bool = True
+    """In a run: ask edited facts in every form (in other places, denied, followed further, other facts of the subject),
+    and read how far unrelated text moved: the larger part of scoring an edit."""
     perplexity_tokens: int = 16_384
     """Held-out text read for the perplexity."""
     seed: int = 0

@@ -181,7 +181,7 @@ def make_edited(
     tokenizer_of(model)  # without one nothing can be learned
     blocks = spared_blocks(inputs, model, facts) if recipe.edit.needs_text else None
     patch = edit_model(model, facts, recipe.edit, covariance_blocks=blocks, cache_dir=cache_dir)
-    scores = score_patch(model, patch, text=fitted.measured_blocks(inputs, model))
+    scores = score_patch(model, patch, text=fitted.measured_blocks(inputs, model), asked=recipe.evaluate.every_form)
     patch = kept_in(patch, scores)
     save_patch(patch, folder.edits / f"{name}.safetensors")
     edit_record(name, patch, scores).save(folder.edits)

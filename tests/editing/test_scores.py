@@ -139,6 +139,12 @@ def test_the_files_hold_what_was_measured(tmp_path: Path) -> None:
     patch = edit_model(model, facts(3), config, covariance_blocks=covariance_blocks())
     scores = score_patch(model, patch, text=covariance_blocks()[:8])
     edit_record("three", patch, scores).save(tmp_path)
+    assert len(scores.prompts) == sum(2 + len(f.paraphrases) + len(f.neighbourhood) + len(f.asked) for f in facts(3))
+    assert scores.drift is not None
+    assert scores.drift.kl.value > 0.0
+    short = score_patch(model, patch, text=covariance_blocks()[:8], asked=False)
+    assert (short.prompts, short.drift) == ((), None)
+    assert short.success == scores.success
     assert Edit.load(tmp_path / "three.json").scores == scores
     summary = json.loads((tmp_path / "three.json").read_text(encoding="utf-8"))
     assert (summary["n"], summary["method"], summary["layers"]) == (3, "memit", [0, 1])
