@@ -16,7 +16,7 @@ import torch
 
 from nanogpt_edit.common.device import product_dtype
 from nanogpt_edit.common.errors import UserError
-from nanogpt_edit.common.sizes import check_fits
+from nanogpt_edit.common.sizes import check_fits, machine_bytes
 from nanogpt_edit.engine.batch import Batch, vocabulary_of
 from nanogpt_edit.engine.completion import Completion, Request, completion_bytes
 from nanogpt_edit.engine.decode_cache import DecodeCache
@@ -25,7 +25,7 @@ from nanogpt_edit.engine.slots import COLUMNS, SlotBatch, Slots
 from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.model.kv_cache import KVCache
 
-CACHE_BYTES = 4 << 30  # on a CPU
+CACHE_SHARE = 1 / 4  # of a CPU's memory, used or free: the same rows are to run together whatever else runs
 SLACK_COLUMNS = 64  # decode steps between two moves of the cache contents to the front
 PACKING_PAYS = 16  # steps after which packed weights have saved the time it takes to pack them
 
@@ -36,8 +36,9 @@ class Engine:
     def __init__(
         self, model: GPT, *, max_slots: int = 512, cache_bytes: int | None = None, in_slots: bool | None = None
     ) -> None:
-        """`max_slots` rows run at once at most, fewer if their cache would exceed `cache_bytes` (None: 4 GiB, on a GPU
-        half of what is free when first used). `in_slots` says whether rows have slots (`slots.py`); None: on a GPU.
+        """`max_slots` rows run at once at most, fewer if their cache would exceed `cache_bytes` (None: a quarter of
+        the machine's memory, on a GPU half of what is free when first used). `in_slots` says whether rows have slots
+        (`slots.py`); None: on a GPU.
 
         What the cache leaves of `cache_bytes` may hold the weights once more, in an order that a CPU reads faster
         (`PackedWeights`).
@@ -45,7 +46,7 @@ class Engine:
         self.model, self.max_slots = model, max_slots
         on_gpu = model.device.type == "cuda"
         self.in_slots = on_gpu if in_slots is None else in_slots
-        free = torch.cuda.mem_get_info(model.device)[0] // 2 if on_gpu else CACHE_BYTES
+        free = torch.cuda.mem_get_info(model.device)[0] // 2 if on_gpu else int(machine_bytes() * CACHE_SHARE)
         self.cache_bytes = free if cache_bytes is None else cache_bytes
         self._cache: DecodeCache | None = None
         self._slots: Slots | None = None

@@ -326,6 +326,14 @@ def test_the_limit_on_cache_memory_holds_for_rows_and_prompts_together(monkeypat
     assert 75_000 < most <= 100_000
 
 
+def test_without_a_bound_the_cache_may_take_a_quarter_of_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, sampling = bold("gpt2"), Sampling(temperature=1.0, max_new_tokens=10)
+    monkeypatch.setattr("nanogpt_edit.engine.engine.machine_bytes", lambda: 400_000)
+    watch = Watch(model, monkeypatch)
+    Engine(model).generate(prompts_of(6, 6, 6, 6, 6, 6), sampling=sampling)  # 20,480 bytes each
+    assert set(watch.decoded) == {4, 2}
+
+
 def test_one_row_runs_however_little_memory_there_is() -> None:
     completions = Engine(bold("gpt2"), cache_bytes=1).generate(
         prompts_of(3, 4), n=2, sampling=Sampling(temperature=1.0, max_new_tokens=3)
