@@ -23,7 +23,7 @@ class PackedWeights:
         """None are made where torch has no way to, where they would exceed `max_bytes`, or on another device."""
         self.model = model
         large = [layer for layer in model.modules() if isinstance(layer, Linear)]
-        large = [layer for layer in large if layer.weight.numel() >= linear.LARGE_MATRIX]
+        large = [layer for layer in large if layer.weight.numel() >= linear.LARGE_LAYER]
         size = sum(layer.weight.nbytes for layer in large) + model.head_weight.nbytes
         usable = Packed.is_possible() and size <= max_bytes and model.device.type == "cpu"
         self.layers = {layer: Packed(layer.weight) for layer in large} if usable else {}

@@ -44,9 +44,10 @@ def head_product(states: Tensor, weight: Tensor, packed: Packed | None = None) -
     """
     if not is_few(states, weight):
         return F.linear(states, weight)
-    if packed is not None:  # as fast as W xᵀ or faster with any few rows: nothing needs to be turned
+    rows = rows_of(states)
+    if packed is not None and rows > 1:  # as fast as W xᵀ or faster with any few: nothing needs to be turned
         return packed(states)
-    rows, columns = rows_of(states), columns_of(states)
+    columns = columns_of(states)
     product = states.new_empty(rows, len(weight))
     for block, into in zip(weight.split(VOCABULARY_BLOCK), product.split(VOCABULARY_BLOCK, dim=-1), strict=True):
         into.copy_((block @ columns)[:, :rows].t())

@@ -16,7 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-LARGE_MATRIX = 2**18  # numbers; smaller ones are read from the cache
+LARGE_MATRIX = 2**18  # numbers of a head's; smaller ones are read from the cache
+LARGE_LAYER = 2**20  # of a layer's: torch reads smaller ones, as thin deep models have them, as fast as either way
 FEW_ROWS = 256  # with so many the gain is a tenth, with 512 it is gone
 KERNEL_COLUMNS = 16  # W xᵀ takes so many at once; what is left over costs up to as much as all of them
 PACKED_ROWS = 64  # from here on a packed copy is slower where W xᵀ has no columns left over
@@ -54,7 +55,7 @@ class Linear(nn.Linear):
     """The weight in the dtype of products, while somebody says that it does not change (`packed_weights.py`)."""
 
     def forward(self, input: Tensor) -> Tensor:
-        if not is_few(input, self.weight):
+        if self.weight.numel() < LARGE_LAYER or not is_few(input, self.weight):
             return F.linear(input, self.weight if self.cast is None else self.cast, self.bias)
         if self.packed is not None and packed_is_faster(rows_of(input)):
             return self.packed(input, self.bias)
@@ -64,8 +65,8 @@ class Linear(nn.Linear):
 
 
 def packed_is_faster(rows: int) -> bool:
-    """Than W xᵀ, with so many rows?"""
-    return rows < PACKED_ROWS or rows % KERNEL_COLUMNS > 0
+    """Than W xᵀ, with so many rows? One reads the matrix as it lies as fast as memory gives it."""
+    return rows > 1 and (rows < PACKED_ROWS or rows % KERNEL_COLUMNS > 0)
 
 
 def columns_of(x: Tensor) -> Tensor:

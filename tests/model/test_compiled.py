@@ -49,6 +49,7 @@ class Traced:
 def test_gradients_and_texts_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     """However many kinds of calls there are: torch's own limit would end the test."""
     monkeypatch.setattr(linear, "LARGE_MATRIX", 0)
+    monkeypatch.setattr(linear, "LARGE_LAYER", 0)
     strict = torch._dynamo.config.patch(recompile_limit=1, fail_on_recompile_limit_hit=True)
     model = GPT(tiny_config("llama"), seed=0)
 
