@@ -21,7 +21,7 @@ from nanogpt_edit.common.terminal import progress
 from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.model.tokenizer import Tokenizer, tokenizer_of
 
-BATCH_TOKENS = 8192  # in one forward pass; bounds memory, does not change the result
+BATCH_TOKENS = 2048  # in one forward pass: texts of like length, little padding; does not change the result
 LOGIT_NUMBERS = 2**25  # most logits at once: 128 MB
 NO_SPACE_BEFORE = re.compile(r"[.,;:!?%)\]}'’]")
 UNSPACED_SCRIPT = re.compile(r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]")
