@@ -90,8 +90,8 @@ WAYS: dict[str, Way] = {
     "rome": Way(({"method": "rome", "layers": [10]},)),
     "ultraedit": Way(grid(method=["ultraedit"], ultraedit_rate=[1e-4, 1e-3])),
     "ft": Way(({"method": "ft", "layers": [20]},)),
-    "locft": Way(({"method": "locft", "layers": [20], "ft_batch_size": 25},)),
-    "lora": Way(({"method": "lora", "ft_batch_size": 25, "ft_learning_rate": 1e-3},)),
+    "locft": Way(({"method": "locft", "layers": [20], "ft_batch_size": 5},)),
+    "lora": Way(({"method": "lora", "ft_batch_size": 5, "ft_learning_rate": 1e-3},)),
 }
 BASE = load_recipe("smollm2-edit").edit
 """Layers 6 to 10, values in six contexts, the full stop behind the answer: found with the package's fifty facts."""
