@@ -86,7 +86,7 @@ class Sample extends TokenText {
     for (const token of tokens) this.append(token);
     if (finishReason) {
       const why = finishReason === "length" ? "cut at the length asked for" : "ended by itself";
-      this.end.textContent = `${this.tokens.length} tokens, ${why}`;
+      this.end.textContent = `${this.tokens.length} ${this.tokens.length === 1 ? "token" : "tokens"}, ${why}`;
     }
   }
 }
