@@ -184,7 +184,7 @@ stopping.leave(int(sys.argv[2]))  # without it the process aborts, at least in P
 """
 
 
-@pytest.mark.parametrize("status", [0, 3])
+@pytest.mark.parametrize("status", [pytest.param(0, marks=pytest.mark.slow), 3])
 def test_a_process_leaves_although_a_thread_still_holds_a_tensor(tmp_path: Path, status: int) -> None:
     command = [sys.executable, "-c", LETTING_GO, str(tmp_path / "store"), str(status)]
     path = os.environ | {"PYTHONPATH": str(HERE.parent)}

@@ -101,7 +101,7 @@ def shrunken(recipe: Recipe, folder: Path, tokenizer: Tokenizer) -> Recipe:
     )
 
 
-ALIKE = ("gpt2-medium", "smollm2-135m", "smollm2-135m-cpu", "smollm2-edit")  # roads that the others take too
+ALIKE = ("gpt2", "gpt2-medium", "smollm2-135m", "smollm2-135m-cpu", "smollm2-edit")  # roads that the others take too
 
 
 @pytest.mark.parametrize(

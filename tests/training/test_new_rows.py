@@ -186,6 +186,7 @@ def test_a_run_that_was_stopped_ends_with_the_same_bits(
     assert resumed.lineage == whole.lineage
 
 
+@pytest.mark.slow
 def test_after_fifty_steps_the_form_is_there_and_without_the_fit_it_is_not(tmp_path: Path) -> None:
     kept, without = (
         train(foreign_model(tmp_path / "model", tied=False), tmp_path / str(fit), replace(CONFIG, fit_problems=fit))
