@@ -43,13 +43,12 @@ LOGIT_ROWS = 256  # tokens whose logits are held at once
 SUITED: dict[str, object] = {
     "context_weight": 0.0,
     "refine_steps": 0,
-    "learning_rate": 1.0,
-    "steps": 20,
+    "learning_rate": 0.5,
+    "steps": 25,
     "stop_probability": 0.95,
     "clamp": 2.0,
     "weight_decay": 0.5,
     "n_prefixes": 5,
-    "contexts_per_step": 2,
     "covariance_tokens": 100_000,
     "full_stop": True,
 }

@@ -190,9 +190,8 @@ class _Losses:
 def _descend(model: GPT, losses: _Losses, config: EditConfig, bar: Progress) -> TargetValues:
     """Adam on δ; a fact that has reached its probability stays where it is and soon leaves the batch.
 
-    With `contexts_per_step`, the steps grow smaller, to nothing at the last; a fact's probability is that of its
-    contexts when each was read last, and the δ kept is the last one; what it is worth in all contexts is read at the
-    end.
+    With `contexts_per_step`, a fact's probability is that of its contexts when each was read last, and the δ kept is
+    the last one; what it is worth in all contexts is read at the end.
     """
     everything, turns = losses, config.contexts_per_step
     latest = torch.arange(int(losses.counts.max()), device=losses.h.device) < losses.counts[:, None]  # (N, C)
@@ -228,8 +227,6 @@ def _descend(model: GPT, losses: _Losses, config: EditConfig, bar: Progress) -> 
                 break
             resting = delta[~alive]
             delta.grad = slope + (config.weight_decay / scale**2)[:, None] * F.normalize(delta, dim=-1)
-            if turns is not None:  # or each step would undo some of the last, which other texts asked for
-                adam.param_groups[0]["lr"] = config.learning_rate * (1 - (step - 1) / config.steps)
             adam.step()
             delta *= (config.clamp * scale / delta.norm(dim=-1).clamp_min(1e-12)).clamp_max(1.0)[:, None]
             delta[~alive] = resting

@@ -118,7 +118,7 @@ def test_contexts_take_turns(model: GPT) -> None:
 def test_what_contexts_in_turn_found_is_told_of_all_contexts() -> None:
     model = trained_model()
     found = located(model)
-    made = optimise_values(model, found, replace(CONFIG, contexts_per_step=2, learning_rate=0.8))
+    made = optimise_values(model, found, replace(CONFIG, contexts_per_step=2, stop_probability=0.9))
     losses = losses_of(model, found, last_layer=1)
     read, _ = losses.only(model, made.values - losses.h)
     torch.testing.assert_close(torch.tensor(made.probabilities), (-losses.mean(read)).exp(), rtol=1e-4, atol=1e-5)
