@@ -107,7 +107,7 @@ def test_a_command_of_the_readme_does_what_it_says(words: list[str], reader: Rea
         pytest.skip("it trains another model")
     if program == "torchrun":
         in_one_process(words, reader)
-    elif verb == "serve":
+    elif verb in ("serve", "watch"):
         with served(words) as address:
             assert b"Playground" in urlopen(address, timeout=20).read()
     else:
@@ -128,7 +128,15 @@ def in_one_process(words: list[str], reader: Reader) -> None:
 @contextmanager
 def served(words: list[str]) -> Iterator[str]:
     """The address of the line's server on a free port, ended as a person ends it."""
-    command = [sys.executable, "-m", "nanogpt_edit", *words[1:], "--port", "0"]
+    command = [
+        sys.executable,
+        "-m",
+        "nanogpt_edit",
+        *words[1:],
+        "--port",
+        "0",
+        *(["--no-open"] if "watch" in words else []),
+    ]
     server = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     try:
         assert server.stderr is not None
