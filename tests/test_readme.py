@@ -109,7 +109,7 @@ def test_a_command_of_the_readme_does_what_it_says(words: list[str], reader: Rea
         in_one_process(words, reader)
     elif verb in ("serve", "watch"):
         with served(words) as address:
-            assert b"Playground" in urlopen(address, timeout=20).read()
+            assert b"nanogpt_edit playground" in urlopen(address, timeout=20).read()
     else:
         few = [
             re.sub("^[0-9]+$", "1", word) if words[i].endswith(".steps") else word for i, word in enumerate(words[1:])
