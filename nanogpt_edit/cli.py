@@ -174,9 +174,8 @@ def at_work(verb: str) -> AbstractContextManager[object]:
 
 def interrupted(number: int, verb: str | None = None) -> int:
     """Say that a signal has ended the verb (None: that of this process) -> the exit status."""
-    stopping.speak()
     verb = verb or "".join(sys.argv[1:2])
-    if rank() == 0:
+    if stopping.speak() and rank() == 0:
         what = "interrupted" if number == signal.SIGINT else f"ended by {signal.Signals(number).name}"
         complain(f"{what}.{' The same command goes on from where it was.' if verb in RESUMABLE else ''}")
     return stopping.status_of(number)

@@ -64,10 +64,9 @@ def asked() -> int | None:
     return None if _watch is None else _watch.number
 
 
-def speak() -> None:
-    """The person is being told: no last words are needed."""
-    if _watch is not None:
-        _watch.spoken = True
+def speak() -> bool:
+    """May the person be told now? Once only: the main thread and that of the signals may both be about to."""
+    return _watch is None or _watch.speak()
 
 
 def done() -> None:
@@ -98,6 +97,7 @@ class _Watch:
         self.last_words, self.alone = last_words, alone
         self.number: int | None = None  # of the signal that has come
         self.raised = self.spoken = False
+        self.speaking = threading.Lock()
         self.finishing_seconds: float | None = None
         self.nudges = 0  # signals of our own that are still in the pipe
         self.pipe, write = os.pipe()
@@ -149,11 +149,16 @@ class _Watch:
             self.nudges += 1  # it comes through the pipe as a signal does
             _thread.interrupt_main(signal.Signals(self.number))
 
+    def speak(self) -> bool:
+        """True the first time."""
+        with self.speaking:
+            first, self.spoken = not self.spoken, True
+        return first
+
     def end(self) -> None:
         """End the process, whatever its main thread is doing."""
         number = self.number or signal.SIGINT
-        if not self.spoken:
-            self.last_words(number)
+        self.last_words(number)
         os._exit(status_of(number))
 
 
