@@ -76,7 +76,7 @@ $(INSTALLED): $(PINS)
 		echo "to install its small CPU build instead: make demo PIP_FLAGS='--extra-index-url …'"; fi
 	@mkdir -p $(VENV) && touch $(UNFINISHED)
 	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/python -m pip install $(PIP_FLAGS) --constraint constraints.txt --editable .
+	$(VENV)/bin/python -m pip install $(PIP_FLAGS) --constraint constraints.txt --editable '.[serve]'
 	@rm -f $(UNFINISHED) && touch $@
 
 $(INSTALLED_DEV): $(INSTALLED)

@@ -21,7 +21,7 @@ from statistics import median
 
 import torch
 from machine import finish
-from serving_client import Connection, Json, server
+from serving_client import Connection, Json, completion, server
 
 from nanogpt_edit.checkpoint.checkpoint import load
 from nanogpt_edit.data.problems import read_problems
@@ -72,8 +72,8 @@ async def ask(port: int, requests: Sequence[Json], clients: int) -> Load:
                 waiting.append((number, request))
                 await asyncio.sleep(0.1)
             elif status == 200:
-                load.texts[number] = reply["choices"][0]["text"]  # type: ignore[index]
-                load.tokens += reply["usage"]["completion_tokens"]  # type: ignore[index]
+                load.texts[number], tokens = completion(reply)
+                load.tokens += tokens
                 load.waits.append(time.perf_counter() - asked_at)
         connection.close()
 

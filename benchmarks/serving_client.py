@@ -45,6 +45,14 @@ def server(models: Sequence[str], *flags: str) -> Iterator[Process]:
         print(process.communicate(timeout=60)[1].strip())
 
 
+def completion(reply: Json) -> tuple[str, int]:
+    """(the first text, tokens of all texts) of an answer of /v1/completions."""
+    choices, usage = reply["choices"], reply["usage"]
+    assert isinstance(choices, list)
+    assert isinstance(usage, dict)
+    return str(choices[0]["text"]), int(usage["completion_tokens"])
+
+
 class Connection:
     """One client. It opens its connection when it has none."""
 

@@ -29,7 +29,7 @@ from pathlib import Path
 
 import torch
 from machine import finish
-from serving_client import Connection, Json, Process
+from serving_client import Connection, Json, Process, completion
 
 from nanogpt_edit.checkpoint.checkpoint import load
 from nanogpt_edit.engine.generate import generate
@@ -112,7 +112,7 @@ async def person(port: int, seen: Seen, right: dict[str, list[dict[tuple[str, in
         seen.statuses[f"person {status}"] += 1
         if status == 200:
             seen.waits.append(time.perf_counter() - begun)
-            text = reply["choices"][0]["text"]  # type: ignore[index]
+            text, _ = completion(reply)
             if text not in [each[prompt, seed] for each in right[model]]:
                 seen.wrong.append(f"{model}, {prompt!r}, seed {seed}: {text!r}")
         elif status != 429:

@@ -63,6 +63,8 @@ class Asked:
     model: GPT
     tokenizer: Tokenizer
     prompts: list[list[int]]
+    first: int
+    """The first prompt's number; the others follow. No prompt has had them: rows that share one share its keys."""
     n: int
     sampling: Sampling | None
     """None: nothing is written."""
@@ -79,9 +81,8 @@ class Asked:
         if self.sampling is None:
             return []
         stop_ids = self.tokenizer.stop_ids
-        first = next_prompts(len(self.prompts))
         return [
-            Request(first + p, s, p, prompt, self.sampling, stop_ids, self.alternatives)
+            Request(self.first + p, s, p, prompt, self.sampling, stop_ids, self.alternatives)
             for p, prompt in enumerate(self.prompts)
             for s in range(self.n)
         ]
@@ -93,21 +94,12 @@ class Asked:
         return usage(sum(map(len, self.prompts)), sum(len(each.token_ids) for each in writings))
 
 
-_prompts = 0
-
-
-def next_prompts(count: int) -> int:
-    """The first of `count` numbers that no prompt has had: rows that share one share its keys and values."""
-    global _prompts
-    _prompts += count
-    return _prompts - count
-
-
 class OpenAI:
     """The routes' common ground: the models, the scheduler, and a clock."""
 
     def __init__(self, shelf: Shelf, scheduler: Scheduler) -> None:
         self.shelf, self.scheduler, self.started = shelf, scheduler, int(time.time())
+        self.prompts_so_far = 0
 
     async def opened(self, name: str | None) -> tuple[str, GPT]:
         """The model that is asked for, loaded in another thread. Raises UnknownModel, and as `load` does."""
@@ -137,11 +129,13 @@ class OpenAI:
                 raise TooLong(f"{which} has {len(prompt):,} tokens; this model takes {room - 1:,} here. Shorten it.")
             if max(prompt) >= tokenizer.vocab_size:
                 raise UserError(f"{which} holds the id {max(prompt)}; the model's last is {tokenizer.vocab_size - 1}.")
+        self.prompts_so_far += len(prompts)
         return Asked(
             name=name,
             model=model,
             tokenizer=tokenizer,
             prompts=prompts,
+            first=self.prompts_so_far - len(prompts),
             n=n,
             sampling=self.sampling(asked, new_tokens) if new_tokens else None,
             stops=stops,
