@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 from conftest import TEXTS, shared_data, tiny_config
+from harness_tasks import WRITTEN
 from writer import ANSWER, writer
 
 import nanogpt_edit as ne
@@ -32,23 +33,6 @@ from nanogpt_edit.model.tokenizer import Tokenizer
 if TYPE_CHECKING:
     from llama_cpp import Llama
 
-TASK = """\
-task: bare_questions
-dataset_path: json
-dataset_kwargs: {data_files: {test: test.jsonl}}
-test_split: test
-output_type: generate_until
-doc_to_text: "{{question}}"
-doc_to_target: "{{answer}}"
-num_fewshot: 0
-generation_kwargs: {do_sample: false, max_gen_toks: 30, until: ["\\n\\n\\n"]}
-filter_list:
-  - name: last-number
-    filter:
-      - {function: regex, regex_pattern: "(-?\\\\d+)", group_select: -1}
-      - {function: take_first}
-metric_list: [{metric: exact_match, aggregation: mean, higher_is_better: true}]
-"""
 # llama.cpp knows vocabularies by a hash of their ids for one text; so one of ours, cut as SmolLM's, is converted.
 CONVERT = """\
 import sys
@@ -91,12 +75,12 @@ def test_lm_eval_scores_what_we_score(family: str, tokenizer: Tokenizer, tmp_pat
     checkpoint.save(writer(family, tokenizer), tmp_path / "m")
     rows = [json.dumps({"question": problem.question, "answer": problem.answer}) for problem in problems]
     (tmp_path / "test.jsonl").write_text("\n".join(rows) + "\n")
-    (tmp_path / "task.yaml").write_text(TASK)
+    (tmp_path / "task.yaml").write_text(WRITTEN)
     arguments = ["--model", "hf", "--model_args", "pretrained=m,dtype=float32", "--device", "cpu"]
-    arguments += ["--tasks", "bare_questions", "--include_path", ".", "--output_path", "out"]
+    arguments += ["--tasks", "written", "--include_path", ".", "--output_path", "out"]
     run("-m", "lm_eval", *arguments, folder=tmp_path)
     (results,) = (tmp_path / "out").rglob("results_*.json")
-    theirs = json.loads(results.read_text())["results"]["bare_questions"]["exact_match,last-number"]
+    theirs = json.loads(results.read_text())["results"]["written"]["exact_match,last-number"]
     config = EvaluateConfig(temperature=0, max_new_tokens=30)
     ours = ne.evaluate(checkpoint.load(tmp_path / "m"), problems, n=1, config=config).metrics["problems"]
     sys.stdout.write(f"\n{family}: lm_eval {theirs:.4f}, evaluate {ours['pass_at_1'].value:.4f}\n")

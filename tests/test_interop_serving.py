@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from harness_tasks import WRITTEN
 from serving_run import served
 from writer import ANSWER, writer
 
@@ -24,22 +25,6 @@ from nanogpt_edit.serving.models import Shelf
 
 QUESTIONS = [f"Tom has {number} apples and buys 14 more. How many?" for number in range(6)]
 CHOICES = [" Paris.", " 17", " apples."]
-WRITE = """\
-task: written
-dataset_path: json
-dataset_kwargs: {data_files: {test: test.jsonl}}
-test_split: test
-output_type: generate_until
-doc_to_text: "{{question}}"
-doc_to_target: "{{answer}}"
-generation_kwargs: {do_sample: false, max_gen_toks: 30, until: ["\\n\\n\\n"]}
-filter_list:
-  - name: last-number
-    filter:
-      - {function: regex, regex_pattern: "(-?\\\\d+)", group_select: -1}
-      - {function: take_first}
-metric_list: [{metric: exact_match, aggregation: mean, higher_is_better: true}]
-"""
 CHOOSE = """\
 task: chosen
 dataset_path: json
@@ -67,7 +52,7 @@ def test_local_completions_scores_what_the_model_scores(tokenizer: Tokenizer, tm
         for i, question in enumerate(QUESTIONS)
     ]
     (tmp_path / "test.jsonl").write_text("\n".join(rows) + "\n")
-    (tmp_path / "write.yaml").write_text(WRITE)
+    (tmp_path / "write.yaml").write_text(WRITTEN)
     (tmp_path / "choose.yaml").write_text(CHOOSE)
     shelf = Shelf()
     shelf.add("m", model)

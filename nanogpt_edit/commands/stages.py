@@ -55,7 +55,8 @@ def sft(arguments: list[str]) -> int:
         pretrain=PretrainConfig(**asdict(chosen.pretrain)),
         sft=chosen.sft,
     )
-    return run_alone(stages.SFT, chosen, recipe)
+    talks: tuple[Part, ...] = ("chats", "extra_text", "replay_source")  # the problems are not learned
+    return run_alone(stages.SFT if chosen.sft.chats is None else replace(stages.SFT, reads=talks), chosen, recipe)
 
 
 def grpo(arguments: list[str]) -> int:

@@ -68,6 +68,7 @@ def test_sft_learns_from_conversations_in_the_template_that_sample_asks_with(
     out, chats = tmp_path / "out", str(tmp_path / "talk.jsonl")
     learning = ["--sft.steps", "60", "--sft.learning-rate", "1e-2", "--sft.batch-size", "8", "--device", "cpu"]
     assert cli.main(["sft", base, "--out", str(out), "--sft.chats", chats, *learning]) == 0
+    assert "word problems" not in capsys.readouterr().err  # of which nothing is learned
     trained = load(out / "sft")
     assert [str(entry) for entry in trained.lineage[-2:]] == [
         "chat template set: a name, a colon and the text",
