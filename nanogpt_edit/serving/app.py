@@ -18,10 +18,11 @@ from nanogpt_edit.serving.json_body import sentence_of
 from nanogpt_edit.serving.limits import Guard, Limits, error_body
 from nanogpt_edit.serving.metrics import Counted, Metrics
 from nanogpt_edit.serving.models import Shelf, UnknownModel
-from nanogpt_edit.serving.openai_replies import Json, to_json
-from nanogpt_edit.serving.openai_routes import TooLong, routes
-from nanogpt_edit.serving.playground_routes import playground
+from nanogpt_edit.serving.openai.reading import TooLong
+from nanogpt_edit.serving.openai.routes import routes
+from nanogpt_edit.serving.playground.routes import playground
 from nanogpt_edit.serving.scheduler import Ending, Full, Room, Scheduler
+from nanogpt_edit.serving.wire import Json, to_json
 
 
 def make_app(shelf: Shelf, *, limits: Limits | None = None, room: Room | None = None) -> FastAPI:

@@ -11,7 +11,7 @@ import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from nanogpt_edit.serving.limits import Limits, error_body
-from nanogpt_edit.serving.openai_replies import to_json
+from nanogpt_edit.serving.wire import to_json
 
 LOOK_SECONDS = 1.0  # between two looks at who has waited too long
 NOT_HTTP = error_body("this is no HTTP/1.1, or its headers are too large.")

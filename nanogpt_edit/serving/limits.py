@@ -17,7 +17,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from nanogpt_edit.common.errors import UserError
-from nanogpt_edit.serving.openai_replies import Json, to_json
+from nanogpt_edit.serving.wire import Json, to_json
 
 HOST = re.compile(r"^(?P<name>\[[0-9a-fA-F:.]+\]|[A-Za-z0-9._-]+)(?::\d{1,5})?$")
 SECURITY_HEADERS = {

@@ -16,13 +16,13 @@ from nanogpt_edit.data.facts import Fact, locate_subject
 from nanogpt_edit.editing.patch_files import save_patch
 from nanogpt_edit.evaluation.writing import written_answers
 from nanogpt_edit.model.tokenizer import tokenizer_of
-from nanogpt_edit.serving.desk import Desk
-from nanogpt_edit.serving.examples import likely_subject
-from nanogpt_edit.serving.jobs import Job, plain, streamed
 from nanogpt_edit.serving.json_body import JsonRoute
-from nanogpt_edit.serving.lines import python_lines, shell_lines
-from nanogpt_edit.serving.openai_replies import Json
-from nanogpt_edit.serving.twin import twin
+from nanogpt_edit.serving.playground.desk import Desk
+from nanogpt_edit.serving.playground.examples import likely_subject
+from nanogpt_edit.serving.playground.jobs import Job, plain, streamed
+from nanogpt_edit.serving.playground.lines import python_lines, shell_lines
+from nanogpt_edit.serving.playground.twin import twin
+from nanogpt_edit.serving.wire import Json
 
 MOST_FACTS = 200
 

@@ -16,8 +16,8 @@ from nanogpt_edit.report.examples import Example, is_clean, problem_examples
 from nanogpt_edit.report.labels import stage_label
 from nanogpt_edit.report.read import read_run
 from nanogpt_edit.report.run import Run
-from nanogpt_edit.serving.elsewhere import fits
-from nanogpt_edit.serving.twin import twin
+from nanogpt_edit.serving.playground.elsewhere import fits
+from nanogpt_edit.serving.playground.twin import twin
 
 NAME = re.compile(r"\b[A-Z0-9]\w*(?:(?: of| the| and)*[ '’-]+[A-Z0-9]\w*)*")
 ARTICLES = ("The ", "A ", "An ", "In ", "Of ", "Who ", "What ", "Where ", "It ")

@@ -14,8 +14,8 @@ from starlette.responses import Response
 from nanogpt_edit.common.errors import UserError
 from nanogpt_edit.common.terminal import say, told_to
 from nanogpt_edit.serving.limits import error_body
-from nanogpt_edit.serving.openai_replies import DONE, Json, event
 from nanogpt_edit.serving.running import EventStream, Gone
+from nanogpt_edit.serving.wire import DONE, Json, event
 
 SECONDS_BETWEEN = 0.1
 FAILED = "the server failed at this; its terminal says where."

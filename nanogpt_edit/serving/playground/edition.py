@@ -18,7 +18,7 @@ from nanogpt_edit.editing.patch import EditPatch, add_delta
 from nanogpt_edit.editing.patches import scale_patch
 from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.model.lineage import LineageEntry
-from nanogpt_edit.serving.twin import twin
+from nanogpt_edit.serving.playground.twin import twin
 
 LARGEST_SCALE = 1.5
 

@@ -8,11 +8,11 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
 from nanogpt_edit.common.errors import UserError
-from nanogpt_edit.serving.desk import Desk
-from nanogpt_edit.serving.jobs import Job, plain, streamed
 from nanogpt_edit.serving.json_body import JsonRoute
-from nanogpt_edit.serving.openai_replies import Json
-from nanogpt_edit.serving.twin import twin
+from nanogpt_edit.serving.playground.desk import Desk
+from nanogpt_edit.serving.playground.jobs import Job, plain, streamed
+from nanogpt_edit.serving.playground.twin import twin
+from nanogpt_edit.serving.wire import Json
 from nanogpt_edit.tracing.config import TraceConfig
 from nanogpt_edit.tracing.lens import logit_lens
 from nanogpt_edit.tracing.tracing import Traced, trace

@@ -11,20 +11,26 @@ from starlette.exceptions import HTTPException
 
 from nanogpt_edit.editing.config import METHODS
 from nanogpt_edit.pipeline.records import STAGE_NAMES
-from nanogpt_edit.serving.desk import Desk
-from nanogpt_edit.serving.edit_routes import edit_routes
-from nanogpt_edit.serving.examples import as_record, facts_to_trace, facts_to_try, prompts_to_try, read_if_whole
 from nanogpt_edit.serving.models import Shelf
-from nanogpt_edit.serving.openai_replies import Json
-from nanogpt_edit.serving.run_routes import run_routes
-from nanogpt_edit.serving.trace_routes import trace_routes
+from nanogpt_edit.serving.playground.desk import Desk
+from nanogpt_edit.serving.playground.edit_routes import edit_routes
+from nanogpt_edit.serving.playground.examples import (
+    as_record,
+    facts_to_trace,
+    facts_to_try,
+    prompts_to_try,
+    read_if_whole,
+)
+from nanogpt_edit.serving.playground.run_routes import run_routes
+from nanogpt_edit.serving.playground.trace_routes import trace_routes
+from nanogpt_edit.serving.wire import Json
 
 KINDS = {
     ".html": "text/html; charset=utf-8",
     ".css": "text/css; charset=utf-8",
     ".js": "text/javascript; charset=utf-8",
 }
-FILES = {file.name: file for file in (resources.files("nanogpt_edit.serving") / "playground").iterdir()}
+FILES = {file.name: file for file in (resources.files("nanogpt_edit.serving.playground") / "page").iterdir()}
 
 
 def playground(shelf: Shelf) -> APIRouter:

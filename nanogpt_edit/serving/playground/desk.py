@@ -32,11 +32,11 @@ from nanogpt_edit.model.tokenizer import tokenizer_of
 from nanogpt_edit.pipeline.inputs import RunInputs
 from nanogpt_edit.pipeline.recipe import Recipe, load_recipe, recipe_beside
 from nanogpt_edit.pipeline.spared import recipe_for_edit, spared_text
-from nanogpt_edit.serving.edit_view import Meter
-from nanogpt_edit.serving.edition import Edition
-from nanogpt_edit.serving.elsewhere import Unrelated, fits, thinned
 from nanogpt_edit.serving.models import Shelf
-from nanogpt_edit.serving.twin import changed_by, twin
+from nanogpt_edit.serving.playground.edit_view import Meter
+from nanogpt_edit.serving.playground.edition import Edition
+from nanogpt_edit.serving.playground.elsewhere import Unrelated, fits, thinned
+from nanogpt_edit.serving.playground.twin import changed_by, twin
 
 MOST_QUESTIONS, MOST_TEXTS = 120, 60
 BLOCKS, BLOCK_TOKENS = 16, 64  # of ordinary text

@@ -12,8 +12,8 @@ from nanogpt_edit.editing.editor import edit_model
 from nanogpt_edit.editing.patch import EditPatch, edited_weight
 from nanogpt_edit.editing.patches import scale_patch
 from nanogpt_edit.model.gpt import GPT
-from nanogpt_edit.serving.edition import Edition
-from nanogpt_edit.serving.twin import twin
+from nanogpt_edit.serving.playground.edition import Edition
+from nanogpt_edit.serving.playground.twin import twin
 
 FACTS = 3
 

@@ -14,7 +14,7 @@ from nanogpt_edit.evaluation.prompt_records import Drift
 from nanogpt_edit.evaluation.targets import score_targets
 from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.model.tokenizer import tokenizer_of
-from nanogpt_edit.serving.twin import twin
+from nanogpt_edit.serving.playground.twin import twin
 
 SHOWN = 6
 

@@ -15,9 +15,9 @@ from nanogpt_edit.evaluation.facts import FactState, measure_facts
 from nanogpt_edit.evaluation.prompt_records import Kind
 from nanogpt_edit.evaluation.targets import score_targets
 from nanogpt_edit.model.gpt import GPT
-from nanogpt_edit.serving.edition import Edition
-from nanogpt_edit.serving.elsewhere import Elsewhere, Unrelated, Witness
-from nanogpt_edit.serving.twin import twin
+from nanogpt_edit.serving.playground.edition import Edition
+from nanogpt_edit.serving.playground.elsewhere import Elsewhere, Unrelated, Witness
+from nanogpt_edit.serving.playground.twin import twin
 
 NEGATED = "It is not true that {}"
 ARTICLES = ("The", "A", "An", "In", "On", "At")

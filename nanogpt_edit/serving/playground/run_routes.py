@@ -8,10 +8,10 @@ from fastapi import APIRouter
 from fastapi.responses import FileResponse
 
 from nanogpt_edit.common.errors import UserError
-from nanogpt_edit.serving import run_view
 from nanogpt_edit.serving.json_body import JsonRoute
 from nanogpt_edit.serving.models import Shelf
-from nanogpt_edit.serving.openai_replies import Json
+from nanogpt_edit.serving.playground import run_view
+from nanogpt_edit.serving.wire import Json
 
 REPORT_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 """A report brings its style with it, and no script."""

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
 from nanogpt_edit.engine.completion import Look
 from nanogpt_edit.model.tokenizer import Tokenizer
-from nanogpt_edit.serving.texts import Writing
-
-Json = dict[str, object]
-DONE = b"data: [DONE]\n\n"
+from nanogpt_edit.serving.openai.texts import Writing
+from nanogpt_edit.serving.wire import Json
 
 
 @dataclass(frozen=True)
@@ -81,16 +78,6 @@ def usage(prompt_tokens: int, completion_tokens: int) -> Json:
     """OpenAI's `usage`."""
     total = prompt_tokens + completion_tokens
     return {"prompt_tokens": prompt_tokens, "completion_tokens": completion_tokens, "total_tokens": total}
-
-
-def event(value: Json) -> bytes:
-    """A server-sent event."""
-    return b"data: " + to_json(value) + b"\n\n"
-
-
-def to_json(value: Json) -> bytes:
-    """In UTF-8, without spaces."""
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
 
 
 @lru_cache(maxsize=100_000)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from nanogpt_edit.engine.completion import Fresh, Look, Request
 from nanogpt_edit.engine.sampling_config import Sampling
 from nanogpt_edit.model.tokenizer import Tokenizer
-from nanogpt_edit.serving.texts import Writing, offsets_of
+from nanogpt_edit.serving.openai.texts import Writing, offsets_of
 
 REQUEST = Request(0, 0, 0, (1,), Sampling(), frozenset())
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 from nanogpt_edit.data.fact_files import fact_to_record
 from nanogpt_edit.data.facts import Fact
-from nanogpt_edit.serving.edition import Edition
+from nanogpt_edit.serving.playground.edition import Edition
 
 MOST_WRITTEN = 3  # facts; more are named as a file
 

@@ -1,0 +1,1 @@
+"""The playground: a page, and the edits, traces and runs behind it."""
