@@ -12,12 +12,13 @@ INTEROP := .venv-interop
 LLAMA_CPP := $(INTEROP)/llama_cpp
 INSTALLED_DEV := $(VENV)/.installed-dev
 INSTALLED_BENCH := $(VENV)/.installed-bench
+INSTALLED_DOCS := $(VENV)/.installed-docs
 # Present only while pip works: an environment found with it was interrupted and is made again.
 UNFINISHED := $(VENV)/.unfinished
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo real test slow interop bench check format clean
+.PHONY: help demo real test slow interop bench docs check format clean
 
 help:
 	@echo "make demo    install into $(VENV), run the tiny recipe, say where the report is"
@@ -26,6 +27,7 @@ help:
 	@echo "make interop install lm-evaluation-harness, peft and llama.cpp (built with cmake) into $(INTEROP), try our files with them"
 	@echo "make slow    the tests that take longest, minutes"
 	@echo "make bench   install with the peers, time generation and training beside them on a small model (minutes)"
+	@echo "make docs    install with mkdocs, build the documentation as a site that needs no network: site/index.html"
 	@echo "make check   formatting, lint and types"
 	@echo "make format  rewrite the source in the house format"
 	@echo "make clean   remove $(VENV), caches, $(RUNS)"
@@ -56,6 +58,12 @@ bench: $(INSTALLED_BENCH)
 	$(BENCH)/generate.py $(BENCH_FLAGS) --tokens 32 --mean 16 --longest 50
 	$(BENCH)/sft_step.py $(BENCH_FLAGS) --sides ours trl trainer stream
 	$(BENCH)/grpo_step.py $(BENCH_FLAGS) --tokens 32
+
+# Strictly: a link or an anchor that leads nowhere, a page that nothing leads to, fails. The banner is mkdocs-material's
+# word about its successor.
+docs: $(INSTALLED_DOCS)
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --quiet
+	@echo "The documentation: $(CURDIR)/site/index.html"
 
 check: $(INSTALLED_DEV)
 	$(VENV)/bin/ruff format --check .
@@ -89,6 +97,11 @@ $(INSTALLED_BENCH): $(INSTALLED)
 	$(VENV)/bin/python -m pip install $(PIP_FLAGS) --constraint constraints.txt --editable '.[bench]'
 	@rm -f $(UNFINISHED) && touch $(INSTALLED) $@
 
+$(INSTALLED_DOCS): $(INSTALLED)
+	@touch $(UNFINISHED) && rm -f $(INSTALLED)
+	$(VENV)/bin/python -m pip install $(PIP_FLAGS) --constraint constraints.txt --editable '.[docs]'
+	@rm -f $(UNFINISHED) && touch $(INSTALLED) $@
+
 $(INTEROP)/.installed: $(PINS)
 	rm -rf $(INTEROP)
 	$(PYTHON) -m venv $(INTEROP)
@@ -101,4 +114,4 @@ $(INTEROP)/.installed: $(PINS)
 	@touch $@
 
 clean:
-	rm -rf $(VENV) $(INTEROP) $(RUNS) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(INTEROP) $(RUNS) build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
