@@ -39,7 +39,7 @@ def read_kept(directory: Path, config: Mapping[str, object]) -> Kept:
         generation=generation,
         vocabulary_sha256=str(lineage["vocabulary"]) if "vocabulary" in lineage else None,
         texts={
-            str(path.relative_to(directory)): path.read_bytes()
+            path.relative_to(directory).as_posix(): path.read_bytes()
             for path in found
             if path.is_file() and path.stat().st_size <= LARGEST_TEXT
         },

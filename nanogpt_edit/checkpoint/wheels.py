@@ -8,7 +8,6 @@ an older pip gives up and keeps nothing, and no pip leaves anything for the next
 
 from __future__ import annotations
 
-import fcntl
 import os
 import re
 import shutil
@@ -22,6 +21,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+
+from filelock import FileLock
 
 from nanogpt_edit.common.errors import UserError, reason_of, visible
 from nanogpt_edit.common.files import atomic_directory, cache_folder, make_folder, sha256_of_file
@@ -99,9 +100,9 @@ def _alone_in(folder: Path) -> Iterator[None]:
     """Of several processes (a run's, that start from one model) one fetches, and the others wait and find it there."""
     make_folder(folder)
     try:
-        with (folder / ".lock").open("a") as lock:
-            with progress(f"waiting for another process that fetches {folder.name}"):
-                fcntl.flock(lock, fcntl.LOCK_EX)
+        with progress(f"waiting for another process that fetches {folder.name}"):
+            lock = FileLock(folder / ".lock").acquire()
+        with lock:
             yield
     except OSError as error:
         raise UserError(f"{folder}: the wheel cannot be kept there ({reason_of(error)}).") from None
@@ -119,7 +120,7 @@ def _download(wanted: _Wanted, sha256: str | None) -> Path:
                 env={"PIP_RESUME_RETRIES": RESUMED} | os.environ,
                 stdin=subprocess.DEVNULL,
                 capture_output=True,
-                text=True,
+                encoding="utf-8",
                 errors="replace",
             )
         wheels = sorted(Path(part).glob("*.whl"))

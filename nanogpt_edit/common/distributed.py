@@ -60,7 +60,7 @@ def joined() -> Iterator[None]:
 def _silence() -> Iterator[None]:
     """Inside, nothing is said or shown."""
     terminal.quiet()
-    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
+    with open(os.devnull, "w", encoding="utf-8") as nowhere, redirect_stdout(nowhere):
         yield
 
 

@@ -26,6 +26,7 @@ from nanogpt_edit.common.errors import UserError, reason_of, unreadable
 MANY = 8  # names of a folder that an error lists
 GZIP_LEVEL = 3  # half the time of the usual 6 for a few per cent more bytes
 MOST_DIGITS = 400  # of a whole number: more than any float has before its point
+WINDOWS = os.name == "nt"
 CACHE_VARIABLE = "NANOGPT_EDIT_CACHE"
 SOME_DIGIT = re.compile("[1-9]")
 HALF_CHARACTER = re.compile(r"\\u[dD][89a-fA-F]")  # as JSON escapes the halves of surrogate pairs, whole pairs too
@@ -299,7 +300,9 @@ def sha256_of_file(path: Path) -> str:
 
 
 def _flush(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
+    if WINDOWS and path.is_dir():
+        return  # a folder cannot be opened there; renaming is logged by the file system itself
+    handle = os.open(path, os.O_RDWR if WINDOWS else os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:

@@ -15,6 +15,7 @@ import _thread
 import os
 import select
 import signal
+import socket
 import sys
 import threading
 import time
@@ -99,12 +100,12 @@ class _Watch:
         self.raised = self.spoken = False
         self.speaking = threading.Lock()
         self.finishing_seconds: float | None = None
-        self.nudges = 0  # signals of our own that are still in the pipe
-        self.pipe, write = os.pipe()
-        os.set_blocking(write, False)
+        self.nudges = 0  # signals of our own that are still on their way
+        self.told, self.teller = socket.socketpair()  # Windows waits for sockets only, and not for pipes
+        self.teller.setblocking(False)
         for number in SIGNALS:
             signal.signal(number, self.stop)
-        signal.set_wakeup_fd(write, warn_on_full_buffer=False)
+        signal.set_wakeup_fd(self.teller.fileno(), warn_on_full_buffer=False)
         threading.Thread(target=self.watch, name="signals", daemon=True).start()
 
     def stop(self, number: int, frame: FrameType | None) -> None:
@@ -135,9 +136,9 @@ class _Watch:
 
     def next_signal(self, seconds: float | None) -> int | None:
         """The next signal that somebody has sent within so many seconds (None: however long it takes)."""
-        if not select.select([self.pipe], [], [], seconds)[0]:
+        if not select.select([self.told], [], [], seconds)[0]:
             return None
-        (number,) = os.read(self.pipe, 1)
+        (number,) = self.told.recv(1)
         if number in SIGNALS and self.nudges:
             self.nudges -= 1
             return None
@@ -146,7 +147,7 @@ class _Watch:
     def nudge(self) -> None:
         """Have the handler called that stands now, unless it has been."""
         if self.alone and not self.raised and self.number is not None:
-            self.nudges += 1  # it comes through the pipe as a signal does
+            self.nudges += 1  # it comes to the thread as a signal does
             _thread.interrupt_main(signal.Signals(self.number))
 
     def speak(self) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
 import time
@@ -12,11 +11,12 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
+from filelock import FileLock, Timeout
 
 from nanogpt_edit.checkpoint import checkpoint
 from nanogpt_edit.common import distributed
 from nanogpt_edit.common.errors import UserError
-from nanogpt_edit.common.files import make_folder, read_json, write_json
+from nanogpt_edit.common.files import make_folder, read_json, write_json, write_text
 from nanogpt_edit.common.records import read_json_as
 from nanogpt_edit.common.settings import differences
 from nanogpt_edit.common.terminal import say
@@ -26,6 +26,7 @@ from nanogpt_edit.pipeline.recipe import Recipe, load_recipe, save_recipe
 from nanogpt_edit.pipeline.records import Timing
 
 MAY_CHANGE = ("threads", "shard", "expect")  # between two calls of one run
+PATIENCE_SECONDS = 0.3  # for one that only looks whether the folder is in use
 
 
 @dataclass(frozen=True)
@@ -116,21 +117,48 @@ class RunFolder:
                 shutil.rmtree(self.path)
             raise
 
+    def in_use(self) -> bool:
+        """Is a run at work in the folder now, of whatever process and machine?"""
+        if not self._file_lock.exists():
+            return False
+        try:
+            with FileLock(self._file_lock, timeout=0):
+                return False
+        except Timeout:
+            return True
+        except OSError:  # a folder that can only be read: who wrote its lock is not known to have ended
+            return self._owner.exists()
+
     @contextmanager
     def _lock(self) -> Iterator[None]:
-        with (self.path / ".lock").open("a+") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                lock.seek(0)
-                raise UserError(
-                    f"{self.path} is in use by process {lock.read().strip() or 'unknown'}; wait for it, or choose "
-                    f"another --out."
-                ) from None
-            lock.truncate(0)
-            lock.write(str(os.getpid()))
-            lock.flush()
+        lock = FileLock(self._file_lock, timeout=PATIENCE_SECONDS)
+        try:
+            lock.acquire()
+        except Timeout:
+            raise UserError(
+                f"{self.path} is in use by process {self._named_owner()}; wait for it, or choose another --out."
+            ) from None
+        try:
+            write_text(self._owner, str(os.getpid()))
             yield
+        finally:
+            self._owner.unlink(missing_ok=True)
+            lock.release()
+
+    @property
+    def _file_lock(self) -> Path:
+        return self.path / ".lock"
+
+    @property
+    def _owner(self) -> Path:
+        """Who holds the lock, in a file of its own: where the lock is a lock of bytes, nobody else can read them."""
+        return self.path / ".owner"
+
+    def _named_owner(self) -> str:
+        try:
+            return self._owner.read_text(encoding="utf-8").strip() or "unknown"
+        except OSError:  # it is just about to write it, or to let go
+            return "unknown"
 
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -18,18 +17,20 @@ from nanogpt_edit.pipeline.folder import RunFolder
 from nanogpt_edit.pipeline.recipe import Recipe, load_recipe
 
 OWNER = """
-import fcntl, os, sys, time
-lock = open(sys.argv[1], "a+")
-fcntl.flock(lock, fcntl.LOCK_EX)
-lock.write(str(os.getpid()))
-lock.flush()
-print("held", flush=True)
-time.sleep(60)
+import os, sys, time
+from pathlib import Path
+from filelock import FileLock
+folder = Path(sys.argv[1])
+with FileLock(folder / ".lock"):
+    (folder / ".owner").write_text(str(os.getpid()), encoding="utf-8")
+    print("held", flush=True)
+    time.sleep(60)
 """
 
 
 def test_the_lock_names_its_owner_and_is_free_when_the_owner_was_killed(tmp_path: Path) -> None:
-    with subprocess.Popen([sys.executable, "-c", OWNER, tmp_path / ".lock"], stdout=subprocess.PIPE) as owner:
+    assert not RunFolder(tmp_path).in_use()
+    with subprocess.Popen([sys.executable, "-c", OWNER, tmp_path], stdout=subprocess.PIPE) as owner:
         assert owner.stdout is not None
         assert owner.stdout.readline() == b"held\n"
         with (
@@ -37,11 +38,16 @@ def test_the_lock_names_its_owner_and_is_free_when_the_owner_was_killed(tmp_path
             RunFolder(tmp_path).locked(),
         ):
             pass
-        owner.send_signal(signal.SIGKILL)
+        assert RunFolder(tmp_path).in_use()
+        owner.kill()
         owner.wait()
-    assert (tmp_path / ".lock").read_text() == str(owner.pid)  # stale: it still names the dead
+    assert (tmp_path / ".owner").read_text(encoding="utf-8") == str(owner.pid)  # stale: it still names the dead
+    assert not RunFolder(tmp_path).in_use()
     with RunFolder(tmp_path).locked():
-        assert (tmp_path / ".lock").read_text() == str(os.getpid())
+        assert (tmp_path / ".owner").read_text(encoding="utf-8") == str(os.getpid())
+        assert RunFolder(tmp_path).in_use()
+    assert not (tmp_path / ".owner").exists()
+    assert not RunFolder(tmp_path).in_use()
 
 
 def test_seconds_add_up_and_a_damaged_file_is_named(tmp_path: Path) -> None:

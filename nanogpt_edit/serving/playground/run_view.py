@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from nanogpt_edit.common.errors import UserError
 from nanogpt_edit.common.records import read_json_as
+from nanogpt_edit.pipeline.folder import RunFolder
 from nanogpt_edit.pipeline.recipe import load_recipe
 from nanogpt_edit.pipeline.records import STAGE_NAMES, Timing
 from nanogpt_edit.report import labels
@@ -45,7 +45,7 @@ def stages(folder: Path) -> dict[str, object]:
     steps = {"base": recipe.pretrain.steps, "sft": recipe.sft.steps, "grpo": recipe.grpo.steps}
     if recipe.model.source is not None:
         del steps["base"]
-    running, found = in_use(folder), []
+    running, found = RunFolder(folder).in_use(), []
     for name in recipe.stages:
         log = read_log(path) if (path := log_of(folder, name)).exists() else {}
         done, begun = (folder / name / "config.json").exists(), bool(log)
@@ -64,17 +64,6 @@ def stages(folder: Path) -> dict[str, object]:
 def log_of(folder: Path, stage: str) -> Path:
     """The log of a stage; the base model's is called after what makes it."""
     return folder / "logs" / f"{'pretrain' if stage == STAGE_NAMES[0] else stage}.jsonl"
-
-
-def in_use(folder: Path) -> bool:
-    """Does the process live that last held the run? (To try its lock would keep another from taking it just then.)"""
-    try:
-        os.kill(int((folder / ".lock").read_text(encoding="ascii")), 0)
-    except PermissionError:
-        return True
-    except (OSError, ValueError, OverflowError):
-        return False
-    return True
 
 
 def curves(folder: Path) -> dict[str, object]:
