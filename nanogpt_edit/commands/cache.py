@@ -1,4 +1,4 @@
-"""`nanogpt-edit cache [list | clear]`: the covariances kept from earlier edits, and the wheels that models came in."""
+"""`nanogpt-edit cache [list | clear]`: what is kept from earlier edits, and the wheels that models came in."""
 
 from __future__ import annotations
 
@@ -16,14 +16,15 @@ if TYPE_CHECKING:
 USAGE = """usage: nanogpt-edit cache [list | clear]
 
   list    show every covariance kept, check it against its hash, show the
-          wheels, and add up their size (the default)
-  clear   remove them all; an edit that needs a covariance computes it again, a
-          wheel is fetched again
+          texts and the wheels, and add up their size (the default)
+  clear   remove them all; an edit that needs a covariance or a text makes it
+          again, a wheel is fetched again
 
 An edit needs the covariance of ordinary text for each of its layers. It is
 computed once for a model, a text and its settings, and kept in the folder that
-NANOGPT_EDIT_CACHE names, or nanogpt_edit in your cache folder. There, too, is
-the wheel of a model that pip:NAME==VERSION names."""
+NANOGPT_EDIT_CACHE names, or nanogpt_edit in your cache folder. There, too, are
+the text that a model has written itself where none was given, and the wheel of
+a model that pip:NAME==VERSION names."""
 
 
 def cache(arguments: list[str]) -> int:
@@ -39,16 +40,24 @@ def cache(arguments: list[str]) -> int:
 
 
 def show() -> int:
-    from nanogpt_edit.editing.covariance_cache import cached_covariances  # here, for it imports torch
+    from nanogpt_edit.editing.covariance_cache import cached_covariances  # here, for they import torch
+    from nanogpt_edit.pipeline.own_text import kept_texts
 
     place = cache_folder()
-    found, kept = cached_covariances(place), cached_wheels()
+    found, texts, wheels = cached_covariances(place), kept_texts(place), cached_wheels()
     for each in found:
         print(describe(each))
-    for wheel, size_bytes in kept.items():
+    for text, size_bytes in texts.items():
+        print(f"{text.stem.removeprefix('own-text-')[:12]}  {size_in_words(size_bytes):>10}  text of a model's own")
+    for wheel, size_bytes in wheels.items():
         print(f"{wheel.name}  {size_in_words(size_bytes)}, unpacked beside it")
-    wheels = f"; {len(kept)} wheel{'s' * (len(kept) != 1)}, {size_in_words(sum(kept.values()))}" if kept else ""
-    print(f"{place}: {len(found)} covariances, {size_in_words(sum(each.size_bytes for each in found))}{wheels}")
+    sums = [f"{len(found)} covariances, {size_in_words(sum(each.size_bytes for each in found))}"]
+    sums += [
+        f"{len(sizes)} {name}{'s' * (len(sizes) != 1)}, {size_in_words(sum(sizes.values()))}"
+        for name, sizes in (("text", texts), ("wheel", wheels))
+        if sizes
+    ]
+    print(f"{place}: {'; '.join(sums)}")
     return 0
 
 
@@ -64,9 +73,11 @@ def describe(cached: CachedCovariance) -> str:
 
 
 def clear() -> int:
-    from nanogpt_edit.editing.covariance_cache import clear_covariances  # here, for it imports torch
+    from nanogpt_edit.editing.covariance_cache import clear_covariances  # here, for they import torch
+    from nanogpt_edit.pipeline.own_text import clear_texts
 
-    print(f"{size_in_words(clear_covariances(cache_folder()) + clear_wheels())} freed.")
+    place = cache_folder()
+    print(f"{size_in_words(clear_covariances(place) + clear_texts(place) + clear_wheels())} freed.")
     return 0
 
 

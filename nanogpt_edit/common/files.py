@@ -293,6 +293,21 @@ def read_numbered_jsonl(path: Path, *, log: bool = False) -> list[tuple[int, dic
     return records
 
 
+def remove_files(paths: Iterable[Path]) -> int:
+    """Remove them -> the bytes freed. Raises UserError for one that cannot be removed."""
+    freed = 0
+    for path in paths:
+        size = path.stat().st_size
+        try:
+            path.unlink()
+        except OSError as error:
+            raise UserError(
+                f"{path}: it cannot be removed ({reason_of(error)}); allow writing in its folder."
+            ) from None
+        freed += size
+    return freed
+
+
 def sha256_of_file(path: Path) -> str:
     """Hexadecimal SHA-256 of a file's bytes."""
     with path.open("rb") as file:

@@ -20,7 +20,7 @@ from nanogpt_edit.checkpoint.checked import read_checked, write_checked
 from nanogpt_edit.checkpoint.checkpoint import fingerprint
 from nanogpt_edit.checkpoint.tensors import tensor_sha256
 from nanogpt_edit.common.errors import UserError, reason_of
-from nanogpt_edit.common.files import CACHE_VARIABLE, check_writable
+from nanogpt_edit.common.files import CACHE_VARIABLE, check_writable, remove_files
 from nanogpt_edit.common.records import Place, to_dataclass
 from nanogpt_edit.common.sizes import size_in_words
 from nanogpt_edit.common.terminal import say
@@ -158,14 +158,4 @@ def _inspect(path: Path) -> CachedCovariance:
 
 def clear_covariances(cache_dir: Path) -> int:
     """Remove every file of the cache; the bytes freed. Raises UserError where the cache is no folder."""
-    freed = 0
-    for path in _kept(cache_dir):
-        size = path.stat().st_size
-        try:
-            path.unlink()
-        except OSError as error:
-            raise UserError(
-                f"{path}: it cannot be removed ({reason_of(error)}); allow writing in its folder."
-            ) from None
-        freed += size
-    return freed
+    return remove_files(_kept(cache_dir))

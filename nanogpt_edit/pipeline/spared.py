@@ -10,6 +10,7 @@ from pathlib import Path
 from torch import Tensor
 
 from nanogpt_edit.common.errors import UserError
+from nanogpt_edit.common.files import cache_folder
 from nanogpt_edit.common.terminal import say
 from nanogpt_edit.data.facts import Fact, states_old_answer
 from nanogpt_edit.data.text import pack, read_text
@@ -18,7 +19,7 @@ from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.model.lineage import EMBEDDED
 from nanogpt_edit.model.tokenizer import tokenizer_of
 from nanogpt_edit.pipeline.inputs import RunInputs
-from nanogpt_edit.pipeline.own_text import own_text
+from nanogpt_edit.pipeline.own_text import kept_own_text
 from nanogpt_edit.pipeline.recipe import ModelConfig, Recipe, load_recipe, recipe_beside
 
 OWN_TOKENS = 8192
@@ -53,10 +54,11 @@ def _knows_problems(inputs: RunInputs, model: GPT) -> bool:
 
 
 def _own(model: GPT, recipe: Recipe) -> list[Sequence[int]]:
-    """Text that the model writes itself, in its tokens."""
+    """Text that the model writes itself, once and for all, in its tokens."""
     tokens = min(recipe.edit.covariance_tokens, OWN_TOKENS)
     say(f"Edit: no text to spare is given, so the model writes {tokens:,} tokens of its own (--pretrain.text).")
-    return [tokenizer_of(model).encode(text) for text in own_text(model, tokens=tokens, seed=recipe.seed)]
+    texts = kept_own_text(model, tokens=tokens, seed=recipe.seed, cache_dir=cache_folder())
+    return [tokenizer_of(model).encode(text) for text in texts]
 
 
 def _learned(inputs: RunInputs, model: GPT, facts: Sequence[Fact]) -> list[Sequence[int]]:
