@@ -91,6 +91,14 @@ def stage_label(name: str) -> str:
     return STAGE_LABELS.get(name, name)
 
 
+def timed_label(name: str) -> str:
+    """A name in timing.json: 'evaluate_sft' -> 'evaluating SFT', 'edited' -> 'the edit'."""
+    evaluated = name.removeprefix("evaluate_")
+    if evaluated != name:
+        return f"evaluating {stage_label(evaluated)}"
+    return "the edit" if name == "edited" else stage_label(name).replace("_", " ")
+
+
 def skill_label(name: str) -> str:
     return SKILL_LABELS.get(name, name.replace("_", " "))
 

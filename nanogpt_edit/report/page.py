@@ -24,6 +24,20 @@ LONGEST_TEXT = 900
 """Characters of one completion on the page; the raw records hold the rest."""
 SHORT_TEXT = 220
 """The same on the first screen."""
+FIRST_CURVES = 6
+"""Curves that are seen at once; the others are folded."""
+OPEN_FACTS = 12
+"""Edited facts that ended alike and are seen at once; more of them are folded."""
+MAIN_EDIT_SCORES = (
+    "success",
+    "behind",
+    "exact",
+    "paraphrase_rank1",
+    "paraphrase",
+    "neighbourhood_drop",
+    "score",
+    "p_target_after",
+)
 EDIT_SCORES = (
     "success",
     "behind_before",
@@ -113,6 +127,9 @@ def _environment(*, autoescape: bool) -> Environment:
         token_label=token_label,
         surprise=surprise,
         token_title=token_title,
+        FIRST_CURVES=FIRST_CURVES,
+        OPEN_FACTS=OPEN_FACTS,
+        MAIN_EDIT_SCORES=MAIN_EDIT_SCORES,
         EDIT_SCORES=EDIT_SCORES,
         RULES=RULES,
     )

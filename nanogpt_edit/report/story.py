@@ -1,13 +1,14 @@
-"""The first screen of a report: in a few sentences and a few examples, what a run changed and what that cost.
+"""The first screen of a report: in five sentences and a few examples, what a run changed and what that cost.
 
-The sentences are put together from the ledger and the edit's scores, the examples chosen by a stated rule: where
-problems were learned, the one that gained most; of the edited facts the first clean success (one that the model knew
-before, if there is one) and the first failure; and the first other fact that the last step lost. Three of them at most.
+The sentences are put together from the ledger and the edit's scores, so that every number in them stands in a table
+below too. The examples are chosen by a stated rule: where problems were learned, the one that gained most; of the
+edited facts the first clean success (one that the model knew before, if there is one) and the first failure; and the
+first other fact that the last step lost. Three of them at most.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from nanogpt_edit.common.reasoning import parse
@@ -16,8 +17,19 @@ from nanogpt_edit.report import labels
 from nanogpt_edit.report.examples import is_clean, problem_examples
 from nanogpt_edit.report.ledger import Ledger, Row
 from nanogpt_edit.report.run import Run
+from nanogpt_edit.report.summary import Summary
 
 MOST_CHANGES = 3
+MOST_STAGES = 3
+"""Stages that are named with their seconds."""
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """A sentence, and in a word what it is about."""
+
+    head: str
+    text: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,46 +44,86 @@ class Change:
     after: tuple[str, str]
 
 
-def sentences(run: Run, ledger: Ledger) -> list[str]:
-    """What was changed, how far it took hold, what it cost: a sentence each."""
-    rows = [row for row in ledger.rows if row.before]
-    if not rows and run.edit is None:
-        return ["Nothing was changed: this run measures one model."] if run.stages else []
-    learned, edited = [row for row in rows if row.stage != "edited"], [row for row in rows if row.stage == "edited"]
-    told = [*_learned(run), *_costs(learned)]
-    if run.edit is not None:
-        told += [_took_hold(run.edit), *_known(run.edit), *_costs(edited)]
-    return told
+def sentences(run: Run, summary: Summary) -> list[Told]:
+    """What was taught, gained, edited, what it cost, and how long it took: a sentence each, as far as there is one."""
+    told = [Told("Taught", _taught(run))]
+    learned = [row for row in summary.ledger.rows if row.stage != "edited"]
+    told += [Told("Gained", sentence) for sentence in _gained_by(summary.ledger, learned)]
+    told += [Told("Edited", _took_hold(run.edit))] if run.edit is not None else []
+    told += [Told("Cost", sentence) for sentence in _costs([row for row in summary.ledger.rows if row.before])]
+    return told + [Told("Took", sentence) for sentence in _took(summary.seconds, _machine(run))]
 
 
-def _learned(run: Run) -> Iterator[str]:
-    """'Of the problems base solves 0.0% at the first try, SFT 40.5% and GRPO 47.4%.'"""
-    solved = {
-        name: stage.metrics["problems"]["pass_at_1"].value
-        for name, stage in run.stages.items()
-        if name != "edited" and "pass_at_1" in stage.metrics.get("problems", {})
-    }
+def _taught(run: Run) -> str:
+    """'A model of 1.03 M parameters was pretrained, then taught to reason by SFT and GRPO.'"""
+    parameters = run.environment.get("parameters")
+    size = f" of {parameters / 1e6:.3g} M parameters" if isinstance(parameters, int | float) else ""
+    model = f"A model{size}" + (f", taken from {run.source}," if run.source else "")
+    steps = ["pretrained"] if "pretrain" in run.logs else []
+    by = [name for key, name in (("sft", "SFT"), ("grpo", "GRPO")) if key in run.logs or key in run.stages]
+    steps += [f"taught to reason by {labels.listing(by)}"] if by else []
+    if steps:
+        return f"{model} was {', then '.join(steps)}."
+    return f"{model} was taught nothing" + (" before its facts were edited." if run.edit else ": it was measured.")
+
+
+def _gained_by(ledger: Ledger, rows: Sequence[Row]) -> Iterator[str]:
+    """'At the first try base solves 0.0% of the problems, SFT 40.5% (better) and GRPO 47.4% (better).'"""
+    firsts = ("pass_at_1", "flexible_pass_at_1")
+    place = next(
+        (place for place, (skill, name) in enumerate(ledger.columns) if skill == "problems" and name in firsts), None
+    )
+    if place is None or len(rows) < 2:
+        return
+    metric = ledger.columns[place][1]
+    solved: list[str] = []
+    for row in rows:
+        cell = row.cells[place]
+        if cell is not None:
+            verb = "" if solved else " solves"
+            verdict = f" ({cell.verdict})" if cell.verdict and cell.verdict != "untested" else ""
+            solved.append(
+                f"{labels.stage_label(row.stage)}{verb} {labels.quantity(metric, cell.value.value)}" + verdict
+            )
     if len(solved) > 1:
-        by_stage = [f"{labels.stage_label(name)} {labels.percent(share)}" for name, share in solved.items()]
-        yield f"Problems solved at the first try: {labels.listing(by_stage)}."
+        solved[0] += " of the problems"
+        yield f"At the first try {labels.listing(solved)}."
 
 
 def _costs(rows: Sequence[Row]) -> Iterator[str]:
     """'SFT cost … and GRPO ….'; that nothing could be shown, where no step cost anything that could be."""
     costs = [f"{row.step} cost {labels.listing(row.cost)}" for row in rows if row.cost]
     if costs:
-        yield "; ".join(costs) + "."
+        yield "; ".join([costs[0], *(cost.replace("The edit", "the edit", 1) for cost in costs[1:])]) + "."
     elif rows:
         yield f"{labels.listing([row.step for row in rows])} cost nothing that could be shown."
 
 
+def _machine(run: Run) -> str:
+    """'AMD EPYC, 2 threads'; empty where it is not recorded."""
+    environment = run.environment
+    machine = [str(environment[key]) for key in ("cpu", "device") if environment.get(key) not in (None, "", "cpu")]
+    machine += [f"{environment['threads']} threads"] if environment.get("threads") else []
+    return ", ".join(machine)
+
+
+def _took(seconds: Mapping[str, float], machine: str) -> Iterator[str]:
+    """'6 min 37 s in all (AMD EPYC, 2 threads), most of them for GRPO (1 min 52 s), SFT (1 min 42 s) and …'"""
+    if "total" not in seconds:
+        return
+    longest = sorted((name for name in seconds if name != "total"), key=lambda name: -seconds[name])[:MOST_STAGES]
+    named = [f"{labels.timed_label(name)} ({labels.duration(seconds[name])})" for name in longest]
+    where = f" on {machine}" if machine else ""
+    yield f"{labels.duration(seconds['total'])} in all{where}, most of it for {labels.listing(named)}."
+
+
 def _took_hold(edit: Edit) -> str:
-    """'Of 50 facts written at once, 49 have the new answer as the model's first choice and 43 are written exactly.'"""
+    """'Of 50 facts written at once by MEMIT, 49 have their new answer as the model's first choice, and 43 …'"""
     scores = edit.scores
     told = (
-        f"Of {labels.count(edit.n, 'fact')} written at once, {_successes(scores.records)} have their new answer as the"
+        f"Of {labels.count(edit.n, 'fact')} written at once by {edit.method.upper()}, {_successes(scores.records)} "
+        "have their new answer as the model's first choice"
     )
-    told += " model's first choice"
     if scores.exact is not None:
         told += f", and {sum(each.exact is True for each in scores.records)} are exactly what it writes freely"
     if scores.paraphrase_rank1 is not None:
@@ -79,17 +131,16 @@ def _took_hold(edit: Edit) -> str:
     return told + "."
 
 
-def _known(edit: Edit) -> Iterator[str]:
-    """How many of the facts the model knew before, and what came of these and of the others."""
+def known_before(edit: Edit) -> str:
+    """How many of the facts the model knew before, and what came of these and of the others; empty: nobody says."""
     known, unknown = ([each for each in edit.scores.records if each.known is state] for state in (True, False))
     if known and unknown:
-        yield (
+        return (
             f"Before, the model knew {len(known)} of them (the true answer was its first choice) and did not know "
             f"{len(unknown)}: {_successes(known)} of the known and {_successes(unknown)} of the unknown took the new "
             "answer."
         )
-    elif known or unknown:
-        yield f"Before, the model knew {'all' if known else 'none'} of them."
+    return f"Before, the model knew {'all' if known else 'none'} of them." if known or unknown else ""
 
 
 def _successes(facts: Sequence[FactScore]) -> int:

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from itertools import groupby
 
 from nanogpt_edit.common.stats import Difference, Interval
 from nanogpt_edit.evaluation.prompt_records import HELD, STAYS, KindScore, PromptScore
-from nanogpt_edit.pipeline.records import READ_BY
-from nanogpt_edit.report import examples, labels
+from nanogpt_edit.report import examples, labels, setup
 from nanogpt_edit.report.canvas import Picture
 from nanogpt_edit.report.examples import Example, FactGroup, LostFact
 from nanogpt_edit.report.plots import learning_curves, pass_at_k, solved_counts
 from nanogpt_edit.report.plots_edits import edit_pictures, example_pictures, token_label, trace_pictures
 from nanogpt_edit.report.run import RolloutStep, Run
-from nanogpt_edit.report.story import Change, changes, sentences
+from nanogpt_edit.report.setup import Settings
+from nanogpt_edit.report.story import Change, Told, changes, known_before, sentences
 from nanogpt_edit.report.summary import Summary
 from nanogpt_edit.training.records import Rollout
 
@@ -53,10 +52,11 @@ class View:
 
     run: Run
     summary: Summary
-    lead: str
-    story: tuple[str, ...]
+    story: tuple[Told, ...]
     changes: tuple[Change, ...]
-    facts: tuple[str, ...]
+    header: tuple[str, ...]
+    known: str
+    """How many of the edited facts the model knew before, in a sentence; empty where nobody says."""
     verdict: str
     curves: tuple[Picture, ...]
     evaluation_pictures: tuple[Picture, ...]
@@ -72,7 +72,8 @@ class View:
     prompts: tuple[tuple[str, tuple[Example, ...]], ...]
     lost_stages: tuple[str, ...]
     lost_facts: tuple[LostFact, ...]
-    settings: tuple[tuple[str, tuple[tuple[str, str], ...]], ...]
+    settings: Settings
+    environment: tuple[tuple[str, str], ...]
 
     @property
     def contents(self) -> list[tuple[str, str]]:
@@ -80,16 +81,31 @@ class View:
         there = {
             ("ledger", "Ledger"): bool(self.summary.ledger.rows),
             ("curves", "Learning curves"): bool(self.curves),
-            ("rollouts", "While learning"): bool(self.run.rollouts),
+            ("rollouts", "Token by token"): bool(self.run.rollouts),
             ("evaluation", "Evaluation"): bool(self.measures),
             ("edits", "Edits"): self.run.edit is not None,
+            ("collateral", "What else changed"): self.has_collateral,
             ("trace", "Causal trace"): self.run.trace is not None,
-            ("transcript", "Token by token"): self.run.transcript is not None,
-            ("samples", "Right and wrong"): bool(self.problems),
-            ("prompts-1", "More prompts"): bool(self.prompts),
-            ("settings", "Settings"): True,
+            ("transcript", "One completion"): self.run.transcript is not None,
+            ("prompts", "More prompts"): bool(self.prompts),
+            ("cost", "Time and settings"): True,
         }
         return [entry for entry, present in there.items() if present]
+
+    @property
+    def has_collateral(self) -> bool:
+        drift = self.run.edit.scores.drift if self.run.edit else None
+        return bool(drift or self.moved or self.problems or self.lost_stages)
+
+    @property
+    def stage_names(self) -> list[str]:
+        return list(self.run.stages)
+
+    @property
+    def asked_with(self) -> str:
+        """The settings of the last evaluation that are set: 'problems 400, samples 16, …'."""
+        last = list(self.run.stages.values())[-1]
+        return ", ".join(f"{key} {value}" for key, value in last.settings.items() if value not in (None, {}, []))
 
     @property
     def measures_by_skill(self) -> list[tuple[str, list[Measure]]]:
@@ -98,6 +114,11 @@ class View:
     @property
     def tested_by_pair(self) -> list[tuple[str, list[Tested]]]:
         return [(pair, list(rows)) for pair, rows in groupby(self.tested, key=lambda row: row.pair)]
+
+    def verdicts(self, rows: Sequence[Tested]) -> str:
+        """'12 better, 3 worse and 8 inconclusive'."""
+        counts: Counter[str] = Counter(row.change.verdict for row in rows)
+        return labels.listing([f"{counts[verdict]} {verdict}" for verdict in labels.ARROWS if counts[verdict]])
 
     @property
     def problems_by_kind(self) -> list[tuple[str, list[Example]]]:
@@ -145,17 +166,6 @@ class View:
         return max((value for name, value in self.summary.seconds.items() if name != "total"), default=0.0) or 1.0
 
     @property
-    def environment(self) -> list[tuple[str, str]]:
-        """Versions, machine and data hashes, one line each."""
-        lines: list[tuple[str, str]] = []
-        for key, value in self.run.environment.items():
-            if isinstance(value, dict):
-                lines += [(f"{key}: {name}", _setting(inner)) for name, inner in value.items()]
-            else:
-                lines.append((key, _setting(value)))
-        return lines
-
-    @property
     def pictures(self) -> tuple[Picture, ...]:
         return self.curves + self.evaluation_pictures + self.edit_pictures + self.trace_pictures + self.example_pictures
 
@@ -171,10 +181,10 @@ def make_view(run: Run, summary: Summary) -> View:
     return View(
         run=run,
         summary=summary,
-        lead=_lead(run),
-        story=tuple(sentences(run, summary.ledger)),
+        story=tuple(sentences(run, summary)),
         changes=tuple(changes(run)),
-        facts=_header_facts(run, summary),
+        header=setup.header(run),
+        known=known_before(run.edit) if run.edit else "",
         verdict=_verdict(summary),
         curves=tuple(learning_curves(run)),
         evaluation_pictures=tuple(picture for picture in drawn if picture is not None),
@@ -190,48 +200,9 @@ def make_view(run: Run, summary: Summary) -> View:
         prompts=tuple((title, tuple(found)) for title, found in prompts.items() if found),
         lost_stages=lost_stages,
         lost_facts=tuple(lost),
-        settings=_settings(run),
+        settings=setup.settings(run),
+        environment=tuple(setup.versions(run)),
     )
-
-
-def _lead(run: Run) -> str:
-    """'A model of 1.03 M parameters, pretrained, taught to reason by SFT and GRPO, with 50 facts edited by MEMIT.'"""
-    parameters = run.environment.get("parameters")
-    size = f" of {parameters / 1e6:.3g} M parameters" if isinstance(parameters, int | float) else ""
-    steps = [f"taken from {run.source}"] if run.source else []
-    if "pretrain" in run.logs:
-        steps.append("pretrained")
-    taught = [name for key, name in (("sft", "SFT"), ("grpo", "GRPO")) if key in run.logs or key in run.stages]
-    if taught:
-        steps.append(f"taught to reason by {labels.listing(taught)}")
-    if run.edit is not None:
-        steps.append(f"with {labels.count(run.edit.n, 'fact')} edited by {run.edit.method.upper()}")
-    return f"A model{size}" + (", " + ", ".join(steps) if steps else "") + "."
-
-
-def _header_facts(run: Run, summary: Summary) -> tuple[str, ...]:
-    environment = run.environment
-    machine = [str(environment[key]) for key in ("cpu", "device") if environment.get(key) not in (None, "", "cpu")]
-    if environment.get("threads"):
-        machine.append(f"{environment['threads']} threads")
-    shown = [f"recipe {run.recipe['name']}"] if isinstance(run.recipe.get("name"), str) else []
-    shown += [_moment(environment["started"])] if environment.get("started") else []
-    shown += [", ".join(machine)] if machine else []
-    shown += [f"{key} {environment[key]}" for key in ("torch", "python") if environment.get(key)]
-    version = environment.get("nanogpt-edit")
-    shown += [f"nanogpt_edit {version}"] if version not in (None, "not installed") else []
-    if "total" in summary.seconds:
-        shown.append(f"{labels.duration(summary.seconds['total'])} in all")
-    return tuple(shown)
-
-
-def _moment(text: object) -> str:
-    """'2026-03-01T12:00:00+00:00' -> '2026-03-01 12:00 UTC'; anything else as it stands."""
-    try:
-        moment = datetime.fromisoformat(str(text))
-    except ValueError:
-        return str(text)
-    return moment.strftime("%Y-%m-%d %H:%M ") + (moment.tzname() or "").replace("UTC+00:00", "UTC")
 
 
 def _verdict(summary: Summary) -> str:
@@ -282,27 +253,3 @@ def _tested(run: Run) -> tuple[Tested, ...]:
         for comparison in run.comparisons.values()
         for metric, change in comparison.metrics.items()
     )
-
-
-def _settings(run: Run) -> tuple[tuple[str, tuple[tuple[str, str], ...]], ...]:
-    """The recipe by table, without [expect] (judged above) and the settings of stages that it leaves out."""
-    unused = {table for table, stage in READ_BY.items() if stage not in run.planned}
-    groups: dict[str, list[tuple[str, str]]] = {}
-
-    def walk(prefix: str, table: Mapping[str, object]) -> None:
-        for key, value in table.items():
-            if isinstance(value, dict):
-                walk(f"{prefix}.{key}" if prefix else key, value)
-            else:
-                groups.setdefault(prefix or "recipe", []).append((key, _setting(value)))
-
-    walk("", {key: value for key, value in run.recipe.items() if key not in {"expect", *unused}})
-    return tuple((name, tuple(rows)) for name, rows in groups.items())
-
-
-def _setting(value: object) -> str:
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, list):
-        return ", ".join(_setting(item) for item in value)
-    return str(value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -9,10 +10,9 @@ from pathlib import Path
 import pytest
 from report_run import make_run
 
-from nanogpt_edit.report.ledger import make_ledger
 from nanogpt_edit.report.read import read_run
 from nanogpt_edit.report.run import Run
-from nanogpt_edit.report.story import changes, sentences
+from nanogpt_edit.report.story import changes, known_before, sentences
 from nanogpt_edit.report.summary import summarise
 
 
@@ -27,32 +27,44 @@ def part(run: Run, stages: Sequence[str]) -> Run:
     return replace(run, stages={name: run.stages[name] for name in stages}, edit=run.edit if edited else None)
 
 
-def told(run: Run) -> str:
-    return " ".join(sentences(run, make_ledger(run)))
+def told(run: Run) -> dict[str, str]:
+    return {each.head: each.text for each in sentences(run, summarise(run))}
 
 
 def test_a_whole_run_is_told_in_five_sentences(whole: Run) -> None:
-    story = sentences(whole, make_ledger(whole))
-    assert len(story) == 5
-    solved, learning, edit, known, cost = story
-    assert solved.startswith("Problems solved at the first try: base 0.0%, SFT ")
-    assert "GRPO" in solved and "edited" not in solved
-    assert learning.startswith("SFT cost ")
-    assert edit.startswith("Of 50 facts written at once, 48 have their new answer as the model's first choice, and 42 ")
-    assert known == (
+    story = told(whole)
+    assert list(story) == ["Taught", "Gained", "Edited", "Cost", "Took"]
+    assert story["Taught"] == "A model of 1.03 M parameters was pretrained, then taught to reason by SFT and GRPO."
+    assert re.fullmatch(
+        r"At the first try base solves 0\.0% of the problems, SFT \d\d\.\d% \(better\) and GRPO \d\d\.\d% \(\w+\)\.",
+        story["Gained"],
+    )
+    assert story["Edited"].startswith(
+        "Of 50 facts written at once by MEMIT, 48 have their new answer as the model's first choice, and 42 "
+    )
+    assert story["Cost"].startswith("SFT cost ") and "; the edit cost " in story["Cost"]
+    assert story["Took"].startswith("5 min 0 s in all on ")
+    assert story["Took"].endswith(", most of it for GRPO (1 min 59 s), base (1 min 28 s) and SFT (51.2 s).")
+
+
+def test_what_was_known_before_the_edit_is_said(whole: Run) -> None:
+    assert whole.edit is not None
+    assert known_before(whole.edit) == (
         "Before, the model knew 40 of them (the true answer was its first choice) and did not know 10: 38 of the known "
         "and 10 of the unknown took the new answer."
     )
-    assert cost.startswith("The edit cost ")
 
 
 def test_a_part_of_a_run_is_told_without_the_rest(whole: Run) -> None:
-    assert told(part(whole, ["base"])) == "Nothing was changed: this run measures one model."
-    edited = told(part(whole, ["grpo", "edited"]))
-    assert edited.startswith("Of 50 facts written at once")
-    assert "SFT" not in edited and "solved at the first try" not in edited
-    assert "facts written" not in told(part(whole, ["base", "sft"]))
-    assert told(part(whole, [])) == ""
+    untaught = replace(whole, logs={}, seconds={})
+    measured = told(part(untaught, ["base"]))
+    assert measured == {"Taught": "A model of 1.03 M parameters was taught nothing: it was measured."}
+    edited = told(part(untaught, ["base", "edited"]))
+    assert list(edited) == ["Taught", "Edited", "Cost"]
+    assert edited["Taught"].endswith("was taught nothing before its facts were edited.")
+    assert edited["Edited"].startswith("Of 50 facts written at once")
+    assert "SFT" not in " ".join(edited.values())
+    assert list(told(part(untaught, ["base", "sft"]))) == ["Taught", "Gained", "Cost"]
 
 
 def test_three_changes_are_shown_a_gain_an_edit_and_a_loss(whole: Run) -> None:
@@ -92,6 +104,6 @@ def test_a_record_of_an_earlier_version_says_nothing_of_what_was_known(whole: Ru
     assert whole.edit is not None
     records = tuple(replace(each, true_rank_before=None) for each in whole.edit.scores.records)
     earlier = replace(whole, edit=replace(whole.edit, scores=replace(whole.edit.scores, records=records)))
-    assert "the model knew" not in told(earlier)
+    assert earlier.edit is not None and known_before(earlier.edit) == ""
     assert summarise(earlier).by_known == {}
     assert changes(part(earlier, ["grpo", "edited"]))[0].title == "A fact, rewritten"
