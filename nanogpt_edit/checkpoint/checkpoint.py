@@ -20,14 +20,16 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from nanogpt_edit.checkpoint import weights
+from nanogpt_edit.checkpoint.card import PATCHES, write_card
 from nanogpt_edit.checkpoint.config_json import config_to_json
-from nanogpt_edit.checkpoint.kept import is_kept, write_card, write_texts
+from nanogpt_edit.checkpoint.kept import is_kept, write_texts
 from nanogpt_edit.checkpoint.lineage import lineage_json
 from nanogpt_edit.checkpoint.sources import Source, open_source
 from nanogpt_edit.checkpoint.weights import fingerprint
 from nanogpt_edit.common import files
 from nanogpt_edit.common import terminal as progress
 from nanogpt_edit.common.arguments import checked
+from nanogpt_edit.common.card import CARD, read_card
 from nanogpt_edit.common.device import choose_device, choose_dtype
 from nanogpt_edit.common.errors import UserError
 from nanogpt_edit.model.fit import tokenizer_doubts
@@ -148,10 +150,20 @@ def save(
         if tokenizer is not None:
             files.write_json(part / "generation_config.json", _generation_json(model, tokenizer))
             tokenizer.save(part)
+        _keep_card(directory, part)
         write_texts(model.kept, part)
-        write_card(part, model.lineage, tokenizer)
+        place = directory.resolve()
+        patches = sorted(name for name in attachments or {} if name.startswith(PATCHES))
+        write_card(part, f"{place.parent.name}/{place.name}", model, tokenizer, patches)
         for name, write in (attachments or {}).items():
             write(part / name)
+
+
+def _keep_card(directory: Path, part: Path) -> None:
+    """A card that somebody has written for the model in this place stays, whatever came with this model."""
+    file = directory / CARD
+    if file.is_file() and not read_card(text := file.read_text(encoding="utf-8", errors="replace")).is_ours:
+        files.write_text(part / CARD, text)
 
 
 def config_json(model: GPT, tokenizer: Tokenizer | None = None) -> dict[str, object]:

@@ -16,6 +16,7 @@ from nanogpt_edit.checkpoint.gguf_file import GGUFFile
 from nanogpt_edit.checkpoint.gguf_metadata import Metadata
 from nanogpt_edit.checkpoint.gguf_tokenizer import end_ids, named_ids, read_tokenizer
 from nanogpt_edit.checkpoint.lineage import lineage_of
+from nanogpt_edit.common.card import CARD, Card, card_text, entry
 from nanogpt_edit.common.files import parse_json
 from nanogpt_edit.common.records import Place
 from nanogpt_edit.model.config import GPTConfig
@@ -24,6 +25,7 @@ from nanogpt_edit.model.lineage import LineageEntry
 from nanogpt_edit.model.tokenizer import Tokenizer
 
 PLAIN = ("F32", "F16", "BF16")
+LICENCE = "general.license"
 LINEAGE = "nanogpt_edit.lineage"
 """The entry that holds the lineage of a model written here, as lineage.json has it."""
 
@@ -54,7 +56,11 @@ def read(path: Path) -> GGUFModel:
         config=config,
         tensors=file,
         tokenizer=tokenizer,
-        kept=Kept(config=named_ids(metadata), generation={"eos_token_id": ends} if ends else {}),
+        kept=Kept(
+            config=named_ids(metadata),
+            generation={"eos_token_id": ends} if ends else {},
+            texts={CARD: _card(metadata).encode()} if LICENCE in metadata.raw else {},
+        ),
         lineage=_lineage(metadata),
         note=_note(file),
     )
@@ -68,6 +74,11 @@ def _lineage(metadata: Metadata) -> tuple[LineageEntry, ...]:
     except ValueError as error:
         raise metadata.wrong(LINEAGE, f"must be JSON ({error})", metadata.text(LINEAGE)) from None
     return lineage_of(entries, Place(str(metadata.file), LINEAGE))
+
+
+def _card(metadata: Metadata) -> str:
+    """What the file says of its licence, as a model card has it."""
+    return card_text(Card(their_metadata={"license": entry("license", metadata.text(LICENCE))}))
 
 
 def _note(file: GGUFFile) -> str:

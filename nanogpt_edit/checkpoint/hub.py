@@ -10,7 +10,14 @@ from nanogpt_edit.common.files import nearest, read_json
 
 NAME = re.compile(r"(?!.*(--|\.\.))[A-Za-z0-9]([\w.-]*\w)?(/[A-Za-z0-9]([\w.-]*\w)?)?", re.ASCII)
 LONGEST_NAME = 96
-OPTIONAL = ("tokenizer_config.json", "generation_config.json", "chat_template.jinja", "README.md", "LICENSE")
+OPTIONAL = (
+    "tokenizer_config.json",
+    "generation_config.json",
+    "chat_template.jinja",
+    "README.md",
+    "LICENSE",
+    "lineage.json",
+)
 
 
 def is_name(source: str) -> bool:

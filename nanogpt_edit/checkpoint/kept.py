@@ -4,23 +4,18 @@ Three things: the entries of config.json and generation_config.json that are not
 directory (model card, licence, further chat templates). Other formats of the weights and second copies of the
 vocabulary, which lack the reasoning tokens, are not kept.
 
-The model card, README.md, is kept too, and what was done to the weights is said at its end, anew each time.
+The model card, README.md, is kept too: what was done to the weights is said at its end (`card.py`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from fnmatch import fnmatch
 from pathlib import Path
 
-from nanogpt_edit.common.files import read_json, write_text
-from nanogpt_edit.common.reasoning import REASONING_TEMPLATE
+from nanogpt_edit.common.files import read_json
 from nanogpt_edit.model.kept import Kept
-from nanogpt_edit.model.lineage import LineageEntry
-from nanogpt_edit.model.tokenizer import Tokenizer
 
-CARD = "README.md"
-OWN_PART = "<!-- nanogpt_edit: what follows is written anew whenever the model is saved -->"
 TEXTS = ("*.md", "LICEN[CS]E*", "NOTICE*", "COPYING*", "*USE_POLICY*", "*.jinja")
 TEMPLATES = "additional_chat_templates"
 LARGEST_TEXT = 2**20  # bytes
@@ -61,27 +56,3 @@ def _entries(file: Path) -> dict[str, object]:
 def is_kept(name: str) -> bool:
     """Whether a file of this name in a model's directory is a text that is kept."""
     return name == TEMPLATES or any(fnmatch(name.upper(), pattern.upper()) for pattern in TEXTS)
-
-
-def write_card(directory: Path, lineage: Sequence[LineageEntry], tokenizer: Tokenizer | None) -> None:
-    """Say at the end of the model card what was done to the weights and how a question is put to the model."""
-    card = directory / CARD
-    theirs = card.read_text(encoding="utf-8", errors="replace").partition(OWN_PART)[0] if card.is_file() else ""
-    notes = [each.sentence.replace("<", "\\<") for each in lineage]  # else Markdown takes the reasoning tokens for HTML
-    steps = "\n".join(f"{number}. {note}" for number, note in enumerate(notes, start=1)) or "Nothing is recorded."
-    own = f"## What was done to these weights\n\n{steps}\n\n## How a question is put\n\n{_format(tokenizer)}\n"
-    write_text(card, f"{theirs.rstrip()}\n\n{OWN_PART}\n{own}".lstrip())
-
-
-def _format(tokenizer: Tokenizer | None) -> str:
-    if tokenizer is None:
-        return "No vocabulary came with the weights."
-    if tokenizer.chat_template == REASONING_TEMPLATE:
-        return (
-            "As the bare question. The model then writes `<think>` steps `</think><answer>` answer `</answer>` and "
-            "stops. The chat template says this format, which is the one it was trained on: the last question, then "
-            "`<think>`; it leaves out a system's words and earlier turns."
-        )
-    if tokenizer.chat_template is None:
-        return "As plain text; there is no chat template, and none was trained."
-    return "By the chat template that came with the model; training here did not teach it another format."

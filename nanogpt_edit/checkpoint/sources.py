@@ -63,7 +63,7 @@ def open_source(source: str | Path, *, sha256: str | None = None) -> Source:
             f"{path}: a model is a directory, a hub name, a .gguf file or a nanoGPT ckpt.pt; pass the file's directory."
         )
     if isinstance(source, str) and hub.is_name(source) and path.suffix not in (*NANOGPT, GGUF):
-        return _open_directory(hub.fetch(source), name=source)
+        return _open_directory(hub.fetch(source), name=source, from_hub=True)
     raise UserError(f"{source}: no such model directory or file{files.nearest(path)}")
 
 
@@ -82,7 +82,7 @@ def _check_sha256(path: Path, sha256: str) -> None:
         raise UserError(f"{path}: its SHA-256 is {found}, not {sha256}; this is another file than was meant.")
 
 
-def _open_directory(path: Path, *, name: str) -> Source:
+def _open_directory(path: Path, *, name: str, from_hub: bool = False) -> Source:
     if not (path / "config.json").is_file():
         raise UserError(f"{path}: not a model directory, it has no config.json.{_instead(path)}")
     raw = files.read_json(path / "config.json")
@@ -99,14 +99,15 @@ def _open_directory(path: Path, *, name: str) -> Source:
     tokenizer = _tokenizer(path)
     if tokenizer is not None:
         _take_ends(tokenizer, kept, config, path)
-    tensors = SafetensorsFiles(parts)
+    tensors, recorded = SafetensorsFiles(parts), read_lineage(path / "lineage.json")
+    came = LineageEntry("taken", f"loaded from {name}", hub=name if from_hub else None)
     return Source(
         path=path,
         config=weights.with_own_head(config, tensors, path),
         tensors=tensors,
         tokenizer=tokenizer,
         kept=kept,
-        lineage=read_lineage(path / "lineage.json") or (LineageEntry("taken", f"loaded from {name}"),),
+        lineage=(*recorded, came) if from_hub or not recorded else recorded,
         layout=weight_names.stored_as,
         fresh_rows=True,
     )

@@ -24,6 +24,8 @@ class LineageEntry:
     """Whose problems it met here: EMBEDDED, or the file, folder or data set."""
     new_rows: tuple[int, ...] | None = None
     """Rows of the embedding and of the head that were made here, for tokens that the vocabulary did not have."""
+    hub: str | None = None
+    """The name on the Hugging Face hub of the model that these weights were taken from."""
 
     def __str__(self) -> str:
         return self.sentence

@@ -19,10 +19,12 @@ def numbers(run_dir: Path | str) -> Summary:
 def build(run_dir: Path | str) -> Summary:
     """Write the report of a run, whole or half-way, into its folder and return its numbers.
 
-    Writes report.html (one file), report.md with its pictures under report_files/, and summary.json.
+    Writes report.html (one file), report.md with its pictures under report_files/, summary.json, and the results into
+    the cards of the models (`card.py`).
     Raises UserError naming the file when something in the folder is damaged; nothing is
     written then.
     """
+    from nanogpt_edit.report.card import renew_cards
     from nanogpt_edit.report.page import render_html, render_markdown  # here, for they load jinja2 and matplotlib
     from nanogpt_edit.report.view import make_view
 
@@ -37,4 +39,5 @@ def build(run_dir: Path | str) -> Summary:
     write_text(folder / "report.md", markdown)
     write_json(folder / "summary.json", summary.as_json())
     write_text(folder / "report.html", html)
+    renew_cards(run, summary)
     return summary

@@ -449,7 +449,7 @@ def test_only_the_needed_files_are_fetched_and_of_one_commit(
     monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", lambda url: None)
     assert checkpoint.fingerprint(checkpoint.load("a/b")) == checkpoint.fingerprint(checkpoint.load(saved))
     needed = {"config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors"}
-    assert fetched == needed | {"generation_config.json", "README.md"}
+    assert fetched == needed | {"generation_config.json", "README.md", "lineage.json"}
     (served / "model.safetensors").unlink()
     with pytest.raises(UserError, match=r"a/b: the model has no model\.safetensors on the hub"):
         checkpoint.load("a/b")

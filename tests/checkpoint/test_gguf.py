@@ -95,11 +95,14 @@ def test_every_type_is_read_as_the_gguf_package_dequantises_it(
 
 
 def test_a_lineage_says_what_was_dequantised(tmp_path: Path) -> None:
-    file = write_gguf(tmp_path / "m.gguf", random_model("qwen2", width=32), "Q8_0")
+    licence = {"general.license": "apache-2.0"}
+    file = write_gguf(tmp_path / "m.gguf", random_model("qwen2", width=32), "Q8_0", **licence)
     checkpoint.save(checkpoint.load(file), tmp_path / "saved")
     (entry,) = checkpoint.load(tmp_path / "saved").lineage
     assert entry.kind == "taken"
     assert entry.sentence == "dequantised from the GGUF file m.gguf to float32 (16 Q8_0, 11 F32)"
+    card = (tmp_path / "saved" / "README.md").read_text(encoding="utf-8")
+    assert card.startswith("---\nlicense: apache-2.0\n") and "as it came with it: apache-2.0." in card
 
 
 # What is wrong with a file

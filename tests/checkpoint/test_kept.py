@@ -9,14 +9,16 @@ from typing import Any
 import pytest
 import torch
 from conftest import TEXTS, shared_cases, tiny_config
+from huggingface_hub import ModelCard
 from transformers import AutoTokenizer
 
 from nanogpt_edit.checkpoint import checkpoint
-from nanogpt_edit.checkpoint.kept import OWN_PART
+from nanogpt_edit.common.card import MADE, read_card
 from nanogpt_edit.common.errors import UserError
 from nanogpt_edit.common.files import write_json
 from nanogpt_edit.engine.generate import generate
 from nanogpt_edit.model.gpt import GPT
+from nanogpt_edit.model.lineage import LineageEntry
 from nanogpt_edit.model.tokenizer import Tokenizer
 
 TEMPLATE = "{% for m in messages %}[{{ m['role'] }}]\r\n{{ m['content'] }}{% endfor %}"
@@ -110,14 +112,38 @@ def test_nothing_grows_from_save_to_save(again: Path, tmp_path: Path) -> None:
 
 def test_the_model_card_says_at_its_end_what_was_done(theirs: Path, again: Path) -> None:
     card = (again / "README.md").read_text()
-    assert card.startswith(CARD)
+    assert card.startswith("---\nlicense: apache-2.0\n# nanogpt_edit: ")
+    assert f"---\n\n# Someone's model\n\nIt was trained on a page.\n\n{MADE}\n## What it is" in card
     assert "1. loaded from theirs" in card
     assert "By the chat template that came with the model" in card
+    assert "Its licence, as it came with it: apache-2.0. The licence's text: LICENSE.txt." in card
     checkpoint.save(checkpoint.load(again), again, lineage_note="trained on <think>")
     card = (again / "README.md").read_text()
-    assert card.startswith(CARD)
-    assert card.count(OWN_PART) == 1
+    assert read_card(card).theirs == read_card(CARD).theirs
+    assert card.count(MADE) == 1
     assert "2. trained on \\<think>" in card  # Markdown would take it for HTML and show nothing
+
+
+def test_the_metadata_are_valid_and_results_of_other_weights_are_left_out(theirs: Path, tmp_path: Path) -> None:
+    index = "model-index:\n- name: x\n  results: []\n"
+    (theirs / "README.md").write_text(CARD.replace("license", f"{index}tags: [mine]\nlicense"))
+    copied, trained = tmp_path / "copied", tmp_path / "trained"
+    checkpoint.save(checkpoint.load(theirs), copied)
+    checkpoint.save(checkpoint.load(copied), trained, lineage_note=LineageEntry("sft", "SFT for 3 steps"))
+    assert index in (copied / "README.md").read_text(), "the weights are still theirs"
+    assert "model-index" not in (trained / "README.md").read_text()
+    found = ModelCard.load(trained / "README.md").data
+    assert (found.license, found.tags, found.library_name) == ("apache-2.0", ["mine"], "transformers")
+
+
+def test_a_card_that_somebody_wrote_in_the_place_stays(speaking_gpt: GPT, tmp_path: Path) -> None:
+    checkpoint.save(speaking_gpt, tmp_path / "m")
+    assert "# " + f"{tmp_path.name}/m" in (tmp_path / "m" / "README.md").read_text()
+    (tmp_path / "m" / "README.md").write_text("# My model\n\nMine alone.\n")
+    checkpoint.save(speaking_gpt, tmp_path / "m")
+    card = (tmp_path / "m" / "README.md").read_text()
+    assert "---\n\n# My model\n\nMine alone.\n\n" in card
+    assert ModelCard.load(tmp_path / "m" / "README.md").data.tags == ["nanogpt_edit", "gpt2"]
 
 
 def test_a_readme_of_something_else_is_not_replaced(speaking_gpt: GPT, tmp_path: Path) -> None:

@@ -47,7 +47,10 @@ def test_records_come_back_as_they_were_and_a_sentence_as_a_note(speaking_gpt: G
         {"kind": "sft", "sentence": "SFT for 3 steps", "problems": "sums.jsonl"},
         {"kind": "note", "sentence": "pretrained for 3 steps"},
     ]
-    assert "1. SFT for 3 steps\n2. pretrained for 3 steps" in (tmp_path / "b" / "README.md").read_text()
+    assert (
+        "1. SFT for 3 steps (problems of sums.jsonl)\n2. pretrained for 3 steps"
+        in (tmp_path / "b" / "README.md").read_text()
+    )
 
 
 @pytest.mark.parametrize(
