@@ -20,7 +20,7 @@ from nanogpt_edit.common.version import __version__ as __version__
 from nanogpt_edit.common.waiting import wait_patiently
 
 if TYPE_CHECKING:
-    from nanogpt_edit.api import edit, evaluate, run, score, trace
+    from nanogpt_edit.api import edit, evaluate, grpo, pretrain, run, score, sft, trace
     from nanogpt_edit.checkpoint.checkpoint import load, save
     from nanogpt_edit.common.terminal import quiet
     from nanogpt_edit.data.chat_samples import to_chat_samples
@@ -35,13 +35,11 @@ if TYPE_CHECKING:
     from nanogpt_edit.engine.generate import generate
     from nanogpt_edit.evaluation.config import EvaluateConfig
     from nanogpt_edit.model.chat_template import Message, render_chat
+    from nanogpt_edit.pipeline.recipe import ModelConfig
     from nanogpt_edit.serving.export import export_gguf
     from nanogpt_edit.tracing.config import TraceConfig
-    from nanogpt_edit.training.grpo import grpo
     from nanogpt_edit.training.grpo_config import GRPOConfig
-    from nanogpt_edit.training.pretrain import pretrain
     from nanogpt_edit.training.pretrain_config import PretrainConfig
-    from nanogpt_edit.training.sft import sft
     from nanogpt_edit.training.sft_config import SFTConfig
 
 __all__ = [
@@ -51,6 +49,7 @@ __all__ = [
     "Fact",
     "GRPOConfig",
     "Message",
+    "ModelConfig",
     "Neighbour",
     "PretrainConfig",
     "Problem",
@@ -87,6 +86,7 @@ _HOMES = {
     "Fact": "nanogpt_edit.data.facts",
     "GRPOConfig": "nanogpt_edit.training.grpo_config",
     "Message": "nanogpt_edit.model.chat_template",
+    "ModelConfig": "nanogpt_edit.pipeline.recipe",
     "Neighbour": "nanogpt_edit.data.facts",
     "PretrainConfig": "nanogpt_edit.training.pretrain_config",
     "Problem": "nanogpt_edit.data.problems",
@@ -96,10 +96,10 @@ _HOMES = {
     "evaluate": "nanogpt_edit.api",
     "export_gguf": "nanogpt_edit.serving.export",
     "generate": "nanogpt_edit.engine.generate",
-    "grpo": "nanogpt_edit.training.grpo",
+    "grpo": "nanogpt_edit.api",
     "load": "nanogpt_edit.checkpoint.checkpoint",
     "load_patch": "nanogpt_edit.editing.patch_files",
-    "pretrain": "nanogpt_edit.training.pretrain",
+    "pretrain": "nanogpt_edit.api",
     "quiet": "nanogpt_edit.common.terminal",
     "read_chats": "nanogpt_edit.data.chats",
     "read_facts": "nanogpt_edit.data.fact_files",
@@ -108,7 +108,7 @@ _HOMES = {
     "run": "nanogpt_edit.api",
     "save": "nanogpt_edit.checkpoint.checkpoint",
     "score": "nanogpt_edit.api",
-    "sft": "nanogpt_edit.training.sft",
+    "sft": "nanogpt_edit.api",
     "to_chat_samples": "nanogpt_edit.data.chat_samples",
     "to_samples": "nanogpt_edit.data.samples",
     "token_stream": "nanogpt_edit.data.text",

@@ -227,3 +227,46 @@ def test_trace_prints_a_table_per_site_and_draws_one(speaking_gpt: GPT, tmp_path
     assert (tmp_path / "trace.svg").read_text().lstrip().startswith("<")
     # Restoring the last token after the last block gives the clean run's answer back, whatever the weights.
     assert found.traced.effect["resid_post"][-1, -1] == pytest.approx(found.traced.total_effect, abs=1e-6)
+
+
+SUMS = [ne.Problem(f"What is {n} + 2?", f"{n} + 2 = {n + 2}.", f"{n + 2}", f"sums:{n}") for n in range(20)]
+FEW: dict[str, Any] = {"steps": 2, "batch_size": 2, "evaluate_every": 1}
+
+
+def test_a_model_is_taught_in_a_folder_stage_by_stage(speaking_gpt: GPT, tmp_path: Path) -> None:
+    before = fingerprint(speaking_gpt)
+    taught = ne.sft(speaking_gpt, SUMS, out=tmp_path, **FEW)
+    assert taught.model is speaking_gpt
+    assert fingerprint(speaking_gpt) == fingerprint(ne.load(tmp_path / "sft")) != before
+    assert [row["step"] for row in taught.log] == [0, 1]
+    assert {"loss", "val_loss"} <= set(taught.log[1])
+    assert list(taught.figures) == ["sft-loss"]
+    assert "SFT loss" in taught._repr_html_()
+    assert str(taught) == f"SFT: 2 steps. The model: {tmp_path / 'sft'}"
+    rewards = {"problems_per_step": 2, "group_size": 2, "max_new_tokens": 4, "evaluate_problems": 2}
+    improved = ne.grpo(taught.model, SUMS, out=tmp_path, steps=1, **rewards)
+    assert [done.kind for done in ne.load(tmp_path / "grpo").lineage] == ["template", "sft", "grpo"]
+    assert (tmp_path / "logs" / "rollouts" / "step_000000.jsonl.gz").is_file()
+    assert len(improved.log) == 1
+
+
+def test_a_stage_that_is_done_is_loaded_and_one_with_other_settings_refused(speaking_gpt: GPT, tmp_path: Path) -> None:
+    done = fingerprint(ne.sft(speaking_gpt, SUMS, out=tmp_path, **FEW).model)
+    other = GPT(speaking_gpt.config, seed=1).eval()
+    other.tokenizer = speaking_gpt.tokenizer
+    again = ne.sft(other, SUMS, out=tmp_path, **FEW)
+    assert fingerprint(again.model) == done != fingerprint(other)
+    with pytest.raises(UserError, match=r"other settings \(problems.path\)"):
+        ne.sft(speaking_gpt, SUMS[:10], out=tmp_path, **FEW)
+    with pytest.raises(UserError, match=r"other settings \(sft.learning_rate\)"):
+        ne.sft(speaking_gpt, SUMS, out=tmp_path, **FEW, learning_rate=0.1)
+
+
+def test_a_new_model_is_pretrained_on_what_is_given(tmp_path: Path) -> None:
+    sizes = ne.ModelConfig(vocab_size=300, block_size=64, n_layer=1, n_head=2, n_embd=16)
+    found = ne.pretrain(
+        out=tmp_path, model=sizes, problems=SUMS, text=["Ann has a cat."], context_tokens=16, fact_repeats=1, **FEW
+    )
+    assert found.model.config.n_embd == 16
+    assert list(found.figures) == ["pretrain-loss"]
+    assert found.model.lineage[-1].problems.startswith("20 problems given in Python")

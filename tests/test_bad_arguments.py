@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -19,7 +18,7 @@ PROMPT = "Tom has 3 apples."
 FACT = {"prompt": "The capital of France is", "subject": "France", "target_new": "Tom", "target_true": "Paris"}
 TEXT = ["The capital of France is Paris. Tom has 3 apples."] * 50
 
-RUN: dict[str, Any] = {"seed": 0, "state": "state", "log": "log.jsonl"}
+ADDED = ne.Problem("1 + 1", "", "2", "a")
 Call = Callable[[GPT], object]
 
 LOAD: list[tuple[Call, str]] = [
@@ -160,18 +159,27 @@ PROBLEMS: list[tuple[Call, str]] = [
 
 
 TRAIN: list[tuple[Call, str]] = [
-    (lambda m: ne.sft("m", [], [], ne.SFTConfig()), "missing a required argument: 'replay'; it is called as ne.sft("),
-    (lambda m: ne.sft(m, [PROMPT], [], {}, **RUN, replay=None), '"samples[0]" must be a Sample, found "Tom'),
-    (lambda m: ne.sft(m, [], [], {"steps": "a"}, **RUN, replay=None), '"steps" must be a whole number'),
+    (lambda m: ne.sft(m), "missing a required argument: 'out'; it is called as ne.sft("),
+    (lambda m: ne.sft("m", out="a"), 'ne.sft: "model" must be a model (ne.load gives one), found "m"'),
+    (lambda m: ne.sft(m, [PROMPT], out="a"), '"problems[0]" must be a Problem, found "Tom'),
+    (lambda m: ne.sft(m, [], out="a"), "problems is empty; give at least one problem"),
+    (lambda m: ne.sft(m, [ADDED], out="a"), "fewer than two of them are different, and one has to validate"),
+    (lambda m: ne.sft(m, "no-such.jsonl", out="a"), "no-such.jsonl"),
+    (lambda m: ne.sft(m, out="a", config={"steps": "a"}), '"steps" must be a whole number'),
+    (lambda m: ne.sft(m, out="a", stepz=3), 'SFTConfig has an unknown field "stepz"; did you mean "steps"?'),
+    (lambda m: ne.sft(m, out="a", steps=-1), "steps is -1; it cannot be negative"),
     (lambda m: ne.to_samples(), "ne.to_samples: missing a required argument: 'problems'; it is called as"),
     (lambda m: ne.to_samples([1], m.tokenizer, block_size=9), '"problems[0]" must be a Problem, found 1'),
     (lambda m: ne.to_samples([], m, block_size=9), '"tokenizer" must be a tokenizer (model.tokenizer), found a GPT'),
     (lambda m: ne.token_stream(3, m.tokenizer, context_tokens=3), '"documents" must be a list of text, found 3'),
     (lambda m: ne.token_stream(["a"], None, context_tokens=3), '"tokenizer" must be a tokenizer (model.tokenizer)'),
     (lambda m: ne.token_stream(TEXT, m.tokenizer, context_tokens=0), "context_tokens is 0; a window has at least 1"),
-    (lambda m: ne.grpo(m, "gsm8k", [], {}, **RUN), '"problems" must be a list of a Problem, found "gsm8k"'),
-    (lambda m: ne.grpo(m, [], [], ne.SFTConfig(), **RUN), '"config" must be a GRPOConfig'),
-    (lambda m: ne.pretrain(m, PROMPT, torch.zeros(1), {}, **RUN), '"stream" must be a TokenStream, found "Tom has'),
+    (lambda m: ne.grpo(m, 7, out="a"), '"problems" must be text or a path or a Problem or a list of a Problem'),
+    (lambda m: ne.grpo(m, out="a", config=ne.SFTConfig()), '"config" must be a GRPOConfig'),
+    (lambda m: ne.grpo(m, out="a", rewards={"acuracy": 1.0}), "acuracy"),
+    (lambda m: ne.pretrain(m, out="a"), "too many positional arguments; it is called as ne.pretrain("),
+    (lambda m: ne.pretrain(out="a", text=[3]), '"text[0]" must be text, found 3'),
+    (lambda m: ne.pretrain(out="a", model={"n_layr": 3}), 'an unknown field "n_layr"; did you mean "n_layer"?'),
 ]
 
 

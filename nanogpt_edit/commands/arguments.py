@@ -16,7 +16,7 @@ from nanogpt_edit.data.world.world import WorldConfig
 from nanogpt_edit.editing.config import EditConfig, SweepConfig
 from nanogpt_edit.engine.sampling_config import Sampling
 from nanogpt_edit.evaluation.config import EvaluateConfig
-from nanogpt_edit.pipeline.recipe import ModelConfig, Recipe, load_recipe, packaged_recipes
+from nanogpt_edit.pipeline.recipe import GRPO_ALONE, SFT_ALONE, ModelConfig, Recipe, load_recipe, packaged_recipes
 from nanogpt_edit.tracing.config import Site, TraceConfig
 from nanogpt_edit.training.grpo_config import GRPOConfig
 from nanogpt_edit.training.pretrain_config import BaseText, PretrainConfig
@@ -81,7 +81,7 @@ class SFT(Common):
     world: WorldConfig = WorldConfig()
     problems: ProblemsConfig = ProblemsConfig()
     pretrain: BaseText = BaseText()
-    sft: SFTConfig = SFTConfig(replay=0.0, learning_rate=1e-4)
+    sft: SFTConfig = SFT_ALONE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +93,7 @@ class GRPO(Common):
     the answer format (see sft)."""
     world: WorldConfig = WorldConfig()
     problems: ProblemsConfig = ProblemsConfig()
-    grpo: GRPOConfig = GRPOConfig(learning_rate=5e-6)
+    grpo: GRPOConfig = GRPO_ALONE
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from dataclasses import asdict, fields, replace
 from functools import partial
-from pathlib import Path
 
 import tomli_w
 import torch
@@ -17,21 +16,19 @@ from nanogpt_edit.checkpoint.checkpoint import load
 from nanogpt_edit.commands.arguments import GRPO, SFT, Common, Edit, Pretrain
 from nanogpt_edit.commands.flags import given_flags
 from nanogpt_edit.commands.parse import parse
-from nanogpt_edit.common import distributed
 from nanogpt_edit.common.device import choose_device
-from nanogpt_edit.common.errors import UserError
 from nanogpt_edit.common.files import cache_folder, write_text
-from nanogpt_edit.common.settings import differences, read_settings, to_table, write_settings
-from nanogpt_edit.common.terminal import say
+from nanogpt_edit.common.settings import to_table
 from nanogpt_edit.evaluation.config import EvaluateConfig
 from nanogpt_edit.model.tokenizer import tokenizer_of
 from nanogpt_edit.pipeline import fitted, stages
-from nanogpt_edit.pipeline.checks import check_rewards, check_sizes
-from nanogpt_edit.pipeline.folder import MAY_CHANGE, RunFolder
+from nanogpt_edit.pipeline.alone import make_alone
+from nanogpt_edit.pipeline.checks import check_sizes
+from nanogpt_edit.pipeline.folder import RunFolder
 from nanogpt_edit.pipeline.inputs import Part, RunInputs
 from nanogpt_edit.pipeline.recipe import ModelConfig, Recipe, refuse_unread
 from nanogpt_edit.pipeline.spared import recipe_for_edit, spared_blocks
-from nanogpt_edit.pipeline.stages import Stage, make_model
+from nanogpt_edit.pipeline.stages import Stage
 from nanogpt_edit.pipeline.sweep import HEADER, sweep
 from nanogpt_edit.training.pretrain_config import BaseText, PretrainConfig
 
@@ -156,35 +153,9 @@ def run_alone(stage: Stage, chosen: Common, recipe: Recipe, *, default: Recipe =
         shard=chosen.shard,
     )
     refuse_unread(recipe, default)
-    check_sizes(recipe)
-    check_rewards(recipe)
     device = choose_device(chosen.device, threads=chosen.threads)
-    folder, inputs = RunFolder(chosen.out), RunInputs(recipe)
-    with folder.locked():
-        inputs.prepare(*stage.reads)
-        settings = replace(chosen, threads=torch.get_num_threads())
-        keep_settings(settings, chosen.out / f"{stage.name}.toml", begun=folder.begun(stage.name))
-        if folder.has_model(stage.name):
-            again = f"to do it again, choose another --out, or delete {folder.model(stage.name)}"
-            say(f"{stage.name}: done before; {again}.")
-        folder.keep_environment(device, **inputs.counts)
-        remarks = make_model(stage, inputs, folder, device, recipe.model.source)
+    settings = replace(chosen, threads=torch.get_num_threads())
+    folder = RunFolder(chosen.out)
+    remarks = make_alone(stage, RunInputs(recipe), folder, device, recipe.model.source, settings=settings)
     print(f"The model: {folder.model(stage.name)}", *remarks, sep="\n")
     return 0
-
-
-def keep_settings(chosen: Common, path: Path, *, begun: bool) -> None:
-    """Write what was chosen; once the stage has begun, check that the file there holds the same.
-
-    Raises UserError naming what differs.
-    """
-    if not distributed.is_first():
-        return
-    if path.exists() and begun:
-        changed = [name for name in differences(read_settings(type(chosen), path), chosen) if name not in MAY_CHANGE]
-        if changed:
-            raise UserError(
-                f"{path.parent} holds this stage with other settings ({', '.join(changed)}); choose another --out, or "
-                f"delete the folder."
-            )
-    write_settings(chosen, path)

@@ -1,4 +1,5 @@
-"""What a person sees while long work runs: one live line in a terminal, a plain line now and then when piped.
+"""What a person sees while long work runs: one live line in a terminal or a notebook, a plain line now and then when
+piped.
 
 Work shows itself by opening a `progress`, and tells it what is done. Where it cannot for a while (one long operator, a
 library), a thread of this module shows the innermost open one again: no ten seconds pass in silence.
@@ -22,6 +23,9 @@ from typing import TypeVar
 
 from rich.console import Console, RenderableType
 
+from nanogpt_edit.common import notebook
+from nanogpt_edit.common.notebook import in_notebook
+
 Item = TypeVar("Item")
 Listener = Callable[[str, int, int | None], None]
 """Is told what is at work, how much of it is done, and of how much."""
@@ -31,6 +35,7 @@ console = Console(file=sys.stderr, highlight=False, soft_wrap=True)
 LIVE_INTERVAL_SECONDS, PLAIN_INTERVAL_SECONDS = 0.1, 8.0
 BEAT_SECONDS = 0.5  # from one look at the silence to the next; the rest of ten seconds is for a busy machine
 CLEAR_LINE = "\r\x1b[2K"
+NOTEBOOK_COLUMNS = 100
 _listener: ContextVar[Listener | None] = ContextVar("listener", default=None)
 
 
@@ -125,7 +130,8 @@ class Progress:
         self.label, self.total, self.unit, self.brief = label, total, unit, brief
         self.done = self._done_at_start = done
         self.started = time.perf_counter()
-        self._live = console.is_terminal and _to_person in logger.handlers
+        seen = _to_person in logger.handlers
+        self._live = seen and (console.is_terminal or in_notebook())
         self._hidden = plain and self._live
         self._values: dict[str, float | str] = {}
         self._line_shown = ""
@@ -161,9 +167,8 @@ class Progress:
         with _screen.lock:
             line = self._line()
             if self._live:
-                self._line_shown = line[: console.width - 1]
-                console.file.write(CLEAR_LINE + self._line_shown)
-                console.file.flush()
+                self._line_shown = line[: _columns() - 1]
+                _rewrite(self._line_shown)
                 _screen.shown = time.perf_counter()
             else:
                 say(line)
@@ -183,8 +188,20 @@ class Progress:
         """Leave the last line standing, or none of brief work."""
         if self._live and self._line_shown:
             with _screen.lock:
-                console.file.write(CLEAR_LINE if self.brief else f"{CLEAR_LINE}{self._line_shown}\n")
-                console.file.flush()
+                _rewrite("" if self.brief else self._line_shown, last=not self.brief)
+
+
+def _columns() -> int:
+    return console.width if console.is_terminal else NOTEBOOK_COLUMNS
+
+
+def _rewrite(line: str, *, last: bool = False) -> None:
+    """Put `line` in the place of the live one; the `last` of a piece of work stays."""
+    if console.is_terminal:
+        console.file.write(f"{CLEAR_LINE}{line}" + "\n" * last)
+        console.file.flush()
+    else:
+        notebook.rewrite(line, last=last)
 
 
 @contextmanager

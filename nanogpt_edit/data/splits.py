@@ -94,6 +94,18 @@ def load_splits(config: ProblemsConfig, *, seed: int) -> ProblemSplits:
     )
 
 
+def split_problems(problems: Sequence[Problem], *, validation: int, seed: int) -> ProblemSplits:
+    """Problems at hand, of which up to a tenth validates; none is set aside to test on.
+
+    Raises UserError where fewer than two are different.
+    """
+    train, chosen = _cut(problems, min(validation, max(1, len(problems) // 10)), key=f"validation {seed}")
+    if not train:
+        raise UserError("problems: fewer than two of them are different, and one has to validate; give more.")
+    notes = (f"{len(train):,} problems to train on, {len(chosen):,} of those given set aside to validate.",)
+    return ProblemSplits(train=train, validation=chosen, test=(), notes=notes)
+
+
 def _cut(problems: Sequence[Problem], count: int, *, key: str) -> tuple[tuple[Problem, ...], tuple[Problem, ...]]:
     """(rest, cut): about `count` problems, the ones whose question hashes lowest under `key`; file order kept.
 

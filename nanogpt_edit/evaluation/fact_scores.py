@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from nanogpt_edit.common.html import table
 from nanogpt_edit.common.stats import Interval, share
 from nanogpt_edit.evaluation.facts import FactState
 
@@ -28,6 +29,22 @@ class Scores:
     """On neighbours, the true answer is more probable than the new one; None when no fact has any."""
 
     def __str__(self) -> str:
+        return "\n".join(
+            f"{name:<36}{found.value:6.1%}  ({found.low:.1%} to {found.high:.1%}, n = {found.n})"
+            for name, found in self.shares.items()
+        )
+
+    def _repr_html_(self) -> str:
+        """A row for each, for a notebook."""
+        rows = [
+            (name, f"{found.value:.1%}", f"{found.low:.1%} to {found.high:.1%}", found.n)
+            for name, found in self.shares.items()
+        ]
+        return table(("", "share", "95% interval", "n"), rows)
+
+    @property
+    def shares(self) -> dict[str, Interval]:
+        """Those that were measured, by what they say."""
         shares = {
             "success: the new answer at rank 1": self.success,
             "exact: written freely, exactly it": self.exact,
@@ -36,11 +53,7 @@ class Scores:
             "paraphrases: p(new) > p(true)": self.paraphrase,
             "neighbours: p(true) > p(new)": self.neighbourhood,
         }
-        return "\n".join(
-            f"{name:<36}{found.value:6.1%}  ({found.low:.1%} to {found.high:.1%}, n = {found.n})"
-            for name, found in shares.items()
-            if found is not None
-        )
+        return {name: found for name, found in shares.items() if found is not None}
 
 
 def sum_up(states: Sequence[FactState]) -> Scores:

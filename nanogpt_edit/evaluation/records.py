@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from nanogpt_edit.common.files import write_json, write_jsonl
+from nanogpt_edit.common.html import Shown
 from nanogpt_edit.common.reasoning import TokenKind
 from nanogpt_edit.common.records import read_json_as, read_jsonl_as
 from nanogpt_edit.common.stats import Difference, Interval
@@ -74,7 +75,7 @@ class Measured:
 
 
 @dataclass(frozen=True)
-class Evaluation:
+class Evaluation(Shown):
     """One checkpoint, measured: `metrics[skill][metric]` with the raw records behind it."""
 
     stage: str
@@ -160,7 +161,7 @@ class Comparison:
 
 
 @dataclass(frozen=True)
-class Transcript:
+class Transcript(Shown):
     """One completion token by token: `eval/transcript.json`."""
 
     stage: str

@@ -45,6 +45,8 @@ class RunInputs:
     recipe: Recipe
     documents_given: Sequence[str] | None = field(default=None, kw_only=True)
     """Plain text that takes the place of `pretrain.text`."""
+    problems_given: ProblemSplits | None = field(default=None, kw_only=True)
+    """Problems that take the place of those at `problems.path`, which then only names them."""
     _solved: dict[tuple[str, int], Solved] = field(default_factory=dict, init=False, repr=False, compare=False)
     """By tokenizer and block size: the models of a run share both, and each is asked for by several stages."""
 
@@ -62,6 +64,8 @@ class RunInputs:
 
     @cached_property
     def problems(self) -> ProblemSplits:
+        if self.problems_given is not None:
+            return self.problems_given
         if self.recipe.problems.path is None:
             return self.world.problems
         return load_splits(self.recipe.problems, seed=self.recipe.seed)

@@ -30,6 +30,9 @@ from nanogpt_edit.training.sft_config import SFTConfig
 
 SHA256 = re.compile("[0-9a-f]{64}")
 PACKAGED = Path(__file__).parents[1] / "recipes"
+SFT_ALONE = SFTConfig(replay=0.0, learning_rate=1e-4)
+GRPO_ALONE = GRPOConfig(learning_rate=5e-6)
+"""Of a stage by itself, on a model from anywhere: smaller steps than a recipe's new model takes, nothing to replay."""
 
 
 @dataclass(frozen=True)

@@ -50,8 +50,8 @@ from nanogpt_edit.training.sft import sft
 from nanogpt_edit.training.sft_config import SFTConfig
 from nanogpt_edit.training.trainer import Trainer
 
-Start = str | Path | None
-"""The model that a stage is made from; None where there is none yet."""
+Start = str | Path | GPT | None
+"""The model that a stage is made from: where it lies, or itself; None where there is none yet."""
 Remarks = tuple[str, ...]
 """What a person should read last."""
 
@@ -87,6 +87,7 @@ def make_base(
     check: Callable[[RunInputs, GPT], None] | None = None,
 ) -> Remarks:
     """An existing model, taken over; or a new one, pretrained on the base text. `check` is asked before it trains."""
+    assert not isinstance(start, GPT)
     pinned = inputs.recipe.model.sha256
     model = new_model(inputs, device) if start is None else checkpoint.load(start, device=device, sha256=pinned)
     tokenizer = tokenizer_of(model)
@@ -175,7 +176,7 @@ def make_edited(
 
     Covariances are kept in `cache_dir`, if any.
     """
-    assert start is not None
+    assert isinstance(start, str | Path)
     recipe, facts, name = inputs.recipe, inputs.facts, Path(inputs.recipe.facts).stem
     model = checkpoint.load(start, device=device)
     tokenizer_of(model)  # without one nothing can be learned
@@ -256,7 +257,9 @@ def chat_template(config: SFTConfig) -> str | None:
 
 
 def _to_train(start: Start, device: torch.device) -> GPT:
-    """In float32, whatever the file has: small steps would be lost in bfloat16's eight bits."""
+    """In float32, whatever it has been in: small steps would be lost in bfloat16's eight bits."""
+    if isinstance(start, GPT):
+        return start.to(device, torch.float32)
     assert start is not None
     return checkpoint.load(start, device=device, dtype=torch.float32)
 

@@ -16,6 +16,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 
 import matplotlib
+from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.collections import LineCollection
@@ -56,6 +57,14 @@ class Picture:
     def inline(self) -> str:
         """SVG for an HTML page that defines the roles as CSS variables."""
         return _coloured(self.svg, lambda role: f"var(--{role})")
+
+    def _repr_html_(self) -> str:
+        """The figure under its title and legend, for a notebook."""
+        key = Markup('<span style="color:{}">●</span> {} &ensp;')
+        legend = Markup("").join(key.format(ROLES.get(role, ROLES["ink"])[1], label) for role, label in self.legend)
+        head = Markup("<b>{}</b> &ensp;{}<small>{}</small>").format(self.title, legend, self.caption)
+        figure = Markup('<figure style="display:inline-block;width:22rem;margin:0 1rem 1rem 0">{}{}</figure>')
+        return figure.format(head, Markup(self.standalone))
 
     @property
     def standalone(self) -> str:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from nanogpt_edit.common import stats
+from nanogpt_edit.common.html import Shown
 from nanogpt_edit.common.stats import Difference, Interval
 from nanogpt_edit.editing.records import Edit
 from nanogpt_edit.evaluation.records import Comparison, Evaluation
@@ -58,7 +59,7 @@ class Row:
 
 
 @dataclass(frozen=True, slots=True)
-class Ledger:
+class Ledger(Shown):
     columns: tuple[labels.Column, ...]
     rows: tuple[Row, ...]
 

@@ -5,7 +5,7 @@ A picture is left out when the run folder does not hold its numbers.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy
@@ -52,11 +52,11 @@ PANELS = (
 )
 
 
-def learning_curves(run: Run) -> list[Picture]:
-    """Small multiples of the three logs, in the order of PANELS."""
+def learning_curves(logs: Mapping[str, Mapping[str, Series]]) -> list[Picture]:
+    """Small multiples of a run's training logs, in the order of PANELS."""
     pictures = []
     for panel in PANELS:
-        log = run.logs.get(panel.log, {})
+        log = logs.get(panel.log, {})
         lines = [(log[column], label, role, column) for column, label, role in panel.lines if column in log]
         if lines:
             pictures.append(_curve(panel, lines))

@@ -35,7 +35,7 @@ def read_run(path: Path) -> Run:
     stages = _read_stages(path / "eval")
     edit, trace = _read_edit(path / "edits"), _read_if_there(AverageTrace, path / "edits" / "trace.json")
     transcript = _read_if_there(Transcript, path / "eval" / "transcript.json")
-    logs = {name: _read_log(path / "logs" / f"{name}.jsonl") for name in LOGS}
+    logs = {name: read_series(path / "logs" / f"{name}.jsonl") for name in LOGS}
     logs = {name: log for name, log in logs.items() if log}
     environment = read_json(path / "environment.json") if (path / "environment.json").exists() else {}
     timing = _read_if_there(Timing, path / "timing.json")
@@ -98,8 +98,8 @@ def _source(recipe: Mapping[str, object]) -> str | None:
     return source if isinstance(source, str) else None
 
 
-def _read_log(path: Path) -> Mapping[str, Series]:
-    """The columns of a training log."""
+def read_series(path: Path) -> Mapping[str, Series]:
+    """The columns of a training log; none where there is no file."""
     columns: dict[str, list[tuple[float, float]]] = {}
     for step, line in read_log(path).items() if path.exists() else ():
         for name, value in line.items():

@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 
 from nanogpt_edit.common.errors import UserError
+from nanogpt_edit.common.html import Shown
 from nanogpt_edit.common.stats import Interval, change_of_share
 from nanogpt_edit.evaluation.prompt_records import KindScore, by_kind
 from nanogpt_edit.report.expect import Expectation, judge
@@ -24,7 +25,7 @@ from nanogpt_edit.report.run import Run
 
 
 @dataclass(frozen=True, slots=True)
-class Summary:
+class Summary(Shown):
     """What `build` returns: the numbers, the judged expectations and the ledger.
 
     `edit` is None when nothing was edited. `notes` names what the run folder does not hold (a run stopped half-way).

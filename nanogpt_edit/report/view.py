@@ -186,7 +186,7 @@ def make_view(run: Run, summary: Summary) -> View:
         header=setup.header(run),
         known=known_before(run.edit) if run.edit else "",
         verdict=_verdict(summary),
-        curves=tuple(learning_curves(run)),
+        curves=tuple(learning_curves(run.logs)),
         evaluation_pictures=tuple(picture for picture in drawn if picture is not None),
         measures=_measures(run),
         tested=_tested(run),

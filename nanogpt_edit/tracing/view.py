@@ -4,12 +4,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
+from zlib import crc32
+
+from markupsafe import Markup
 
 from nanogpt_edit.common.arguments import checked
 from nanogpt_edit.common.errors import UserError
+from nanogpt_edit.common.html import line
 from nanogpt_edit.report.pictures import save_picture
 from nanogpt_edit.tracing.config import Site
 from nanogpt_edit.tracing.tracing import Traced
+
+if TYPE_CHECKING:
+    from nanogpt_edit.report.canvas import Picture
 
 
 @dataclass(frozen=True)
@@ -19,9 +27,19 @@ class Trace:
     traced: Traced
 
     def __str__(self) -> str:
+        return "\n\n".join([self.head, *(self._table(site) for site in self.traced.effect)])
+
+    def _repr_html_(self) -> str:
+        """The heat maps of all sites, for a notebook."""
+        own = crc32(str(self).encode())  # a notebook may show many
+        pictures = (self.picture(site, f"trace-{own:08x}-{site}") for site in self.traced.effect)
+        return line(self.head) + Markup("").join(Markup(picture._repr_html_()) for picture in pictures)
+
+    @property
+    def head(self) -> str:
+        """What was followed, and what the corruption costs."""
         found = self.traced
-        head = f"p({found.target!r}) is {found.clean_p:.1%}, {found.corrupted_p:.1%} with the subject corrupted."
-        return "\n\n".join([head, *(self._table(site) for site in found.effect)])
+        return f"p({found.target!r}) is {found.clean_p:.1%}, {found.corrupted_p:.1%} with the subject corrupted."
 
     def _table(self, site: Site) -> str:
         """Points of probability that restoring one token's state at one layer brings back."""
@@ -38,8 +56,12 @@ class Trace:
     @checked
     def save(self, path: str | Path, *, site: Site = "resid_post") -> None:
         """Draw the heat map of one site (resid_post, mlp_out, attn_out), as an SVG or (by the file's ending) a PNG."""
-        from nanogpt_edit.report.plots_edits import example_picture  # here, for it loads matplotlib
-
         if site not in self.traced.effect:
             raise UserError(f"{site} was not traced; it was {', '.join(self.traced.effect)}.")
-        save_picture(example_picture(Path(path).stem, self.traced.as_example(), site), Path(path))
+        save_picture(self.picture(site, Path(path).stem), Path(path))
+
+    def picture(self, site: Site, name: str) -> Picture:
+        """The heat map of one site; `name` is unique on the page it is for."""
+        from nanogpt_edit.report.plots_edits import example_picture  # here, for it loads matplotlib
+
+        return example_picture(name, self.traced.as_example(), site)

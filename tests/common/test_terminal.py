@@ -9,7 +9,9 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
@@ -201,3 +203,47 @@ def test_a_listener_hears_of_progress_in_its_thread_and_may_end_it() -> None:
 
     with pytest.raises(InterruptedError), terminal.told_to(end), terminal.progress("long", 3) as work:
         work.update(1)
+
+
+class Kernel:
+    """What a notebook's IPython does with what is displayed: outputs of a cell, some rewritten."""
+
+    def __init__(self) -> None:
+        self.kernel = self
+        self.execution_count = 1
+        self.outputs: list[str] = []
+
+    def display(self, data: dict[str, str], **_: bool) -> Output:
+        self.outputs.append(data["text/plain"])
+        return Output(self, len(self.outputs) - 1)
+
+
+@dataclass
+class Output:
+    kernel: Kernel
+    place: int
+
+    def update(self, data: dict[str, str], **_: bool) -> None:
+        self.kernel.outputs[self.place] = data["text/plain"]
+
+
+def test_in_a_notebook_one_output_is_rewritten(monkeypatch: pytest.MonkeyPatch) -> None:
+    kernel = Kernel()
+    ipython = SimpleNamespace(get_ipython=lambda: kernel, display=kernel)
+    monkeypatch.setitem(sys.modules, "IPython", ipython)
+    monkeypatch.setattr(terminal, "console", Console(file=io.StringIO(), force_terminal=False, width=200))
+    monkeypatch.setattr(terminal, "LIVE_INTERVAL_SECONDS", 0.0)
+    with terminal.progress("work", 3) as bar:
+        for done in (1, 2, 3):
+            bar.update(done, loss=1 / done)
+    for number in (1, 2):
+        with terminal.progress(f"brief {number}", 2, brief=True) as bar:
+            bar.update(1)
+    kernel.execution_count = 2
+    with terminal.progress("the next cell's", 1) as bar:
+        bar.update(1)
+    first, cleared, last = kernel.outputs
+    assert first.startswith("work  3/3")
+    assert "loss 0.3333" in first
+    assert cleared == ""
+    assert last.startswith("the next cell's  1/1")
