@@ -35,7 +35,16 @@ from nanogpt_edit.evaluation.facts import FactState, fact_metrics
 from nanogpt_edit.evaluation.perplexity import perplexity
 from nanogpt_edit.evaluation.probes import PROBES, probe_metrics
 from nanogpt_edit.evaluation.prompt_records import RULES, Drift, MovedText
-from nanogpt_edit.evaluation.records import Comparison, EvalRecord, Evaluation, Recall, TokenKind, Transcript
+from nanogpt_edit.evaluation.records import (
+    Comparison,
+    EvalRecord,
+    Evaluation,
+    Recall,
+    TokenKind,
+    ToldCompletion,
+    Transcript,
+    write_told,
+)
 from nanogpt_edit.evaluation.suite import problem_metrics
 from nanogpt_edit.evaluation.targets import TargetScore
 from nanogpt_edit.pipeline.folder import RunFolder
@@ -79,7 +88,7 @@ def _made(problems: int, samples: int, steps: int) -> tempfile.TemporaryDirector
     save_recipe(replace(load_recipe("tiny"), expect=EXPECT), run.path / "recipe.toml")
     run.keep_environment(torch.device("cpu"), problems={"train": 6000, "test": problems}, parameters=1034112)
     for stage, seconds in SECONDS.items():
-        run.add_seconds(stage, seconds)
+        run.add_seconds(stage, seconds, peak=int(seconds * 2**20))
     for name, lines in logs(random, steps).items():
         write_jsonl(run.log(name), lines)
     for step in range(0, steps, 10):
@@ -92,6 +101,8 @@ def _made(problems: int, samples: int, steps: int) -> tempfile.TemporaryDirector
         differences = compare_evaluations(*(run.evaluations / f"{stage}.jsonl" for stage in (before, after)))
         Comparison(after, before, differences).save(run.evaluations)
     write_json(run.evaluations / "transcript.json", asdict(transcript()))
+    for stage in ("sft", "grpo", "edited"):
+        write_told(run.evaluations / f"{stage}_tokens.jsonl", told(random))
     edit(random).save(run.edits)
     write_json(run.edits / "trace.json", asdict(average_trace([traced()] * 40, stage="base")))
     return folder
@@ -274,6 +285,25 @@ def rollouts(random: Random) -> list[Rollout]:
                 )
             made.append(rollout)
     return made
+
+
+def told(random: Random) -> list[ToldCompletion]:
+    """A right and a wrong completion, token by token."""
+    texts = {answer: ("<think>", "3", " +", " 4", "</think>", "<answer>", answer, "</answer>") for answer in "70"}
+    return [
+        ToldCompletion(
+            skill="problems",
+            problem_id="p0",
+            sample_index=sample,
+            prompt="What is 3 + 4?",
+            gold="7",
+            correct=answer == "7",
+            token_texts=tokens,
+            logprobs=tuple((-random.random(len(tokens))).round(5).tolist()),
+            entropy=tuple(random.random(len(tokens)).round(5).tolist()),
+        )
+        for sample, (answer, tokens) in enumerate(texts.items())
+    ]
 
 
 def transcript() -> Transcript:

@@ -22,7 +22,8 @@ GOOD: dict[str, GoodSide] = {
     "facts_recall_edited": "neither",  # the edit was asked to forget them
 }
 """Differences of which more is not better."""
-KEPT_BESIDE = ("facts", "text")  # eval/<stage>_facts.jsonl, eval/<stage>_text.jsonl
+COMPARED_BESIDE = ("facts", "text")  # eval/<stage>_facts.jsonl, eval/<stage>_text.jsonl
+KEPT_BESIDE = (*COMPARED_BESIDE, "tokens")
 
 
 def compare_evaluations(before: Path, after: Path) -> dict[str, Difference]:
@@ -33,7 +34,9 @@ def compare_evaluations(before: Path, after: Path) -> dict[str, Difference]:
     """
     records = [read_records(path) for path in (before, after)]
     differences = compare_records(*records) | compare_probes(*records)
-    facts, text = ([path.with_name(f"{path.stem}_{what}.jsonl") for path in (before, after)] for what in KEPT_BESIDE)
+    facts, text = (
+        [path.with_name(f"{path.stem}_{what}.jsonl") for path in (before, after)] for what in COMPARED_BESIDE
+    )
     if all(path.exists() for path in facts):
         differences |= compare_recalls(*(read_recalls(path) for path in facts))
     if all(path.exists() for path in text):

@@ -1,7 +1,7 @@
 """What evaluations leave in `eval/`, as the report reads it too (so nothing here needs torch).
 
-<stage>.json with its raw records beside it (.jsonl, _facts.jsonl, _text.jsonl), compare_<after>-<before>.json, and
-transcript.json.
+<stage>.json with its raw records beside it (.jsonl, _facts.jsonl, _text.jsonl) and some completions token by token
+(_tokens.jsonl), compare_<after>-<before>.json, and transcript.json.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from nanogpt_edit.common.errors import UserError
 from nanogpt_edit.common.files import write_json, write_jsonl
 from nanogpt_edit.common.html import Shown
 from nanogpt_edit.common.reasoning import TokenKind
@@ -61,6 +62,33 @@ class BlockNats:
     """How well one block of held-out text is predicted: a line of `eval/<stage>_text.jsonl`."""
 
     nats_per_token: float
+
+
+@dataclass(frozen=True)
+class ToldCompletion:
+    """A completion token by token, under the model that wrote it: a line of `eval/<stage>_tokens.jsonl`."""
+
+    skill: str
+    problem_id: str
+    sample_index: int
+    prompt: str
+    gold: str
+    correct: bool
+    token_texts: tuple[str, ...]
+    logprobs: tuple[float, ...]  # nats, at temperature 1
+    entropy: tuple[float, ...]  # nats, of each token's place
+
+    def __post_init__(self) -> None:
+        for name in ("logprobs", "entropy"):
+            values = len(getattr(self, name))
+            if values != len(self.token_texts):
+                raise UserError(f"has {values} values for {len(self.token_texts)} tokens.", field=name)
+
+    @property
+    def told(self) -> list[tuple[str, float, float, int]]:
+        """Text, log-probability and entropy of each token; none was held back in an update."""
+        columns = zip(self.token_texts, self.logprobs, self.entropy, strict=True)
+        return [(text, logprob, entropy, 0) for text, logprob, entropy in columns]
 
 
 @dataclass(frozen=True)
@@ -129,6 +157,16 @@ def read_recalls(path: Path) -> list[Recall]:
 def read_nats(path: Path) -> list[float]:
     """Read `eval/<stage>_text.jsonl`. Raises UserError naming file and line when one is not a block's nats."""
     return [block.nats_per_token for block in read_jsonl_as(BlockNats, path)]
+
+
+def write_told(path: Path, told: Iterable[ToldCompletion]) -> None:
+    """Write one JSON object per completion, atomically."""
+    write_jsonl(path, map(asdict, told))
+
+
+def read_told(path: Path) -> list[ToldCompletion]:
+    """Read `eval/<stage>_tokens.jsonl`. Raises UserError naming file, line and field of what is not one."""
+    return read_jsonl_as(ToldCompletion, path)
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from nanogpt_edit.checkpoint import checkpoint
 from nanogpt_edit.common import distributed
 from nanogpt_edit.common.errors import UserError
 from nanogpt_edit.common.files import make_folder, read_json, write_json, write_text
+from nanogpt_edit.common.memory import peak_bytes, restart_peak
 from nanogpt_edit.common.records import read_json_as
 from nanogpt_edit.common.settings import differences
 from nanogpt_edit.common.terminal import say
@@ -162,19 +163,25 @@ class RunFolder:
 
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:
-        """Add the seconds spent inside to the stage's entry in timing.json, also when it is interrupted."""
+        """Add the seconds spent inside to the stage's entry in timing.json, also when it is interrupted, and keep the
+        most memory that it took.
+        """
         started = time.perf_counter()
+        restart_peak()
         try:
             yield
         finally:
             if distributed.is_first():
-                self.add_seconds(stage, time.perf_counter() - started)
+                self.add_seconds(stage, time.perf_counter() - started, peak_bytes())
 
-    def add_seconds(self, stage: str, seconds: float) -> None:
+    def add_seconds(self, stage: str, seconds: float, peak: int | None = None) -> None:
         path = self.path / "timing.json"
-        stages = dict(read_json_as(Timing, path).stages) if path.exists() else {}
-        stages[stage] = round(stages.get(stage, 0.0) + seconds, 3)
-        write_json(path, asdict(Timing(stages)))
+        known = read_json_as(Timing, path) if path.exists() else Timing({})
+        stages = {**known.stages, stage: round(known.stages.get(stage, 0.0) + seconds, 3)}
+        peaks = dict(known.peak_bytes)
+        if peak is not None:
+            peaks[stage] = max(peaks.get(stage, 0), peak)
+        write_json(path, asdict(Timing(stages, peaks)))
 
     def keep_environment(self, device: torch.device, **facts: object) -> None:
         """Write what this run ran on, once, and any further `facts` about its data and model."""

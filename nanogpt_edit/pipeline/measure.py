@@ -12,7 +12,8 @@ from nanogpt_edit.common.files import write_json
 from nanogpt_edit.data.samples import prompt_ids
 from nanogpt_edit.evaluation import suite
 from nanogpt_edit.evaluation.compare import compare_evaluations
-from nanogpt_edit.evaluation.records import Comparison, read_recalls, read_records
+from nanogpt_edit.evaluation.records import Comparison, read_recalls, read_records, write_told
+from nanogpt_edit.evaluation.told import tell, to_tell
 from nanogpt_edit.evaluation.transcript import transcript
 from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.model.tokenizer import tokenizer_of
@@ -40,6 +41,8 @@ def measure(inputs: RunInputs, folder: RunFolder, device: torch.device, stage: s
         for stale in (path for pattern in comparisons for path in folder.evaluations.glob(pattern)):
             stale.unlink()
         evaluation.save(folder.evaluations)
+        told = tell(model, to_tell(evaluation.records), form=config.asked_as)
+        write_told(folder.evaluations / f"{stage}_tokens.jsonl", told)
     return model
 
 

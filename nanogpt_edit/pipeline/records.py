@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 StageName = Literal["base", "sft", "grpo", "edited"]
@@ -22,6 +22,7 @@ def timed(stages: Sequence[str]) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class Timing:
-    """timing.json: the seconds of each stage so far."""
+    """timing.json: the seconds of each stage so far, and the most memory it took where the machine tells."""
 
     stages: Mapping[str, float]
+    peak_bytes: Mapping[str, int] = field(default_factory=dict)

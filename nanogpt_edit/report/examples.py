@@ -2,8 +2,7 @@
 
 Problems: where the last step gained most and lost most, and some that both or neither solve; of every checkpoint the
 first right and the first wrong completion. Prompts: the first sample of every checkpoint, side by side. Facts: those
-the first checkpoint recalled and a later one does not. Edits: failures first, grouped by reason; of what must stay,
-what moved most.
+the first checkpoint recalled and a later one does not. Edits: failures first, grouped by reason.
 """
 
 from __future__ import annotations
@@ -13,7 +12,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from nanogpt_edit.editing.records import FactScore
-from nanogpt_edit.evaluation.prompt_records import PromptScore, most_moved
 from nanogpt_edit.evaluation.records import EvalRecord, Evaluation
 from nanogpt_edit.report import labels
 from nanogpt_edit.report.run import Run
@@ -63,11 +61,11 @@ def problem_examples(run: Run, *, per_kind: int = 2) -> list[Example]:
     """Problems where the last step gained, lost, and where both or neither are right."""
     learned = [name for name in run.stages if name != "edited"]
     chosen = learned[-2:] if len(learned) > 1 else list(run.stages)[-2:]
-    sides = {name: _samples(run.stages[name], "problems") for name in chosen}
+    sides = {name: samples_of(run.stages[name], "problems") for name in chosen}
     shared = (
         [problem for problem in sides[chosen[0]] if all(problem in side for side in sides.values())] if sides else []
     )
-    share = {problem: [_share(side[problem]) for side in sides.values()] for problem in shared}
+    share = {problem: [share_right(side[problem]) for side in sides.values()] for problem in shared}
     examples = []
     for kind, keep, order in _kinds(chosen):
         found = sorted(
@@ -102,7 +100,7 @@ def _kinds(chosen: list[str]) -> list[tuple[str, Callable[[Shares], bool], Calla
 
 def prompt_examples(run: Run, skill: str, *, limit: int) -> list[Example]:
     """The first sample of every checkpoint on each prompt of a skill."""
-    sides = {name: samples for name, stage in run.stages.items() if (samples := _samples(stage, skill))}
+    sides = {name: samples for name, stage in run.stages.items() if (samples := samples_of(stage, skill))}
     prompts = list(dict.fromkeys(problem for samples in sides.values() for problem in samples))
     found = (
         _example(
@@ -113,7 +111,7 @@ def prompt_examples(run: Run, skill: str, *, limit: int) -> list[Example]:
     return [replace(example, graded=bool(example.gold) and run.writes_answers(skill)) for example in found]
 
 
-def _samples(stage: Evaluation, skill: str) -> Mapping[str, list[EvalRecord]]:
+def samples_of(stage: Evaluation, skill: str) -> Mapping[str, list[EvalRecord]]:
     """Completions of one skill by problem, in the order of the file."""
     found: dict[str, list[EvalRecord]] = {}
     for completion in stage.records:
@@ -122,7 +120,7 @@ def _samples(stage: Evaluation, skill: str) -> Mapping[str, list[EvalRecord]]:
     return found
 
 
-def _share(completions: Sequence[EvalRecord]) -> float:
+def share_right(completions: Sequence[EvalRecord]) -> float:
     return sum(completion.correct for completion in completions) / len(completions)
 
 
@@ -193,11 +191,6 @@ def edit_groups(facts: Sequence[FactScore]) -> list[FactGroup]:
     if clean:
         groups.append(FactGroup("Rewritten, paraphrases and neighbours right", "good", tuple(clean)))
     return groups
-
-
-def moved_prompts(prompts: Sequence[PromptScore], *, limit: int = 12) -> list[PromptScore]:
-    """Of what must stay, the prompts that moved most: answers that were lost first."""
-    return [each for each in most_moved(prompts) if each.p_before != each.p_after][:limit]
 
 
 def _kind_of_failure(reason: str) -> str:

@@ -204,6 +204,11 @@ def signed(metric: str, value: float) -> str:
     return ("−" if value < 0 else "+") + size
 
 
+def signed_number(value: float) -> str:
+    """An advantage: '+1.62', '−0.35'."""
+    return f"{value:+z.2f}".replace("-", "−")
+
+
 def unit(metric: str) -> str:
     return " points" if is_share(metric) else ""
 
@@ -248,6 +253,12 @@ def duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
+
+
+def size(n_bytes: float) -> str:
+    """1.5e9 -> '1.40 GiB', 3e7 -> '28.6 MiB'."""
+    unit, name = (2**30, "GiB") if n_bytes >= 2**30 else (2**20, "MiB")
+    return f"{number(n_bytes / unit)} {name}"
 
 
 def count(n: int, noun: str) -> str:

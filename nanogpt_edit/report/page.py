@@ -26,6 +26,8 @@ SHORT_TEXT = 220
 """The same on the first screen."""
 FIRST_CURVES = 6
 """Curves that are seen at once; the others are folded."""
+FIRST_MOVED = 8
+"""Facts that moved most and are seen at once."""
 OPEN_FACTS = 12
 """Edited facts that ended alike and are seen at once; more of them are folded."""
 MAIN_EDIT_SCORES = (
@@ -100,10 +102,22 @@ def surprise(logprob: float) -> int:
     return round(100 * min(1.0, -logprob / 3))
 
 
-def token_title(logprob: float, entropy: float, clipped: int) -> str:
+def unsure(entropy: float) -> int:
+    """How unsure the model was of a token's place, for its shade: 0 to 100 (2 nats or more)."""
+    return round(100 * min(1.0, entropy / 2))
+
+
+def strength(advantage: float) -> int:
+    """How much a completion was worth beside its group, either way, for its shade: 0 to 100 (2 or more)."""
+    return round(100 * min(1.0, abs(advantage) / 2))
+
+
+def token_title(logprob: float, entropy: float, clipped: int, advantage: float | None) -> str:
     """What pointing at a token says."""
-    held = {-1: ", held at the lower bound", 1: ", held at the upper bound"}.get(clipped, "")
-    return f"p {labels.probability(math.exp(logprob))}, entropy {labels.number(entropy)} nats{held}"
+    told = f"p {labels.probability(math.exp(logprob))} (log {labels.signed_number(logprob)})"
+    told += f", entropy {labels.number(entropy)} nats"
+    told += "" if advantage is None else f", advantage {labels.signed_number(advantage)}"
+    return told + {-1: ", held at the lower bound", 1: ", held at the upper bound"}.get(clipped, "")
 
 
 def clipped(text: str, longest: int = LONGEST_TEXT) -> str:
@@ -126,8 +140,11 @@ def _environment(*, autoescape: bool) -> Environment:
         SHORT_TEXT=SHORT_TEXT,
         token_label=token_label,
         surprise=surprise,
+        unsure=unsure,
+        strength=strength,
         token_title=token_title,
         FIRST_CURVES=FIRST_CURVES,
+        FIRST_MOVED=FIRST_MOVED,
         OPEN_FACTS=OPEN_FACTS,
         MAIN_EDIT_SCORES=MAIN_EDIT_SCORES,
         EDIT_SCORES=EDIT_SCORES,

@@ -8,14 +8,14 @@ prove it, ends in a UserError that names the file.
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from nanogpt_edit.common.errors import UserError
 from nanogpt_edit.common.files import read_json
 from nanogpt_edit.common.records import Typed, read_json_as
 from nanogpt_edit.editing.records import Edit
-from nanogpt_edit.evaluation.records import Comparison, Evaluation, Transcript
+from nanogpt_edit.evaluation.records import Comparison, Evaluation, ToldCompletion, Transcript, read_told
 from nanogpt_edit.pipeline.records import STAGE_NAMES, Timing
 from nanogpt_edit.report.run import RolloutStep, Run, Series
 from nanogpt_edit.tracing.records import AverageTrace
@@ -68,7 +68,9 @@ def read_run(path: Path) -> Run:
         trace=trace,
         transcript=transcript,
         rollouts=_read_rollouts(path / "logs" / "rollouts"),
+        told=_read_told(path / "eval", stages),
         seconds=timing.stages if timing else {},
+        peak_bytes=timing.peak_bytes if timing else {},
         environment=environment,
         notes=tuple(name for name, stage, there in parts if stage in of_run and not there),
     )
@@ -129,6 +131,12 @@ def _read_stages(folder: Path) -> Mapping[str, Evaluation]:
     names = {file.stem for file in folder.glob("*.json")} - {"transcript"}
     names = {name for name in names if not name.startswith("compare_")}
     return {name: Evaluation.load(folder, name) for name in sorted(names, key=lambda name: (_place(name), name))}
+
+
+def _read_told(folder: Path, stages: Iterable[str]) -> Mapping[str, tuple[ToldCompletion, ...]]:
+    """Completions token by token, of the checkpoints that have some; earlier versions kept none."""
+    files = {stage: folder / f"{stage}_tokens.jsonl" for stage in stages}
+    return {stage: tuple(found) for stage, file in files.items() if file.exists() and (found := read_told(file))}
 
 
 def _read_comparisons(folder: Path) -> Mapping[str, Comparison]:

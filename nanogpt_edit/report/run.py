@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nanogpt_edit.editing.records import Edit
-from nanogpt_edit.evaluation.records import Comparison, Evaluation, Transcript
+from nanogpt_edit.evaluation.records import Comparison, Evaluation, ToldCompletion, Transcript
 from nanogpt_edit.tracing.records import AverageTrace
 from nanogpt_edit.training.records import Rollout
 
@@ -53,7 +53,10 @@ class Run:
     trace: AverageTrace | None
     transcript: Transcript | None
     rollouts: tuple[RolloutStep, ...]
+    told: Mapping[str, tuple[ToldCompletion, ...]]
+    """Completions of each checkpoint token by token."""
     seconds: Mapping[str, float]
+    peak_bytes: Mapping[str, int]
     environment: Mapping[str, object]
     notes: tuple[str, ...]
 

@@ -6,6 +6,7 @@ edit                                {n, success, …, seconds}: intervals as abo
 edit.known, edit.unknown            {success, …} over the facts that the model knew before the edit, and the others
 edit.asked.<kind>                   {before, after, knew, rank1}: intervals; change: as in comparisons
 seconds.<stage>, seconds.total      plain
+tokens.<stage>, peak_bytes.<stage>  plain, where they were counted
 environment                         as recorded
 expectations                        [{metric, bound, value, low, high, n, verdict, n_needed, reason}]
 """
@@ -19,6 +20,7 @@ from nanogpt_edit.common.errors import UserError
 from nanogpt_edit.common.html import Shown
 from nanogpt_edit.common.stats import Interval, change_of_share
 from nanogpt_edit.evaluation.prompt_records import KindScore, by_kind
+from nanogpt_edit.report.cost import Cost, costs
 from nanogpt_edit.report.expect import Expectation, judge
 from nanogpt_edit.report.ledger import Ledger, make_ledger
 from nanogpt_edit.report.run import Run
@@ -40,6 +42,7 @@ class Summary(Shown):
     kinds: tuple[KindScore, ...]
     """The edited facts asked in every form, by kind; empty where they were not."""
     seconds: Mapping[str, float]
+    costs: tuple[Cost, ...]
     environment: Mapping[str, object]
     expectations: tuple[Expectation, ...]
     ledger: Ledger
@@ -82,6 +85,7 @@ def summarise(run: Run) -> Summary:
         by_known=run.edit.scores.by_known() if run.edit else {},
         kinds=by_kind(run.edit.scores.prompts) if run.edit else (),
         seconds=total_seconds(run.seconds),
+        costs=costs(run),
         environment=run.environment,
         expectations=(),
         ledger=make_ledger(run),
@@ -140,5 +144,7 @@ def _numbers(summary: Summary) -> dict[str, object]:
         "comparisons": summary.comparisons,
         "edit": None if summary.edit is None else _edit(summary, summary.edit),
         "seconds": dict(summary.seconds),
+        "tokens": {each.name: each.tokens for each in summary.costs if each.tokens is not None},
+        "peak_bytes": {each.name: each.peak_bytes for each in summary.costs if each.peak_bytes is not None},
         "environment": dict(summary.environment),
     }

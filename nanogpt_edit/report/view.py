@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from itertools import groupby
 
 from nanogpt_edit.common.stats import Difference, Interval
-from nanogpt_edit.evaluation.prompt_records import HELD, STAYS, KindScore, PromptScore
+from nanogpt_edit.evaluation.prompt_records import HELD, STAYS, KindScore
 from nanogpt_edit.report import examples, labels, setup
 from nanogpt_edit.report.canvas import Picture
+from nanogpt_edit.report.collateral import MovedFact, Turned, moved_facts, turned
 from nanogpt_edit.report.examples import Example, FactGroup, LostFact
 from nanogpt_edit.report.plots import learning_curves, pass_at_k, solved_counts
 from nanogpt_edit.report.plots_edits import edit_pictures, example_pictures, token_label, trace_pictures
@@ -65,10 +66,10 @@ class View:
     edit_pictures: tuple[Picture, ...]
     edit_groups: tuple[FactGroup, ...]
     kind_groups: tuple[tuple[str, tuple[KindScore, ...]], ...]
-    moved: tuple[PromptScore, ...]
+    turned: tuple[Turned, ...]
+    moved: tuple[MovedFact, ...]
     trace_pictures: tuple[Picture, ...]
     example_pictures: tuple[Picture, ...]
-    problems: tuple[Example, ...]
     prompts: tuple[tuple[str, tuple[Example, ...]], ...]
     lost_stages: tuple[str, ...]
     lost_facts: tuple[LostFact, ...]
@@ -81,12 +82,11 @@ class View:
         there = {
             ("ledger", "Ledger"): bool(self.summary.ledger.rows),
             ("curves", "Learning curves"): bool(self.curves),
-            ("rollouts", "Token by token"): bool(self.run.rollouts),
+            ("tokens", "Token by token"): self.has_tokens,
             ("evaluation", "Evaluation"): bool(self.measures),
             ("edits", "Edits"): self.run.edit is not None,
             ("collateral", "What else changed"): self.has_collateral,
             ("trace", "Causal trace"): self.run.trace is not None,
-            ("transcript", "One completion"): self.run.transcript is not None,
             ("prompts", "More prompts"): bool(self.prompts),
             ("cost", "Time and settings"): True,
         }
@@ -95,7 +95,11 @@ class View:
     @property
     def has_collateral(self) -> bool:
         drift = self.run.edit.scores.drift if self.run.edit else None
-        return bool(drift or self.moved or self.problems or self.lost_stages)
+        return bool(drift or self.moved or self.turned or self.lost_stages)
+
+    @property
+    def has_tokens(self) -> bool:
+        return bool(self.run.rollouts or self.run.told or self.run.transcript)
 
     @property
     def stage_names(self) -> list[str]:
@@ -119,10 +123,6 @@ class View:
         """'12 better, 3 worse and 8 inconclusive'."""
         counts: Counter[str] = Counter(row.change.verdict for row in rows)
         return labels.listing([f"{counts[verdict]} {verdict}" for verdict in labels.ARROWS if counts[verdict]])
-
-    @property
-    def problems_by_kind(self) -> list[tuple[str, list[Example]]]:
-        return [(kind, list(found)) for kind, found in groupby(self.problems, key=lambda one: one.kind)]
 
     @property
     def rollouts_by_problem(self) -> list[tuple[RolloutStep, list[list[Rollout]]]]:
@@ -162,6 +162,14 @@ class View:
         return [(*token, "prompt") for token in transcript.prompt] + list(transcript.completion)
 
     @property
+    def counts_tokens(self) -> bool:
+        return any(each.tokens is not None for each in self.summary.costs)
+
+    @property
+    def tells_memory(self) -> bool:
+        return any(each.peak_bytes is not None for each in self.summary.costs)
+
+    @property
     def longest_seconds(self) -> float:
         return max((value for name, value in self.summary.seconds.items() if name != "total"), default=0.0) or 1.0
 
@@ -193,10 +201,10 @@ def make_view(run: Run, summary: Summary) -> View:
         edit_pictures=tuple(edit_pictures(run.edit.scores.records)) if run.edit else (),
         edit_groups=tuple(examples.edit_groups(run.edit.scores.records)) if run.edit else (),
         kind_groups=_kind_groups(summary),
-        moved=tuple(examples.moved_prompts(run.edit.scores.prompts)) if run.edit else (),
+        turned=tuple(turned(run)),
+        moved=tuple(moved_facts(run)),
         trace_pictures=tuple(trace_pictures(run.trace)) if run.trace else (),
         example_pictures=tuple(example_pictures(run.trace)) if run.trace else (),
-        problems=tuple(examples.problem_examples(run)),
         prompts=tuple((title, tuple(found)) for title, found in prompts.items() if found),
         lost_stages=lost_stages,
         lost_facts=tuple(lost),

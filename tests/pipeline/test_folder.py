@@ -50,11 +50,13 @@ def test_the_lock_names_its_owner_and_is_free_when_the_owner_was_killed(tmp_path
     assert not RunFolder(tmp_path).in_use()
 
 
-def test_seconds_add_up_and_a_damaged_file_is_named(tmp_path: Path) -> None:
+def test_seconds_add_up_the_largest_peak_stands_and_a_damaged_file_is_named(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
     folder.add_seconds("sft", 1.5)
     folder.add_seconds("sft", 2.0)
-    assert read_json(tmp_path / "timing.json") == {"stages": {"sft": 3.5}}
+    folder.add_seconds("sft", 0.0, peak=7)
+    folder.add_seconds("sft", 0.0, peak=5)
+    assert read_json(tmp_path / "timing.json") == {"stages": {"sft": 3.5}, "peak_bytes": {"sft": 7}}
     (tmp_path / "timing.json").write_text('{"stages": {"sft": "long"}}')
     with pytest.raises(UserError, match=r'timing\.json: \[stages\] "sft" must be a number, found "long"'):
         folder.add_seconds("sft", 1.0)

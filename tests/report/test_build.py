@@ -167,10 +167,13 @@ def test_the_page_shows_what_was_sampled_at_the_first_middle_and_last_step(finis
         assert f"Step {step} 3 of 12 completions right" in " ".join(page.text.split())
         assert f"### Step {step}: 3 of 12 completions right" in (finished / "report.md").read_text()
     assert "Step 10 " not in page.text
-    assert page.text.count("advantage +1.50") == page.text.count("advantage -0.50") == 3 * 2  # two problems a step
-    titles = [value for name, value in page.attributes if name == "title" and value and value.startswith("p 0.")]
-    assert len(titles) == 3 * 4 * 8  # every token of the shown completions
-    assert sum("held at the upper bound" in title for title in titles) == 3 * 4
+    assert page.text.count("advantage +1.50") == page.text.count("advantage −0.50") == 3 * 2  # two problems a step
+    told = [value for name, value in page.attributes if name == "data-n" and value and ", advantage " in value]
+    assert len(told) == 3 * 4 * 8  # every token of the shown completions
+    assert all(re.match(r"p 0\.\d+ \(log [−+]0\.\d\d\), entropy 0\.\d+ nats, advantage [−+]", each) for each in told)
+    assert sum("held at the upper bound" in each for each in told) == 3 * 4
+    groups = [value for name, value in page.attributes if name == "name" and value and value.startswith("step-")]
+    assert len(groups) == 3 * 4 * 8 and len(set(groups)) == 3 * 4  # arrow keys walk through a completion
 
 
 def test_hostile_model_text_does_nothing(run: Path) -> None:
@@ -178,6 +181,7 @@ def test_hostile_model_text_does_nothing(run: Path) -> None:
         edit_lines(run / "eval" / f"{stage}.jsonl", text=HOSTILE, prompt=HOSTILE, gold=HOSTILE, finish_reason=HOSTILE)
         edit_lines(run / "eval" / f"{stage}_facts.jsonl", greedy=HOSTILE, target=HOSTILE, recalled=stage == "base")
         edit_json(run / "eval" / f"{stage}.json", fingerprint=HOSTILE, settings={HOSTILE: HOSTILE})
+    told = {"token_texts": [HOSTILE], "logprobs": [-1.0], "entropy": [1.0]}
     words = ("prompt", "old_answer", "new_answer", "reason", "subject_lookup", "target_new")
     edit_lines(run / "edits" / "facts50.jsonl", **dict.fromkeys(words, HOSTILE))
     edit_lines(run / "edits" / "facts50.jsonl", success=False)
@@ -188,13 +192,15 @@ def test_hostile_model_text_does_nothing(run: Path) -> None:
     edit_json(
         run / "eval" / "transcript.json", prompt=[[1, HOSTILE]], completion=[[2, HOSTILE, "think"]], decoded=HOSTILE
     )
+    for stage in ("sft", "grpo", "edited"):
+        edit_lines(run / "eval" / f"{stage}_tokens.jsonl", prompt=HOSTILE, gold=HOSTILE, **told)
     edit_json(run / "environment.json", cpu=HOSTILE, data={HOSTILE: HOSTILE})
     for path in (run / "logs").glob("*.jsonl"):
         path.unlink()
     for path in (run / "logs" / "rollouts").iterdir():
         lines = [json.loads(line) for line in gzip.decompress(path.read_bytes()).splitlines()]
-        told = {"token_texts": [HOSTILE], "logprobs": [-1.0], "entropy": [1.0], "clipped": [0]}
-        lines = [line | {"text": HOSTILE, "question": HOSTILE, "gold": HOSTILE} | told for line in lines]
+        said = {"text": HOSTILE, "question": HOSTILE, "gold": HOSTILE, "clipped": [0]}
+        lines = [line | said | told for line in lines]
         path.write_bytes(gzip.compress("".join(json.dumps(line) + "\n" for line in lines).encode()))
     build(run)
     page = (run / "report.html").read_text()
@@ -202,7 +208,7 @@ def test_hostile_model_text_does_nothing(run: Path) -> None:
     assert not {"script", "img"} & set(elements.names)
     assert not [name for name, _ in elements.attributes if name.startswith("on")]
     assert page.count("</style>") == 1
-    assert page.count('class="sampled"') == 2 * 2 * 4  # two steps, two problems each
+    assert page.count('class="tok"') == 2 * 2 * 4 + 3 * 2  # two steps, two problems each; three checkpoints told
     assert "<script>alert(1)</script>" in elements.text  # shown as text, as it was written
     assert "49" not in re.findall(r"\$x\$ (\S+)", elements.text)
     outside_fences = re.sub(r"^(`{3,})text\n.*?\n\1$", "", (run / "report.md").read_text(), flags=re.S | re.M)

@@ -47,7 +47,9 @@ def run_of(*stages: Evaluation, comparisons: list[Comparison] | None = None, edi
         trace=None,
         transcript=None,
         rollouts=(),
+        told={},
         seconds={},
+        peak_bytes={},
         environment={},
         notes=(),
     )
