@@ -55,6 +55,8 @@ VERBS: dict[str, tuple[str, str]] = {
     "ledger": ("what each step of a run gained and cost, as a table", "nanogpt_edit.commands.report:ledger"),
     "report": ("write the report of a run again from its files", "nanogpt_edit.commands.report:report"),
     "info": ("family, sizes, tokenizer, fingerprint and history of a model", "nanogpt_edit.commands.info:info"),
+    "push": ("put a model on the Hugging Face hub, with its card", "nanogpt_edit.commands.hub:push"),
+    "pull": ("copy a model of the Hugging Face hub into a folder", "nanogpt_edit.commands.hub:pull"),
     "completion": ("print the script that completes verbs and flags", "nanogpt_edit.commands.completion:completion"),
 }
 

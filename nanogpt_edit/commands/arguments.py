@@ -287,6 +287,37 @@ class Info:
 
 
 @dataclass(frozen=True)
+class Push:
+    """Put a model directory on the Hugging Face hub, with its card and patches: what goes there is listed first.
+
+    The repository is made, and is private. `hf auth login` (or HF_TOKEN) says who you are.
+    """
+
+    model: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
+    """A model directory."""
+    repo: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="REPO")]
+    """OWNER/NAME; without an owner it is yours."""
+    public: bool = False
+    """Let everybody see it."""
+    update: bool = False
+    """Put it in the place of the model in a repository that is there; its history keeps that."""
+    dry_run: bool = False
+    """Only list what would be sent."""
+
+
+@dataclass(frozen=True)
+class Pull:
+    """Copy a model of the Hugging Face hub into a folder, with its card and patches, whole or not at all."""
+
+    repo: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="REPO")]
+    """OWNER/NAME on the hub."""
+    out: Path
+    """The folder, which is not there yet."""
+    revision: str | None = None
+    """A branch, a tag or a commit (None: the newest)."""
+
+
+@dataclass(frozen=True)
 class Completion:
     """Print a script that completes verbs and flags with the tab key.
 
@@ -328,6 +359,8 @@ KINDS: dict[str, type[Any]] = {
     "ledger": Ledger,
     "report": Report,
     "info": Info,
+    "push": Push,
+    "pull": Pull,
     "completion": Completion,
 }
 

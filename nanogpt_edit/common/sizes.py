@@ -23,7 +23,7 @@ def machine_bytes() -> int:
     """The machine's memory, in use or not."""
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (ValueError, OSError):
+    except (ValueError, OSError, AttributeError):  # where it cannot be asked (Windows has no sysconf)
         return WHERE_UNKNOWN
 
 
