@@ -10,18 +10,19 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch.nn.utils.rnn import pad_sequence
+from torch import Tensor
 
 from nanogpt_edit.common.errors import UserError, quoted
 from nanogpt_edit.common.terminal import progress
 from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.model.tokenizer import Tokenizer, tokenizer_of
+from nanogpt_edit.model.trees import last_states
 
-BATCH_TOKENS = 2048  # in one forward pass: texts of like length, little padding; does not change the result
+BATCH_TOKENS = 2048  # in one forward pass; does not change the result
 LOGIT_NUMBERS = 2**25  # most logits at once: 128 MB
 NO_SPACE_BEFORE = re.compile(r"[.,;:!?%)\]}'’]")
 UNSPACED_SCRIPT = re.compile(r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]")
@@ -94,55 +95,31 @@ def score_targets(model: GPT, pairs: Sequence[tuple[str, str]]) -> list[TargetSc
     rows = [(tokenizer.encode(join(*pair)[0]), target_ids(*pair, tokenizer)) for pair in pairs]
     for (prompt, _), (own, target) in zip(pairs, rows, strict=True):
         check_length(prompt, len(own) + len(target) - 1, model)
-    texts = _texts([(*prompt, *target[:-1]) for prompt, target in rows])
-    asked: dict[tuple[int, ...], list[int]] = {}
-    for i, text in enumerate(texts):
-        asked.setdefault(text, []).append(i)
-    order, scores = sorted(asked, key=len), dict[int, TargetScore]()
+    texts, counts = [(*prompt, *target[:-1]) for prompt, target in rows], [len(target) for _, target in rows]
+    scores: dict[int, TargetScore] = {}
     model.eval()
     with progress("scoring", len(rows), "targets", brief=True) as bar:
-        while order:
-            count = max(1, BATCH_TOKENS // len(order[-1]))
-            batch, order = order[-count:], order[:-count]
-            places = [(place, i) for place, text in enumerate(batch) for i in asked[text]]
-            found = _score_batch(model, batch, [(place, *rows[i]) for place, i in places], tokenizer)
-            scores |= zip((i for _, i in places), found, strict=True)
+        for numbers, states in last_states(model, texts, counts, batch_tokens=BATCH_TOKENS):
+            found = _scores(model, states, [rows[i][1] for i in numbers], tokenizer)
+            scores |= zip(numbers, found, strict=True)
             bar.update(len(scores))
     return [scores[i] for i in range(len(rows))]
 
 
-def _texts(own: Sequence[tuple[int, ...]]) -> list[tuple[int, ...]]:
-    """Of each row's tokens the longest row that begins with them: what several targets have in common is read once."""
-    longest: dict[tuple[int, ...], tuple[int, ...]] = {}
-    last: tuple[int, ...] = ()
-    for text in sorted(set(own), reverse=True):  # right behind those that begin with it
-        last = last if last[: len(text)] == text else text
-        longest[text] = last
-    return [longest[text] for text in own]
-
-
-def _score_batch(
-    model: GPT,
-    texts: Sequence[tuple[int, ...]],
-    rows: Sequence[tuple[int, list[int], tuple[int, ...]]],
-    tokenizer: Tokenizer,
-) -> list[TargetScore]:
-    """The score of each (number of its text, prompt, target)."""
-    tokens = [torch.tensor(text) for text in texts]
-    token_ids = pad_sequence(tokens, batch_first=True, padding_value=tokenizer.pad_id).to(model.device)
-    states = model.hidden(token_ids)  # (texts, T, D)
-    where = [(row, len(prompt) - 1 + j) for row, prompt, target in rows for j in range(len(target))]
-    row, column = torch.tensor(where, device=model.device).T
-    wanted = torch.tensor([token for _, _, target in rows for token in target], device=model.device)
+def _scores(
+    model: GPT, states: Tensor, targets: Sequence[tuple[int, ...]], tokenizer: Tokenizer
+) -> Iterator[TargetScore]:
+    """The score of each target, whose tokens follow `states` (M, D)."""
+    wanted = torch.tensor([token for target in targets for token in target], device=model.device)
     room = max(1, LOGIT_NUMBERS // model.config.vocab_size)
     found: list[tuple[float, int, int]] = []  # of each target token: log-probability, rank, the model's own choice
-    for part, targets in zip(states[row, column].split(room), wanted.split(room), strict=True):
+    for part, tokens in zip(states.split(room), wanted.split(room), strict=True):
         logits = model.logits(part).float()  # (M, V)
-        own = logits.gather(-1, targets[:, None])
+        own = logits.gather(-1, tokens[:, None])
         logprobs = (own.squeeze(-1) - logits.logsumexp(-1)).tolist()
         found += zip(logprobs, (1 + (logits > own).sum(-1)).tolist(), logits.argmax(-1).tolist(), strict=True)
     each = iter(found)
-    return [_score([next(each) for _ in target], tokenizer) for _, _, target in rows]
+    return (_score([next(each) for _ in target], tokenizer) for target in targets)
 
 
 def _score(tokens: Sequence[tuple[float, int, int]], tokenizer: Tokenizer) -> TargetScore:
