@@ -38,7 +38,8 @@ AT_BOUND = 0.99  # of the clamp, from which ‖δ‖ has come up against it
 FACTOR, MOST_TRIALS = 3.0, 4  # steps along the line, and how many
 HOLDS, HALF = 0.97, 0.5  # share of own prompts below which to try less protection, and only less
 HOLD = 0.03  # share of own prompts that a stronger protection may cost
-TEXT_ROWS = 16  # of ordinary text looked at in a trial
+TEXT_ROWS = 16  # of ordinary text looked at in a trial: one for each fact up to so many, for the text costs most of it
+SINK_TOKENS = 32  # of such a row, in which sinks are looked for
 LOGIT_ROWS = 256  # tokens whose logits are held at once
 SUITED: dict[str, object] = {
     "context_weight": 0.0,
@@ -73,22 +74,29 @@ def choose_layers(
     model: GPT, facts: Sequence[LocatedFact], config: EditConfig, blocks: Tensor
 ) -> tuple[tuple[int, ...], tuple[Tried, ...]]:
     """Neighbouring layers that end where values are found most easily; which, and why, is said. And what was tried."""
-    norms = sink_norms(model, blocks[:TEXT_ROWS])
-    lasts = candidate_layers(norms)
-    marks = {last: _probe(model, facts, replace(config, layers=(last,))) for last in lasts}
-    best = lasts[0]
-    for last in lasts[1:]:
-        if marks[last] > marks[best] + PROBE_MARGIN:
-            best = last
+    norms = sink_norms(model, blocks[:TEXT_ROWS, :SINK_TOKENS])
+    marks, best = probed(candidate_layers(norms), lambda last: _probe(model, facts, replace(config, layers=(last,))))
     chosen = group_up_to(best, model.config.n_layer)
     sinks = [layer for layer, each in enumerate(norms) if each.is_sink]
-    told = ", ".join(f"{last} ({marks[last]:.2f})" for last in lasts)
+    told = ", ".join(f"{last} ({mark:.2f})" for last, mark in marks.items())
     say(
         f"Edit: layers {chosen[0]} to {chosen[-1]} of {model.config.n_layer}. Probability of the new answers after "
         f"{PROBE_STEPS} steps with a value at layer {told}; the first token of a text is a sink "
         f"{'after layers ' + ', '.join(map(str, sinks)) if sinks else 'nowhere'}."
     )
-    return chosen, tuple(Tried("layers", last, marks[last], chosen=last == best) for last in lasts)
+    return chosen, tuple(Tried("layers", last, mark, chosen=last == best) for last, mark in marks.items())
+
+
+def probed(lasts: Sequence[int], probe: Callable[[int], float]) -> tuple[dict[int, float], int]:
+    """The marks of `lasts`, the likeliest first, up to where no other could be clearly better; and the best."""
+    marks, best = dict[int, float](), lasts[0]
+    for last in lasts:
+        marks[last] = probe(last)
+        if marks[last] > marks[best] + PROBE_MARGIN:
+            best = last
+        if marks[best] >= 1 - PROBE_MARGIN:
+            break
+    return marks, best
 
 
 def candidate_layers(norms: Sequence[SinkNorms]) -> list[int]:
@@ -225,7 +233,7 @@ class _Judge:
         some = [replace(fact, contexts=own_prompts(fact)) for fact in facts]
         whole = texts_of(some, from_subject=False)
         prompts = Suffixes.of(model, whole, clean_runs(model, whole, last_layer=first - 1))
-        return cls(prompts, OrdinaryText.of(model, blocks[:TEXT_ROWS], config), first)
+        return cls(prompts, OrdinaryText.of(model, blocks[: min(TEXT_ROWS, len(facts))], config), first)
 
     @torch.no_grad()
     def look(self, model: GPT) -> tuple[float, float]:

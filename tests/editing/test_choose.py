@@ -19,6 +19,7 @@ from nanogpt_edit.editing.choose import (
     group_up_to,
     is_held_back,
     own_prompts,
+    probed,
     walk_the_line,
 )
 from nanogpt_edit.editing.config import EditConfig
@@ -49,6 +50,17 @@ def test_layers_by_depth_and_sinks() -> None:
         (0, 1),
         (0,),
     ]
+
+
+def test_layers_are_probed_until_none_could_be_clearly_better() -> None:
+    def marks(*values: float) -> tuple[dict[int, float], int]:
+        given = dict(zip((10, 7, 14), values, strict=True))
+        return probed(list(given), given.__getitem__)
+
+    assert marks(0.9, 0.94, 0.96) == ({10: 0.9, 7: 0.94, 14: 0.96}, 14)  # 0.94 is not more than 0.05 better
+    assert marks(0.5, 0.6, 0.4) == ({10: 0.5, 7: 0.6, 14: 0.4}, 7)
+    assert marks(0.97, 0.99, 1.0) == ({10: 0.97}, 10)
+    assert marks(0.3, 0.98, 1.0) == ({10: 0.3, 7: 0.98}, 7)
 
 
 def line(said: dict[float, float]) -> list[Trial]:

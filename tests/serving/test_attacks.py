@@ -10,11 +10,12 @@ from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 
 import pytest
+from fastapi import FastAPI
 from serving_run import Served, served, small_model
 
 from nanogpt_edit.common.errors import UserError
 from nanogpt_edit.model.gpt import GPT
-from nanogpt_edit.serving.limits import Limits
+from nanogpt_edit.serving.limits import Guard, Limits, Refused
 from nanogpt_edit.serving.models import Shelf
 
 BODY = b'{"prompt": "a", "max_tokens": 2}'
@@ -216,6 +217,23 @@ def test_the_token_is_compared_in_the_same_time_however_much_of_it_is_right(
     assert guarded.ask("GET", "/v1/models", headers={"Authorization": "Bearer wrong"})[0] == 401
     assert guarded.ask("GET", "/v1/models", headers={"Authorization": "Bearer s3cret"})[0] == 200
     assert compared == [(b"wrong", b"s3cret"), (b"s3cret", b"s3cret")]
+
+
+def test_a_wrong_token_is_refused_as_late_where_nearly_all_of_it_is_right() -> None:
+    """With a token so long that a comparison which stops at the first difference would show."""
+    right = "a" * (1 << 20)
+    guard = Guard(FastAPI(), Limits(token=right))
+
+    def seconds(given: str) -> float:
+        started = time.perf_counter()
+        with pytest.raises(Refused):
+            guard.check_token(f"Bearer {given}")
+        return time.perf_counter() - started
+
+    early, late = "b" + right[1:], right[:-1] + "b"
+    pairs = [(seconds(early), seconds(late)) for _ in range(40)]
+    fastest = [min(each) for each in zip(*pairs, strict=True)]
+    assert fastest[0] == pytest.approx(fastest[1], rel=0.1)
 
 
 def test_with_a_token_the_page_and_healthz_are_open_and_names_are_still_checked(guarded: Served) -> None:

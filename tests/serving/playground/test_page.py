@@ -138,3 +138,25 @@ def test_a_phone_sees_no_part_cut_off(page: playwright.Page) -> None:
         assert page.evaluate("document.documentElement.scrollWidth") <= 400, name
         assert page.locator("h1").count() == 1
     page.set_viewport_size({"width": 1280, "height": 800})
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_no_serious_fault_in_any_part(page: playwright.Page, width: int, scheme: str) -> None:
+    """With what the tests before have left in the parts: answers, a trace, a run; and with an edit on its own page."""
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe-playwright-python is not installed")
+    page.set_viewport_size({"width": width, "height": 900})
+    page.emulate_media(color_scheme=scheme)
+    for name in ("ask", "edit", "trace", "run"):
+        page.click(f"#tab-{name}")
+        assert serious_faults(axe.Axe().run(page).response) == [], name
+
+
+def serious_faults(found: dict[str, list[dict[str, object]]]) -> list[str]:
+    """What axe calls serious or critical, and where."""
+    return [
+        f"{fault['id']}: {node['target']} {node['failureSummary']}"
+        for fault in found["violations"]
+        if fault["impact"] in ("serious", "critical")
+        for node in fault["nodes"]
+    ]
