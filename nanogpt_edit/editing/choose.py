@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -20,6 +21,7 @@ from torch import Tensor
 from nanogpt_edit.common.terminal import progress, say
 from nanogpt_edit.editing.config import EditConfig
 from nanogpt_edit.editing.contexts import LocatedFact, TokenRow
+from nanogpt_edit.editing.covariance_cache import covariances
 from nanogpt_edit.editing.methods.memit import EditedLayer, LayerSolver, write_values
 from nanogpt_edit.editing.records import Tried
 from nanogpt_edit.editing.refine import OrdinaryText
@@ -39,7 +41,7 @@ FACTOR, MOST_TRIALS = 3.0, 4  # steps along the line, and how many
 HOLDS, HALF = 0.97, 0.5  # share of own prompts below which to try less protection, and only less
 HOLD = 0.03  # share of own prompts that a stronger protection may cost
 TEXT_ROWS = 16  # of ordinary text looked at in a trial: one for each fact up to so many, for the text costs most of it
-SINK_TOKENS = 32  # of such a row, in which sinks are looked for
+SINK_TOKENS = 8  # of such a row, in which sinks are looked for
 LOGIT_ROWS = 256  # tokens whose logits are held at once
 SUITED: dict[str, object] = {
     "context_weight": 0.0,
@@ -288,3 +290,17 @@ def suited(
         layers, tried = choose_layers(model, facts, config, blocks)
         return replace(config, layers=layers), tried
     return config, ()
+
+
+def gather_ahead(model: GPT, config: EditConfig, blocks: Tensor, cache_dir: Path) -> None:
+    """Take the covariances of the layers that an edit by this config most likely comes to, and keep them for it."""
+    config, _ = suited(model, (), config, None)
+    [last, *_] = candidate_layers(sink_norms(model, blocks[:TEXT_ROWS, :SINK_TOKENS]))
+    covariances(
+        model.to(torch.promote_types(model.dtype, torch.float32)),  # as it is edited
+        blocks,
+        layers=group_up_to(last, model.config.n_layer),
+        max_tokens=config.covariance_tokens,
+        tolerance=config.covariance_tolerance,
+        cache_dir=cache_dir,
+    )

@@ -56,7 +56,7 @@ def _knows_problems(inputs: RunInputs, model: GPT) -> bool:
 def _own(model: GPT, recipe: Recipe) -> list[Sequence[int]]:
     """Text that the model writes itself, once and for all, in its tokens."""
     tokens = min(recipe.edit.covariance_tokens, OWN_TOKENS)
-    say(f"Edit: no text to spare is given, so the model writes {tokens:,} tokens of its own (--pretrain.text).")
+    say(f"Edit: no text to spare is given (--pretrain.text); it is {tokens:,} tokens that the model writes itself.")
     texts = kept_own_text(model, tokens=tokens, seed=recipe.seed, cache_dir=cache_folder())
     return [tokenizer_of(model).encode(text) for text in texts]
 

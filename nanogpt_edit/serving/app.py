@@ -20,6 +20,7 @@ from nanogpt_edit.serving.metrics import Counted, Metrics
 from nanogpt_edit.serving.models import Shelf, UnknownModel
 from nanogpt_edit.serving.openai.reading import TooLong
 from nanogpt_edit.serving.openai.routes import routes
+from nanogpt_edit.serving.playground.desk import Desk
 from nanogpt_edit.serving.playground.routes import playground
 from nanogpt_edit.serving.scheduler import Ending, Full, Room, Scheduler
 from nanogpt_edit.serving.wire import Json, to_json
@@ -27,17 +28,18 @@ from nanogpt_edit.serving.wire import Json, to_json
 
 def make_app(shelf: Shelf, *, limits: Limits | None = None, room: Room | None = None) -> FastAPI:
     """The application over a shelf of models. Its thread ends with it (ASGI's lifespan)."""
-    scheduler = Scheduler(shelf, room)
+    scheduler, desk = Scheduler(shelf, room), Desk(shelf)
     metrics = Metrics(scheduler)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         yield
+        desk.ordinary.end()
         await run_in_threadpool(scheduler.close)
 
     app = FastAPI(title="nanogpt_edit", version=__version__, docs_url=None, redoc_url=None, lifespan=lifespan)
     app.include_router(routes(shelf, scheduler))
-    app.include_router(playground(shelf))
+    app.include_router(playground(desk))
 
     @app.get("/healthz")
     async def healthz() -> dict[str, str]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from itertools import count
 from pathlib import Path
 from threading import Lock
@@ -18,6 +18,7 @@ from torch import Tensor
 
 from nanogpt_edit.common.errors import UserError, quoted
 from nanogpt_edit.common.files import cache_folder
+from nanogpt_edit.common.terminal import Listener
 from nanogpt_edit.data.fact_files import read_facts
 from nanogpt_edit.data.facts import Fact
 from nanogpt_edit.data.text import token_blocks
@@ -31,11 +32,12 @@ from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.model.tokenizer import tokenizer_of
 from nanogpt_edit.pipeline.inputs import RunInputs
 from nanogpt_edit.pipeline.recipe import Recipe, load_recipe, recipe_beside
-from nanogpt_edit.pipeline.spared import recipe_for_edit, spared_text
+from nanogpt_edit.pipeline.spared import recipe_for_edit
 from nanogpt_edit.serving.models import Shelf
 from nanogpt_edit.serving.playground.edit_view import Meter
 from nanogpt_edit.serving.playground.edition import Edition
 from nanogpt_edit.serving.playground.elsewhere import Unrelated, fits, thinned
+from nanogpt_edit.serving.playground.ordinary import OrdinaryText
 from nanogpt_edit.serving.playground.twin import changed_by, twin
 
 MOST_QUESTIONS, MOST_TEXTS = 120, 60
@@ -52,7 +54,7 @@ class Desk:
         self.editions: dict[str, Edition] = {}
         self._meters: dict[str, Meter] = {}
         self._working, self._waiting = Lock(), 0
-        self._spared: dict[tuple[str, tuple[Fact, ...]], Tensor] = {}
+        self.ordinary = OrdinaryText()
 
     @contextmanager
     def working(self, still_wanted: Callable[[], None] = lambda: None) -> Iterator[None]:
@@ -70,8 +72,14 @@ class Desk:
         finally:
             self._working.release()
 
-    def edit(self, model_name: str, facts: Sequence[Fact], settings: Mapping[str, object]) -> Edition:
-        """Find an edit of a model, and put the edited model beside it on the shelf."""
+    def edit(
+        self,
+        model_name: str,
+        facts: Sequence[Fact],
+        settings: Mapping[str, object],
+        tell: Listener = lambda phase, done, of: None,
+    ) -> Edition:
+        """Find an edit of a model, and put the edited model beside it on the shelf; `tell` hears what it waits for."""
         if unknown := sorted(set(settings) - set(SETTINGS)):
             raise UserError(f"{unknown[0]} cannot be set here; {' and '.join(SETTINGS)} can.")
         parent = self.shelf.open(model_name)
@@ -79,13 +87,14 @@ class Desk:
         config = recipe.edit.with_fields(settings)
         scratch = twin(parent, own=changed_by(config, parent))
         facts = with_true_answers(scratch, facts)
-        blocks = self._blocks(model_name, scratch, facts, recipe) if config.needs_text else None
+        blocks = self._blocks(model_name, scratch, facts, recipe, tell) if config.needs_text else None
         patch = edit_model(scratch, facts, config, covariance_blocks=blocks, cache_dir=cache_folder())
         return self._place(model_name, parent, patch)
 
     def load(self, model_name: str, file: Path) -> Edition:
         """Put a model with a saved patch beside the one that the patch was made for. Raises UserError for another's."""
-        return self._place(model_name, self.shelf.open(model_name), load_patch(file))
+        parent = self.shelf.open(model_name)
+        return self._place(model_name, parent, load_patch(file).bound_to(parent))
 
     def _place(self, model_name: str, parent: GPT, patch: EditPatch) -> Edition:
         taken = {*self.shelf.names(), *self.editions}
@@ -94,18 +103,15 @@ class Desk:
         edition = Edition.of(name, model_name, parent, patch, below=self.editions.get(model_name))
         self.shelf.add(name, edition.model, parent=model_name)
         self.editions[name] = edition
-        self._meters[name] = Meter(edition, unrelated(edition.parent, patch.facts))
+        self._meters[name] = Meter(edition, partial(unrelated, edition.parent, patch.facts))
         return edition
 
-    def _blocks(self, name: str, model: GPT, facts: Sequence[Fact], recipe: Recipe) -> Tensor:
-        """The text that an edit spares: of a model of somebody else's, written by itself, the same for all facts."""
-        known = None if recipe_beside(model.source) else (name, ())
-        if known is None or known not in self._spared:
-            found = spared_text(model, facts, recipe)
-            if known is None:
-                return found
-            self._spared[known] = found
-        return self._spared[known]
+    def _blocks(self, name: str, model: GPT, facts: Sequence[Fact], recipe: Recipe, tell: Listener) -> Tensor:
+        """The text that an edit spares: of an edit of an edit, that of the model below both."""
+        if name in self.editions:
+            name = self.editions[name].root
+            model = twin(self.shelf.open(name))
+        return self.ordinary.blocks(name, model, facts, recipe, tell)
 
     def find(self, name: str) -> Edition:
         """Raises UserError for an edit that there is not."""

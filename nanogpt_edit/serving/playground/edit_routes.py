@@ -75,8 +75,8 @@ def edit_routes(desk: Desk) -> APIRouter:
 
         def work(job: Job) -> Json:
             with desk.working(job.still_wanted):
-                edition = desk.edit(asked.model, facts, asked.settings)
-                return shown(desk, edition.name, settings=asked.settings)
+                edition = desk.edit(asked.model, facts, asked.settings, job.progress)
+                return told(desk, job, edition.name, settings=asked.settings)
 
         return await streamed(request, work)
 
@@ -86,7 +86,7 @@ def edit_routes(desk: Desk) -> APIRouter:
 
         def work(job: Job) -> Json:
             with desk.working(job.still_wanted):
-                return shown(desk, name)
+                return told(desk, job, name)
 
         return await streamed(request, work)
 
@@ -125,7 +125,7 @@ def edit_routes(desk: Desk) -> APIRouter:
             with TemporaryDirectory() as folder, desk.working(job.still_wanted):
                 file = Path(folder) / "the patch"
                 file.write_bytes(contents)
-                return shown(desk, desk.load(model, file).name)
+                return told(desk, job, desk.load(model, file).name)
 
         return await streamed(request, work)
 
@@ -157,13 +157,13 @@ def find_subject(desk: Desk, asked: Subject) -> Json:
     }
 
 
-def shown(desk: Desk, name: str, *, settings: Mapping[str, str] | None = None) -> Json:
-    """Everything the page shows of an edit."""
+def told(desk: Desk, job: Job, name: str, *, settings: Mapping[str, str] | None = None) -> Json:
+    """Tell what the edit does (the event "edit"), and return what else it changed: that takes longer."""
     edition, meter = desk.find(name), desk.meter(name)
     source = str(desk.shelf.about(edition.root)["source"])
-    return {
-        "edit": plain(meter.view()),
-        "elsewhere": plain(meter.elsewhere()),
+    lines = {
         "python": python_lines(source, edition, settings or {}),
         "shell": shell_lines(source, edition, settings or {}),
     }
+    job.tell({"event": "edit", "edit": plain(meter.view()), **lines})
+    return {"elsewhere": plain(meter.elsewhere())}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 
@@ -86,7 +86,8 @@ class Meter:
     """Measures one edit, again and again; what it was before is measured once."""
 
     edition: Edition
-    unrelated: Unrelated
+    unrelated: Callable[[], Unrelated]
+    """What the edit should leave alone, gathered when it is first asked of."""
 
     @cached_property
     def _before(self) -> tuple[FactState, ...]:
@@ -94,7 +95,7 @@ class Meter:
 
     @cached_property
     def _witness(self) -> Witness:
-        return Witness(self.edition.parent, self.unrelated)
+        return Witness(self.edition.parent, self.unrelated())
 
     def view(self) -> EditView:
         """The edit's facts before it, and as it is set."""

@@ -42,13 +42,11 @@ class Edition:
 
     @classmethod
     def of(cls, name: str, parent_name: str, parent: GPT, patch: EditPatch, *, below: Edition | None) -> Edition:
-        """The edit at full strength; `below` is the one that its parent is. Raises UserError where the
-        patch was made for other weights."""
+        """The edit at full strength, of a patch that is bound to the parent; `below` is the one that its parent is."""
         before, model = twin(parent, own=patch.matrices), twin(parent, own=patch.matrices)
-        bound = patch.bound_to(before)
         model.lineage = (*parent.lineage, LineageEntry("edited", patch.describe()))
         root, earlier = (parent_name, ()) if below is None else (below.root, (*below.earlier, below.name))
-        made = cls(name, parent_name, before, bound, model, root, earlier, switches=[1.0] * len(patch.edited))
+        made = cls(name, parent_name, before, patch, model, root, earlier, switches=[1.0] * len(patch.edited))
         made.write()
         return made
 

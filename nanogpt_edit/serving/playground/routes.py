@@ -33,9 +33,9 @@ KINDS = {
 FILES = {file.name: file for file in (resources.files("nanogpt_edit.serving.playground") / "page").iterdir()}
 
 
-def playground(shelf: Shelf) -> APIRouter:
+def playground(desk: Desk) -> APIRouter:
     """GET / and its files, GET /api/about, and the routes of edits, traces and runs."""
-    routes, desk = APIRouter(), Desk(shelf)
+    routes, shelf = APIRouter(), desk.shelf
     examples: dict[tuple[str, ...], Json] = {}
 
     @routes.get("/", include_in_schema=False)
@@ -56,6 +56,8 @@ def playground(shelf: Shelf) -> APIRouter:
         own = tuple(name for name in shelf.names() if name not in desk.editions)
         if own not in examples:
             examples[own] = to_try(shelf, own)
+            if (edited := examples[own]["edited"]) is not None:
+                desk.ordinary.begin(str(edited), shelf.open(str(edited)))
         return {
             "models": [shelf.about(name) for name in shelf.names()],
             "edits": list(desk.editions),

@@ -46,9 +46,16 @@ def refusal(here: Served, method: str, path: str, body: object = None) -> tuple[
 
 @pytest.fixture(scope="module")
 def edited(here: Served) -> dict[str, object]:
-    *progress, done = told(here, "/api/edits", {"model": "small", "facts": [FACT]})
-    assert progress and all(event["event"] == "progress" for event in progress)
-    return done
+    *events, done = told(here, "/api/edits", {"model": "small", "facts": [FACT]})
+    kinds = [event["event"] for event in events]
+    assert kinds.count("edit") == 1 and kinds[0] == "progress" and set(kinds) == {"progress", "edit"}
+    return events[kinds.index("edit")] | done
+
+
+def edit_told(here: Served, path: str, body: object) -> dict[str, object]:
+    """What is told of an edit, and then of what else it changed."""
+    events = told(here, path, body)
+    return {name: value for event in events if event["event"] != "progress" for name, value in event.items()}
 
 
 def test_the_page_and_its_files_are_a_fixed_set(here: Served) -> None:
@@ -101,7 +108,7 @@ def test_the_dial_moves_what_is_served(here: Served, edited: dict[str, object]) 
     assert turned(1.0) == pytest.approx([answer["now"] for answer in answers])
     assert turned(0.0) == pytest.approx([answer["before"] for answer in answers])
     assert fingerprint(here.shelf.open(name)) == fingerprint(trained_model())
-    *_, measured = told(here, f"/api/edits/{name}/measure", {})
+    measured = edit_told(here, f"/api/edits/{name}/measure", {})
     assert measured["edit"]["scale"] == 0.0 and measured["elsewhere"]["text"]["kl"]["value"] == 0
     assert refusal(here, "PATCH", f"/api/edits/{name}", {"scale": 2, "switches": [1.0]})[0] == 400
     turned(1.0)
@@ -124,7 +131,7 @@ def test_a_patch_is_saved_and_loaded_again(here: Served, edited: dict[str, objec
 @pytest.mark.slow
 def test_an_edit_of_an_edit_names_the_whole_way(here: Served, edited: dict[str, object]) -> None:
     second = fact_to_record(facts(2)[1])
-    *_, done = told(here, "/api/edits", {"model": edited["edit"]["id"], "facts": [second]})
+    done = edit_told(here, "/api/edits", {"model": edited["edit"]["id"], "facts": [second]})
     assert "small+edit-1.safetensors" in done["python"] and "small+edit-1.safetensors" in done["shell"]
 
 

@@ -11,7 +11,7 @@ const PHASES = {
   "loading a model": "loading the model", "writing text of its own": "the model writes text of its own, to be spared (once)",
   covariance: "reading what ordinary text looks like", choosing: "choosing layers and strength", values: "finding what the model should think",
   solving: "solving for the weights", refining: "refining", editing: "editing", "writing prefixes": "writing texts to put before the prompt",
-  "measuring facts": "measuring", scoring: "measuring", "fine-tuning": "fine-tuning",
+  "measuring facts": "measuring", "writing answers": "measuring", scoring: "measuring", "fine-tuning": "fine-tuning",
 };
 
 export function makeEdit(place, house, given) {
@@ -37,6 +37,7 @@ export function makeEdit(place, house, given) {
     list.prepend(edition.element);
     settle();
     edition.element.scrollIntoView({ block: "start", behavior: matchMedia("(prefers-reduced-motion: reduce)").matches ? "auto" : "smooth" });
+    return edition;
   }
 
   function settle() {
@@ -49,16 +50,19 @@ export function makeEdit(place, house, given) {
   async function work(path, body) {
     house.complain(null);
     progress.begin();
+    let edition = null;
     try {
       for await (const event of events(path, body, progress.signal)) {
-        if (event.event === "progress") progress.tell(PHASES[event.phase] ?? event.phase, event.done, event.of);
-        else if (event.event === "done") {
+        if (event.event === "progress") progress.tell(edition ? "measuring what else changed" : PHASES[event.phase] ?? event.phase, event.done, event.of);
+        else if (event.event === "edit") {
           await house.modelsChanged();
-          show(event);
+          edition = show(event);
+          edition.measuring = progress.abort; // the dial need not wait for it
           announce(`The edit is made: ${event.edit.id}. ${event.edit.facts[0].fact.prompt} ${event.edit.facts[0].says}.`);
-        }
+        } else if (event.event === "done") edition.showOthers(event.elsewhere);
       }
     } catch (error) {
+      edition?.leftOut(progress.abort);
       if (error.name !== "AbortError") house.complain(error);
     } finally {
       progress.end();
@@ -78,6 +82,7 @@ export function makeEdit(place, house, given) {
     event.target.value = "";
   });
   undoAll.addEventListener("click", async () => {
+    progress.abort?.abort();
     try {
       const { exact, undone } = await ask("/api/edits", { method: "DELETE" });
       list.replaceChildren(h("p", { class: exact ? "good" : "trouble", role: "status" },

@@ -1,7 +1,7 @@
 // One edit that was made: what it changed, its dial and switches, its undoing, and the lines that do the same.
 
 import { announce, clock, h, number, shareOf } from "./dom.js";
-import { showElsewhere } from "./elsewhere.js";
+import { elsewhereToCome, showElsewhere } from "./elsewhere.js";
 import { FactRow } from "./fact_row.js";
 import { ask, download, events } from "./server.js";
 
@@ -42,13 +42,25 @@ export class Edition {
     return h("div", { class: "dial" }, h("div", { class: "row middle spread" }, h("span", {}, "Strength of the edit ", this.strength), this.state, this.again), this.dial, marks);
   }
 
-  fill({ edit, elsewhere, python, shell }) {
+  fill({ edit, python, shell }) {
     this.rows = edit.facts.map((fact, i) => new FactRow(fact, { open: edit.facts.length <= FEW, alone: edit.facts.length === 1, flip: on => this.flip(i, on), on: edit.switches[i] > 0 }));
     this.facts.replaceChildren(...this.rows.map(row => row.element));
     this.sums.replaceChildren(edit.facts.length > 1 ? sumsTable(edit) : "");
-    this.others.replaceChildren(showElsewhere(elsewhere));
+    this.others.replaceChildren(elsewhereToCome());
     this.code.replaceChildren(h("summary", {}, "The same in Python and in the shell"), h("pre", { tabindex: 0 }, python), h("pre", { tabindex: 0 }, shell));
     this.say();
+  }
+
+  /** What else the edit changed comes after what it does. */
+  showOthers(elsewhere) {
+    this.others.replaceChildren(showElsewhere(elsewhere));
+  }
+
+  /** The measuring that `stopped` stops was given up; where nothing has taken its place, it can be asked for again. */
+  leftOut(stopped) {
+    if (this.measuring !== stopped) return;
+    this.others.replaceChildren();
+    this.again.hidden = false;
   }
 
   say() {
@@ -65,6 +77,7 @@ export class Edition {
   /** Set the weights as the dial and the switches stand; one request at a time, the last setting wins. */
   async turn() {
     this.say();
+    this.measuring?.abort();
     if (this.turning) { this.wanted = true; return this.turning; }
     this.turning = (async () => {
       do {
@@ -91,9 +104,12 @@ export class Edition {
     this.state.textContent = "measuring …";
     try {
       for await (const event of events(`${this.path}/measure`, {}, mine.signal)) {
-        if (event.event === "done" && mine === this.measuring) this.refill(event);
+        if (mine !== this.measuring) return;
+        if (event.event === "edit") this.refill(event);
+        else if (event.event === "done") this.showOthers(event.elsewhere);
       }
     } catch (error) {
+      this.leftOut(mine);
       if (error.name !== "AbortError") this.house.complain(error);
     } finally {
       if (mine === this.measuring) this.state.textContent = "";
@@ -109,6 +125,7 @@ export class Edition {
   }
 
   async undo() {
+    this.measuring?.abort();
     try {
       const { exact } = await ask(this.path, { method: "DELETE" });
       announce(`${this.name} is undone; the weights are ${exact ? "bit for bit" : "not"} what they were.`);

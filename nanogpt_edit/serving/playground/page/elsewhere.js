@@ -2,6 +2,9 @@
 
 import { h, number, percent, shareOf, visible } from "./dom.js";
 
+/** What stands there until it is measured. */
+export const elsewhereToCome = () => h("section", { class: "elsewhere" }, h("h4", {}, "What else changed"), h("p", { class: "quiet" }, "being measured on other facts and on ordinary text …"));
+
 /** `found` is what the server measured on facts and texts that the edit is not about. */
 export function showElsewhere(found) {
   const { change, text } = found;
