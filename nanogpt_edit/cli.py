@@ -53,7 +53,10 @@ VERBS: dict[str, tuple[str, str]] = {
     ),
     "cache": ("list or clear the covariances kept from earlier edits", "nanogpt_edit.commands.cache:cache"),
     "ledger": ("what each step of a run gained and cost, as a table", "nanogpt_edit.commands.report:ledger"),
-    "report": ("write the report of a run again from its files", "nanogpt_edit.commands.report:report"),
+    "report": (
+        "write the report of a run again from its files, or compare two runs in pairs",
+        "nanogpt_edit.commands.report:report",
+    ),
     "info": ("family, sizes, tokenizer, fingerprint and history of a model", "nanogpt_edit.commands.info:info"),
     "push": ("put a model on the Hugging Face hub, with its card", "nanogpt_edit.commands.hub:push"),
     "pull": ("copy a model of the Hugging Face hub into a folder", "nanogpt_edit.commands.hub:pull"),

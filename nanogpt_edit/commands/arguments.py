@@ -260,10 +260,27 @@ class Trace:
 
 @dataclass(frozen=True)
 class Report:
-    """Write report.html, report.md and summary.json of a run, whole or half-way; nothing is trained or measured."""
+    """Write report.html, report.md and summary.json of a run, whole or half-way; or compare two runs in pairs.
 
-    run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
-    """Folder of the run."""
+    Nothing is trained or measured.
+    """
+
+    runs: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN", help_behavior_hint="")]
+    """Folder of the run; of two runs, to compare them on the same problems and facts (no report is written then)."""
+    figures: Path | None = None
+    """Folder for every figure of the report as SVG and PNG (None: they are in the report only)."""
+    out: Path | None = None
+    """Of two runs: an .html file for the comparison (None: only print it)."""
+
+    def __post_init__(self) -> None:
+        if len(self.runs) not in (1, 2):
+            raise UserError(f"has {len(self.runs)}; name one run, or two to compare.", field="runs")
+        if len(self.runs) == 1 and self.out is not None:
+            raise UserError("is the page of two runs compared; name both runs.", field="out")
+        if len(self.runs) == 2 and self.figures is not None:
+            raise UserError("are those of one run's report; name one run.", field="figures")
+        if self.out is not None and self.out.suffix != ".html":
+            raise UserError(f"is {self.out}; give a file that ends in .html.", field="out")
 
 
 @dataclass(frozen=True)

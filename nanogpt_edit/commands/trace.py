@@ -18,7 +18,7 @@ from nanogpt_edit.data.facts import Fact
 from nanogpt_edit.evaluation.facts import measure_facts
 from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.pipeline.sweep import Trial, read_trials
-from nanogpt_edit.report.pictures import check_picture, save_picture
+from nanogpt_edit.report.pictures import check_picture, save_pictures
 from nanogpt_edit.tracing import tracing
 from nanogpt_edit.tracing.average import average_trace, effect_at, token_groups
 from nanogpt_edit.tracing.config import Site
@@ -105,6 +105,4 @@ def draw(folder: Path, record: AverageTrace, traced: Sequence[Traced], trials: S
         ]
         effect = [(cell.value, cell.low, cell.high) for cell in cells]
         pictures.append(layers_picture(record.layers, effect, alone, what=site))
-    for picture in pictures:
-        for ending in (".svg", ".png"):
-            save_picture(picture, folder / f"{picture.name}{ending}")
+    save_pictures(pictures, folder)

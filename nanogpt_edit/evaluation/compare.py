@@ -61,7 +61,8 @@ def compare_records(before: Sequence[EvalRecord], after: Sequence[EvalRecord]) -
         old, new = (
             score_problems([record for record in side if record.sample_index < samples], ks=PASS_AT) for side in sides
         )
-        if old.problem_ids != new.problem_ids:
+        asked = [{(each.problem_id, each.prompt, each.gold) for each in side} for side in sides]
+        if old.problem_ids != new.problem_ids or asked[0] != asked[1]:
             raise UserError(f"the two evaluations used different {skill}; evaluate both with the same settings.")
         for name in old.values if skill == "problems" else ("pass_at_1", "flexible_pass_at_1"):
             pair = old.values[name], new.values[name]

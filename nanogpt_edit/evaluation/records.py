@@ -100,6 +100,7 @@ class Measured:
     seconds: float
     settings: Mapping[str, object]
     skills: Mapping[str, Mapping[str, Interval]]
+    text_sha256: str | None = None  # of the held-out text's tokens; None: an earlier version, or no text
 
 
 @dataclass(frozen=True)
@@ -114,13 +115,14 @@ class Evaluation(Shown):
     records: tuple[EvalRecord, ...]
     recalls: tuple[Recall, ...]
     nats: tuple[float, ...]  # per token, of each block of held-out text
+    text_sha256: str | None = None  # of that text's tokens
 
     def save(self, folder: Path) -> None:
         """Write the raw records and, last, `<stage>.json`."""
         write_records(folder / f"{self.stage}.jsonl", self.records)
         write_jsonl(folder / f"{self.stage}_facts.jsonl", map(asdict, self.recalls))
         write_jsonl(folder / f"{self.stage}_text.jsonl", [asdict(BlockNats(nats)) for nats in self.nats])
-        measured = Measured(self.stage, self.fingerprint, self.seconds, self.settings, self.metrics)
+        measured = Measured(self.stage, self.fingerprint, self.seconds, self.settings, self.metrics, self.text_sha256)
         write_json(folder / f"{self.stage}.json", asdict(measured))
 
     @classmethod
@@ -136,6 +138,7 @@ class Evaluation(Shown):
             records=tuple(read_records(folder / f"{stage}.jsonl")),
             recalls=tuple(read_recalls(folder / f"{stage}_facts.jsonl")),
             nats=tuple(read_nats(folder / f"{stage}_text.jsonl")),
+            text_sha256=found.text_sha256,
         )
 
 

@@ -7,6 +7,7 @@ text. All intervals are over problems (facts, blocks), never over samples.
 
 from __future__ import annotations
 
+import hashlib
 import time
 import zlib
 from collections.abc import Sequence
@@ -77,9 +78,11 @@ def evaluate(model: GPT, skills: Skills, config: EvaluateConfig, *, stage: str) 
     if recalls:
         metrics["facts"] = fact_metrics(recalls)
     nats: list[float] = []
+    text_sha256 = None
     if skills.text is not None:
         rows = max(1, config.perplexity_tokens // skills.text.shape[1])
         nats = block_nats(model, skills.text[:rows])
+        text_sha256 = hashlib.sha256(skills.text[:rows].cpu().numpy().tobytes()).hexdigest()
         metrics["perplexity"] = perplexity(nats)
     return Evaluation(
         stage=stage,
@@ -90,6 +93,7 @@ def evaluate(model: GPT, skills: Skills, config: EvaluateConfig, *, stage: str) 
         records=tuple(records),
         recalls=tuple(recalls),
         nats=tuple(nats),
+        text_sha256=text_sha256,
     )
 
 

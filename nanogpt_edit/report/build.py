@@ -6,6 +6,7 @@ from pathlib import Path
 
 from nanogpt_edit.common.files import atomic_directory, write_json, write_text
 from nanogpt_edit.common.terminal import progress
+from nanogpt_edit.report.pictures import save_pictures
 from nanogpt_edit.report.read import read_run
 from nanogpt_edit.report.summary import Summary, summarise
 
@@ -16,11 +17,11 @@ def numbers(run_dir: Path | str) -> Summary:
 
 
 @progress("writing the report")
-def build(run_dir: Path | str) -> Summary:
+def build(run_dir: Path | str, *, figures: Path | None = None) -> Summary:
     """Write the report of a run, whole or half-way, into its folder and return its numbers.
 
     Writes report.html (one file), report.md with its pictures under report_files/, summary.json, and the results into
-    the cards of the models (`card.py`).
+    the cards of the models (`card.py`); every picture as SVG and PNG into `figures`, if given.
     Raises UserError naming the file when something in the folder is damaged; nothing is
     written then.
     """
@@ -40,4 +41,6 @@ def build(run_dir: Path | str) -> Summary:
     write_json(folder / "summary.json", summary.as_json())
     write_text(folder / "report.html", html)
     renew_cards(run, summary)
+    if figures is not None:
+        save_pictures(view.pictures, figures)
     return summary

@@ -10,10 +10,11 @@ from __future__ import annotations
 import io
 import re
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from typing import Literal
 
 import matplotlib
 from markupsafe import Markup
@@ -37,7 +38,13 @@ ROLES = {
     "edited": ("#0a000c", "#7a43c6"),
 }
 """Role of a colour: its stand-in while drawing, and its value in the light palette."""
-LIGHT: ContextVar[bool] = ContextVar("LIGHT", default=False)  # whether the figure being drawn is a PNG
+LIGHT: ContextVar[bool] = ContextVar("LIGHT", default=False)  # whether the figure being drawn is a file of its own
+FileKind = Literal["svg", "png"]
+TITLE_PIXELS, LINE_PIXELS = 18.0, 14.0
+UNDATED: Mapping[FileKind, Mapping[str, None]] = {
+    "svg": dict.fromkeys(("Date", "Creator", "Format", "Type")),
+    "png": {"Software": None},
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,8 +57,9 @@ class Picture:
     svg: str
     legend: tuple[tuple[str, str], ...] = ()
     """(role, label) pairs, shown above the figure by the page."""
-    png: Callable[[], bytes] = field(default=bytes, compare=False, repr=False)
-    """Draws the figure once more, as a PNG in the light palette, at twice the size."""
+    saved: Callable[[FileKind], bytes] = field(default=lambda kind: b"", compare=False, repr=False)
+    """Draws the figure once more as a file of its own: light, under its title, legend and caption; a PNG at twice the
+    size."""
 
     @property
     def inline(self) -> str:
@@ -68,14 +76,14 @@ class Picture:
 
     @property
     def standalone(self) -> str:
-        """SVG for a file of its own, on white."""
+        """SVG for a page that has its own words around it, on white."""
         svg = _coloured(self.svg, lambda role: ROLES[role][1])
         background = '<rect width="100%" height="100%" fill="#ffffff"/>'
         return re.sub(r"(<svg [^>]*>)", lambda found: found[1] + background, svg, count=1) + "\n"
 
 
 def colour(role: str) -> str:
-    """The colour to draw a role in: its stand-in, or for a PNG its own. An unknown role is drawn in ink."""
+    """The colour to draw a role in: its stand-in, or for a file its own. An unknown role is drawn in ink."""
     stand_in, light = ROLES.get(role, ROLES["ink"])
     return light if LIGHT.get() else stand_in
 
@@ -94,19 +102,34 @@ def draw(
     """Draw one pair of axes. Sizes in pixels; margins are left, right, top, bottom."""
     buffer = io.StringIO()
     with _drawn(paint, width, height, margins) as figure:
-        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+        figure.savefig(buffer, format="svg", metadata=UNDATED["svg"])
     svg = _tidy(buffer.getvalue(), name, title)
+    words = [*legend, *([("muted", caption)] if caption else [])]
+    heading = TITLE_PIXELS + LINE_PIXELS * len(words) + LINE_PIXELS / 2
 
-    def png() -> bytes:
-        pixels, before = io.BytesIO(), LIGHT.set(True)
+    def saved(kind: FileKind) -> bytes:
+        file, before = io.BytesIO(), LIGHT.set(True)
+        left, right, top, bottom = margins
         try:
-            with _drawn(paint, width, height, margins) as figure:
-                figure.savefig(pixels, format="png", dpi=144, facecolor=ROLES["paper"][1], metadata={"Software": None})
+            with _drawn(paint, width, height + heading, (left, right, top + heading, bottom)) as figure:
+                _write_heading(figure, title, words)
+                figure.savefig(file, format=kind, dpi=144, facecolor=ROLES["paper"][1], metadata=UNDATED[kind])
         finally:
             LIGHT.reset(before)
-        return pixels.getvalue()
+        return file.getvalue() if kind == "png" else (_tidy(file.getvalue().decode(), name, title) + "\n").encode()
 
-    return Picture(name=name, title=title, caption=caption, svg=svg, legend=legend, png=png)
+    return Picture(name=name, title=title, caption=caption, svg=svg, legend=legend, saved=saved)
+
+
+def _write_heading(figure: Figure, title: str, words: Sequence[tuple[str, str]]) -> None:
+    """The title, then a line for every (role, label); what has a colour of its own stands behind a dot of it."""
+    width, height = (72 * inches for inches in figure.get_size_inches())
+    figure.text(8 / width, 1 - 5 / height, title, va="top", weight="bold", color=colour("ink"))
+    for line, (role, label) in enumerate(words):
+        up = 1 - (5 + TITLE_PIXELS + LINE_PIXELS * line) / height
+        if role != "muted":
+            figure.text(8 / width, up, "●", va="top", fontsize=9, color=colour(role))
+        figure.text((8 if role == "muted" else 20) / width, up, label, va="top", fontsize=9, color=colour("muted"))
 
 
 @contextmanager

@@ -127,12 +127,17 @@ def column_label(column: Column) -> str:
     return f"{skill_label(skill)} {metric_label(metric)}"
 
 
-def change_label(name: str) -> str:
-    """A comparison's metric: 'facts_recall' -> 'true facts recalled', 'pass_at_1' -> 'problems pass@1'."""
+def column_of(name: str) -> Column:
+    """A comparison's metric: 'facts_recall' -> ('facts', 'recall'), 'pass_at_1' -> ('problems', 'pass_at_1')."""
     for skill in SKILL_LABELS:
         if name.startswith(f"{skill}_"):
-            return column_label((skill, name[len(skill) + 1 :]))
-    return column_label(("problems", name))
+            return skill, name[len(skill) + 1 :]
+    return "problems", name
+
+
+def change_label(name: str) -> str:
+    """A comparison's metric: 'facts_recall' -> 'true facts recalled', 'pass_at_1' -> 'problems pass@1'."""
+    return column_label(column_of(name))
 
 
 def path_label(path: str) -> str:

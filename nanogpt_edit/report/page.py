@@ -17,6 +17,7 @@ from nanogpt_edit.common.errors import visible
 from nanogpt_edit.common.reasoning import split_completion
 from nanogpt_edit.evaluation.prompt_records import RULES
 from nanogpt_edit.report import labels
+from nanogpt_edit.report.pair import RunPair
 from nanogpt_edit.report.plots_edits import token_label
 from nanogpt_edit.report.view import View
 
@@ -72,6 +73,13 @@ def render_html(view: View) -> str:
     environment.filters["inline"] = lambda picture: Markup(picture.inline)
     css = files("nanogpt_edit.report").joinpath("templates", "report.css").read_text(encoding="utf-8")
     return visible(environment.get_template("report.html.j2").render(view=view, css=Markup(css))) + "\n"
+
+
+def render_pair(pair: RunPair) -> str:
+    """The page of two runs compared: one file, nothing fetched."""
+    css = files("nanogpt_edit.report").joinpath("templates", "report.css").read_text(encoding="utf-8")
+    template = _environment(autoescape=True).get_template("pair.html.j2")
+    return visible(template.render(pair=pair, css=Markup(css))) + "\n"
 
 
 def render_markdown(view: View) -> str:

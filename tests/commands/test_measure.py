@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -161,6 +162,10 @@ def test_what_cannot_be_measured_is_one_line(saved: Path, tmp_path: Path, capsys
         (["evaluate", str(saved), "--evaluate.seed", "-1"], "evaluate.seed is -1; it cannot be negative"),
         (["info", str(saved.parent)], f"it has no config.json. The models in it are {saved}."),
         (["report", str(saved)], "not the folder of a run"),
+        (["report", "a", "b", "c"], "runs has 3; name one run, or two to compare"),
+        (["report", "a", "--out", "x.html"], "out is the page of two runs compared; name both runs"),
+        (["report", "a", "b", "--figures", "x"], "figures are those of one run's report; name one run"),
+        (["report", "a", "b", "--out", "x"], "out is x; give a file that ends in .html"),
         (["evaluate", str(saved), "--evaluate.samples", "0"], "samples is 0; it must be at least 1"),
         (["evaluate", str(saved), "--evaluate.max-new-tokens", "0"], "max_new_tokens is 0; it must be at least 1"),
         (["evaluate", str(saved), "--out", __file__], "no folder can be made there"),
@@ -191,3 +196,14 @@ def test_the_report_of_a_run_is_written_again(tmp_path: Path, capsys: pytest.Cap
     assert f"The report: {folder / 'report.html'}" in capsys.readouterr().out
     assert (folder / "report.html").is_file()
     assert json.loads((folder / "summary.json").read_text())["stages"]
+
+
+def test_two_runs_are_compared_in_a_table_and_on_a_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder, page = make_run(tmp_path / "run", problems=12, steps=12), tmp_path / "pair.html"
+    assert cli.main(["report", str(folder), str(folder), "--out", str(page)]) == 0
+    shown = capsys.readouterr().out
+    assert f"A: {folder}, 5 min 0 s in all" in shown and f"The comparison: {page}" in shown
+    assert re.search(r"^problems pass@1 .*≈ inconclusive$", shown, re.MULTILINE)
+    assert not (folder / "report.html").exists()
+    text = page.read_text(encoding="utf-8")
+    assert "<h1>Two runs: A and B</h1>" in text and "<script" not in text and "problems pass@1" in text
