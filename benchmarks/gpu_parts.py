@@ -41,7 +41,7 @@ from nanogpt_edit.training.grpo_config import GRPOConfig
 from nanogpt_edit.training.rollouts import RolloutSampler
 from nanogpt_edit.training.sft import train_on
 from nanogpt_edit.training.trainer import Trainer
-from nanogpt_edit.training.update import update
+from nanogpt_edit.training.update import frozen, update
 
 ROOT = Path(__file__).resolve().parents[1]
 DATASHEET_BF16 = {"H100 80GB HBM3": 989e12, "H200": 989e12, "H100 PCIe": 756e12, "A100": 312e12}  # dense FLOP/s
@@ -254,7 +254,7 @@ def profile(setting: Setting) -> Found:
         return {
             "precision": setting.precision,
             "sft step": profiled(lambda: train_on(trainer, samples)),
-            "grpo update": profiled(lambda: update(reference, groups, config, trainer)),
+            "grpo update": profiled(lambda: update(frozen(reference), groups, config, trainer)),
             f"decoding, {len(prompts)} rows": profiled(lambda: engine.generate(prompts, sampling=sampling)),
         }
 

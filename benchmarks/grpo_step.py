@@ -31,7 +31,7 @@ from nanogpt_edit.pipeline.environment import version
 from nanogpt_edit.training.grpo_config import GRPOConfig
 from nanogpt_edit.training.rollouts import RolloutSampler
 from nanogpt_edit.training.trainer import Trainer
-from nanogpt_edit.training.update import update
+from nanogpt_edit.training.update import frozen, update
 
 GOAL = 3.0
 KL_COEF = 0.04
@@ -64,7 +64,7 @@ def ours(turn: Turn, options: Options) -> None:
             started = time.perf_counter()
             groups = sampler.sample_groups(problems, draw=job["step"])
             sampled = time.perf_counter()
-            found = update(reference, groups, config, trainer).metrics
+            found = update(frozen(reference), groups, config, trainer).metrics
             turn.done(
                 tokens=sum(group.tokens for group in groups),
                 generate_seconds=sampled - started,

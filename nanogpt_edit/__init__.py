@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from nanogpt_edit.engine.generate import generate
     from nanogpt_edit.evaluation.config import EvaluateConfig
     from nanogpt_edit.model.chat_template import Message, render_chat
+    from nanogpt_edit.model.lora_config import LoraConfig
     from nanogpt_edit.pipeline.recipe import ModelConfig
     from nanogpt_edit.serving.export import export_gguf
     from nanogpt_edit.tracing.config import TraceConfig
@@ -48,6 +49,7 @@ __all__ = [
     "EvaluateConfig",
     "Fact",
     "GRPOConfig",
+    "LoraConfig",
     "Message",
     "ModelConfig",
     "Neighbour",
@@ -85,6 +87,7 @@ _HOMES = {
     "EvaluateConfig": "nanogpt_edit.evaluation.config",
     "Fact": "nanogpt_edit.data.facts",
     "GRPOConfig": "nanogpt_edit.training.grpo_config",
+    "LoraConfig": "nanogpt_edit.model.lora_config",
     "Message": "nanogpt_edit.model.chat_template",
     "ModelConfig": "nanogpt_edit.pipeline.recipe",
     "Neighbour": "nanogpt_edit.data.facts",

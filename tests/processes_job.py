@@ -48,7 +48,7 @@ class Stopped(Exception):
 def work(folder: Path) -> None:
     """Everything that must not depend on the number of processes."""
     with shorter_stages() as patch:
-        for stage in tiny_stages.STAGES:
+        for stage in (*tiny_stages.STAGES, "grpo+lora"):
             keep(folder / stage, stage)
         # A batch of one row leaves a process without any.
         patch.setattr(tiny_stages, "PRETRAIN", replace(tiny_stages.PRETRAIN, steps=3, batch_size=1))
@@ -76,7 +76,7 @@ def work_in_shards(folder: Path) -> None:
         if distributed.is_first():
             damage(next((folder / "sft" / "state" / "step_00000006").glob("*.safetensors")))
         distributed.barrier()
-        for stage in tiny_stages.STAGES:
+        for stage in (*tiny_stages.STAGES, "grpo+lora"):
             keep(folder / stage, stage, shard=True)
 
 
@@ -127,7 +127,7 @@ def keep(folder: Path, stage: str, *, shard: bool = False) -> None:
 
     def look(self: Trainer) -> float:
         if not gradients:
-            for name, weight in self.model.named_parameters():
+            for name, weight in self.trained.named_parameters():
                 assert weight.grad is not None
                 whole = weight.grad.full_tensor() if shard else weight.grad
                 gradients[name] = whole.detach().cpu().clone()

@@ -25,6 +25,7 @@ from nanogpt_edit.data.samples import to_sample
 from nanogpt_edit.data.text import token_blocks, token_stream
 from nanogpt_edit.model.config import GPTConfig
 from nanogpt_edit.model.gpt import GPT
+from nanogpt_edit.model.lora_config import LoraConfig
 from nanogpt_edit.model.tokenizer import Tokenizer
 from nanogpt_edit.training.grpo import grpo
 from nanogpt_edit.training.grpo_config import GRPOConfig
@@ -40,6 +41,8 @@ PROBLEMS = tuple(
     for b in range(1, 4)
 )
 STAGES = ("pretrain", "sft", "grpo")
+WITH_LORA = ("sft+lora", "grpo+lora")
+LORA = LoraConfig(rank=3, alpha=12)
 DEVICE = "cpu"  # tests and jobs set it
 
 PRETRAIN = PretrainConfig(steps=20, save_every=3, evaluate_every=6, batch_size=3, context_tokens=12, optimizer="muon")
@@ -81,8 +84,10 @@ def tiny_model(*, seed: int = 0, vocab_size: int | None = None) -> GPT:
 
 
 def run_stage(stage: str, folder: Path, *, shard: bool = False) -> GPT:
-    """Train a new model (or go on from the state in `folder`) -> the trained model."""
+    """Train a new model (or go on from the state in `folder`) -> the trained model; "sft+lora" with adapters."""
     model, tokenizer = tiny_model().to(DEVICE), tiny_tokenizer()
+    stage, _, adapted = stage.partition("+")
+    lora = LORA if adapted else None
     state, log = folder / "state", folder / "log.jsonl"
     if stage == "pretrain":
         stream = token_stream(TEXTS, tokenizer, context_tokens=PRETRAIN.context_tokens)
@@ -91,9 +96,10 @@ def run_stage(stage: str, folder: Path, *, shard: bool = False) -> GPT:
     elif stage == "sft":
         samples = [to_sample(problem, tokenizer) for problem in PROBLEMS]
         stream = token_stream(TEXTS, tokenizer, context_tokens=SFT.replay_tokens)
-        trainer = sft(model, samples[5:], samples[:5], SFT, replay=stream, seed=1, state=state, log=log, shard=shard)
+        own, held = samples[5:], samples[:5]
+        trainer = sft(model, own, held, SFT, replay=stream, seed=1, state=state, log=log, shard=shard, lora=lora)
     else:
-        trainer = grpo(model, PROBLEMS[5:], PROBLEMS[:5], GRPO, seed=1, state=state, log=log, shard=shard)
+        trainer = grpo(model, PROBLEMS[5:], PROBLEMS[:5], GRPO, seed=1, state=state, log=log, shard=shard, lora=lora)
     with trainer.parallel.gathered() as whole:
         return copy.deepcopy(whole) if shard else whole
 

@@ -116,6 +116,12 @@ def all_gather(value: Item) -> list[Item]:
     return values
 
 
+def gathered(tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor in one piece, also where its shards are with several processes, all of which must ask for it."""
+    full: torch.Tensor = getattr(tensor, "full_tensor", lambda: tensor)()
+    return full
+
+
 def all_reduce_sum(values: Sequence[float]) -> list[float]:
     """Each of the `values` added up over all processes."""
     return _reduced(values, distributed.ReduceOp.SUM)

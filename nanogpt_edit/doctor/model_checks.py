@@ -14,7 +14,7 @@ from nanogpt_edit.training.config import LoopConfig
 from nanogpt_edit.training.grpo_config import GRPOConfig
 from nanogpt_edit.training.rollouts import RolloutGroup, describe
 from nanogpt_edit.training.stall_watch import LARGEST_SAMPLER_GAP, why_stalled
-from nanogpt_edit.training.update import UpdateSize, group_terms
+from nanogpt_edit.training.update import UpdateSize, frozen, group_terms
 
 PROBLEMS_ASKED = 16  # of the first rollout
 LITTLE_SIGNAL = 0.2  # share of groups
@@ -49,7 +49,7 @@ def check_warmup(config: LoopConfig) -> Finding:
 def check_agreement(model: GPT, groups: Sequence[RolloutGroup], config: GRPOConfig) -> list[Finding]:
     """Trainer against sampler, and policy against reference, on tokens that were just sampled: both must be equal."""
     groups = [replace(group, takes_part=(True,) * len(group.completions)) for group in groups[:PROBLEMS_ASKED]]
-    reference = copy.deepcopy(model).eval()
+    reference = frozen(copy.deepcopy(model).eval())
     was_training = model.training
     model.eval()
     with torch.no_grad():

@@ -3,12 +3,15 @@
 Decoding reads every matrix once per token of a few rows. In the order its library likes, the CPU reads it up to twice
 as fast (`linear.Packed`); the price is the matrices' memory once more and a fraction of a second to copy them. On a GPU
 whose products are made in bfloat16 of float32 weights (`autocast`), a copy in bfloat16 spares every token the casting.
+Where a layer has an adapter, its change is merged into the copy, and the layer's own weight stays as it is.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+from torch import Tensor
 
 from nanogpt_edit.common.device import product_dtype
 from nanogpt_edit.model import linear
@@ -22,11 +25,13 @@ class PackedWeights:
     def __init__(self, model: GPT, *, max_bytes: int) -> None:
         """None are made where torch has no way to, where they would exceed `max_bytes`, or on another device."""
         self.model = model
-        large = [layer for layer in model.modules() if isinstance(layer, Linear)]
-        large = [layer for layer in large if layer.weight.numel() >= linear.LARGE_LAYER]
-        size = sum(layer.weight.nbytes for layer in large) + model.head_weight.nbytes
+        every = [layer for layer in model.modules() if isinstance(layer, Linear)]
+        large = [layer for layer in every if layer.weight.numel() >= linear.LARGE_LAYER]
+        adapted = [layer for layer in every if layer.adapter is not None and layer not in large]
+        size = sum(layer.weight.nbytes for layer in large + adapted) + model.head_weight.nbytes
         usable = Packed.is_possible() and size <= max_bytes and model.device.type == "cpu"
-        self.layers = {layer: Packed(layer.weight) for layer in large} if usable else {}
+        self.layers = {layer: Packed(layer.weight, layer.adapter) for layer in large} if usable else {}
+        self.merged = {layer: whole_weight(layer) for layer in adapted} if usable else {}
         self.head = Packed(model.head_weight) if usable else None
 
     @contextmanager
@@ -34,28 +39,34 @@ class PackedWeights:
         """Inside, products of a few rows take the copies; the weights must be those of the first time."""
         for layer, packed in self.layers.items():
             layer.packed = packed
+        for layer, merged in self.merged.items():
+            layer.cast = merged
         self.model.packed_head = self.head
         try:
             yield
         finally:
             for layer in self.layers:
                 layer.packed = None
+            for layer in self.merged:
+                layer.cast = None
             self.model.packed_head = None
 
 
 class CastWeights:
-    """Copies in the dtype that products are made in, at places that stay; none where that is the weights' own."""
+    """Copies in the dtype that products are made in, at places that stay; none where that is the weights' own, unless a
+    layer has an adapter."""
 
     def __init__(self, model: GPT) -> None:
         self.model, dtype = model, product_dtype(model.embed.weight)
-        layers = [layer for layer in model.modules() if isinstance(layer, Linear)] if dtype != model.dtype else []
-        self.layers = {layer: layer.weight.detach().to(dtype) for layer in layers}
-        self.head = model.head_weight.detach().to(dtype) if layers else None
+        every = [layer for layer in model.modules() if isinstance(layer, Linear)]
+        other = dtype != model.dtype
+        self.layers = {layer: whole_weight(layer).to(dtype) for layer in every if other or layer.adapter is not None}
+        self.head = model.head_weight.detach().to(dtype) if other else None
 
     def refresh(self) -> None:
         """Take the weights as they are now."""
         for layer, cast in self.layers.items():
-            cast.copy_(layer.weight)
+            cast.copy_(whole_weight(layer))
         if self.head is not None:
             self.head.copy_(self.model.head_weight)
 
@@ -71,3 +82,9 @@ class CastWeights:
             for layer in self.layers:
                 layer.cast = None
             self.model.cast_head = None
+
+
+def whole_weight(layer: Linear) -> Tensor:
+    """A layer's weight, with its adapter's change where it has one."""
+    weight = layer.weight.detach()
+    return weight if layer.adapter is None else layer.adapter.merged(weight)

@@ -72,7 +72,7 @@ def head_cross_entropy_sum(states: Tensor, weight: Tensor, targets: Tensor) -> T
 class _HeadCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, states: Tensor, weight: Tensor, targets: Tensor, dtype: torch.dtype) -> Tensor:
-        to_states, to_weight = room_for_gradients(states, weight)
+        to_states, to_weight = room_for_gradients(states, weight, learned=ctx.needs_input_grad[1])
         total = states.new_zeros((), dtype=torch.float32)
         for at in chunks(states, weight):
             wanted = targets[at, None]
@@ -84,10 +84,10 @@ class _HeadCrossEntropy(torch.autograd.Function):
         return total
 
     @staticmethod
-    def backward(ctx: Any, *slopes: Tensor) -> tuple[Tensor, Tensor, None, None]:
-        to_states, to_weight = ctx.gradients
+    def backward(ctx: Any, *slopes: Tensor) -> tuple[Tensor | None, ...]:
+        gradients: tuple[Tensor, Tensor | None] = ctx.gradients
         ctx.gradients = None  # they are handed on, not copied: a second backward pass has none
-        return to_states.mul_(slopes[0].to(to_states.dtype)), to_weight.mul_(slopes[0].to(to_weight.dtype)), None, None
+        return *(None if each is None else each.mul_(slopes[0].to(each.dtype)) for each in gradients), None, None
 
 
 _head_cross_entropy: Callable[..., Tensor] = _HeadCrossEntropy.apply
@@ -134,7 +134,7 @@ class _HeadLogprobs(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *slopes: Tensor) -> tuple[Tensor | None, ...]:
         states, weight, targets, entropy = ctx.saved_tensors
-        to_states, to_weight = room_for_gradients(states, weight)
+        to_states, to_weight = room_for_gradients(states, weight, learned=ctx.needs_input_grad[1])
         for at in chunks(states, weight):
             # A second backward pass finds nothing kept, and makes it again.
             every = ctx.kept.pop(0) if ctx.kept else log_softmax_of(states[at], weight, ctx.temperature, ctx.dtype)
@@ -160,19 +160,23 @@ def log_softmax_of(states: Tensor, weight: Tensor, temperature: float, dtype: to
     return logits_of(states, weight, temperature, dtype).log_softmax(dim=-1)
 
 
-def room_for_gradients(states: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """For the gradients of the states and of the weight, which `add_gradients` fills."""
+def room_for_gradients(states: Tensor, weight: Tensor, *, learned: bool) -> tuple[Tensor, Tensor | None]:
+    """For the gradients of the states and, where it is `learned`, of the weight, which `add_gradients` fills."""
+    if not learned:
+        return torch.empty_like(states), None
     return torch.empty_like(states), torch.empty_like(weight) if len(states) else torch.zeros_like(weight)
 
 
 def add_gradients(
-    slope: Tensor, states: Tensor, weight: Tensor, at: slice, to_states: Tensor, to_weight: Tensor
+    slope: Tensor, states: Tensor, weight: Tensor, at: slice, to_states: Tensor, to_weight: Tensor | None
 ) -> None:
     """What the gradient at the logits of rows `at`, (rows, V), is at their states and at the weight."""
     first, weight = at.start == 0, in_lines(weight.to(slope.dtype))  # at first there is nothing yet to add to
     if len(weight) > slope.shape[1]:
         slope = F.pad(slope, (0, len(weight) - slope.shape[1]))
     to_states[at] = (slope @ weight).to(states.dtype)
+    if to_weight is None:
+        return
     if slope.dtype == to_weight.dtype and slope.shape[1] == len(to_weight):
         # no product of its own: the weight is larger than a chunk
         to_weight.addmm_(slope.T, states[at], beta=0.0 if first else 1.0)

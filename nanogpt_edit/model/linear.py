@@ -12,6 +12,8 @@ Shapes: D inputs, V outputs.
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -24,11 +26,21 @@ PACKED_ROWS = 64  # from here on a packed copy is slower where W xᵀ has no col
 TYPICAL_ROWS = 8  # that a packed copy is laid out for; 8 to 64 give the same
 
 
+class Adapter(Protocol):
+    """A change of a matrix (V, D) that is not in the matrix itself (`lora.py`)."""
+
+    def __call__(self, x: Tensor, product: Tensor) -> Tensor:
+        """What x (..., D) becomes by the changed matrix, of what it becomes by the matrix, (..., V)."""
+
+    def merged(self, weight: Tensor) -> Tensor:
+        """The changed matrix, of the matrix."""
+
+
 class Packed:
     """A matrix (V, D) once more, as oneDNN likes to read it, made when first asked for; it does not follow changes."""
 
-    def __init__(self, weight: Tensor) -> None:
-        self.weight = weight
+    def __init__(self, weight: Tensor, adapter: Adapter | None = None) -> None:
+        self.weight, self.adapter = weight, adapter
         self._copy: Tensor | None = None
 
     @staticmethod
@@ -42,23 +54,31 @@ class Packed:
     def __call__(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
         """x · weightᵀ + bias: (..., D) -> (..., V)."""
         if self._copy is None:
-            self._copy = torch.ops.mkldnn._reorder_linear_weight(self.weight.detach(), TYPICAL_ROWS)
+            weight = self.weight if self.adapter is None else self.adapter.merged(self.weight)
+            self._copy = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), TYPICAL_ROWS)
         product: Tensor = torch.ops.mkldnn._linear_pointwise(x, self._copy, bias, "none", [], "")
         return product
 
 
 class Linear(nn.Linear):
-    """nn.Linear, faster for a few rows."""
+    """nn.Linear, faster for a few rows; and where what a model learns may stand beside its weight."""
 
+    adapter: Adapter | None = None
     packed: Packed | None = None
+    """The weight once more, its adapter's change in it, while somebody says neither moves (`packed_weights.py`),"""
     cast: Tensor | None = None
-    """The weight in the dtype of products, while somebody says that it does not change (`packed_weights.py`)."""
+    """or as a matrix in the dtype of products."""
 
     def forward(self, input: Tensor) -> Tensor:
-        if self.weight.numel() < LARGE_LAYER or not is_few(input, self.weight):
-            return F.linear(input, self.weight if self.cast is None else self.cast, self.bias)
-        if self.packed is not None and packed_is_faster(rows_of(input)):
+        if self.cast is not None:
+            return F.linear(input, self.cast, self.bias)
+        few = self.weight.numel() >= LARGE_LAYER and is_few(input, self.weight)
+        if few and self.packed is not None and packed_is_faster(rows_of(input)):
             return self.packed(input, self.bias)
+        product = self._few(input) if few else F.linear(input, self.weight, self.bias)
+        return product if self.adapter is None else self.adapter(input, product)
+
+    def _few(self, input: Tensor) -> Tensor:
         columns = columns_of(input)
         product = self.weight @ columns if self.bias is None else torch.addmm(self.bias[:, None], self.weight, columns)
         return product[:, : rows_of(input)].t().reshape(*input.shape[:-1], len(self.weight))

@@ -24,14 +24,15 @@ from nanogpt_edit.editing.config import EditConfig
 from nanogpt_edit.evaluation.config import EvaluateConfig
 from nanogpt_edit.pipeline.records import READ_BY, STAGE_NAMES, StageName
 from nanogpt_edit.tracing.config import TraceConfig
+from nanogpt_edit.training.config import Default
 from nanogpt_edit.training.grpo_config import GRPOConfig
 from nanogpt_edit.training.pretrain_config import PretrainConfig
 from nanogpt_edit.training.sft_config import SFTConfig
 
 SHA256 = re.compile("[0-9a-f]{64}")
 PACKAGED = Path(__file__).parents[1] / "recipes"
-SFT_ALONE = SFTConfig(replay=0.0, learning_rate=1e-4)
-GRPO_ALONE = GRPOConfig(learning_rate=5e-6)
+SFT_ALONE = SFTConfig(replay=0.0, learning_rate=Default(1e-4))
+GRPO_ALONE = GRPOConfig(learning_rate=Default(5e-6))
 """Of a stage by itself, on a model from anywhere: smaller steps than a recipe's new model takes, nothing to replay."""
 
 

@@ -43,6 +43,7 @@ from nanogpt_edit.pipeline.new_model import new_model
 from nanogpt_edit.pipeline.recipe import Recipe
 from nanogpt_edit.pipeline.records import StageName
 from nanogpt_edit.pipeline.spared import spared_blocks
+from nanogpt_edit.training.config import TuningConfig
 from nanogpt_edit.training.grpo import grpo
 from nanogpt_edit.training.grpo_config import GRPOConfig
 from nanogpt_edit.training.pretrain import pretrain
@@ -135,9 +136,10 @@ def make_sft(inputs: RunInputs, folder: RunFolder, device: torch.device, start: 
             log=folder.log("sft"),
             shard=recipe.shard,
         )
-    done = LineageEntry("sft", f"SFT for {recipe.sft.steps} steps", problems=inputs.whose_problems)
+    said = f"SFT{of_lora(recipe.sft)} for {recipe.sft.steps} steps"
+    done = LineageEntry("sft", said, problems=inputs.whose_problems)
     if recipe.sft.chats is not None:
-        done = LineageEntry("sft", f"SFT for {recipe.sft.steps} steps on the conversations of {recipe.sft.chats}")
+        done = LineageEntry("sft", f"{said} on the conversations of {recipe.sft.chats}")
     _keep(folder, "sft", trainer, done, last_too=recipe.sft.keep == "both")
     return ()
 
@@ -159,7 +161,7 @@ def make_grpo(inputs: RunInputs, folder: RunFolder, device: torch.device, start:
             log=folder.log("grpo"),
             shard=recipe.shard,
         )
-    done = LineageEntry("grpo", f"GRPO for {config.steps} steps", problems=inputs.whose_problems)
+    done = LineageEntry("grpo", f"GRPO{of_lora(config)} for {config.steps} steps", problems=inputs.whose_problems)
     _keep(folder, "grpo", trainer, done, last_too=config.keep == "both")
     return ()
 
@@ -254,6 +256,11 @@ def chat_template(config: SFTConfig) -> str | None:
         file = Path(config.chat_template)
         check_file(file, 'Give a file in Jinja, or "plain".')
         return read_text_file(file)
+
+
+def of_lora(config: TuningConfig) -> str:
+    """For the lineage: that adapters learned, and their rank."""
+    return f" (LoRA of rank {config.lora.rank})" if config.lora.rank else ""
 
 
 def _to_train(start: Start, device: torch.device) -> GPT:

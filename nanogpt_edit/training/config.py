@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import Literal, Self
 
 from nanogpt_edit.common.errors import UserError, at_least
 from nanogpt_edit.common.records import Settings, check_fields
+from nanogpt_edit.model.lora_config import LoraConfig
 
 Keep = Literal["best", "last", "both"]
 NEVER_WARM = 1000  # so many times the steps there are, a warm-up is a mistake
+LORA_TIMES = 10  # LoRA wants about so many times the learning rate of full training (Schulman et al. 2025)
+
+
+class Default(float):
+    """A number that nobody has given: `Default(1e-3)`."""
 
 
 @dataclass(frozen=True)
@@ -21,8 +27,8 @@ class LoopConfig(Settings):
     """Optimizer steps; 0 leaves the stage out."""
     optimizer: Literal["adamw", "muon"] = "adamw"
     """adamw for every weight, or muon for the matrices of the blocks and adamw for the rest."""
-    learning_rate: float = 1e-3
-    """AdamW's peak step size."""
+    learning_rate: float = Default(1e-3)
+    """AdamW's peak step size. (With LoRA, and where none is given: ten times the default.)"""
     muon_learning_rate: float = 0.02
     """Muon's peak step size."""
     warmup_steps: int = 0
@@ -74,6 +80,27 @@ class LoopConfig(Settings):
                 raise UserError(f"is {getattr(self, name)}; it is a share, in [0, 1].", field=name)
         if not 0 <= self.beta2 < 1:
             raise UserError(f"is {self.beta2}; it must be in [0, 1).", field="beta2")
+
+
+@dataclass(frozen=True)
+class TuningConfig(LoopConfig):
+    """Fields of the stages that may leave a model's own weights alone."""
+
+    lora: LoraConfig = LoraConfig()
+    """Learn low-rank changes of the blocks' matrices in the place of all weights (LoRA)."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.lora.rank:
+            return
+        if self.optimizer == "muon":
+            raise UserError("is muon, but LoRA's matrices learn by adamw; leave one of them out.", field="optimizer")
+        if isinstance(self.learning_rate, Default):
+            object.__setattr__(self, "learning_rate", float(LORA_TIMES * self.learning_rate))
+
+    def with_lora(self, lora: LoraConfig | None) -> Self:
+        """With these settings of LoRA; None leaves them as they are."""
+        return self if lora is None else replace(self, lora=lora)
 
 
 def schedule_at(step: int, config: LoopConfig) -> float:

@@ -26,13 +26,15 @@ from nanogpt_edit.engine.engine import Engine
 from nanogpt_edit.engine.sampling_config import Sampling
 from nanogpt_edit.evaluation.suite import solve
 from nanogpt_edit.model.gpt import GPT
+from nanogpt_edit.model.lora import Lora
+from nanogpt_edit.model.lora_config import LoraConfig
 from nanogpt_edit.model.tokenizer import tokenizer_of
 from nanogpt_edit.training.grpo_config import GRPOConfig
 from nanogpt_edit.training.rollout_log import write_rollouts
 from nanogpt_edit.training.rollouts import RolloutGroup, RolloutSampler, describe, with_signal
 from nanogpt_edit.training.stall_watch import StallWatch
 from nanogpt_edit.training.trainer import Trainer
-from nanogpt_edit.training.update import update
+from nanogpt_edit.training.update import Reference, frozen, update
 
 SHOWN = ("accuracy", "well_formed", "entropy", "mean_tokens", "val_pass_at_1")
 
@@ -48,15 +50,17 @@ def grpo(
     state: Path,
     log: Path,
     shard: bool = False,
+    lora: LoraConfig | None = None,
 ) -> Trainer:
     """Improve `model` in place on `problems`, and leave its best (or last) weights in it.
 
     Every completion is kept in the folder `rollouts` beside `log`. Raises UserError for a reward that cannot be found,
-    and, with the state saved, when one fails.
+    and, with the state saved, when one fails. `lora` takes the place of the config's.
     """
-    tokenizer = tokenizer_of(model)
-    reference = copy.deepcopy(model).eval() if config.kl_coef > 0 else None
-    trainer = Trainer(model, config, label="grpo", state=state, log=log, shard=shard)
+    config, tokenizer = config.with_lora(lora), tokenizer_of(model)
+    adapter = Lora.of(model, config.lora, seed=seed)
+    reference = reference_of(model, adapter) if config.kl_coef > 0 else None
+    trainer = Trainer(model, config, label="grpo", state=state, log=log, shard=shard, lora=adapter)
     engine = Engine(trainer.parallel.gathered_model, max_slots=config.problems_per_step * config.group_size)
     sampler, watch = RolloutSampler.of(engine, config, seed=seed), StallWatch(config, log)
     for step in trainer.steps():
@@ -85,6 +89,11 @@ def grpo(
         validate(trainer, engine, validation, config, seed=seed)
     trainer.finish(config.keep)
     return trainer
+
+
+def reference_of(model: GPT, adapter: Lora | None) -> Reference:
+    """The model at the start: a copy, or with LoRA the model itself, with its adapter off."""
+    return frozen(copy.deepcopy(model).eval()) if adapter is None else adapter.off
 
 
 def sample(trainer: Trainer, sampler: RolloutSampler, problems: Sequence[Problem], *, step: int) -> list[RolloutGroup]:

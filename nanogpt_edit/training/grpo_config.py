@@ -7,7 +7,7 @@ from typing import Literal
 
 from nanogpt_edit.common.errors import UserError, at_least
 from nanogpt_edit.engine.sampling_config import check_temperature
-from nanogpt_edit.training.config import Keep, LoopConfig
+from nanogpt_edit.training.config import Keep, TuningConfig
 
 Advantage = Literal["zscore", "mean", "batch"]
 Objective = Literal["clip", "gspo", "cispo", "sapo"]
@@ -15,7 +15,7 @@ MOST_ROUNDS = 100
 
 
 @dataclass(frozen=True)
-class GRPOConfig(LoopConfig):
+class GRPOConfig(TuningConfig):
     """How a model is improved by reinforcement learning."""
 
     problems_per_step: int = 64

@@ -20,6 +20,7 @@ from nanogpt_edit.common import distributed
 from nanogpt_edit.common.errors import UserError
 from nanogpt_edit.common.sizes import machine_bytes
 from nanogpt_edit.model.gpt import GPT
+from nanogpt_edit.model.lora import Lora
 from nanogpt_edit.model.size import activation_bytes
 from nanogpt_edit.training.config import LoopConfig
 
@@ -32,9 +33,9 @@ ACTIVATION_BYTES = 2**31  # on a CPU; the same on most machines, and so are the 
 class LossModule(nn.Module):
     """The model behind a forward that computes any loss of it."""
 
-    def __init__(self, model: GPT) -> None:
+    def __init__(self, model: GPT, lora: Lora | None = None) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.lora = model, lora
 
     def forward(self, loss: Callable[[GPT], Tensor]) -> Tensor:
         return loss(self.model)
@@ -43,13 +44,14 @@ class LossModule(nn.Module):
 class Parallel:
     """How this process works with the others on one model. With a single process it is the model itself.
 
-    With `shard` the model's weights become this process's part of them; an optimizer must be made after this.
-    Raises UserError when there is nobody to share with.
+    With `shard` the weights of the model, and of a `lora` that is attached to it, become this process's part of them;
+    an optimizer must be made after this. Raises UserError when there is nobody to share with.
     """
 
-    def __init__(self, model: GPT, *, shard: bool = False) -> None:
+    def __init__(self, model: GPT, lora: Lora | None = None, *, shard: bool = False) -> None:
         self.model = self.gathered_model = model
-        self.loss_module: nn.Module = LossModule(model)
+        self.lora = lora
+        self.loss_module: nn.Module = LossModule(model, lora)
         self.sharded = shard
         if shard and distributed.world_size() == 1:
             raise UserError(
@@ -100,11 +102,13 @@ class Parallel:
         """The model to generate with, to validate and to save: with all its weights, also where they are in shards.
 
         It is the same object every time (`gathered_model`), in every process, and may be called as often as one likes;
-        one made from shards has weights inside `with` only.
+        one made from shards has weights inside `with` only, and what LoRA has learned is merged into them.
         """
         if self.sharded:
-            weights = {name: gathered_tensor(weight.detach()) for name, weight in self.model.named_parameters()}
+            weights = {name: distributed.gathered(weight.detach()) for name, weight in self.model.named_parameters()}
             self.gathered_model.load_state_dict(weights, assign=True)
+            if self.lora is not None:
+                self.lora.merge(self.gathered_model)
         try:
             yield self.gathered_model
         finally:
@@ -116,12 +120,6 @@ class Parallel:
         if isinstance(self.loss_module, DistributedDataParallel) and not now:
             return self.loss_module.no_sync()
         return nullcontext()
-
-
-def gathered_tensor(tensor: Tensor) -> Tensor:
-    """A tensor in one piece, also where its shards are with several processes."""
-    full: Tensor = getattr(tensor, "full_tensor", lambda: tensor)()
-    return full
 
 
 def tokens_at_once(model: GPT, config: LoopConfig) -> int:

@@ -27,9 +27,12 @@ from nanogpt_edit.data.text import TokenStream, random_windows
 from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.model.head import head_cross_entropy_sum
 from nanogpt_edit.model.lineage import LineageEntry
+from nanogpt_edit.model.lora import Lora
+from nanogpt_edit.model.lora_config import LoraConfig
 from nanogpt_edit.model.ragged import packed_states
 from nanogpt_edit.training import states
 from nanogpt_edit.training.new_rows import fit_new_rows, untrained_rows
+from nanogpt_edit.training.parallel import tokens_at_once
 from nanogpt_edit.training.pretrain import check_window
 from nanogpt_edit.training.sft_config import SFTConfig
 from nanogpt_edit.training.trainer import Trainer
@@ -79,18 +82,25 @@ def sft(
     state: Path,
     log: Path,
     shard: bool = False,
+    lora: LoraConfig | None = None,
 ) -> Trainer:
     """Fine-tune `model` in place and leave the weights with the lowest validation loss (or the last) in it.
 
-    `replay` is the other source, text or problems; None mixes none in, whatever the config's share.
+    `replay` is the other source, text or problems; None mixes none in, whatever the config's share. `lora` takes the
+    place of the config's.
     """
+    config = config.with_lora(lora)
     if isinstance(replay, TokenStream):
         check_window("sft.replay_tokens", config.replay_tokens, model)
     new = untrained_rows(model) if config.steps and config.fit_problems else ()
     if new:
         said = f"head rows {new[0]} to {new[-1]} fitted on {config.fit_problems} problems"
         model.lineage = (*model.lineage, LineageEntry("fitted", said))
-    trainer = Trainer(model, config, label="sft", state=state, log=log, shard=shard)
+    adapter = Lora.of(model, config.lora, seed=seed)
+    if new and adapter is not None:  # no state holds these rows: where it goes on they are fitted once more
+        fit_new_rows(model, samples[: config.fit_problems], new, max_tokens=tokens_at_once(model, config))
+        new = ()
+    trainer = Trainer(model, config, label="sft", state=state, log=log, shard=shard, lora=adapter)
     batch_size = problems_per_step(samples, config)
     for step in trainer.steps():
         if step == 0 and new:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from nanogpt_edit.common.errors import UserError, at_least
-from nanogpt_edit.training.config import Keep, LoopConfig
+from nanogpt_edit.training.config import Keep, TuningConfig
 
 
 @dataclass(frozen=True)
-class SFTConfig(LoopConfig):
+class SFTConfig(TuningConfig):
     """How a model is fine-tuned on worked solutions."""
 
     chats: str | None = None

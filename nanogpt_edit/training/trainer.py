@@ -19,7 +19,7 @@ from types import FrameType
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from nanogpt_edit.common import distributed
 from nanogpt_edit.common.errors import UserError
@@ -29,10 +29,11 @@ from nanogpt_edit.common.stopping import SIGNALS, Stopped
 from nanogpt_edit.common.terminal import progress, say
 from nanogpt_edit.model.compiled import compiled_blocks
 from nanogpt_edit.model.gpt import GPT
+from nanogpt_edit.model.lora import Lora
 from nanogpt_edit.training import states
 from nanogpt_edit.training.config import Keep, LoopConfig, schedule_at
 from nanogpt_edit.training.optimizers import make_optimizers
-from nanogpt_edit.training.parallel import Parallel, gathered_tensor, tokens_at_once
+from nanogpt_edit.training.parallel import Parallel, tokens_at_once
 
 SKIPS_ALLOWED = 5  # steps in a row with a non-finite loss or gradient before the run stops
 
@@ -41,12 +42,25 @@ class Trainer:
     """One stage's optimizer, log and saved states. See `sft.py` for how a stage uses it.
 
     Gradients are added by `parallel.backward`; `parallel.gathered` lends the model to validate and to save.
+
+    With `lora` that is what learns, and what states hold; the model's own weights are those that it came with until
+    `finish` merges what was learned.
     """
 
     def __init__(
-        self, model: GPT, config: LoopConfig, *, label: str, state: Path, log: Path, shard: bool = False
+        self,
+        model: GPT,
+        config: LoopConfig,
+        *,
+        label: str,
+        state: Path,
+        log: Path,
+        shard: bool = False,
+        lora: Lora | None = None,
     ) -> None:
         self.model, self.config, self.label = model, config, label
+        self.lora = lora
+        self.trained: nn.Module = model if lora is None else lora
         self.state, self.log_path = state, log
         self.step = 0
         self.best_score = -math.inf
@@ -54,11 +68,15 @@ class Trainer:
         self._touched = False  # are the weights no longer those at the step's start?
         self._saved_at = self._step_began = time.perf_counter()
         self._shown: dict[str, float] = {}  # of the step's metrics, in the line on the screen
+        self._unmerged: dict[str, Tensor] = {}  # with LoRA, where other changes may take the place of those merged
         self.shard = shard
         model.activation_checkpointing = config.activation_checkpointing
         self.tokens_at_once = tokens_at_once(model, config)
-        self.parallel = Parallel(model, shard=shard)
-        self.optimizers = make_optimizers(model, config)
+        if lora is not None:
+            say(f"{label}: {lora.describe(model)}; the learning rate is {config.learning_rate:g}.")
+            lora.attach(model)
+        self.parallel = Parallel(model, lora, shard=shard)
+        self.optimizers = make_optimizers(self.trained, config)
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["peak"] = group["lr"]
@@ -70,7 +88,7 @@ class Trainer:
         self._saved_at = time.perf_counter()
         compiled = compiled_blocks(self.model) if self.config.compile else nullcontext()
         work = progress(self.label, self.config.steps, done=self.step)
-        with compiled, stop_after_step() as stop, work as bar:
+        with self._detached_when_it_fails(), compiled, stop_after_step() as stop, work as bar:
             while self.step < self.config.steps:
                 self._step_began = time.perf_counter()
                 # Dropout, where a model has any: other masks in each step and process, the same when resumed.
@@ -98,13 +116,13 @@ class Trainer:
 
         A gradient that is not finite is thrown away and counted; several in a row raise UserError.
         """
-        gradients = [weight.grad for weight in self.model.parameters() if weight.grad is not None]
+        gradients = [weight.grad for weight in self.trained.parameters() if weight.grad is not None]
         total = torch.nn.utils.get_total_norm(gradients)
-        norm = float(gathered_tensor(total))
+        norm = float(distributed.gathered(total))
         self._touched = True
         if math.isfinite(norm):
             if norm > self.config.grad_clip:
-                torch.nn.utils.clip_grads_with_norm_(self.model.parameters(), self.config.grad_clip, total)
+                torch.nn.utils.clip_grads_with_norm_(self.trained.parameters(), self.config.grad_clip, total)
             for optimizer in self.optimizers:
                 for group in optimizer.param_groups:
                     group["lr"] = group["peak"] * schedule_at(self.step, self.config)
@@ -113,7 +131,7 @@ class Trainer:
         else:
             self.skipped_in_a_row += 1
             say(f"{self.label}: step {self.step} has a gradient that is not finite; it is skipped.")
-        self.model.zero_grad(set_to_none=True)
+        self.trained.zero_grad(set_to_none=True)
         if self.skipped_in_a_row >= SKIPS_ALLOWED:
             self.save_state()  # skipped steps have not touched the weights
             raise UserError(
@@ -150,7 +168,7 @@ class Trainer:
             return False
         self.best_score = score
         notes = {"score": score, "step": self.step}
-        states.save_best(self.state, dict(self.model.named_parameters()), notes, shards=self.shard)
+        states.save_best(self.state, dict(self.trained.named_parameters()), notes, shards=self.shard)
         return True
 
     def finish(self, keep: Keep) -> None:
@@ -159,13 +177,24 @@ class Trainer:
             self.save_state()
         if keep != "last" and (best := self.use("best")) is not None:
             say(f'{self.label}: kept are the weights of step {best["step"]}, the best on validation (keep = "{keep}").')
+        if self.lora is not None and not self.shard:
+            self.lora.detach(self.model)
+            if keep == "both":
+                self._unmerged = {name: self.model.get_parameter(name).clone() for name in self.lora.factors()}
+            self.lora.merge(self.model)
         self.model.activation_checkpointing = False
         self.model.eval()
 
     def use(self, which: Literal["best", "last"]) -> dict[str, float] | None:
         """Put the best weights, or those of the newest saved state, into the model -> notes of the state, if any."""
-        if which == "last":
-            return states.load_newest(self.state, self._place)
+        notes = states.load_newest(self.state, self._place) if which == "last" else self._load_best()
+        for name, weight in self._unmerged.items():
+            states.fill(self.model.get_parameter(name), weight)
+        if self._unmerged and self.lora is not None:
+            self.lora.merge(self.model)
+        return notes
+
+    def _load_best(self) -> dict[str, float] | None:
         best = states.best_of(self.state)
         try:
             return None if best is None else states.load(best, self._place)
@@ -180,14 +209,24 @@ class Trainer:
 
     def save_state(self) -> None:
         """Write weights, moments, step number and best score; the newest few states are kept."""
-        tensors: dict[str, Tensor] = dict(self.model.named_parameters())
-        for name, parameter in self.model.named_parameters():
+        tensors: dict[str, Tensor] = dict(self.trained.named_parameters())
+        for name, parameter in self.trained.named_parameters():
             for optimizer in self.optimizers:
                 for moment, value in optimizer.state.get(parameter, {}).items():
                     tensors[f"{moment}/{name}"] = value
         notes = {"step": self.step, "best_score": self.best_score, "threads": torch.get_num_threads()}
         states.save_step(self.state, tensors, notes, shards=self.shard)
         self._saved_at = time.perf_counter()
+
+    @contextmanager
+    def _detached_when_it_fails(self) -> Iterator[None]:
+        """Whoever lent the model gets it back as it came, where the stage ends before its time."""
+        try:
+            yield
+        except BaseException:
+            if self.lora is not None:
+                self.lora.detach(self.model)
+            raise
 
     def _stop_in_step(self) -> None:
         """A step has been cut short. Until it changes the weights, they are those of its start, and can be kept."""
@@ -217,7 +256,7 @@ class Trainer:
     def _place(self, name: str, shape: torch.Size) -> Tensor:
         """Where a tensor of a state belongs: `exp_avg/embed.weight` is a new moment, `embed.weight` the weight."""
         moment, _, name = name.rpartition("/")
-        parameter = self.model.get_parameter(name)
+        parameter = self.trained.get_parameter(name)
         if not moment:
             return parameter
         own = shape == parameter.shape

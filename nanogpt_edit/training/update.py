@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from itertools import islice
 
@@ -22,7 +23,16 @@ from nanogpt_edit.training.policy_losses import most_uncertain
 from nanogpt_edit.training.rollouts import RolloutGroup
 from nanogpt_edit.training.trainer import Trainer
 
+Reference = Callable[[GPT], AbstractContextManager[GPT]]
+"""What the policy is held against, as long as a `with` lasts: another model, or the policy itself without what it has
+learned (`Lora.off`)."""
+
 MEANS = ("kl", "entropy", "clip_low_share", "clip_high_share")  # over tokens, weighted as in the loss
+
+
+def frozen(model: GPT) -> Reference:
+    """A model that nothing changes, as the reference."""
+    return lambda policy: nullcontext(model)
 
 
 @dataclass(frozen=True)
@@ -57,7 +67,9 @@ class Updated:
     details: tuple[GroupDetail, ...] = ()
 
 
-def update(reference: GPT | None, groups: Sequence[RolloutGroup], config: GRPOConfig, trainer: Trainer) -> Updated:
+def update(
+    reference: Reference | None, groups: Sequence[RolloutGroup], config: GRPOConfig, trainer: Trainer
+) -> Updated:
     """Optimizer steps on the groups of one rollout; a metric that nothing was measured of is NaN."""
     entropy_coef = config.entropy_coef_at(trainer.step)
     shares = min(config.updates_per_rollout, len(groups))
@@ -80,7 +92,12 @@ def update(reference: GPT | None, groups: Sequence[RolloutGroup], config: GRPOCo
 
 
 def descend(
-    reference: GPT | None, groups: Sequence[RolloutGroup], config: GRPOConfig, trainer: Trainer, *, entropy_coef: float
+    reference: Reference | None,
+    groups: Sequence[RolloutGroup],
+    config: GRPOConfig,
+    trainer: Trainer,
+    *,
+    entropy_coef: float,
 ) -> Updated:
     """One optimizer step, and what its loss was made of; the groups are dealt out to the processes."""
     size = UpdateSize.of(groups)
@@ -109,7 +126,7 @@ def descend(
 
 def group_terms(
     model: GPT,
-    reference: GPT | None,
+    reference: Reference | None,
     groups: Sequence[RolloutGroup],
     config: GRPOConfig,
     *,
@@ -119,13 +136,13 @@ def group_terms(
     """The loss of some groups as their part of an update of `size`, and what their tokens were like."""
     prompts = [group.prompt for group in groups]
     completions = [[completion.token_ids for completion in group.completions] for group in groups]
-    states, targets = completion_states(model, prompts, completions)
-    logprobs, entropy = head_logprobs(states, vocabulary(model), targets, temperature=config.temperature)
     ref_logprobs = None
     if reference is not None:
-        with torch.no_grad():
-            ref_states, _ = completion_states(reference, prompts, completions)
-        ref_logprobs = target_logprobs(ref_states, vocabulary(reference), targets, temperature=config.temperature)
+        with torch.no_grad(), reference(model) as other:
+            states, targets = completion_states(other, prompts, completions)
+            ref_logprobs = target_logprobs(states, vocabulary(other), targets, temperature=config.temperature)
+    states, targets = completion_states(model, prompts, completions)
+    logprobs, entropy = head_logprobs(states, vocabulary(model), targets, temperature=config.temperature)
     every = [completion for group in groups for completion in group.completions]
     lengths = torch.tensor([len(completion.token_ids) for completion in every])
     uncertain = None

@@ -68,8 +68,9 @@ def alone(tmp_path_factory: pytest.TempPathFactory, kind: str) -> Path:
     return folder
 
 
+EVERY = (*STAGES, "grpo+lora")
 ANY_PART = pytest.mark.parametrize(
-    "part", [*(f"replicas/{stage}" for stage in (*STAGES, "one_row")), *(f"shards/{stage}" for stage in STAGES)]
+    "part", [*(f"replicas/{stage}" for stage in (*EVERY, "one_row")), *(f"shards/{stage}" for stage in EVERY)]
 )
 
 

@@ -41,9 +41,9 @@ def test_by_hand_one_row_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     ]
 
 
-def room_full_of_nan(states: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+def room_full_of_nan(states: Tensor, weight: Tensor, *, learned: bool) -> tuple[Tensor, Tensor | None]:
     """What memory that nobody has written to may hold."""
-    return torch.full_like(states, torch.nan), torch.full_like(weight, torch.nan)
+    return torch.full_like(states, torch.nan), torch.full_like(weight, torch.nan) if learned else None
 
 
 LINES = st.sampled_from([1, 8])  # rows of the head that belong together; a GPU's are 64
@@ -113,6 +113,20 @@ def test_a_models_gradient_does_not_depend_on_the_chunks(family: str, monkeypatc
 
 def sum_of_logprobs(states: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
     return -head_logprobs(states, weight, targets, temperature=1.0)[0].sum()
+
+
+@pytest.mark.parametrize("loss_of", [head_cross_entropy_sum, sum_of_logprobs])
+def test_a_head_that_does_not_learn_has_no_gradient_and_the_states_the_same(
+    loss_of: Loss, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(head, "CHUNK_NUMBERS", 5 * 50)
+    (states, weight, targets), frozen = inputs(12, 16, 50), inputs(12, 16, 50)
+    loss_of(states, weight, targets).backward()
+    loss_of(frozen[0], frozen[1].requires_grad_(False), frozen[2]).backward()
+    assert frozen[1].grad is None
+    assert frozen[0].grad is not None
+    assert states.grad is not None
+    assert torch.equal(frozen[0].grad, states.grad)
 
 
 @pytest.mark.parametrize("loss_of", [head_cross_entropy_sum, sum_of_logprobs])

@@ -132,7 +132,7 @@ def test_the_engine_writes_the_same_text_with_packed_weights_and_sees_new_ones(m
     monkeypatch.setattr(linear, "LARGE_MATRIX", 0)
     monkeypatch.setattr(linear, "LARGE_LAYER", 0)
     made, init = list[Packed](), Packed.__init__
-    monkeypatch.setattr(Packed, "__init__", lambda self, weight: made.append(self) or init(self, weight))
+    monkeypatch.setattr(Packed, "__init__", lambda self, *given: made.append(self) or init(self, *given))
     assert texts() == plain
     assert len(made) > 2
     assert all(packed._copy is not None for packed in made)

@@ -33,7 +33,7 @@ from nanogpt_edit.training.parallel import Parallel
 from nanogpt_edit.training.rollouts import RolloutGroup, RolloutSampler, describe, overlong
 from nanogpt_edit.training.stall_watch import why_stalled
 from nanogpt_edit.training.trainer import Trainer
-from nanogpt_edit.training.update import UpdateSize, group_batches, group_terms, update
+from nanogpt_edit.training.update import UpdateSize, frozen, group_batches, group_terms, update
 
 LETTERS = {"tiny_stages:letters": 1.0}
 
@@ -172,8 +172,8 @@ def terms_of(model: GPT, groups: list[RolloutGroup], settings: GRPOConfig, refer
         replace(group, advantages=group_advantages(group.total[None], advantage=settings.advantage)[0])
         for group in groups
     ]
-    size = UpdateSize.of(groups)
-    terms, _ = group_terms(model, reference, groups, settings, size=size, entropy_coef=settings.entropy_coef)
+    size, held = UpdateSize.of(groups), None if reference is None else frozen(reference)
+    terms, _ = group_terms(model, held, groups, settings, size=size, entropy_coef=settings.entropy_coef)
     return terms
 
 
@@ -320,7 +320,7 @@ def test_micro_batches_do_not_change_the_gradient(tmp_path: Path) -> None:
                 monkeypatch.setattr(
                     trainer, "apply_gradients", lambda t=trainer, g=gradients: g.append(grads(t)) or 0.0
                 )
-                metrics = update(reference, groups, settings, trainer).metrics
+                metrics = update(frozen(reference), groups, settings, trainer).metrics
             found.append((gradients[0], metrics))
         (_, first), (whole, _), _ = found
         for gradient, metrics in found[1:]:
