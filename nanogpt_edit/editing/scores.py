@@ -33,7 +33,7 @@ from nanogpt_edit.editing.records import Edit, EditScores, FactScore
 from nanogpt_edit.evaluation.asking import compare_asked
 from nanogpt_edit.evaluation.drift import Reading, drift, read
 from nanogpt_edit.evaluation.facts import FactState, measure_facts
-from nanogpt_edit.evaluation.perplexity import block_nats, perplexity
+from nanogpt_edit.evaluation.perplexity import block_nats, nats_of, perplexity
 from nanogpt_edit.evaluation.targets import TargetScore
 from nanogpt_edit.model.gpt import GPT
 
@@ -67,7 +67,7 @@ def measure_state(model: GPT, facts: Sequence[Fact], *, text: Tensor | None, ask
     """What `compare_models` compares, of the model as it is now."""
     states = measure_facts(model, facts, fluency=True, asked=asked)
     reading = read(model, text) if asked and text is not None else None
-    return ModelState(states, _perplexity(model, text), reading)
+    return ModelState(states, None if text is None else _perplexity(model, text, reading), reading)
 
 
 def compare_models(model: GPT, edited: Sequence[EditedFact], before: ModelState, after: ModelState) -> EditScores:
@@ -92,8 +92,10 @@ def edit_record(name: str, patch: EditPatch, scores: EditScores) -> Edit:
     return Edit(name, patch.config.method, tuple(patch.layers), patch.seconds, settings, scores, patch.tried)
 
 
-def _perplexity(model: GPT, text: Tensor | None) -> Interval | None:
-    return None if text is None else perplexity(block_nats(model, text))["perplexity"]
+def _perplexity(model: GPT, text: Tensor, reading: Reading | None) -> Interval:
+    """Of `text`; what has been read of it is not run again."""
+    nats = [] if reading is None else nats_of(model, reading.states, reading.blocks)
+    return perplexity(nats + block_nats(model, text[len(nats) :]))["perplexity"]
 
 
 def compare_states(edited: Sequence[EditedFact], before: Sequence[FactState], after: Sequence[FactState]) -> EditScores:

@@ -72,7 +72,7 @@ class Batch:
         """Prefill the prompts of `requests` that are not running yet, and draw the first token of each request."""
         running = set(self.cache.prompt_indices)
         new_prompts = {each.prompt_index: each.prompt for each in requests if each.prompt_index not in running}
-        for part in parts_of_like_length(new_prompts):
+        for part in parts_of_like_length(new_prompts, self.device):
             self._prefill({index: new_prompts[index] for index in part})
         self.cache.add_rows([request.prompt_index for request in requests])
         new, before = len(requests), self.rows

@@ -14,6 +14,8 @@ from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.model.kv_cache import KVCache
 
 PREFILL_TOKENS = 16_384  # prompt tokens run through the model at once
+ENOUGH_TOKENS = 512  # with so many a CPU multiplies about as fast as with more
+PADDING = 1 / 8  # of a part's own tokens, from which a further part is cheaper there
 
 
 @dataclass(frozen=True)
@@ -46,13 +48,18 @@ def prefill(model: GPT, prompts: Sequence[Sequence[int]], dtype: torch.dtype) ->
     return Prefilled(prefix, lengths, logits)
 
 
-def parts_of_like_length(prompts: Mapping[int, Sequence[int]]) -> Iterator[list[int]]:
-    """The numbers of `prompts`, those of like length together, at most PREFILL_TOKENS padded tokens at once."""
-    part: list[int] = []
+def parts_of_like_length(prompts: Mapping[int, Sequence[int]], device: torch.device) -> Iterator[list[int]]:
+    """The numbers of `prompts`, those of like length together, at most PREFILL_TOKENS padded tokens at once; on a CPU
+    fewer where they would be filled up much."""
+    part, own = list[int](), 0
     for number in sorted(prompts, key=lambda number: len(prompts[number])):
-        if part and (len(part) + 1) * len(prompts[number]) > PREFILL_TOKENS:
+        padded = (len(part) + 1) * len(prompts[number])
+        padding = padded - own - len(prompts[number])
+        fills_up = device.type == "cpu" and own >= ENOUGH_TOKENS and padding > PADDING * own
+        if part and (padded > PREFILL_TOKENS or fills_up):
             yield part
-            part = []
+            part, own = [], 0
         part.append(number)
+        own += len(prompts[number])
     if part:
         yield part

@@ -117,7 +117,7 @@ class SlotBatch:
         for request in requests:
             asked.setdefault(request.prompt_index, []).append(request)
         prompts = {index: each[0].prompt for index, each in asked.items()}
-        for part in parts_of_like_length(prompts):
+        for part in parts_of_like_length(prompts, self.model.device):
             owners = [(row, request) for row, prompt in enumerate(part) for request in asked[prompt]]
             chosen = [next(empty) for _ in owners]
             read = prefill(self.model, [prompts[index] for index in part], self.slots.cache.keys.dtype)

@@ -19,7 +19,7 @@ from nanogpt_edit.data.facts import Fact
 from nanogpt_edit.evaluation.asking import AskedState, ask_all, behind
 from nanogpt_edit.evaluation.records import Recall
 from nanogpt_edit.evaluation.targets import TargetScore, score_targets
-from nanogpt_edit.evaluation.writing import free_texts, ngram_entropy, written_answers
+from nanogpt_edit.evaluation.writing import cut_answer, free_texts, ngram_entropy, written_answers
 from nanogpt_edit.model.gpt import GPT
 
 FACT_GROUPS = ("recall", "recall_edited", "edited")
@@ -103,7 +103,7 @@ def measure_facts(
     wanted = [] if asked else [pair for fact in facts for pair in _pairs(fact)]
     scores = dict(zip(wanted, score_targets(model, wanted), strict=True))
     scores |= {(each.ask.prompt, answer): s for own in states for each in own for answer, s in each.scores.items()}
-    answers = written_answers(model, [(fact.prompt, fact.target_new) for fact in facts])
+    answers = _answers(facts, states) if asked else written_answers(model, [(f.prompt, f.target_new) for f in facts])
     texts = free_texts(model, [fact.prompt for fact in facts]) if fluency else []
     entropies: list[float | None] = [ngram_entropy(text) for text in texts]
     return tuple(
@@ -124,6 +124,11 @@ def measure_facts(
             facts, answers, entropies or [None] * len(facts), states, strict=True
         )
     )
+
+
+def _answers(facts: Sequence[Fact], states: Sequence[Sequence[AskedState]]) -> list[tuple[str, bool]]:
+    """As `written_answers`, of what was written when every prompt was asked: the first is a fact's own."""
+    return [cut_answer(own[0].text or "", fact.target_new) for fact, own in zip(facts, states, strict=True)]
 
 
 def _pairs(fact: Fact) -> list[tuple[str, str]]:

@@ -30,19 +30,25 @@ def block_nats(model: GPT, blocks: Tensor, *, rows: int = 32) -> list[float]:
     was_training = model.training
     model.eval()
     nats: list[float] = []
-    room = max(1, LOGIT_NUMBERS // model.config.vocab_size)
     with progress("held-out text", len(blocks), "blocks", brief=True) as bar:
         for start in range(0, len(blocks), rows):
             token_ids = blocks[start : start + rows].to(model.device)
-            states, targets = model.hidden(token_ids[:, :-1]).flatten(0, 1), token_ids[:, 1:].flatten()
-            losses = [
-                F.cross_entropy(model.logits(part).float(), wanted, reduction="none")
-                for part, wanted in zip(states.split(room), targets.split(room), strict=True)
-            ]
-            nats += torch.cat(losses).view(len(token_ids), -1).mean(dim=1).double().tolist()
+            nats += nats_of(model, model.hidden(token_ids[:, :-1]), token_ids)
             bar.update(len(nats))
     model.train(was_training)
     return nats
+
+
+@torch.inference_mode()
+def nats_of(model: GPT, states: Tensor, blocks: Tensor) -> list[float]:
+    """Mean nats per token of each of `blocks` (N, T + 1), on which `states` (N, T, D) are what the model has read."""
+    room = max(1, LOGIT_NUMBERS // model.config.vocab_size)
+    targets = blocks[:, 1:].flatten().to(states.device)
+    losses = [
+        F.cross_entropy(model.logits(part).float(), wanted, reduction="none")
+        for part, wanted in zip(states.flatten(0, 1).split(room), targets.split(room), strict=True)
+    ]
+    return list(map(float, torch.cat(losses).view(len(blocks), -1).mean(dim=1).double().tolist()))
 
 
 def perplexity(nats: Sequence[float]) -> dict[str, Interval]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -15,9 +15,19 @@ from nanogpt_edit.editing.config import EditConfig
 from nanogpt_edit.editing.editor import edit_model
 from nanogpt_edit.editing.patch import EditedFact
 from nanogpt_edit.editing.records import Edit
-from nanogpt_edit.editing.scores import compare_states, describe, edit_record, score_patch, shortfall
+from nanogpt_edit.editing.scores import (
+    compare_states,
+    describe,
+    edit_record,
+    measure_state,
+    score_patch,
+    shortfall,
+)
+from nanogpt_edit.evaluation import drift
 from nanogpt_edit.evaluation.facts import FactState
+from nanogpt_edit.evaluation.perplexity import block_nats, perplexity
 from nanogpt_edit.evaluation.targets import TargetScore
+from nanogpt_edit.evaluation.writing import written_answers
 
 
 def target(p: float, rank: int = 1) -> TargetScore:
@@ -40,6 +50,19 @@ def state(
 
 FACT = Fact("The capital of Egypt is", "Egypt", target_new="Giza", target_true="Cairo", relation="capital")
 EDITED = EditedFact(FACT, lookup="exact", probability=0.9, shift=1.0, steps=5)
+
+
+def test_what_was_read_and_written_already_serves_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The perplexity takes the states of the text whose drift is measured, and an answer is what was written when
+    every prompt was asked: as each is by itself."""
+    model, text, asked = trained_model(), covariance_blocks()[:8], facts(3)
+    monkeypatch.setattr(drift, "DRIFT_TOKENS", 3 * (text.shape[1] - 1))  # of eight blocks three
+    found = measure_state(model, asked, text=text)
+    assert found.reading is not None and len(found.reading.blocks) == 3
+    assert found.perplexity is not None
+    assert asdict(found.perplexity) == pytest.approx(asdict(perplexity(block_nats(model, text))["perplexity"]))
+    alone = written_answers(model, [(fact.prompt, fact.target_new) for fact in asked])
+    assert [(state.answer, state.exact) for state in found.facts] == alone
 
 
 def test_behind_other_text_is_told_apart() -> None:

@@ -121,6 +121,7 @@ def test_the_text_depends_on_the_prompt_and_its_key_alone(
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.setattr(engine_module, "SLACK_COLUMNS", slack)
         monkeypatch.setattr(prefill, "PREFILL_TOKENS", prefill_tokens)
+        monkeypatch.setattr(prefill, "ENOUGH_TOKENS", prefill_tokens)
         monkeypatch.setattr(decode_cache, "SPAN_COLUMNS", span)
         completions = Engine(model, max_slots=slots, cache_bytes=affordable_rows * row_bytes).generate(
             [POOL[i] for i in chosen],
@@ -158,6 +159,14 @@ def test_a_long_run_moves_its_columns_and_keeps_its_text(family: str, monkeypatc
         prompt = prompts[c.prompt_index]
         key, sample = c.prompt_index, c.sample_index
         assert_same(c, simple(model, prompt, key=key, sample=sample, sampling=sampling, stops=stops))
+
+
+def test_prompts_of_like_length_are_read_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """8, 8 and 9 tokens need 2 of padding, an eighth of 16; with 20 it would be 35."""
+    monkeypatch.setattr(prefill, "ENOUGH_TOKENS", 16)
+    prompts = {0: [1] * 8, 1: [1] * 20, 2: [1] * 9, 3: [1] * 8}
+    assert list(prefill.parts_of_like_length(prompts, torch.device("cpu"))) == [[0, 3, 2], [1]]
+    assert list(prefill.parts_of_like_length(prompts, torch.device("cuda"))) == [[0, 3, 2, 1]]
 
 
 def test_equal_prompts_with_equal_keys_get_equal_texts() -> None:
