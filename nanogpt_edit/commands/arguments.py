@@ -17,6 +17,7 @@ from nanogpt_edit.editing.config import EditConfig, SweepConfig
 from nanogpt_edit.engine.sampling_config import Sampling
 from nanogpt_edit.evaluation.config import EvaluateConfig
 from nanogpt_edit.pipeline.recipe import GRPO_ALONE, SFT_ALONE, ModelConfig, Recipe, load_recipe, packaged_recipes
+from nanogpt_edit.pipeline.trackers.tracker import TrackerName
 from nanogpt_edit.tracing.config import Site, TraceConfig
 from nanogpt_edit.training.grpo_config import GRPOConfig
 from nanogpt_edit.training.pretrain_config import BaseText, PretrainConfig
@@ -37,6 +38,9 @@ class Run:
     recipe: Annotated[Recipe, tyro.conf.arg(name="")]
     out: Path
     """Folder of the run."""
+    track: TrackerName | None = None
+    """Tell a tracker of every number while it goes, and of completions and the report; offline, in the run's folder or
+    the tracker's own, unless the tracker is set up otherwise. Each is an extra: pip install 'nanogpt-edit[wandb]'."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +63,16 @@ class Common:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pretrain(Common):
+class Training(Common):
+    """What every stage that trains is told."""
+
+    track: TrackerName | None = None
+    """Tell a tracker of every number while it goes; offline unless the tracker is set up otherwise. Each is an extra:
+    pip install 'nanogpt-edit[wandb]'."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pretrain(Training):
     """Train a new model on plain text: the embedded world, the problems, and pretrain.text. It is saved in OUT/base."""
 
     model: ModelConfig = ModelConfig()
@@ -69,7 +82,7 @@ class Pretrain(Common):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SFT(Common):
+class SFT(Training):
     """Fine-tune a model on worked solutions; the weights with the lowest validation loss are saved in OUT/sft.
 
     With sft.replay above 0, sft.replay_source or pretrain.text is mixed in against forgetting, and the embedded world
@@ -85,7 +98,7 @@ class SFT(Common):
 
 
 @dataclass(frozen=True, kw_only=True)
-class GRPO(Common):
+class GRPO(Training):
     """Improve a model by reinforcement learning on problems with known answers; it is saved in OUT/grpo."""
 
     model: Model

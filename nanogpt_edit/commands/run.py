@@ -25,4 +25,4 @@ def run(arguments: list[str]) -> int:
     elif resolved.stages != recipe.stages:
         kept = summary_paths(resolved)
         resolved = replace(resolved, expect={path: bound for path, bound in recipe.expect.items() if path in kept})
-    return pipeline.run(resolved, chosen.out)
+    return pipeline.run(resolved, chosen.out, track=chosen.track)

@@ -13,7 +13,7 @@ import tomli_w
 import torch
 
 from nanogpt_edit.checkpoint.checkpoint import load
-from nanogpt_edit.commands.arguments import GRPO, SFT, Common, Edit, Pretrain
+from nanogpt_edit.commands.arguments import GRPO, SFT, Common, Edit, Pretrain, Training
 from nanogpt_edit.commands.flags import given_flags
 from nanogpt_edit.commands.parse import parse
 from nanogpt_edit.common.device import choose_device
@@ -156,6 +156,8 @@ def run_alone(stage: Stage, chosen: Common, recipe: Recipe, *, default: Recipe =
     device = choose_device(chosen.device, threads=chosen.threads)
     settings = replace(chosen, threads=torch.get_num_threads())
     folder = RunFolder(chosen.out)
-    remarks = make_alone(stage, RunInputs(recipe), folder, device, recipe.model.source, settings=settings)
+    track = chosen.track if isinstance(chosen, Training) else None
+    inputs, start = RunInputs(recipe), recipe.model.source
+    remarks = make_alone(stage, inputs, folder, device, start, settings=settings, track=track)
     print(f"The model: {folder.model(stage.name)}", *remarks, sep="\n")
     return 0

@@ -14,14 +14,24 @@ from nanogpt_edit.pipeline.checks import check_rewards, check_sizes
 from nanogpt_edit.pipeline.folder import MAY_CHANGE, RunFolder
 from nanogpt_edit.pipeline.inputs import RunInputs
 from nanogpt_edit.pipeline.stages import Remarks, Stage, Start, make_model
+from nanogpt_edit.pipeline.trackers.tracker import TrackerName
+from nanogpt_edit.pipeline.tracking import tracked
 
 
 def make_alone(
-    stage: Stage, inputs: RunInputs, folder: RunFolder, device: torch.device, start: Start, *, settings: object
+    stage: Stage,
+    inputs: RunInputs,
+    folder: RunFolder,
+    device: torch.device,
+    start: Start,
+    *,
+    settings: object,
+    track: TrackerName | None = None,
 ) -> Remarks:
     """Make the stage's model in the folder, or go on with it; one that is done is left alone, and said so.
 
-    `settings` are kept beside it. Raises UserError when the folder holds the stage with other ones.
+    `settings` are kept beside it; a tracker, if any, is told of it. Raises UserError when the folder holds the
+    stage with other settings.
     """
     check_sizes(inputs.recipe)
     check_rewards(inputs.recipe)
@@ -32,7 +42,8 @@ def make_alone(
             again = f"to do it again, choose another --out, or delete {folder.model(stage.name)}"
             say(f"{stage.name}: done before; {again}.")
         folder.keep_environment(device, **inputs.counts)
-        return make_model(stage, inputs, folder, device, start)
+        with tracked(inputs.recipe, folder.path, track):
+            return make_model(stage, inputs, folder, device, start)
 
 
 def keep_settings(settings: object, path: Path, *, begun: bool) -> None:

@@ -26,7 +26,7 @@ from nanogpt_edit.pipeline.environment import environment
 from nanogpt_edit.pipeline.recipe import Recipe, load_recipe, save_recipe
 from nanogpt_edit.pipeline.records import Timing
 
-MAY_CHANGE = ("threads", "shard", "expect")  # between two calls of one run
+MAY_CHANGE = ("threads", "shard", "expect", "track")  # between two calls of one run
 PATIENCE_SECONDS = 0.3  # for one that only looks whether the folder is in use
 
 

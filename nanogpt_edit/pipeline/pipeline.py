@@ -23,45 +23,56 @@ from nanogpt_edit.pipeline.inputs import RunInputs
 from nanogpt_edit.pipeline.measure import compare, measure, trace
 from nanogpt_edit.pipeline.recipe import Recipe
 from nanogpt_edit.pipeline.stages import Stage, Start, data_of, make_model, stages_of
+from nanogpt_edit.pipeline.trackers.tracker import TrackerName
+from nanogpt_edit.pipeline.tracking import tracked
 
 EXPECTATION_FAILED = 3
 
 
-def run(recipe: Recipe, out: Path) -> int:
+def run(recipe: Recipe, out: Path, *, track: TrackerName | None = None) -> int:
     """Run `recipe` in the folder `out`, or go on where an earlier call stopped -> exit status (3: expectation failed).
 
-    Raises UserError for bad input, before anything long begins.
+    A tracker, if any, is told of it while it goes. Raises UserError for bad input, before anything long begins.
     """
     check_sizes(recipe)
     folder = RunFolder(out)
     with folder.locked():
         recipe = folder.with_threads(recipe)
         folder.keep_recipe(recipe)
-        inputs, device = RunInputs(recipe), choose_device(recipe.device, threads=recipe.threads)
-        with step(folder, "world"):
-            prepare(inputs, folder, device)
-        start: Start = recipe.model.source
-        before: Stage | None = None
-        remarks: list[str] = []
-        for stage in stages_of(recipe):
-            with step(folder, stage.name):
-                remarks += make_model(stage, inputs, folder, device, start)
-            with step(folder, f"evaluate_{stage.name}"):
-                measure_stage(stage, before, inputs, folder, device)
-            start, before = folder.model(stage.name), stage
-        if "edited" in recipe.stages:
-            with step(folder, "trace"):
-                if distributed.is_first():
-                    trace(inputs, folder, device)
-        if not distributed.is_first():
-            return 0
-        with folder.timed("report"):
-            summary = report.build(out)
+        with tracked(recipe, out, track) as tracking:
+            remarks = make_all(recipe, folder)
+            if not distributed.is_first():
+                return 0
+            with folder.timed("report"):
+                summary = report.build(out)
+            if tracking is not None:
+                tracking.finish(summary)
     show(report.terminal_summary(summary))
     say(f"The report: {out / 'report.html'}")
     for remark in remarks:
         say(remark)
     return EXPECTATION_FAILED if summary.any_failed else 0
+
+
+def make_all(recipe: Recipe, folder: RunFolder) -> list[str]:
+    """Every stage of the recipe, made and measured -> what a person should read last."""
+    inputs, device = RunInputs(recipe), choose_device(recipe.device, threads=recipe.threads)
+    with step(folder, "world"):
+        prepare(inputs, folder, device)
+    start: Start = recipe.model.source
+    before: Stage | None = None
+    remarks: list[str] = []
+    for stage in stages_of(recipe):
+        with step(folder, stage.name):
+            remarks += make_model(stage, inputs, folder, device, start)
+        with step(folder, f"evaluate_{stage.name}"):
+            measure_stage(stage, before, inputs, folder, device)
+        start, before = folder.model(stage.name), stage
+    if "edited" in recipe.stages:
+        with step(folder, "trace"):
+            if distributed.is_first():
+                trace(inputs, folder, device)
+    return remarks
 
 
 @contextmanager

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from nanogpt_edit.common import distributed
 from nanogpt_edit.common.errors import UserError
-from nanogpt_edit.common.files import append_jsonl, read_jsonl, read_numbered_jsonl, write_jsonl
+from nanogpt_edit.common.files import read_jsonl, read_numbered_jsonl, write_jsonl
 from nanogpt_edit.common.records import Place, to_value
 from nanogpt_edit.common.stopping import SIGNALS, Stopped
 from nanogpt_edit.common.terminal import progress, say
@@ -32,6 +32,7 @@ from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.model.lora import Lora
 from nanogpt_edit.training import states
 from nanogpt_edit.training.config import Keep, LoopConfig, schedule_at
+from nanogpt_edit.training.log_lines import write_line
 from nanogpt_edit.training.optimizers import make_optimizers
 from nanogpt_edit.training.parallel import Parallel, tokens_at_once
 
@@ -152,7 +153,7 @@ class Trainer:
             "seconds": seconds,
         }
         if distributed.is_first():
-            append_jsonl(self.log_path, {k: _finite(v) for k, v in line.items()})
+            write_line(self.log_path, {k: _finite(v) for k, v in line.items()})
         self._shown = {name: float(metrics[name]) for name in shown if name in metrics}
 
     def is_time_to_evaluate(self) -> bool:

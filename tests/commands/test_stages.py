@@ -298,17 +298,17 @@ def test_trace_prints_its_tables_and_draws_one(base: str, tmp_path: Path, capsys
 def test_run_hands_the_overridden_recipe_and_the_folder_on(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
 
-    def run(recipe: Recipe, out: Path) -> int:
-        seen.append((recipe, out))
+    def run(recipe: Recipe, out: Path, *, track: str | None) -> int:
+        seen.append((recipe, out, track))
         return 3
 
     monkeypatch.setattr(pipeline, "run", run)
     assert cli.main(["run", "tiny", "--problems.path", "../data/gsm8k", "--out", "runs/gsm8k"]) == 3
-    assert cli.main(["run", "tiny"]) == 3
+    assert cli.main(["run", "tiny", "--track", "wandb"]) == 3
     tiny = load_recipe("tiny")
     others = replace(tiny, problems=replace(tiny.problems, path="../data/gsm8k"), expect={})  # they are about its own
-    assert seen[0] == (others, Path("runs/gsm8k"))
-    assert seen[1] == (tiny, Path("runs/tiny"))
+    assert seen[0] == (others, Path("runs/gsm8k"), None)
+    assert seen[1] == (tiny, Path("runs/tiny"), "wandb")
 
 
 @pytest.mark.parametrize(
