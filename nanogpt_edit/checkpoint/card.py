@@ -43,7 +43,7 @@ def write_card(directory: Path, title: str, model: GPT, tokenizer: Tokenizer | N
         *(() if theirs.theirs else (f"# {title}",)),
         f"## What it is\n\n{_sizes(model)}",
         f"## What was done to these weights\n\n{_steps(model.lineage)}",
-        f"## How a question is put\n\n{_format(tokenizer)}",
+        f"## How a question is put\n\n{_format(tokenizer, model.lineage)}",
         *((f"## The edits in it\n\n{_edits(patches)}",) if patches else ()),
         f"## Limits\n\n{_limits(model.lineage)}",
         f"## Licence and source\n\n{_source(model.lineage, theirs, directory)}",
@@ -80,7 +80,7 @@ def _step(each: LineageEntry) -> str:
     return f"{each.sentence} ({', '.join(learned)})" if learned else each.sentence
 
 
-def _format(tokenizer: Tokenizer | None) -> str:
+def _format(tokenizer: Tokenizer | None, lineage: Sequence[LineageEntry]) -> str:
     if tokenizer is None:
         return "No vocabulary came with the weights."
     if tokenizer.chat_template == REASONING_TEMPLATE:
@@ -91,6 +91,8 @@ def _format(tokenizer: Tokenizer | None) -> str:
         )
     if tokenizer.chat_template is None:
         return "As plain text; there is no chat template, and none was trained."
+    if any(each.kind == "template" for each in lineage):
+        return "By the chat template in `chat_template.jinja`, in which the conversations stood that it was trained on."
     return "By the chat template that came with the model; training here did not teach it another format."
 
 

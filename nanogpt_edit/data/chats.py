@@ -7,7 +7,8 @@ A record is known by its fields:
     {"prompt": "…", "completion": "…"}                                  texts, or lists of messages
     {"instruction": "…", "input": "…", "output": "…"}                   Alpaca
 
-A bad record stops the reading with its file and line.
+Fields of other names are given these by a map ("messages=dialog", "prompt=ask completion=say"). A bad record stops the
+reading with its file and line.
 """
 
 from __future__ import annotations
@@ -21,11 +22,12 @@ from nanogpt_edit.common.arguments import checked
 from nanogpt_edit.common.errors import UserError
 from nanogpt_edit.common.records import Answering, check_fields
 from nanogpt_edit.data import hub_datasets
-from nanogpt_edit.data.rows import ROW_SUFFIXES, read_rows, reason_of_json
+from nanogpt_edit.data.rows import read_rows, reason_of_json, required_split
 from nanogpt_edit.model.chat_template import Message
 
 TURNS = ("messages", "conversations")
 PAIRS = (("prompt", "completion"), ("prompt", "response"), ("question", "response"), ("instruction", "output"))
+NAMES = ("messages", "prompt", "completion", "system")
 # How others call the three roles.
 ROLES = {"human": "user", "gpt": "assistant", "bot": "assistant", "model": "assistant", "chatgpt": "assistant"}
 EXAMPLE = '{"messages": [{"role": "user", "content": "…"}, {"role": "assistant", "content": "…"}]}'
@@ -46,25 +48,38 @@ class Chat(metaclass=Answering):
 
 
 @checked
-def read_chats(source: str | Path, *, split: str = "train") -> tuple[Chat, ...]:
+def read_chats(source: str | Path, *, split: str = "train", fields: str | None = None) -> tuple[Chat, ...]:
     """All conversations of one file (.jsonl, .json, .parquet; also .gz), or the `split` of a folder or hub data set.
 
-    Raises UserError naming file and line of a bad record, or the file when it is missing or empty.
+    `fields` says where a record has what: "messages=dialog". Raises UserError naming file and line of a bad record, or
+    the file when it is missing or empty.
     """
-    path = Path(source)
-    if path.is_dir():
-        files = [path / f"{split}{suffix}" for suffix in ROW_SUFFIXES if (path / f"{split}{suffix}").is_file()]
-        if not files:
-            raise UserError(f"{path}: no {split}.jsonl in this folder. Name the file itself, or give the folder one.")
-        path = files[0]
-    if path.is_file():
-        stem = path.name.partition(".")[0]
-        fields = (*TURNS, *(first for first, _ in PAIRS))
-        rows = ((f"{stem}:{number}", row) for number, row in read_rows(path, fields=fields))
-        return _chats(rows, str(path))
+    path, named = Path(source), field_map(fields)
+    if path.is_file() or (path.is_dir() and not hub_datasets.is_saved(path)):
+        files = [path] if path.is_file() else required_split(path, split)
+        known = (*named.values(), *TURNS, *(first for first, _ in PAIRS))
+        return tuple(chat for file in files for chat in _chats(_rows_of(file, known), str(file), named))
     hub_datasets.check_name(str(source))
     found = hub_datasets.read_rows(str(source), split=split)
-    return _chats(((f"{split}:{number}", row) for number, row in enumerate(found, start=1)), f"{source} {split}")
+    numbered = ((f"{split}:{number}", row) for number, row in enumerate(found, start=1))
+    return _chats(numbered, f"{source} {split}", named)
+
+
+def _rows_of(file: Path, fields: Sequence[str]) -> Iterator[tuple[str, object]]:
+    stem = file.name.partition(".")[0]
+    return ((f"{stem}:{number}", row) for number, row in read_rows(file, fields=fields))
+
+
+def field_map(text: str | None) -> dict[str, str]:
+    """The map that "prompt=ask completion=say" writes: {"prompt": "ask", …}. Raises UserError for what is none."""
+    pairs = [word.partition("=") for word in (text or "").replace(",", " ").split()]
+    for ours, sign, theirs in pairs:
+        if ours not in NAMES or not sign or not theirs:
+            raise UserError(
+                f'"{ours}{sign}{theirs}" is no name of ours, = and theirs, as in messages=dialog; ours are '
+                f"{', '.join(NAMES)}."
+            )
+    return {ours: theirs for ours, _, theirs in pairs}
 
 
 def split_chats(chats: Sequence[Chat], *, validation: int) -> tuple[tuple[Chat, ...], tuple[Chat, ...]]:
@@ -85,16 +100,28 @@ def _said(chat: Chat) -> str:
     return "\n".join(f"{message.role}: {message.content}" for message in chat.messages)
 
 
-def _chats(rows: Iterable[tuple[str, object]], source: str) -> tuple[Chat, ...]:
+def _chats(rows: Iterable[tuple[str, object]], source: str, named: Mapping[str, str]) -> tuple[Chat, ...]:
     chats: list[Chat] = []
     for identifier, row in rows:
         try:
-            chats.append(Chat(tuple(_messages(row)), identifier))
+            chats.append(Chat(tuple(_messages(_renamed(row, named))), identifier))
         except UserError as error:
             raise UserError(f"{source}:{identifier.rpartition(':')[2]}: {error}") from None
     if not chats:
         raise UserError(f"{source}: no conversations in it. One is a line such as {EXAMPLE}.")
     return tuple(chats)
+
+
+def _renamed(row: object, named: Mapping[str, str]) -> object:
+    """A record with the fields of the map under our names. Raises UserError where it lacks one."""
+    if not named or not isinstance(row, Mapping):
+        return row
+    for theirs in named.values():
+        if theirs not in row:
+            has = ", ".join(f'"{name}"' for name in list(row)[:8]) or "none"
+            raise UserError(f'the record has no field "{theirs}" (it has {has}); mend the map (--sft.chats-fields).')
+    kept = {name: value for name, value in row.items() if "prompt" not in named or name not in TURNS}
+    return {**kept, **{ours: row[theirs] for ours, theirs in named.items()}}
 
 
 def _messages(row: object) -> Iterator[Message]:

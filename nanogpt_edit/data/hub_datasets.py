@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
+from pathlib import Path
 
 from nanogpt_edit.checkpoint.hub import answers
 from nanogpt_edit.common.errors import UserError
@@ -28,6 +29,8 @@ def check_name(source: str) -> None:
 
     Call it for what does not exist on the disk: a misspelt path should be reported as one, not sought on the hub.
     """
+    if is_saved(Path(source)):
+        return
     name = source.partition(":")[0]
     path_like = source.startswith((".", "/", "~")) or name.endswith(FILE_SUFFIXES) or name.count("/") != 1
     if path_like and source not in ALIASES:
@@ -37,14 +40,20 @@ def check_name(source: str) -> None:
         )
 
 
+def is_saved(folder: Path) -> bool:
+    """Has the `datasets` library written this folder (`save_to_disk`)?"""
+    return any((folder / name).is_file() for name in ("dataset_dict.json", "state.json"))
+
+
 def read_splits(source: str, *, wanted: Iterable[str]) -> dict[str, list[Row]]:
     """Rows of those of the `wanted` splits that the data set has, in its order; from the local cache when offline.
 
     Raises UserError, saying the ways to supply the data, when it cannot be had.
     """
     wanted = list(wanted)
-    name, _, configuration = ALIASES.get(source, source).partition(":")
-    data = _load(name, configuration or None, split=None)
+    data = _load_saved(source) if is_saved(Path(source)) else _load(source, split=None)
+    if not isinstance(data, Mapping) and is_saved(Path(source)):
+        data = {"train": data}  # a folder of one split
     if not isinstance(data, Mapping):
         raise UserError(f"{source}: the hub gave no splits for this data set; expected {' and '.join(wanted)}.")
     found: dict[str, list[Row]] = {split: [dict(row) for row in data[split]] for split in wanted if split in data}
@@ -55,14 +64,26 @@ def read_splits(source: str, *, wanted: Iterable[str]) -> dict[str, list[Row]]:
 
 def read_rows(source: str, *, split: str) -> list[Row]:
     """Rows of one split. Raises UserError as `read_splits` does."""
-    name, _, configuration = ALIASES.get(source, source).partition(":")
-    data = _load(name, configuration or None, split=split)
+    if is_saved(Path(source)):
+        return read_splits(source, wanted=[split])[split]
+    data = _load(source, split=split)
     if not isinstance(data, Iterable):
         raise UserError(f"{source}: the hub gave no rows for split {split}.")
     return [dict(row) for row in data]
 
 
-def _load(name: str, configuration: str | None, *, split: str | None) -> object:
+def _load_saved(folder: str) -> object:
+    import datasets
+
+    try:
+        return datasets.load_from_disk(folder)
+    except Exception as error:  # as above
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise UserError(f"{folder}: the data set saved there cannot be read ({reason}); save it again.") from None
+
+
+def _load(source: str, *, split: str | None) -> object:
+    name, _, configuration = ALIASES.get(source, source).partition(":")
     try:
         import datasets
     except ImportError:
@@ -71,7 +92,7 @@ def _load(name: str, configuration: str | None, *, split: str | None) -> object:
     try:
         alone = not offline and not _reachable(name)
         with _cache_alone() if alone else nullcontext():
-            loaded: object = datasets.load_dataset(name, configuration, split=split)
+            loaded: object = datasets.load_dataset(name, configuration or None, split=split)
         return loaded
     except Exception as error:  # the library raises a dozen unrelated types for "not reachable" and "not there"
         reason = " ".join(str(error).split())[:200] or type(error).__name__

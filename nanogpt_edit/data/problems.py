@@ -18,7 +18,7 @@ from nanogpt_edit.common.reasoning import TAGS
 from nanogpt_edit.common.records import Answering, check_fields
 from nanogpt_edit.data import hub_datasets
 from nanogpt_edit.data.numerals import THOUSANDS, numbers
-from nanogpt_edit.data.rows import ROW_SUFFIXES, read_rows, reason_of_json
+from nanogpt_edit.data.rows import ROW_SUFFIXES, files_of_split, read_rows, reason_of_json, required_split
 
 CALCULATOR_MARK = re.compile(r"<<[^<>]*>>")
 COMMA_BETWEEN_DIGITS = re.compile(r"(?<=\d)[,，٬](?=\d)")
@@ -69,8 +69,8 @@ def read_problems(
     path = _path(source)
     if path.is_file():
         return _read_files([path], fields, notes=[])
-    if path.is_dir():
-        return _read_files(_split_files(path, split), fields, notes=[])
+    if path.is_dir() and not hub_datasets.is_saved(path):
+        return _read_files(required_split(path, split), fields, notes=[])
     hub_datasets.check_name(str(source))
     rows = hub_datasets.read_rows(str(source), split=split)
     return _read_rows(_numbered(rows, split), f"{source} {split}", fields, notes=[])
@@ -84,9 +84,9 @@ def read_all_splits(source: str, fields: Fields, notes: list[str]) -> dict[str, 
     path = _path(source)
     if path.is_file():
         return {"train": _read_files([path], fields, notes)}
-    if path.is_dir():
-        files = {"train": _split_files(path, "train")}
-        files |= {split: found for split in ("validation", "test") if (found := _find_split(path, split))}
+    if path.is_dir() and not hub_datasets.is_saved(path):
+        files = {"train": required_split(path, "train")}
+        files |= {split: found for split in ("validation", "test") if (found := files_of_split(path, split))}
         return {split: _read_files(found, fields, notes) for split, found in files.items()}
     hub_datasets.check_name(source)
     rows = hub_datasets.read_splits(source, wanted=("train", "validation", "test"))
@@ -98,26 +98,6 @@ def read_all_splits(source: str, fields: Fields, notes: list[str]) -> dict[str, 
 def _path(source: str | Path) -> Path:
     path = Path(source)
     return EXAMPLE_FILE if str(source) == "example" and not path.exists() else path
-
-
-def _split_files(folder: Path, split: str) -> list[Path]:
-    found = _find_split(folder, split)
-    if found:
-        return found
-    present = ", ".join(sorted(p.name for p in folder.iterdir())[:8]) or "nothing"
-    raise UserError(
-        f"{folder}: no {split}.jsonl in this folder (it holds {present}). Name the file itself, or give the folder one."
-    )
-
-
-def _find_split(folder: Path, split: str) -> list[Path]:
-    """The file of a split: `train.jsonl`, `train.parquet`, …; or its parts as the hub names them."""
-    for suffix in ROW_SUFFIXES:
-        whole = folder / f"{split}{suffix}"
-        found = [whole] if whole.is_file() else sorted(folder.glob(f"{split}-*-of-*{suffix}"))
-        if found:
-            return found
-    return []
 
 
 def _numbered(rows: Iterable[object], label: str) -> Iterator[tuple[str, object]]:

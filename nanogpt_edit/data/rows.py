@@ -51,6 +51,27 @@ def is_rows(path: Path) -> bool:
     return path.name.endswith(ROW_SUFFIXES)
 
 
+def files_of_split(folder: Path, split: str) -> list[Path]:
+    """The file of a split: `train.jsonl`, `train.parquet`, …; or its parts as the hub names them; also in `data/`."""
+    for place in (folder, folder / "data"):
+        for suffix in ROW_SUFFIXES:
+            whole = place / f"{split}{suffix}"
+            found = [whole] if whole.is_file() else sorted(place.glob(f"{split}-*-of-*{suffix}"))
+            if found:
+                return found
+    return []
+
+
+def required_split(folder: Path, split: str) -> list[Path]:
+    """The same. Raises UserError, naming what is there, where the folder has no such split."""
+    if found := files_of_split(folder, split):
+        return found
+    present = ", ".join(sorted(path.name for path in folder.iterdir())[:8]) or "nothing"
+    raise UserError(
+        f"{folder}: no {split}.jsonl in this folder (it holds {present}). Name the file itself, or give the folder one."
+    )
+
+
 def read_rows(path: Path, *, fields: Sequence[str]) -> Iterator[tuple[int, object]]:
     """(line or row number, record) of every record; an exception in its place where a line is no JSON.
 

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from nanogpt_edit.data.chat_samples import to_chat_sample
+from nanogpt_edit.data.chats import Chat
 from nanogpt_edit.data.problems import Problem
 from nanogpt_edit.data.samples import Sample, prompt_ids, to_sample
 from nanogpt_edit.doctor.findings import Finding
+from nanogpt_edit.model.chat_template import render_chat
 from nanogpt_edit.model.tokenizer import Tokenizer
 from nanogpt_edit.training.grpo_config import GRPOConfig
 from nanogpt_edit.training.rewards import BUILT_IN, find_rewards, score
@@ -101,6 +104,26 @@ def check_prompts(problems: Sequence[Problem], samples: Sequence[Sample], tokeni
                 "strip the question",
             )
     return Finding("prompt", "ok", f"{len(samples)} prompts end where generation begins")
+
+
+def check_chat_prompts(chats: Sequence[Chat], tokenizer: Tokenizer) -> Finding:
+    """Does every reply that is learned stand behind the same tokens that generation would be given?"""
+    replies = 0
+    for chat in chats:
+        sample = to_chat_sample(chat, tokenizer)
+        begins = [i for i, mask in enumerate(sample.loss_mask) if mask and not (i and sample.loss_mask[i - 1])]
+        places = [place for place, message in enumerate(chat.messages) if message.role == "assistant"]
+        for begin, place in zip(begins, places, strict=False):
+            asked = tuple(tokenizer.encode(render_chat(tokenizer, chat.messages[:place])))
+            if sample.token_ids[:begin] != asked:
+                return Finding(
+                    "prompt",
+                    "warn",
+                    f"conversation {chat.id}: message {place + 1} is learned behind other tokens than it is asked with",
+                    "use a chat template whose turns end in special tokens, or in a line break (--sft.chat-template)",
+                )
+            replies += 1
+    return Finding("prompt", "ok", f"{replies} replies are learned behind the tokens that they are asked with")
 
 
 def check_leak(train: Sequence[Problem], test: Sequence[Problem]) -> Finding:

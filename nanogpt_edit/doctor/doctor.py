@@ -10,9 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from nanogpt_edit.data.chats import Chat
 from nanogpt_edit.data.problems import Problem
 from nanogpt_edit.data.samples import Sample, to_sample
 from nanogpt_edit.doctor.data_checks import (
+    check_chat_prompts,
     check_endings,
     check_gold,
     check_held_out,
@@ -60,11 +62,13 @@ def check_sft(
     ]
 
 
-def check_chats(model: GPT, chats: int, samples: Sequence[Sample], config: LoopConfig) -> list[Finding]:
-    """Everything that can be seen before SFT on so many conversations; `samples` are those that fit."""
+def check_chats(model: GPT, chats: Sequence[Chat], samples: Sequence[Sample], config: LoopConfig) -> list[Finding]:
+    """Everything that can be seen before SFT on conversations; `samples` are those that fit."""
+    tokenizer = tokenizer_of(model)
     return [
-        check_endings(samples, tokenizer_of(model)),
-        check_lengths(samples, problems=chats, block_size=model.config.block_size),
+        check_endings(samples, tokenizer),
+        check_chat_prompts(chats[:PROBLEMS_LOOKED_AT], tokenizer),
+        check_lengths(samples, problems=len(chats), block_size=model.config.block_size),
         check_weights(model),
         check_warmup(config),
         check_memory(training_bytes(model, config), available_bytes(model.device)),

@@ -107,7 +107,7 @@ class RunInputs:
         if config.chats is None:
             return None
         with about("sft.chats"):
-            found = read_chats(config.chats, split=config.chats_split)
+            found = read_chats(config.chats, split=config.chats_split, fields=config.chats_fields)
             train, validation = split_chats(found, validation=self.recipe.problems.validation)
         say(f"sft: {len(train):,} conversations to train on, {len(validation):,} to validate.")
         return train, validation

@@ -224,7 +224,7 @@ def examine_pretrain(inputs: RunInputs, model: GPT) -> list[Finding]:
 def examine_sft(inputs: RunInputs, model: GPT, samples: Sequence[Sample]) -> list[Finding]:
     """What the doctor sees before SFT; `samples` are those that are trained on."""
     if inputs.chats is not None:
-        return doctor.check_chats(model, len(inputs.chats[0]), samples, inputs.recipe.sft)
+        return doctor.check_chats(model, inputs.chats[0], samples, inputs.recipe.sft)
     return doctor.check_sft(model, inputs.problems.train, inputs.problems.test, samples, inputs.recipe.sft)
 
 

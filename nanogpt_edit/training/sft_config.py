@@ -18,6 +18,8 @@ class SFTConfig(TuningConfig):
     instruction and output; every message of the assistant is learned."""
     chats_split: str = "train"
     """Which split of a folder or a hub data set."""
+    chats_fields: str | None = None
+    """Where a record has what, if its fields have other names: messages=dialog, or prompt=ask,completion=say."""
     chat_template: str | None = None
     """How conversations are written: plain, or a file in Jinja (None: as the model's own template says; plain where it
     has none). It is saved with the model."""
@@ -50,11 +52,11 @@ class SFTConfig(TuningConfig):
                 "share of the rows (0.2, say).",
                 field="replay_source",
             )
-        if self.chat_template is not None and self.chats is None:
-            raise UserError(
-                f"is {self.chat_template}, but no conversations are given; give sft.chats, or leave it out.",
-                field="chat_template",
-            )
+        for name in ("chat_template", "chats_fields"):
+            if (value := getattr(self, name)) is not None and self.chats is None:
+                raise UserError(
+                    f"is {value}, but no conversations are given; give sft.chats, or leave it out.", field=name
+                )
         at_least(1, self, "batch_size", "batch_tokens")
         at_least(0, self, "fit_problems")
         if self.replay_tokens < 2:

@@ -12,6 +12,8 @@ from nanogpt_edit.common.errors import UserError
 from nanogpt_edit.common.reasoning import REASONING_TEMPLATE
 from nanogpt_edit.data.chat_samples import to_chat_sample, to_chat_samples
 from nanogpt_edit.data.chats import Chat, read_chats, split_chats
+from nanogpt_edit.data.problems import read_problems
+from nanogpt_edit.doctor.data_checks import check_chat_prompts
 from nanogpt_edit.model.chat_template import PLAIN_TEMPLATE, Message, render_chat
 from nanogpt_edit.model.tokenizer import Tokenizer
 
@@ -82,6 +84,48 @@ def test_parquet_and_folders_are_read(tmp_path: Path) -> None:
     assert [found.messages for found in read_chats(tmp_path)] == [(ASKED, ANSWERED)] * 2
     with pytest.raises(UserError, match=r"no test\.jsonl in this folder"):
         read_chats(tmp_path, split="test")
+    (tmp_path / "data").mkdir()
+    for part in range(2):  # as a repository of the hub has its parts
+        one = pyarrow.Table.from_pylist([{"messages": MESSAGES}])
+        parquet.write_table(one, tmp_path / "data" / f"test-0000{part}-of-00002.parquet")
+    found = [found.id for found in read_chats(tmp_path, split="test")]
+    assert found == ["test-00000-of-00002:1", "test-00001-of-00002:1"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "record"),
+    [
+        ("messages=dialog", {"dialog": MESSAGES, "messages": "a note"}),
+        ("prompt=ask,completion=say", {"ask": "2 + 2?", "say": "4", "messages": []}),
+        ("prompt=ask completion=completion", {"ask": "2 + 2?", "completion": "4"}),
+    ],
+)
+def test_fields_may_have_other_names(fields: str, record: dict[str, object], tmp_path: Path) -> None:
+    (tmp_path / "talk.jsonl").write_text(json.dumps(record))
+    (found,) = read_chats(tmp_path / "talk.jsonl", fields=fields)
+    assert found.messages == (ASKED, ANSWERED)
+    with pytest.raises(UserError, match=r'the record has no field "nothing" \(it has .*--sft\.chats-fields'):
+        read_chats(tmp_path / "talk.jsonl", fields="messages=nothing")
+    with pytest.raises(UserError, match=r'"text=say" is no name of ours, = and theirs'):
+        read_chats(tmp_path / "talk.jsonl", fields="text=say")
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of the library's own dependencies
+def test_what_the_datasets_library_has_saved_is_read(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    rows = datasets.Dataset.from_list([{"messages": MESSAGES}])
+    datasets.DatasetDict({"train": rows, "extra": rows}).save_to_disk(tmp_path / "several")
+    rows.save_to_disk(tmp_path / "one")
+    assert [found.messages for found in read_chats(tmp_path / "several", split="extra")] == [(ASKED, ANSWERED)]
+    assert [found.id for found in read_chats(tmp_path / "one")] == ["train:1"]
+    with pytest.raises(UserError, match="no split named test; it has train, extra"):
+        read_chats(tmp_path / "several", split="test")
+    problems = datasets.Dataset.from_list([{"question": "2 + 2?", "answer": "#### 4"}])
+    datasets.DatasetDict({"test": problems}).save_to_disk(tmp_path / "problems")
+    assert [problem.answer for problem in read_problems(tmp_path / "problems")] == ["4"]
+    (tmp_path / "one" / "state.json").write_text("{")
+    with pytest.raises(UserError, match="the data set saved there cannot be read"):
+        read_chats(tmp_path / "one")
 
 
 @pytest.mark.parametrize(
@@ -173,3 +217,15 @@ def test_what_does_not_fit_is_left_out_and_said(tokenizer: Tokenizer) -> None:
     assert notes[0].startswith("1 of 2 conversations were left out because they exceed block_size 40")
     with pytest.raises(UserError, match="None of 1 conversations fits"):
         to_chat_samples([long], tokenizer, block_size=40)
+
+
+def test_the_doctor_sees_a_reply_that_is_asked_with_other_tokens_than_it_is_learned_behind(
+    tokenizer: Tokenizer,
+) -> None:
+    talks = [chat("2 + 2?", "4", "and 1?", "5")]
+    assert check_chat_prompts(talks, tokenizer).found.startswith("2 replies are learned behind the tokens")
+    tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
+    joined = Tokenizer.train(["aaaaaa bbbbbb"] * 9, vocab_size=270)
+    joined.chat_template = tokenizer.chat_template
+    found = check_chat_prompts([chat("a", "a", "a", "b")], joined)
+    assert found.level == "warn" and "message 4 is learned behind other tokens than it is asked with" in found.found
