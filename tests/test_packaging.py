@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+import nanogpt_edit
+
 ROOT = Path(__file__).parents[1]
 MANIFEST = [line.split() for line in (ROOT / "MANIFEST.in").read_text().splitlines() if line and line[0] != "#"]
 CARRIED = [ROOT / name for command, *names in MANIFEST if command in ("include", "graft") for name in names]
@@ -17,6 +19,11 @@ CARRIED = [ROOT / name for command, *names in MANIFEST if command in ("include",
 
 def test_what_the_source_distribution_names_is_there() -> None:
     assert [path for path in CARRIED if not path.exists()] == []
+
+
+def test_the_version_is_the_same_wherever_it_stands() -> None:
+    said = re.findall(r"^version: (.+)$", (ROOT / "CITATION.cff").read_text(encoding="utf-8"), re.MULTILINE)
+    assert said == [nanogpt_edit.__version__]
 
 
 def test_every_file_of_the_package_that_is_no_code_is_package_data() -> None:
