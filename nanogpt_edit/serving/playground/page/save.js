@@ -15,6 +15,7 @@ export async function savePage() {
 export async function asFile() {
   const style = (await Promise.all([...document.querySelectorAll('link[rel="stylesheet"]')].map(async link => (await fetch(link.href)).text()))).join("\n");
   const page = document.documentElement.cloneNode(true);
+  page.classList.add("saved");
   keepValues(page);
   page.querySelectorAll("script, link, noscript, .skip, .tools, [role='tablist'], .examples, input[type='file'], .file, .working, #trouble, #said").forEach(each => each.remove());
   for (const panel of page.querySelectorAll("[role='tabpanel']")) freeze(panel);

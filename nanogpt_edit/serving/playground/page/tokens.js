@@ -4,6 +4,7 @@ import { bar, h, percent, visible } from "./dom.js";
 
 const STARTS = { "<think>": "thinking", "<answer>": "answer" };
 const ENDS = ["</think>", "</answer>"];
+const MARK = /^<\|.*\|>$/; // <|endoftext|>, <|im_end|>
 
 export class TokenText {
   /** `branch(place, other)` goes on from another token; none where nothing can. */
@@ -19,7 +20,7 @@ export class TokenText {
 
   append(token) {
     const place = this.tokens.push(token) - 1;
-    const tag = token.text in STARTS || ENDS.includes(token.text);
+    const tag = token.text in STARTS || ENDS.includes(token.text) || MARK.test(token.text);
     this.part = STARTS[token.text] ?? this.part;
     const kind = [tag ? "tag" : this.part, token.given ? "given" : "", token.chosen ? "chosen" : ""].join(" ").trim();
     if (ENDS.includes(token.text)) this.part = "";

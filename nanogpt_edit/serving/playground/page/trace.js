@@ -21,9 +21,9 @@ export function makeTrace(place, house, given) {
       form.elements.answer.value = example.target_true;
       write("trace", form);
     }),
+    field("Prompt: text that ends right before the answer", h("input", { name: "prompt", required: true, autocomplete: "off" })),
     h("div", { class: "grid tight" },
       field("Model", h("select", { name: "model" })),
-      field("Prompt: text that ends right before the answer", h("input", { name: "prompt", required: true, autocomplete: "off" })),
       field("Subject", h("input", { name: "subject", required: true, autocomplete: "off" })),
       field("Answer to follow (empty: what the model says)", h("input", { name: "answer", autocomplete: "off" })),
       field("draws of the noise", h("input", { name: "draws", type: "number", min: 1, max: 32, value: 8 }))),
@@ -57,10 +57,10 @@ export function makeTrace(place, house, given) {
   });
 
   function show({ trace, lens }, model) {
-    const said = `${model}: p(“${visible(trace.target)}”) is ${percent(trace.clean_p)}, and ${percent(trace.corrupted_p)} with the subject in noise.`;
+    const said = `${model}: p(“${visible(trace.target)}”), the answer’s first token, is ${percent(trace.clean_p)}, and ${percent(trace.corrupted_p)} with the subject in noise.`;
     const inSubject = i => i >= trace.subject_first && i <= trace.subject_last;
     const most = Math.max(...Object.values(trace.effect).flat(2).map(Math.abs), 1e-6);
-    const points = value => `${(100 * value).toFixed(1)} points`;
+    const points = value => `${Math.abs(value) < 0.0005 ? "0.0" : (100 * value).toFixed(1).replace("-", "−")} points`;
     results.replaceChildren(h("p", { class: "verdict" }, said),
       h("div", { class: "maps" }, Object.entries(trace.effect).map(([site, rows]) => grid({
         title: SITES[site][0], note: SITES[site][1], rows: trace.tokens, marked: inSubject, values: rows, scale: value => value / most,
