@@ -18,16 +18,19 @@ import pytest
 import torch
 from conftest import TEXTS, shared_data, tiny_config
 from harness_tasks import WRITTEN
+from torch import Tensor
 from writer import ANSWER, writer
 
 import nanogpt_edit as ne
 from nanogpt_edit.checkpoint import checkpoint
+from nanogpt_edit.checkpoint.peft import save_adapter
 from nanogpt_edit.common.reasoning import REASONING_TEMPLATE, TAGS
 from nanogpt_edit.data.facts import Fact
 from nanogpt_edit.data.problems import Problem
 from nanogpt_edit.editing.adapters import write_gguf_adapter, write_peft
 from nanogpt_edit.evaluation.config import EvaluateConfig
 from nanogpt_edit.model.gpt import GPT
+from nanogpt_edit.model.lora import Lora
 from nanogpt_edit.model.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -246,3 +249,40 @@ def test_a_patch_is_an_adapter_of_peft_and_of_llama_cpp(tokenizer: Tokenizer, tm
         assert [greedy(llama, prompt, 40) for prompt in prompts] == ours
         llama.close()
     sys.stdout.write(f"\npatch: logits of peft {apart:.1e} apart, all {len(prompts)} texts of llama.cpp equal\n")
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+@pytest.mark.parametrize("family", FAMILIES)
+def test_lora_is_the_same_in_peft_there_and_back(family: str, tokenizer: Tokenizer, tmp_path: Path) -> None:
+    """What we learned, in peft; the same saved by peft and an adapter of peft's making, in ours: logits within 1e-5."""
+    peft = pytest.importorskip("peft", reason="peft is not installed; `make interop` installs it")
+    from transformers import AutoModelForCausalLM
+
+    def in_peft(adapter: str) -> Tensor:
+        model = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
+        return peft.PeftModel.from_pretrained(model, tmp_path / adapter).eval()(ids).logits
+
+    def in_ours(adapter: str) -> Tensor:
+        return ne.load(tmp_path / adapter)(ids)
+
+    model, ids = model_named(family, tokenizer), torch.arange(40).view(2, 20)
+    checkpoint.save(model, tmp_path / "base")
+    lora = Lora(model, rank=4, alpha=12)
+    for b in lora.b:
+        torch.nn.init.normal_(b, std=0.1, generator=torch.Generator().manual_seed(len(b)))
+    save_adapter(lora, model, tmp_path / "ours", base=tmp_path / "base")
+    base = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
+    peft.PeftModel.from_pretrained(base, tmp_path / "ours").save_pretrained(tmp_path / "saved")
+    names = ["c_attn", "c_proj"] if family == "gpt2" else ["q_proj", "v_proj", "down_proj"]
+    config = peft.LoraConfig(r=3, lora_alpha=7, use_rslora=True, target_modules=names, init_lora_weights=False)
+    config.fan_in_fan_out = family == "gpt2"
+    base = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
+    peft.get_peft_model(base, config).save_pretrained(tmp_path / "theirs")
+    with torch.no_grad(), lora.attached(model):
+        attached, plain = model(ids), in_ours("base")
+        pairs = [(attached, in_peft("ours")), (attached, in_ours("ours")), (attached, in_ours("saved"))]
+        pairs.append((in_peft("theirs"), in_ours("theirs")))
+    apart = max(float((one - other).abs().max()) for one, other in pairs)
+    assert apart < 1e-5
+    assert all((one - plain).abs().max() > 1e-2 for one, _ in pairs)
+    sys.stdout.write(f"\n{family}: logits with adapters at most {apart:.1e} apart from peft's\n")

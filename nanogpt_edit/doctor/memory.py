@@ -10,8 +10,10 @@ from nanogpt_edit.doctor.findings import Finding
 from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.model.head import CHUNK_NUMBERS, KEPT_NUMBERS
 from nanogpt_edit.model.kv_cache import KVCache
+from nanogpt_edit.model.linear import Linear
+from nanogpt_edit.model.lora_config import LoraConfig
 from nanogpt_edit.model.size import activation_bytes
-from nanogpt_edit.training.config import LoopConfig
+from nanogpt_edit.training.config import LoopConfig, TuningConfig
 from nanogpt_edit.training.grpo_config import GRPOConfig
 from nanogpt_edit.training.parallel import tokens_at_once
 
@@ -32,22 +34,37 @@ def check_memory(needed: int, available: int | None) -> Finding:
 def training_bytes(model: GPT, config: LoopConfig) -> int:
     """Roughly what one step holds at its peak: weights, gradients, moments, activations, logits; GRPO's cache.
 
-    Of the logits a chunk is held three times: as log-probabilities,
-    as probabilities, and as their gradient; GRPO keeps those of a micro-batch, up to KEPT_NUMBERS. The weights' packed
-    copies live while rollouts are sampled, when there are neither gradients nor activations.
+    Of the logits a chunk is held three times: as log-probabilities, as probabilities, and as their gradient; GRPO keeps
+    those of a micro-batch, up to KEPT_NUMBERS. The weights' packed copies live while rollouts are sampled, when there
+    are neither gradients nor activations.
     """
     shape, size = model.config, next(model.parameters()).element_size()
-    parameters = sum(parameter.numel() for parameter in model.parameters())
-    copies = 4 + (isinstance(config, GRPOConfig) and config.kl_coef > 0)  # weights, gradients, two moments; reference
     tokens = tokens_at_once(model, config)
     per_token = activation_bytes(shape, checkpointing=config.activation_checkpointing, itemsize=size)
     logits = tokens * shape.vocab_size
-    total = parameters * copies * size + tokens * per_token + 3 * 4 * min(logits, CHUNK_NUMBERS)
+    total = weight_bytes(model, config) + tokens * per_token + 3 * 4 * min(logits, CHUNK_NUMBERS)
     if isinstance(config, GRPOConfig):
         total += 4 * min(logits, KEPT_NUMBERS)
         rows = config.problems_per_step * config.group_size
         total += rows * KVCache.row_bytes(shape, capacity=config.max_new_tokens or shape.block_size, dtype=model.dtype)
     return total
+
+
+def weight_bytes(model: GPT, config: LoopConfig) -> int:
+    """Weights, gradients, two moments, and GRPO's reference; with LoRA gradients and moments are the adapters' alone,
+    and the reference is the model itself."""
+    size = next(model.parameters()).element_size()
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    lora = config.lora if isinstance(config, TuningConfig) else LoraConfig()
+    if lora.rank:
+        return size * parameters + 4 * 4 * adapter_size(model, lora)  # in float32: itself, gradient, moments
+    return size * parameters * (4 + (isinstance(config, GRPOConfig) and config.kl_coef > 0))
+
+
+def adapter_size(model: GPT, lora: LoraConfig) -> int:
+    """How many numbers LoRA's matrices have."""
+    layers = [each for name, each in model.blocks.named_modules() if name.partition(".")[2] in lora.layers]
+    return sum(lora.rank * sum(layer.weight.shape) for layer in layers if isinstance(layer, Linear))
 
 
 def available_bytes(device: torch.device) -> int | None:

@@ -9,31 +9,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from gguf.constants import GGMLQuantizationType
-from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn.functional import pad
 
-from nanogpt_edit.checkpoint import gguf_names, weight_names
+from nanogpt_edit.checkpoint import gguf_names, peft
 from nanogpt_edit.checkpoint.gguf_export import write_file
+from nanogpt_edit.checkpoint.peft import Factors
 from nanogpt_edit.common import files
 from nanogpt_edit.common.errors import UserError
 from nanogpt_edit.editing.patch import EditPatch, LayerUpdate
 from nanogpt_edit.model.gpt import GPT
-
-
-@dataclass(frozen=True)
-class Factors:
-    """One matrix's ΔW = b · a. R rank, D outputs, F inputs."""
-
-    a: Tensor
-    """(R, F) float32."""
-    b: Tensor
-    """(D, R) float32."""
 
 
 def write_peft(patch: EditPatch, model: GPT, directory: Path, *, base: str) -> None:
@@ -44,31 +33,9 @@ def write_peft(patch: EditPatch, model: GPT, directory: Path, *, base: str) -> N
     """
     patch.check(model)
     refuse_existing(directory)
-    factors, tensors, transposed = factors_of(patch), dict[str, Tensor](), False
-    modules: list[str] = []
-    for name, factor in factors.items():
-        stored = weight_names.stored_as(name, model.config)
-        transposed = transposed or stored.transposed
-        for weight, b in replace(stored, transposed=False).parts(factor.b):
-            modules.append(weight.removesuffix(".weight"))
-            tensors[f"base_model.model.{modules[-1]}.lora_A.weight"] = factor.a.clone()
-            tensors[f"base_model.model.{modules[-1]}.lora_B.weight"] = b.contiguous()
-    config = {
-        "peft_type": "LORA",
-        "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": base,
-        "r": rank_of(factors),
-        "lora_alpha": rank_of(factors),  # they scale by alpha / r
-        "lora_dropout": 0.0,
-        "bias": "none",
-        "target_modules": modules,
-        "fan_in_fan_out": transposed,
-        "inference_mode": True,
-    }
-    with files.atomic_directory(directory) as part:
-        save_file(tensors, part / "adapter_model.safetensors", metadata={"format": "pt"})
-        files.write_json(part / "adapter_config.json", config)
-        files.write_json(part / "nanogpt_edit.json", described(directory.name, patch))
+    factors, about = factors_of(patch), described(directory.name, patch)
+    with files.atomic_directory(directory) as part:  # its alpha: they scale by alpha / r
+        peft.write(part, factors, model.config, base=base, alpha=rank_of(factors), about=about)
 
 
 def write_gguf_adapter(patch: EditPatch, model: GPT, file: Path) -> None:

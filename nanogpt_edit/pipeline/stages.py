@@ -35,6 +35,7 @@ from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.model.lineage import EMBEDDED, LineageEntry
 from nanogpt_edit.model.tokenizer import tokenizer_of
 from nanogpt_edit.pipeline import fitted
+from nanogpt_edit.pipeline.adapters import keep_adapter, keep_base
 from nanogpt_edit.pipeline.checks import check_model
 from nanogpt_edit.pipeline.folder import RunFolder
 from nanogpt_edit.pipeline.inputs import Part, RunInputs
@@ -47,7 +48,7 @@ from nanogpt_edit.training.config import TuningConfig
 from nanogpt_edit.training.grpo import grpo
 from nanogpt_edit.training.grpo_config import GRPOConfig
 from nanogpt_edit.training.pretrain import pretrain
-from nanogpt_edit.training.sft import sft
+from nanogpt_edit.training.sft import fit_base, sft
 from nanogpt_edit.training.sft_config import SFTConfig
 from nanogpt_edit.training.trainer import Trainer
 
@@ -124,12 +125,17 @@ def make_sft(inputs: RunInputs, folder: RunFolder, device: torch.device, start: 
     set_template(model, recipe.sft)
     samples = fitted.training_samples(inputs, model)
     say(verdict(examine_sft(inputs, model, samples), stage="SFT"))
+    config = recipe.sft if recipe.sft.chats is None else replace(recipe.sft, fit_problems=0)
     with autocast(device, recipe.precision):
+        base = None
+        if config.lora.keep_adapter:
+            fit_base(model, samples, config)
+            base = keep_base(model, start, folder, "sft")
         trainer = sft(
             model,
             samples,
             fitted.validation_samples(inputs, model),
-            recipe.sft if recipe.sft.chats is None else replace(recipe.sft, fit_problems=0),
+            config,
             replay=fitted.replay(inputs, model),
             seed=recipe.seed,
             state=folder.state("sft"),
@@ -140,7 +146,7 @@ def make_sft(inputs: RunInputs, folder: RunFolder, device: torch.device, start: 
     done = LineageEntry("sft", said, problems=inputs.whose_problems)
     if recipe.sft.chats is not None:
         done = LineageEntry("sft", f"{said} on the conversations of {recipe.sft.chats}")
-    _keep(folder, "sft", trainer, done, last_too=recipe.sft.keep == "both")
+    _keep(folder, "sft", trainer, done, last_too=config.keep == "both", base=base)
     return ()
 
 
@@ -150,6 +156,7 @@ def make_grpo(inputs: RunInputs, folder: RunFolder, device: torch.device, start:
     set_template(model)
     problems, config = fitted.grpo_problems(inputs, model)
     say(verdict(examine_grpo(inputs, model, problems, config), stage="GRPO"))
+    base = keep_base(model, start, folder, "grpo") if config.lora.keep_adapter else None
     with autocast(device, recipe.precision):
         trainer = grpo(
             model,
@@ -162,7 +169,7 @@ def make_grpo(inputs: RunInputs, folder: RunFolder, device: torch.device, start:
             shard=recipe.shard,
         )
     done = LineageEntry("grpo", f"GRPO{of_lora(config)} for {config.steps} steps", problems=inputs.whose_problems)
-    _keep(folder, "grpo", trainer, done, last_too=config.keep == "both")
+    _keep(folder, "grpo", trainer, done, last_too=config.keep == "both", base=base)
     return ()
 
 
@@ -271,12 +278,22 @@ def _to_train(start: Start, device: torch.device) -> GPT:
     return checkpoint.load(start, device=device, dtype=torch.float32)
 
 
-def _keep(folder: RunFolder, stage: str, trainer: Trainer, done: LineageEntry, *, last_too: bool = False) -> None:
-    """Save what a stage has trained, then let go of its saved states."""
+def _keep(
+    folder: RunFolder,
+    stage: StageName,
+    trainer: Trainer,
+    done: LineageEntry,
+    *,
+    last_too: bool = False,
+    base: Path | None = None,
+) -> None:
+    """Save what a stage has trained, with an adapter of `base` where one is to be kept; then let go of its states."""
     if last_too:
         trainer.use("last")
         _save(trainer, folder.model(f"{stage}-last"), replace(done, sentence=f"{done}, the last weights"))
         trainer.use("best")
+    if base is not None:
+        keep_adapter(trainer, base, folder, stage, done)
     _save(trainer, folder.model(stage), done)
     trainer.clear()
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
-from typing import Literal, Self
+from dataclasses import dataclass
+from typing import Literal
 
 from nanogpt_edit.common.errors import UserError, at_least
 from nanogpt_edit.common.records import Settings, check_fields
@@ -97,10 +97,6 @@ class TuningConfig(LoopConfig):
             raise UserError("is muon, but LoRA's matrices learn by adamw; leave one of them out.", field="optimizer")
         if isinstance(self.learning_rate, Default):
             object.__setattr__(self, "learning_rate", float(LORA_TIMES * self.learning_rate))
-
-    def with_lora(self, lora: LoraConfig | None) -> Self:
-        """With these settings of LoRA; None leaves them as they are."""
-        return self if lora is None else replace(self, lora=lora)
 
 
 def schedule_at(step: int, config: LoopConfig) -> float:

@@ -27,7 +27,6 @@ from nanogpt_edit.engine.sampling_config import Sampling
 from nanogpt_edit.evaluation.suite import solve
 from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.model.lora import Lora
-from nanogpt_edit.model.lora_config import LoraConfig
 from nanogpt_edit.model.tokenizer import tokenizer_of
 from nanogpt_edit.training.grpo_config import GRPOConfig
 from nanogpt_edit.training.rollout_log import write_rollouts
@@ -50,15 +49,13 @@ def grpo(
     state: Path,
     log: Path,
     shard: bool = False,
-    lora: LoraConfig | None = None,
 ) -> Trainer:
     """Improve `model` in place on `problems`, and leave its best (or last) weights in it.
 
     Every completion is kept in the folder `rollouts` beside `log`. Raises UserError for a reward that cannot be found,
-    and, with the state saved, when one fails. `lora` takes the place of the config's.
+    and, with the state saved, when one fails.
     """
-    config, tokenizer = config.with_lora(lora), tokenizer_of(model)
-    adapter = Lora.of(model, config.lora, seed=seed)
+    tokenizer, adapter = tokenizer_of(model), Lora.of(model, config.lora, seed=seed)
     reference = reference_of(model, adapter) if config.kl_coef > 0 else None
     trainer = Trainer(model, config, label="grpo", state=state, log=log, shard=shard, lora=adapter)
     engine = Engine(trainer.parallel.gathered_model, max_slots=config.problems_per_step * config.group_size)

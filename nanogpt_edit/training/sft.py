@@ -28,7 +28,6 @@ from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.model.head import head_cross_entropy_sum
 from nanogpt_edit.model.lineage import LineageEntry
 from nanogpt_edit.model.lora import Lora
-from nanogpt_edit.model.lora_config import LoraConfig
 from nanogpt_edit.model.ragged import packed_states
 from nanogpt_edit.training import states
 from nanogpt_edit.training.new_rows import fit_new_rows, untrained_rows
@@ -82,24 +81,17 @@ def sft(
     state: Path,
     log: Path,
     shard: bool = False,
-    lora: LoraConfig | None = None,
 ) -> Trainer:
     """Fine-tune `model` in place and leave the weights with the lowest validation loss (or the last) in it.
 
-    `replay` is the other source, text or problems; None mixes none in, whatever the config's share. `lora` takes the
-    place of the config's.
+    `replay` is the other source, text or problems; None mixes none in, whatever the config's share.
     """
-    config = config.with_lora(lora)
     if isinstance(replay, TokenStream):
         check_window("sft.replay_tokens", config.replay_tokens, model)
-    new = untrained_rows(model) if config.steps and config.fit_problems else ()
-    if new:
-        said = f"head rows {new[0]} to {new[-1]} fitted on {config.fit_problems} problems"
-        model.lineage = (*model.lineage, LineageEntry("fitted", said))
     adapter = Lora.of(model, config.lora, seed=seed)
-    if new and adapter is not None:  # no state holds these rows: where it goes on they are fitted once more
-        fit_new_rows(model, samples[: config.fit_problems], new, max_tokens=tokens_at_once(model, config))
-        new = ()
+    if adapter is not None:  # no state holds the new rows: where it goes on they are fitted once more
+        fit_base(model, samples, config)
+    new = rows_to_fit(model, config)
     trainer = Trainer(model, config, label="sft", state=state, log=log, shard=shard, lora=adapter)
     batch_size = problems_per_step(samples, config)
     for step in trainer.steps():
@@ -118,6 +110,21 @@ def sft(
         trainer.log(metrics, tokens=sum(len(row.token_ids) for row in rows))
     trainer.finish(config.keep)
     return trainer
+
+
+def rows_to_fit(model: GPT, config: SFTConfig) -> tuple[int, ...]:
+    """The head's rows that are to be fitted, which the lineage then says."""
+    new = untrained_rows(model) if config.steps and config.fit_problems else ()
+    if new:
+        said = f"head rows {new[0]} to {new[-1]} fitted on {config.fit_problems} problems"
+        model.lineage = (*model.lineage, LineageEntry("fitted", said))
+    return new
+
+
+def fit_base(model: GPT, samples: Sequence[Sample], config: SFTConfig) -> None:
+    """Fit the rows of new tokens in a model whose own weights will not learn; once."""
+    if new := rows_to_fit(model, config):
+        fit_new_rows(model, samples[: config.fit_problems], new, max_tokens=tokens_at_once(model, config))
 
 
 def fit_first(trainer: Trainer, samples: Sequence[Sample], rows: Sequence[int]) -> None:

@@ -170,13 +170,6 @@ def test_parts_of_other_models_are_named(names: tuple[str, ...], message: str, s
         checkpoint.load(saved)
 
 
-def test_an_adapters_folder_is_named_for_what_it_is(tmp_path: Path) -> None:
-    (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": "gpt2", "peft_type": "LORA"}')
-    (tmp_path / "adapter_model.safetensors").write_bytes(b"")
-    with pytest.raises(UserError, match=r"a PEFT adapter of gpt2: merge them .merge_and_unload, save_pretrained."):
-        checkpoint.load(tmp_path)
-
-
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "consolidated.00.pth", "weights.pkl"])
 def test_pickled_weights_are_named_and_never_opened(name: str, saved: Path) -> None:
     (saved / "model.safetensors").rename(saved / name)

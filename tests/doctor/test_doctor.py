@@ -29,6 +29,7 @@ from nanogpt_edit.doctor.model_checks import check_agreement, check_signal, chec
 from nanogpt_edit.engine.completion import Completion
 from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.model.kv_cache import KVCache
+from nanogpt_edit.model.lora_config import LoraConfig
 from nanogpt_edit.training.config import LoopConfig
 from nanogpt_edit.training.grpo_config import GRPOConfig
 from nanogpt_edit.training.rollouts import RolloutGroup
@@ -260,6 +261,10 @@ def test_the_memory_estimate_by_hand() -> None:
     cache = 12 * KVCache.row_bytes(model.config, capacity=5, dtype=torch.float32) + 100 * 4 * vocabulary
     assert training_bytes(model, rollout) == training_bytes(model, plain) + 4 * parameters + cache
     assert training_bytes(model, replace(rollout, kl_coef=0.0)) == training_bytes(model, plain) + cache
+    # Adapters of rank 2, in each block (16 + 48) + (16 + 16) + 2 · (16 + 64) rows and columns; no reference.
+    adapted = replace(rollout, lora=LoraConfig(rank=2))
+    expected = 4 * parameters + 16 * 2 * 2 * 256 + 100 * (2304 + 12 * vocabulary) + cache
+    assert training_bytes(model, adapted) == expected
 
 
 def test_free_memory_is_read_where_it_can_be(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from nanogpt_edit.engine.packed_weights import CastWeights, PackedWeights
 from nanogpt_edit.engine.sampling_config import Sampling
 from nanogpt_edit.model import linear
 from nanogpt_edit.model.gpt import GPT
+from nanogpt_edit.model.lineage import LineageEntry
 from nanogpt_edit.model.linear import Linear, Packed
 from nanogpt_edit.model.lora import Lora
 from nanogpt_edit.model.lora_config import LoraConfig
@@ -78,12 +80,45 @@ def test_a_stage_that_is_cut_short_goes_on_to_the_same_bits(
     assert fingerprint(whole) != fingerprint(tiny_model())
 
 
+def test_rows_of_new_tokens_are_fitted_again_where_a_stage_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They stay as they are from then on, and no state holds them."""
+
+    def with_new_tokens() -> GPT:
+        model = tiny_model()
+        new = tuple(range(model.config.vocab_size - 4, model.config.vocab_size))
+        model.lineage = (LineageEntry("vocabulary", "four tokens added", new_rows=new),)
+        return model
+
+    torch.set_num_threads(1)
+    config = replace(SFT, steps=5, save_every=2, fit_problems=4, lora=LORA)
+    whole, _ = fine_tuned(tmp_path / "whole", config, with_new_tokens())
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "log", fail_at(3, Trainer.log))
+        with pytest.raises(Accident):
+            fine_tuned(tmp_path / "cut", config, with_new_tokens())
+    again, _ = fine_tuned(tmp_path / "cut", config, with_new_tokens())
+    assert fingerprint(again) == fingerprint(whole)
+    moved = (whole.head_weight != tiny_model().head_weight).any(dim=1)
+    assert moved.nonzero().flatten().tolist() == list(range(len(moved) - 4, len(moved)))
+
+
+def fail_at(step: int, original: Callable[..., None]) -> Callable[..., None]:
+    def log(self: Trainer, *given: object, **named: object) -> None:
+        if self.step == step:
+            raise Accident
+        original(self, *given, **named)
+
+    return log
+
+
 LAYERS = [f"blocks.{layer}.{name}" for layer in (0, 1) for name in ("attn.qkv", "attn.out", "mlp.up", "mlp.down")]
 
 
 def test_the_model_is_the_old_one_with_its_change_and_states_are_of_what_learns(tmp_path: Path) -> None:
     """W + (12 / 3) B A, with A and B as the last state holds them."""
-    model, trainer = fine_tuned(tmp_path, replace(SFT, steps=5, keep="both").with_lora(LORA))
+    model, trainer = fine_tuned(tmp_path, replace(SFT, steps=5, keep="both", lora=LORA))
     trainer.use("last")
     tensors, _ = load_tensors(max((tmp_path / "state").glob("step_*")))
     names = [f"{part}.{number}" for part in "ab" for number in range(len(LAYERS))]
@@ -103,9 +138,7 @@ def test_the_model_is_the_old_one_with_its_change_and_states_are_of_what_learns(
 
 
 def test_only_the_layers_that_are_named_learn(tmp_path: Path) -> None:
-    model, _ = fine_tuned(
-        tmp_path, replace(SFT, steps=2, keep="last").with_lora(LoraConfig(3, targets="mlp.up, attn.qkv"))
-    )
+    model, _ = fine_tuned(tmp_path, replace(SFT, steps=2, keep="last", lora=LoraConfig(3, targets="mlp.up, attn.qkv")))
     moved = {
         name for name, weight in tiny_model().named_parameters() if not torch.equal(weight, model.get_parameter(name))
     }
@@ -113,7 +146,7 @@ def test_only_the_layers_that_are_named_learn(tmp_path: Path) -> None:
 
 
 def test_the_best_and_the_last_can_be_had_in_turns(tmp_path: Path) -> None:
-    config = replace(SFT, steps=16, learning_rate=0.05, keep="both").with_lora(LORA)
+    config = replace(SFT, steps=16, learning_rate=0.05, keep="both", lora=LORA)
     model, trainer = fine_tuned(tmp_path, config, own=1)
     last, _ = fine_tuned(tmp_path / "last", replace(config, keep="last"), own=1)
     best = fingerprint(model)
@@ -129,7 +162,7 @@ def test_whoever_lent_the_model_gets_it_back_when_a_stage_fails(
     model = tiny_model()
     monkeypatch.setattr(sft_module, "completion_loss_sum", lambda *_: (_ for _ in ()).throw(Accident))
     with pytest.raises(Accident):
-        fine_tuned(tmp_path, SFT.with_lora(LORA), model)
+        fine_tuned(tmp_path, replace(SFT, lora=LORA), model)
     assert fingerprint(model) == fingerprint(tiny_model())
     assert all(weight.requires_grad for weight in model.parameters())
     assert not any(layer.adapter for layer in model.modules() if isinstance(layer, Linear))
@@ -230,8 +263,8 @@ def test_where_no_learning_rate_is_given_it_is_ten_times_the_default() -> None:
     for kind, default in ((SFTConfig, 1e-3), (GRPOConfig, 1e-3)):
         assert kind().learning_rate == default
         assert kind(lora=LORA).learning_rate == 10 * default
-        assert kind().with_lora(LORA).learning_rate == 10 * default
-        assert kind(learning_rate=default).with_lora(LORA).learning_rate == default
+        assert replace(kind(), lora=LORA).learning_rate == 10 * default
+        assert replace(kind(learning_rate=default), lora=LORA).learning_rate == default
         assert replace(kind(lora=LORA), steps=3).learning_rate == 10 * default  # once only
     assert SFTConfig(learning_rate=Default(1e-4), lora=LORA).learning_rate == pytest.approx(1e-3)
 
@@ -257,4 +290,4 @@ def test_what_does_not_go_with_lora_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="optimizer is muon, but LoRA's matrices learn by adamw"):
         SFTConfig(optimizer="muon", lora=LORA)
     with pytest.raises(UserError, match=r"lora\.targets names mlp\.gate, which the blocks of a gpt2 model do not have"):
-        fine_tuned(tmp_path, SFT.with_lora(LoraConfig(2, targets="mlp.gate,mlp.up")))
+        fine_tuned(tmp_path, replace(SFT, lora=LoraConfig(2, targets="mlp.gate,mlp.up")))
