@@ -26,11 +26,13 @@ from nanogpt_edit.common.reasoning import REASONING_TEMPLATE
 from nanogpt_edit.data.text import TokenStream
 from nanogpt_edit.editing.config import EditConfig
 from nanogpt_edit.editing.patch_files import load_patch
+from nanogpt_edit.evaluation.records import read_told
 from nanogpt_edit.pipeline import fitted, pipeline
 from nanogpt_edit.pipeline.folder import RunFolder
 from nanogpt_edit.pipeline.inputs import RunInputs
 from nanogpt_edit.pipeline.new_model import new_model
 from nanogpt_edit.pipeline.recipe import ModelConfig, load_recipe, save_recipe
+from nanogpt_edit.pipeline.records import timed
 
 STAGES = ("base", "sft", "grpo", "edited")
 
@@ -51,6 +53,10 @@ def test_a_run_leaves_the_files_a_person_expects(finished: Path) -> None:
         assert (finished / name).is_file(), name
     for stage in STAGES:
         assert (finished / "eval" / f"{stage}.json").is_file()
+        assert read_told(finished / "eval" / f"{stage}_tokens.jsonl")
+    texts = {read_json(finished / "eval" / f"{stage}.json")["text_sha256"] for stage in STAGES}
+    assert len(texts) == 1 and texts != {None}  # every checkpoint was measured on one text
+    assert read_json(finished / "timing.json")["peak_bytes"].keys() <= set(timed(STAGES))
     for name in ("facts50.safetensors", "facts50.jsonl", "facts50.json", "trace.json"):
         assert (finished / "edits" / name).is_file(), name
     summary = read_json(finished / "summary.json")
