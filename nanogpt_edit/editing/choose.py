@@ -118,10 +118,10 @@ def group_up_to(last: int, n_layer: int) -> tuple[int, ...]:
 
 
 def _probe(model: GPT, facts: Sequence[LocatedFact], config: EditConfig) -> float:
-    """Mean probability of a few new answers after a few steps, in their bare prompts."""
+    """Mean probability of a few new answers after a few equal steps, in their bare prompts."""
     some = facts[:: -(-len(facts) // PROBED_FACTS)]
     some = [replace(fact, contexts=fact.contexts[:1], prompts=1) for fact in some]
-    found = optimise_values(model, some, replace(config, steps=PROBE_STEPS)).probabilities
+    found = optimise_values(model, some, replace(config, steps=PROBE_STEPS, descent="adam")).probabilities
     return sum(found) / len(found)
 
 

@@ -10,7 +10,6 @@ before, N facts, A layers above δ's, D model width, K heads, E head width.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -103,8 +102,6 @@ class Suffixes:
     """What is looked at together, with the keys and values before."""
     facts: Tensor
     """(R,) each text's fact."""
-    numbers: Tensor
-    """(R,) which of its fact's texts each is."""
     states_below: Tensor
     """(T, D) `resid_post` of δ's layer, without δ."""
     positions: Tensor
@@ -132,7 +129,6 @@ class Suffixes:
         return cls(
             segments=segments,
             facts=torch.tensor([text.fact for text in ordered], device=device),
-            numbers=torch.tensor(_numbers(texts), device=device)[order],
             states_below=torch.cat([runs[i].suffix for i in order]),
             positions=torch.cat([torch.arange(text.start, len(text.token_ids)) for text in ordered]).to(device),
             labels=torch.tensor([label for row in labels for label in row], device=device),
@@ -185,10 +181,7 @@ class Suffixes:
 
     def select(self, alive: Tensor) -> Suffixes:
         """Only the texts of the facts where `alive` (N,) is true."""
-        return self.only(alive[self.facts])
-
-    def only(self, chosen: Tensor) -> Suffixes:
-        """Only the texts where `chosen` (R,) is true."""
+        chosen = alive[self.facts]
         tokens = chosen.repeat_interleave(self.lengths)
         rows = chosen.split([len(segment.lengths) for segment in self.segments])
         return Suffixes(
@@ -196,7 +189,6 @@ class Suffixes:
                 segment.select(mine) for segment, mine in zip(self.segments, rows, strict=True) if mine.any()
             ),
             facts=self.facts[chosen],
-            numbers=self.numbers[chosen],
             states_below=self.states_below[tokens],
             positions=self.positions[tokens],
             labels=self.labels[tokens],
@@ -208,19 +200,8 @@ class Suffixes:
         return Suffixes(
             segments=self.segments + other.segments,
             facts=torch.cat((self.facts, other.facts)),
-            numbers=torch.cat((self.numbers, other.numbers)),
             states_below=torch.cat((self.states_below, other.states_below)),
             positions=torch.cat((self.positions, other.positions)),
             labels=torch.cat((self.labels, other.labels)),
             start=self.start,
         )
-
-
-def _numbers(texts: Sequence[Text]) -> list[int]:
-    """Which of its fact's texts each is: facts 0, 0, 1, 0 -> 0, 1, 0, 2."""
-    seen: Counter[int] = Counter()
-    found: list[int] = []
-    for text in texts:
-        found.append(seen[text.fact])
-        seen[text.fact] += 1
-    return found

@@ -6,16 +6,18 @@ edited layer at the subject's last token and minimises
     NLL(target | contexts) + kl_coef · KL("{subject} is a") + weight_decay · ‖δ‖ / ‖h‖²,   ‖δ‖ ≤ clamp · ‖h‖
 
 Differences from the authors' code: only what δ can reach is computed in a step (`suffixes`), logits are taken at target
-positions only and their slopes without a graph (`model/head`). And in what is found: the KL is taken where the prompt
-"{subject} is a" ends, theirs at the subject's last token in it; a fact stops once its target has `stop_probability`,
-theirs once the whole loss is below 0.05; the best δ seen is kept, theirs is the last (`preset = "published"`).
+positions only and their slopes without a graph (`model/head`). And in what is found: steps are Polyak's instead of
+Adam's where `descent` says so; the KL is taken where the prompt "{subject} is a" ends, theirs at the subject's last
+token in it; a fact stops once its target has `stop_probability`, theirs once the whole loss is below 0.05; the best δ
+seen is kept, theirs is the last (`preset = "published"`).
 
 Shapes: N facts, C contexts, M target tokens of all facts and contexts, D model width, V vocabulary.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -31,7 +33,11 @@ from nanogpt_edit.model.head import kl_and_slope, kl_only, nll_and_slope, nll_on
 
 CHUNK_TOKENS = 16_384  # tokens of all rows optimised together; bounds memory, does not change the result
 PUBLISHED_LOSS = 0.05  # of NLL, KL and weight decay together, below which the authors stop
-LEAVE_SHARE = 1 / 8  # finished facts leave the batch once they are this share of it
+LONGEST_STEP = 0.3  # of ‖h‖, where the slope is so even that Polyak's would be longer; half of it does as well
+MOMENTUM = 0.4  # of Polyak's step before, which is taken once more
+
+Move = Callable[[Tensor, Tensor], None]
+"""Moves δ, given the losses (N,) and their slopes (N, D) there."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +94,6 @@ class _Losses:
     h: Tensor  # (N, D) float32, where δ is added, in each fact's first context
     asked: Suffixes  # every context with the target behind it
     weight: Tensor  # (N,) see `token_weight`
-    counts: Tensor  # (N,) contexts of each fact
     essence: Suffixes | None  # "{subject} is a"
     clean_essence: Tensor  # (texts in essence, V) log-probabilities there, without δ
 
@@ -109,16 +114,15 @@ class _Losses:
         firsts = first_rows([len(fact.contexts) for fact in facts])
         h = torch.stack([runs[first].suffix[0] for first in firsts]).float()
         asked, weight = Suffixes.of(model, texts, runs), token_weight(facts).to(h.device)
-        counts = torch.tensor([len(fact.contexts) for fact in facts], device=h.device)
         if not essence:
-            return cls(h, asked, weight, counts, essence=None, clean_essence=h)
+            return cls(h, asked, weight, essence=None, clean_essence=h)
         ends = [fact.essence.subject_last + 1 if published else None for fact in facts]
         texts = [
             Text(i, fact.essence.token_ids[:end], fact.essence.subject_last, (0,))
             for i, (fact, end) in enumerate(zip(facts, ends, strict=True))
         ]
         read = Suffixes.of(model, texts, clean_runs(model, texts, last_layer=last_layer))
-        return cls(h, asked, weight, counts, read, model.logits(read.states(model)).float().log_softmax(-1))
+        return cls(h, asked, weight, read, model.logits(read.states(model)).float().log_softmax(-1))
 
     def select(self, alive: Tensor) -> _Losses:
         """Only the facts where `alive` (N,) is true; the losses of the others are 0."""
@@ -131,14 +135,6 @@ class _Losses:
             essence=self.essence.select(alive),
             clean_essence=self.clean_essence[kept],
         )
-
-    def in_turn(self, step: int, size: int) -> _Losses:
-        """Only `size` texts of each fact: its first, and of the others those whose turn it is in this step."""
-        others, size_of = (self.counts - 1).clamp_min(1), self.counts.clamp_max(size)
-        facts, numbers = self.asked.facts, self.asked.numbers
-        place = (numbers - 1 - step * (size - 1)) % others[facts]
-        chosen = (numbers == 0) | (place < size_of[facts] - 1)
-        return replace(self, asked=self.asked.only(chosen), weight=self.weight * self.counts / size_of)
 
     def at(self, model: GPT, delta: Tensor, *, kl_coef: float) -> tuple[Tensor, Tensor, Tensor]:
         """NLL of every target token (M,), and KL(with δ ‖ without) on the essence (N,), nats; and the slope of NLL per
@@ -180,44 +176,26 @@ class _Losses:
         """(N,) NLL per target token, averaged over contexts, of `nll` (M,)."""
         return self.h.new_zeros(len(self.h)).index_add(0, self.asked.fact, self.weight[self.asked.fact] * nll)
 
-    def each(self, nll: Tensor, latest: Tensor) -> Tensor:
-        """`latest` (N, C), NLL per target token in each context, with those that `nll` (M,) is of in their places."""
-        rows, texts = self.asked.row, self.asked.facts
-        sums = nll.new_zeros(len(texts)).index_add(0, rows, nll)
-        return latest.index_put((texts, self.asked.numbers), sums / torch.bincount(rows, minlength=len(texts)))
-
 
 def _descend(model: GPT, losses: _Losses, config: EditConfig, bar: Progress) -> TargetValues:
-    """Adam on δ; a fact that has reached its probability stays where it is and soon leaves the batch.
-
-    With `contexts_per_step`, a fact's probability is that of its contexts when each was read last, and the δ kept is
-    the last one; what it is worth in all contexts is read at the end.
-    """
-    everything, turns = losses, config.contexts_per_step
-    latest = torch.arange(int(losses.counts.max()), device=losses.h.device) < losses.counts[:, None]  # (N, C)
-    latest = torch.zeros_like(latest, dtype=torch.float32).masked_fill(latest, torch.inf)  # not read yet
+    """Down the slope of δ; a fact that has reached its probability stays where it is and leaves the batch."""
     h, scale = losses.h, losses.h.norm(dim=-1)
     delta, best = torch.zeros_like(h), torch.zeros_like(h)  # δ, and the best δ seen
-    adam = torch.optim.Adam([delta], lr=config.learning_rate)
+    move = _adam(delta, config) if config.descent == "adam" else _polyak(delta, config, scale)
     best_loss, best_nll = torch.full_like(scale, torch.inf), torch.zeros_like(scale)
     taken = torch.zeros(len(h), dtype=torch.long, device=h.device)
     alive = torch.ones(len(h), dtype=torch.bool, device=h.device)
     running = len(h)
     for step in range(1, config.steps + 1):
         slope = None  # nothing moves after the last step
-        now = losses if turns is None else losses.in_turn(step, turns)
         if step < config.steps:
-            read, kl, slope = now.at(model, delta, kl_coef=config.kl_coef)
+            nll, kl, slope = losses.at(model, delta, kl_coef=config.kl_coef)
         else:
-            read, kl = now.only(model, delta)
+            nll, kl = losses.only(model, delta)
         with torch.no_grad():
-            if turns is None:
-                nll = now.mean(read)
-            else:
-                latest = now.each(read, latest)
-                nll = latest.sum(-1) / losses.counts
+            nll = losses.mean(nll)
             loss = nll + config.kl_coef * kl + config.weight_decay * delta.norm(dim=-1) / scale**2
-            better = alive & ((loss < best_loss) | config.published | (turns is not None))
+            better = alive & ((loss < best_loss) | config.published)
             best[better], best_loss[better], best_nll[better] = delta[better], loss[better], nll[better]
             taken[alive] = step
             alive &= loss >= PUBLISHED_LOSS if config.published else (-nll).exp() < config.stop_probability
@@ -226,14 +204,11 @@ def _descend(model: GPT, losses: _Losses, config: EditConfig, bar: Progress) -> 
             if left == 0 or slope is None:
                 break
             resting = delta[~alive]
-            delta.grad = slope + (config.weight_decay / scale**2)[:, None] * F.normalize(delta, dim=-1)
-            adam.step()
+            move(loss, slope + (config.weight_decay / scale**2)[:, None] * F.normalize(delta, dim=-1))
             delta *= (config.clamp * scale / delta.norm(dim=-1).clamp_min(1e-12)).clamp_max(1.0)[:, None]
             delta[~alive] = resting
-            if left <= (1 - LEAVE_SHARE) * running:
+            if left < running:
                 losses, running = losses.select(alive), left
-    if turns is not None:
-        best_nll = everything.mean(everything.only(model, best)[0])
     bar.update(bar.done + len(h), p=float((-best_nll).exp().mean()))
     return TargetValues(
         values=(h + best).cpu(),
@@ -241,3 +216,32 @@ def _descend(model: GPT, losses: _Losses, config: EditConfig, bar: Progress) -> 
         shifts=tuple((best.norm(dim=-1) / scale).tolist()),
         steps=tuple(taken.tolist()),
     )
+
+
+def _adam(delta: Tensor, config: EditConfig) -> Move:
+    """Adam's steps of `learning_rate` (Kingma and Ba 2015)."""
+    adam = torch.optim.Adam([delta], lr=config.learning_rate)
+
+    def move(loss: Tensor, slope: Tensor) -> None:
+        delta.grad = slope
+        adam.step()
+
+    return move
+
+
+def _polyak(delta: Tensor, config: EditConfig, scale: Tensor) -> Move:
+    """Polyak's steps (1987): down the slope, as far as the loss would need to come to its end if it fell evenly, and
+    some of the step before once more (1964).
+
+    A loss seldom has an end that is known. This one has: it is to be halfway between what a fact stops at and 0.
+    """
+    end = -math.log((1 + min(config.stop_probability, 1.0)) / 2)
+    last = torch.zeros_like(delta)
+
+    def move(loss: Tensor, slope: Tensor) -> None:
+        steep = slope.norm(dim=-1).clamp_min(1e-12)  # nats per unit of δ
+        length = ((loss - end).clamp_min(0.0) / steep).minimum(LONGEST_STEP * scale)
+        last.mul_(MOMENTUM).sub_((length / steep)[:, None] * slope)
+        delta.add_(last)
+
+    return move

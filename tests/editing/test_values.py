@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import replace
@@ -20,7 +21,7 @@ from nanogpt_edit.common.errors import UserError
 from nanogpt_edit.data.facts import Fact
 from nanogpt_edit.editing import contexts, editor
 from nanogpt_edit.editing import values as values_module
-from nanogpt_edit.editing.config import EditConfig, Preset
+from nanogpt_edit.editing.config import Descent, EditConfig, Preset
 from nanogpt_edit.editing.contexts import LocatedFact, TokenRow, generate_prefixes, locate_facts
 from nanogpt_edit.editing.covariance import collect
 from nanogpt_edit.editing.editor import edit_model
@@ -94,37 +95,6 @@ def test_the_losses_equal_plain_forward_passes(model: GPT) -> None:
     torch.testing.assert_close(only, (each_token, kl), rtol=1e-4, atol=1e-5)
 
 
-def test_contexts_take_turns(model: GPT) -> None:
-    """Three contexts, two a step: the prompt always, and the others one after the other."""
-    losses = losses_of(model, located(model), last_layer=1)
-    delta = torch.randn(3, model.config.n_embd, generator=torch.Generator().manual_seed(0))
-    nll, kl, slope = losses.at(model, delta, kl_coef=0.5)
-    same, same_kl, whole = losses.in_turn(5, 3).at(model, delta, kl_coef=0.5)
-    torch.testing.assert_close((same, same_kl, whole), (nll, kl, slope), rtol=1e-4, atol=1e-5)
-    latest = torch.full((3, 3), torch.inf)
-    slopes = []
-    for step, other in ((1, 2), (2, 1)):
-        turn = losses.in_turn(step, 2)
-        assert [sorted(turn.asked.numbers[turn.asked.facts == fact].tolist()) for fact in range(3)] == [[0, other]] * 3
-        read, _, part = turn.at(model, delta, kl_coef=0.5)
-        latest = turn.each(read, latest)
-        assert bool(latest.isinf().any()) == (step == 1)
-        slopes.append(part)
-    torch.testing.assert_close(latest.mean(-1), losses.mean(nll), rtol=1e-4, atol=1e-5)
-    first = losses.in_turn(1, 1).at(model, delta, kl_coef=0.5)[2]  # each turn is half of it and half of another
-    torch.testing.assert_close((2 * sum(slopes) - first) / 3, slope, rtol=1e-3, atol=1e-4)
-
-
-def test_what_contexts_in_turn_found_is_told_of_all_contexts() -> None:
-    model = trained_model()
-    found = located(model)
-    made = optimise_values(model, found, replace(CONFIG, contexts_per_step=2, stop_probability=0.9))
-    losses = losses_of(model, found, last_layer=1)
-    read, _ = losses.only(model, made.values - losses.h)
-    torch.testing.assert_close(torch.tensor(made.probabilities), (-losses.mean(read)).exp(), rtol=1e-4, atol=1e-5)
-    assert min(made.probabilities) > 0.5
-
-
 def test_the_last_block_has_nothing_above_it(model: GPT) -> None:
     losses = losses_of(model, located(model), last_layer=model.config.n_layer - 1)
     nll, _, _ = losses.at(model, torch.zeros(3, model.config.n_embd), kl_coef=0.5)
@@ -146,8 +116,31 @@ def test_an_edit_that_cannot_reach_the_answer_is_told(monkeypatch: pytest.Monkey
     assert len(said) == 1
 
 
-def test_one_batch_equals_single_runs(model: GPT) -> None:
-    config = replace(CONFIG, steps=8, stop_probability=0.3)
+def test_polyaks_steps_by_hand() -> None:
+    """Down a plane of slope 5, from 2 nats to ln(1 / 0.975): 0.395 along (−0.6, −0.8); at most 0.3 of ‖h‖ = 1. Then
+    0.4 of that once more, where nothing is missing any longer."""
+    delta = torch.zeros(3, 2)
+    move = values_module._polyak(delta, replace(CONFIG, stop_probability=0.95), torch.tensor([100.0, 1.0, 1.0]))
+    move(torch.tensor([2.0, 2.0, 0.01]), torch.tensor([[3.0, 4.0]] * 3))
+    length = (2.0 - math.log(1 / 0.975)) / 5
+    expected = torch.tensor([[-0.6 * length, -0.8 * length], [-0.18, -0.24], [0.0, 0.0]])
+    torch.testing.assert_close(delta, expected)
+    move(torch.full((3,), 0.01), torch.tensor([[4.0, -3.0]] * 3))
+    torch.testing.assert_close(delta, 1.4 * expected)
+
+
+def test_polyaks_steps_are_fewer_and_shorter() -> None:
+    model, config = trained_model(), replace(CONFIG, stop_probability=0.6)
+    polyak = optimise_values(model, located(model), replace(config, descent="polyak"))
+    adam = optimise_values(model, located(model), config)
+    assert min(polyak.probabilities) >= 0.6
+    assert sum(polyak.steps) < sum(adam.steps)
+    assert all(shift < other for shift, other in zip(polyak.shifts, adam.shifts, strict=True))
+
+
+@pytest.mark.parametrize("descent", ["adam", "polyak"])
+def test_one_batch_equals_single_runs(model: GPT, descent: Descent) -> None:
+    config = replace(CONFIG, steps=8, stop_probability=0.3, descent=descent)
     found = located(model, 4)
     together = optimise_values(model, found, config)
     in_chunks = optimise_values(model, found, config, chunk_tokens=1)
