@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import shutil
 import subprocess
@@ -35,6 +36,17 @@ def test_every_file_of_the_package_that_is_no_code_is_package_data() -> None:
     found = {file for file in package.rglob("*") if file.is_file() and file.suffix not in (".py", ".pyc")}
     assert found == carried
     assert {"facts.toml", "stories.toml", "facts50.jsonl", "tiny.toml"} <= {file.name for file in found}
+
+
+def test_nothing_is_imported_that_windows_has_not() -> None:
+    absent = {"crypt", "fcntl", "grp", "posix", "pty", "pwd", "resource", "syslog", "termios", "tty"}
+    for file in (ROOT / "nanogpt_edit").rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            assert absent.isdisjoint(names), file
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "os":
+                assert node.attr not in ("fork", "kill", "killpg", "setsid", "getuid", "uname"), file
 
 
 @pytest.mark.parametrize(
