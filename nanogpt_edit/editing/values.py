@@ -34,7 +34,6 @@ from nanogpt_edit.model.head import kl_and_slope, kl_only, nll_and_slope, nll_on
 CHUNK_TOKENS = 16_384  # tokens of all rows optimised together; bounds memory, does not change the result
 PUBLISHED_LOSS = 0.05  # of NLL, KL and weight decay together, below which the authors stop
 LONGEST_STEP = 0.3  # of ‖h‖, where the slope is so even that Polyak's would be longer; half of it does as well
-MOMENTUM = 0.4  # of Polyak's step before, which is taken once more
 
 Move = Callable[[Tensor, Tensor], None]
 """Moves δ, given the losses (N,) and their slopes (N, D) there."""
@@ -230,18 +229,15 @@ def _adam(delta: Tensor, config: EditConfig) -> Move:
 
 
 def _polyak(delta: Tensor, config: EditConfig, scale: Tensor) -> Move:
-    """Polyak's steps (1987): down the slope, as far as the loss would need to come to its end if it fell evenly, and
-    some of the step before once more (1964).
+    """Polyak's steps (1987): down the slope, as far as the loss would need to come to its end if it fell evenly.
 
     A loss seldom has an end that is known. This one has: it is to be halfway between what a fact stops at and 0.
     """
     end = -math.log((1 + min(config.stop_probability, 1.0)) / 2)
-    last = torch.zeros_like(delta)
 
     def move(loss: Tensor, slope: Tensor) -> None:
         steep = slope.norm(dim=-1).clamp_min(1e-12)  # nats per unit of δ
         length = ((loss - end).clamp_min(0.0) / steep).minimum(LONGEST_STEP * scale)
-        last.mul_(MOMENTUM).sub_((length / steep)[:, None] * slope)
-        delta.add_(last)
+        delta.sub_((length / steep)[:, None] * slope)
 
     return move

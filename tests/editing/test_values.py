@@ -117,16 +117,13 @@ def test_an_edit_that_cannot_reach_the_answer_is_told(monkeypatch: pytest.Monkey
 
 
 def test_polyaks_steps_by_hand() -> None:
-    """Down a plane of slope 5, from 2 nats to ln(1 / 0.975): 0.395 along (−0.6, −0.8); at most 0.3 of ‖h‖ = 1. Then
-    0.4 of that once more, where nothing is missing any longer."""
+    """Down a plane of slope 5, from 2 nats to ln(1 / 0.975): 0.395 along (−0.6, −0.8); at most 0.3 of ‖h‖ = 1; no step
+    where nothing is missing."""
     delta = torch.zeros(3, 2)
     move = values_module._polyak(delta, replace(CONFIG, stop_probability=0.95), torch.tensor([100.0, 1.0, 1.0]))
     move(torch.tensor([2.0, 2.0, 0.01]), torch.tensor([[3.0, 4.0]] * 3))
     length = (2.0 - math.log(1 / 0.975)) / 5
-    expected = torch.tensor([[-0.6 * length, -0.8 * length], [-0.18, -0.24], [0.0, 0.0]])
-    torch.testing.assert_close(delta, expected)
-    move(torch.full((3,), 0.01), torch.tensor([[4.0, -3.0]] * 3))
-    torch.testing.assert_close(delta, 1.4 * expected)
+    torch.testing.assert_close(delta, torch.tensor([[-0.6 * length, -0.8 * length], [-0.18, -0.24], [0.0, 0.0]]))
 
 
 def test_polyaks_steps_are_fewer_and_shorter() -> None:
