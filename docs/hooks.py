@@ -32,7 +32,7 @@ INNER: dict[str, Mapping[str, type]] = {"patch": patch_verbs.VERBS, "export": ex
 WORDS = {int: "integer", float: "number", str: "text", bool: "true or false", Path: "path"}
 GROUPS = {
     "Models": ("load", "save", "generate", "export_gguf"),
-    "Teaching": ("pretrain", "sft", "grpo", "run"),
+    "Teaching": ("pretrain", "sft", "grpo", "run", "load_recipe"),
     "Editing": ("edit", "score", "load_patch", "trace"),
     "Measuring": ("evaluate",),
     "Data": ("read_facts", "read_problems", "read_chats"),
@@ -49,6 +49,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         "changelog.md": (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"),
         "contributing.md": (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").replace("](docs/", "]("),
     }
+    pages |= {f"notebooks/{file.stem}.md": notebook_page(file) for file in sorted(ROOT.glob("docs/notebooks/*.ipynb"))}
     for name, content in pages.items():
         files.append(File.generated(config, name, content=content))
     texts = [page.read_text(encoding="utf-8") for page in ROOT.glob("docs/*.md")]
@@ -77,6 +78,14 @@ def python_page() -> str:
     for title, names in groups.items():
         lines += [f"## {title}", "", *(f"::: {homes[name]}.{name}\n" for name in names)]
     return "\n".join(lines)
+
+
+def notebook_page(file: Path) -> str:
+    """A notebook to read, and to take along."""
+    cells = json.loads(file.read_text(encoding="utf-8"))["cells"]
+    shown = {"markdown": "{}", "code": "```python\n{}\n```"}
+    title, *rest = [shown[cell["cell_type"]].format("".join(cell["source"])) for cell in cells]
+    return "\n\n".join([title, f"[The notebook]({file.name}): open it in Jupyter, VS Code or Colab.", *rest])
 
 
 def verbs_page() -> str:

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from nanogpt_edit.evaluation.config import EvaluateConfig
     from nanogpt_edit.model.chat_template import Message, render_chat
     from nanogpt_edit.model.lora_config import LoraConfig
-    from nanogpt_edit.pipeline.recipe import ModelConfig
+    from nanogpt_edit.pipeline.recipe import ModelConfig, load_recipe
     from nanogpt_edit.serving.export import export_gguf
     from nanogpt_edit.tracing.config import TraceConfig
     from nanogpt_edit.training.grpo_config import GRPOConfig
@@ -65,6 +65,7 @@ __all__ = [
     "grpo",
     "load",
     "load_patch",
+    "load_recipe",
     "pretrain",
     "quiet",
     "read_chats",
@@ -102,6 +103,7 @@ _HOMES = {
     "grpo": "nanogpt_edit.api",
     "load": "nanogpt_edit.checkpoint.checkpoint",
     "load_patch": "nanogpt_edit.editing.patch_files",
+    "load_recipe": "nanogpt_edit.pipeline.recipe",
     "pretrain": "nanogpt_edit.api",
     "quiet": "nanogpt_edit.common.terminal",
     "read_chats": "nanogpt_edit.data.chats",

@@ -103,7 +103,7 @@ FACTS: list[tuple[Call, str]] = [
     (lambda m: ne.edit(m, FACT, text=[None]), '"text[0]" must be text, found None'),
     (lambda m: ne.edit(m, FACT, text=TEXT, config="memit"), '"config" must be an EditConfig or None, found "memit"'),
     (lambda m: ne.edit(m, FACT, text=TEXT, config=ne.EvaluateConfig()), '"config" must be an EditConfig or None'),
-    (lambda m: ne.edit(m, FACT, text=TEXT, method="mend"), '"method" must be one of "memit", "rome", "alphaedit"'),
+    (lambda m: ne.edit(m, FACT, text=TEXT, method="mend"), 'method is "mend". There are memit, rome, alphaedit'),
     (lambda m: ne.edit(m, FACT, text=TEXT, layers="all"), '"layers" must be a list of a whole number, found "all"'),
     (lambda m: ne.edit(m, FACT, text=TEXT, layers=[9]), "9"),
     (lambda m: ne.edit(m, FACT, text=TEXT, clamp=math.inf), "clamp is inf; it must be a finite number"),

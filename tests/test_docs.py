@@ -1,4 +1,4 @@
-"""The examples of docs/: every block of Python runs, every command line is one that the verbs accept.
+"""The examples of docs/: every block of Python and every notebook runs, every command line is one that is accepted.
 
 The blocks of a page run one after the other, as a reader would copy them, in a folder with a run's checkpoints: models
 of a few thousand weights, untrained. What a command does is tried by README's test and by the tests of the verbs.
@@ -6,6 +6,7 @@ of a few thousand weights, untrained. What a command does is tried by README's t
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import tomllib
@@ -14,6 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
+from _pytest.mark import ParameterSet
 from micro import MICRO
 
 import nanogpt_edit as ne
@@ -50,10 +52,10 @@ class Line:
         return f"{self.page}: {' '.join(self.words)}"
 
 
-def python_of(text: str) -> str:
-    """The blocks of a page, one behind the other."""
+def python_of(text: str) -> list[str]:
+    """The blocks of Python of a page."""
     found = [(indent, code) for indent, kind, code in BLOCK.findall(text) if kind == "python"]
-    return "\n".join(re.sub(f"^{indent}", "", code, flags=re.MULTILINE) for indent, code in found)
+    return [re.sub(f"^{indent}", "", code, flags=re.MULTILINE) for indent, code in found]
 
 
 def lines_of(page: str, text: str) -> Iterator[Line]:
@@ -68,6 +70,14 @@ def lines_of(page: str, text: str) -> Iterator[Line]:
         yield Line(page, tuple(words[start:]))
 
 
+def marked(page: str) -> str | ParameterSet:
+    """A page, with what keeps it from being run always."""
+    if page in ELSEWHERE:
+        return pytest.param(page, marks=pytest.mark.skip(ELSEWHERE[page]))
+    return pytest.param(page, marks=pytest.mark.slow) if "transformers" in python_of(PAGES[page])[0] else page
+
+
+NOTEBOOKS = sorted(ROOT.glob("docs/notebooks/*.ipynb"))
 LINES = [line for page, text in PAGES.items() for line in lines_of(page, text)]
 
 
@@ -107,7 +117,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("reader")
     world = make_world(MICRO.world)
     tokenizer = Tokenizer.train(world.sentences, vocab_size=400)
-    sizes = GPTConfig(vocab_size=tokenizer.vocab_size, block_size=256, n_layer=2, n_head=2, n_embd=16)
+    sizes = GPTConfig(vocab_size=tokenizer.vocab_size, block_size=128, n_layer=2, n_head=2, n_embd=16)
     model = GPT(sizes, seed=0).eval()
     model.tokenizer = tokenizer
     for stage in ("base", "sft", "grpo"):
@@ -119,10 +129,74 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("page", [page for page, text in PAGES.items() if python_of(text)])
-def test_the_python_of_a_page_runs(page: str, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    if page in ELSEWHERE:
-        pytest.skip(ELSEWHERE[page])
+@pytest.fixture
+def reader(place: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """That folder, as the one the program is started in."""
     monkeypatch.chdir(place)
     monkeypatch.syspath_prepend(place)
-    exec(compile(python_of(PAGES[page]), page, "exec"), {"__name__": "page"})
+    return place
+
+
+@pytest.mark.parametrize("page", [marked(page) for page, text in PAGES.items() if python_of(text)])
+def test_the_python_of_a_page_runs(page: str, reader: Path) -> None:
+    names: dict[str, object] = {"__name__": "page"}
+    for block in python_of(PAGES[page]):
+        if file := re.match(r"# (\w+\.py)\n", block):  # a file that the page tells the reader to write
+            (reader / file[1]).write_text(block, encoding="utf-8")
+        else:
+            exec(compile(block, page, "exec"), names)
+
+
+@pytest.mark.parametrize("page", sorted(page for page in PAGES if page.startswith("how-to/own-")))
+def test_what_people_bring_takes_less_than_thirty_lines(page: str) -> None:
+    parts = PAGES[page].split("\n## ")
+    assert max(sum(map(lines_of_code, python_of(part))) for part in parts) < 30
+
+
+def lines_of_code(block: str) -> int:
+    return sum(bool(line.strip()) and not line.lstrip().startswith("#") for line in block.splitlines())
+
+
+FEW = {
+    r"range\(\d{2,}\)": "range(30)",
+    r"\b(steps|evaluate_every|problems_per_step|evaluate_problems|updates_per_rollout)=\d+": r"\1=2",
+    r"\b(n|fact_repeats)=\d+": r"\1=1",
+    r"\b(max_new_tokens)=\d+": r"\1=8",
+    r"\bcovariance_tokens=\w+": "covariance_tokens=500",
+}
+"""What a notebook's cells ask for, in a second's size."""
+
+
+def cells_of(notebook: Path) -> list[str]:
+    """The code of a notebook, cell by cell."""
+    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    return ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_notebook_runs_with_a_step_or_two_of_each_stage(notebook: Path, reader: Path) -> None:
+    names: dict[str, object] = {"__name__": "__main__"}
+    for cell in cells_of(notebook):
+        for much, few in FEW.items():
+            cell = re.sub(much, few, cell)
+        if "IPython" not in cell:
+            exec(compile(cell, notebook.name, "exec"), names)
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_notebook_comes_without_outputs(notebook: Path) -> None:
+    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    assert all(cell["outputs"] == [] for cell in cells if cell["cell_type"] == "code")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_notebook_runs_in_a_kernel_as_it_stands(
+    notebook: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nbclient, nbformat = pytest.importorskip("nbclient"), pytest.importorskip("nbformat")
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    book = nbformat.read(notebook, as_version=4)
+    nbclient.NotebookClient(book, timeout=900, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    shown = [output for cell in book.cells for output in cell.get("outputs", ())]
+    assert any("text/html" in output.get("data", {}) for output in shown)

@@ -30,7 +30,7 @@ class Traits:
     """It changes every linear layer of every block."""
 
 
-METHODS: dict[Method, Traits] = {
+METHODS: dict[str, Traits] = {
     "memit": Traits(strength="covariance_weight"),
     "rome": Traits(strength=None, many_layers=False, one_by_one=True),
     "alphaedit": Traits(strength="ridge"),
@@ -40,7 +40,8 @@ METHODS: dict[Method, Traits] = {
     "locft": Traits(strength="ft_learning_rate", finds_values=False, many_layers=False),
     "lora": Traits(strength="ft_learning_rate", finds_values=False, whole_model=True),
 }
-
+OWN = Traits(strength="covariance_weight")
+"""Of a method that a person has written."""
 
 PUBLISHED: dict[str, object] = {
     "context_weight": 0.0,
@@ -66,11 +67,12 @@ class EditConfig(Settings):
     given: tuple[str, ...] | None = None
     """auto: settings that are not chosen though they equal their defaults. `ne.edit` and the command line name here
     what they were given."""
-    method: Method = "memit"
+    method: Method | str = "memit"
     """memit (all facts at once, spread over layers), rome (one fact after the other, one layer), alphaedit (as memit,
     in the null space of the usual keys), emmet (as memit, but all values are met exactly), ultraedit (one step along
     normalised slopes: no values, no subject, no other text); the baselines ft (constrained fine-tuning of one matrix),
-    locft (fine-tuning of one matrix in mini-batches) and lora (adapters on all linear layers)."""
+    locft (fine-tuning of one matrix in mini-batches) and lora (adapters on all linear layers); or your own as
+    module:Class, a LayerSolver."""
     layers: tuple[int, ...] = (0, 1)
     """Blocks whose MLP output matrix changes, ascending; rome, ft and locft use the last only, lora all blocks."""
     covariance_weight: float = 300.0
@@ -145,6 +147,9 @@ class EditConfig(Settings):
 
     def __post_init__(self) -> None:
         check_fields(self)
+        if self.method not in METHODS and ":" not in self.method:
+            known, meant = ", ".join(METHODS), did_you_mean(self.method, METHODS)
+            raise UserError(f'is "{self.method}"{meant} There are {known}, and module:Class.', field="method")
         if self.published:
             if self.method != "memit":
                 raise UserError(f"is published, the authors' MEMIT, and method is {self.method}.", field="preset")
@@ -194,7 +199,7 @@ class EditConfig(Settings):
 
     @property
     def traits(self) -> Traits:
-        return METHODS[self.method]
+        return METHODS.get(self.method, OWN)
 
     @property
     def needs_text(self) -> bool:

@@ -29,13 +29,13 @@ from nanogpt_edit.common.version import __version__
 from nanogpt_edit.data.fact_files import check_changes
 from nanogpt_edit.data.facts import Fact
 from nanogpt_edit.editing.choose import settled, suited
-from nanogpt_edit.editing.config import EditConfig
+from nanogpt_edit.editing.config import METHODS, EditConfig
 from nanogpt_edit.editing.contexts import LocatedFact, generate_prefixes, locate_facts
 from nanogpt_edit.editing.covariance import Covariance
 from nanogpt_edit.editing.covariance_cache import covariances
 from nanogpt_edit.editing.methods.anchor import NormAnchor
 from nanogpt_edit.editing.methods.memit import EditedLayer, LayerSolver, write_values
-from nanogpt_edit.editing.methods.table import DESCENTS, solver_of
+from nanogpt_edit.editing.methods.table import DESCENTS, find_solver, solver_of
 from nanogpt_edit.editing.patch import EditedFact, EditPatch, LayerUpdate, on_grid
 from nanogpt_edit.editing.records import Tried
 from nanogpt_edit.editing.refine import OrdinaryText, refine_batch
@@ -72,6 +72,8 @@ def solve_again(
     cache_dir: Path | None = None,
 ) -> EditPatch:
     """As `edit_model`, with values v* (N, D) known from earlier patches: only keys and weights are computed anew."""
+    if config.method not in METHODS:  # named by a file: nothing that it names is imported
+        raise UserError(f"a patch of {config.method}, a method of your own, is not solved again; edit anew with it.")
     known = TargetValues(
         values=values,
         probabilities=tuple(e.probability for e in edited),
@@ -192,6 +194,8 @@ def check_edit(model: GPT, facts: Sequence[Fact], config: EditConfig) -> None:
 
 
 def _check_settings(model: GPT, config: EditConfig) -> None:
+    if config.method not in DESCENTS:
+        find_solver(config.method)
     if config.layers[0] < 0 or config.layers[-1] >= model.config.n_layer:
         raise UserError(
             f"layers {list(config.layers)} are not all in the model, which has layers 0 to {model.config.n_layer - 1}."

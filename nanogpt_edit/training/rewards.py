@@ -5,15 +5,13 @@ It may return (number, {name: number}) instead: the further numbers weigh nothin
 
 from __future__ import annotations
 
-import importlib
 import inspect
 import math
-import os
-import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import SupportsFloat
 
 from nanogpt_edit.common.errors import UserError, did_you_mean
+from nanogpt_edit.common.own_code import find_own
 from nanogpt_edit.common.reasoning import render
 from nanogpt_edit.data.problems import Problem
 from nanogpt_edit.evaluation.answers import extract, is_correct
@@ -71,20 +69,10 @@ def find_reward(name: str) -> Reward:
     """
     if name in BUILT_IN:
         return BUILT_IN[name]
-    module_name, _, function_name = name.partition(":")
-    if not function_name:
+    if not name.partition(":")[2]:
         meant = did_you_mean(name, BUILT_IN)
         raise UserError(f'there is no reward "{name}"{meant} There are {", ".join(BUILT_IN)}, and module:function.')
-    if os.getcwd() not in sys.path:  # an installed command looks in its own folder instead
-        sys.path.append(os.getcwd())
-    try:
-        module = importlib.import_module(module_name)
-    except (Exception, SystemExit) as error:  # a user's module may fail in any way
-        reason = f"{type(error).__name__}: {error}"
-        raise UserError(f'reward "{name}": module "{module_name}" cannot be imported ({reason}).') from error
-    function = getattr(module, function_name, None)
-    if function is None:
-        raise UserError(f'reward "{name}": module "{module_name}" has no function "{function_name}".')
+    function = find_own(name, what="reward", kind="function")
     if not callable(function):
         raise UserError(f'reward "{name}" is not a function.')
     if inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function):

@@ -100,7 +100,7 @@ FORGERIES: dict[str, tuple[Forger, str]] = {
     "a lookup that is none": (fact("lookup", "by magic"), '"lookup" must be one of "exact"'),
     "no prompt": (lambda record, _: record["edited"][1].pop("prompt"), '"prompt" is missing'),
     "a prompt that is no text": (fact("prompt", "half a pair \ud800"), "half of a surrogate pair"),
-    "a method that does not exist": (setting("method", "magic"), '"method" must be one of "memit"'),
+    "a method that does not exist": (setting("method", "magic"), 'method is "magic". There are memit'),
     "a setting of the wrong type": (setting("steps", "many"), '"steps" must be a whole number'),
     "layers that are words": (setting("layers", ["a"]), '"layers[0]" must be a whole number'),
     "a setting nobody has": (setting("stepz", 3), 'unknown field "stepz"'),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import get_args
@@ -14,10 +15,11 @@ from torch import Tensor
 from nanogpt_edit.checkpoint.checkpoint import fingerprint
 from nanogpt_edit.common.errors import UserError
 from nanogpt_edit.editing.config import METHODS, EditConfig, Method
-from nanogpt_edit.editing.editor import edit_model
+from nanogpt_edit.editing.editor import edit_model, solve_again
 from nanogpt_edit.editing.methods import memit as memit_module
 from nanogpt_edit.editing.methods.answers import Answers
-from nanogpt_edit.editing.methods.table import DESCENTS, SOLVERS
+from nanogpt_edit.editing.methods.memit import LayerSolver, MemitSolver
+from nanogpt_edit.editing.methods.table import DESCENTS, SOLVERS, find_solver
 from nanogpt_edit.editing.patch import edited_weight
 from nanogpt_edit.editing.patch_files import load_patch, save_patch
 from nanogpt_edit.editing.patches import drop_facts
@@ -151,3 +153,30 @@ def test_values_in_parts_join_to_the_whole(size: int) -> None:
     joined = TargetValues.joined([whole.part(first, first + size) for first in range(0, 5, size)])
     assert torch.equal(joined.values, whole.values)
     assert replace(joined, values=whole.values) == whole
+
+
+class Mine(MemitSolver):
+    """MEMIT under a name of one's own."""
+
+
+def test_a_method_of_ones_own_is_named_by_module_and_class() -> None:
+    assert find_solver(f"{__name__}:Mine") is Mine
+    assert EditConfig(method=f"{__name__}:Mine").traits == METHODS["memit"]
+
+
+@pytest.mark.parametrize("method", ["math:sin", f"{LayerSolver.__module__}:LayerSolver"])
+def test_what_is_no_solver_is_refused(method: str) -> None:
+    with pytest.raises(UserError, match="is no LayerSolver with a `right` of its own"):
+        find_solver(method)
+
+
+def test_a_file_that_names_a_method_of_ones_own_has_nothing_imported(tmp_path: Path) -> None:
+    model, named = random_model(), replace(QUICK, method="antigravity:Class")
+    with pytest.raises(UserError, match="is not solved again"):
+        solve_again(model, [], torch.zeros(0, 1), named)
+    assert "antigravity" not in sys.modules
+
+
+def test_a_misspelt_method_names_the_nearest() -> None:
+    with pytest.raises(UserError, match=r'method is "memitt"; did you mean "memit"\? There are memit, rome'):
+        EditConfig(method="memitt")
