@@ -111,7 +111,7 @@ def preface() -> list[str]:
     return [
         "`nanogpt-edit VERB --help` prints what stands here; `nanogpt-edit --help` lists the verbs.",
         "",
-        "- `nanogpt-edit --quiet VERB …` shows results and errors only; results go to standard output, everything else "
+        "- `nanogpt-edit VERB … --quiet` shows results and errors only; results go to standard output, everything else "
         "to standard error.",
         "- `nanogpt-edit --version` says the version.",
         "- `--json` of the verbs with a table (`evaluate`, `compare`, `ledger`, `info`) prints JSON in its place.",

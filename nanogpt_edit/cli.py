@@ -122,8 +122,8 @@ def prepare_streams() -> bool:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; `arguments` default to the process's own. Returns the exit status."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    if arguments[:1] in (["--quiet"], ["-q"]):
-        arguments = arguments[1:]
+    if arguments[:1] == ["-q"] or "--quiet" in arguments:
+        arguments.remove("-q" if arguments[0] == "-q" else "--quiet")
         logging.getLogger("nanogpt_edit").setLevel(logging.WARNING)
     verb = arguments[0] if arguments else "--help"
     try:
@@ -252,7 +252,7 @@ def overview() -> str:
         f"{PROGRAM} {__version__}: teach a GPT to reason, edit the facts in its weights, prove what each step did.\n\n"
         f"usage: {PROGRAM} VERB [arguments]\n\n{verbs}\n\n"
         f"{PROGRAM} VERB --help explains every argument of a verb, with its unit and default.\n"
-        f"{PROGRAM} --quiet VERB shows results and errors only.\n"
+        f"{PROGRAM} VERB --quiet shows results and errors only.\n"
         "Exit status: 0 done, 2 a mistake to mend, 3 an expectation of the recipe failed, 130 interrupted, 143 ended.\n"
         f"First steps: {PROGRAM} run tiny --out runs/tiny"
     )

@@ -115,6 +115,8 @@ def given_flags(kind: type, words: Sequence[str], *, default: object = None) -> 
     given, loose = _assign(words, by_name, reserved=sum(flag.needed for flag in places))
     for flag in places:
         count = len(loose) if flag.items[1] is None else 1
+        if loose:
+            flag.check(loose[:count])
         given += [flag] * bool(loose[:count])
         loose = loose[count:]
     if loose:

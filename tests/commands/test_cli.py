@@ -76,8 +76,9 @@ def test_help_of_a_verb_imports_nothing_heavy(verb: str) -> None:
     assert f"usage: nanogpt-edit {verb}" in ended.stdout
 
 
+@pytest.mark.parametrize("words", [["--quiet", "run", "tiny"], ["-q", "run", "tiny"], ["run", "tiny", "--quiet"]])
 def test_quiet_shows_results_and_errors_only(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     told: list[bool] = []
 
@@ -89,12 +90,18 @@ def test_quiet_shows_results_and_errors_only(
     monkeypatch.setattr(cli, "find_verb", lambda name: verb)
     level = logging.getLogger("nanogpt_edit").level
     try:
-        assert cli.main(["--quiet", "run", "tiny"]) == 2
+        assert cli.main(words) == 2
         assert capsys.readouterr() == ("tiny\n", "nanogpt-edit: a mistake.\n")
     finally:
         logging.getLogger("nanogpt_edit").setLevel(level)
     assert cli.main(["run", "tiny"]) == 2
     assert told == [False, True]
+
+
+def test_a_wrong_word_in_its_place_is_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["completion", "fish"]) == 2
+    said = "invalid choice 'fish' for argument 'SHELL'. It is one of bash, zsh."
+    assert capsys.readouterr().err.startswith(f"nanogpt-edit: {said}")
 
 
 @pytest.mark.skipif(shutil.which("bash") is None, reason="bash is not here")
