@@ -182,7 +182,12 @@ def recipe_page() -> str:
 
 
 def key_table(kind: type, names: list[str]) -> list[str]:
-    rows = [row(name, hint, value, doc) for name, hint, value, doc in described(kind) if name in names]
+    rows: list[str] = []
+    for name, hint, value, doc in described(kind):
+        if is_dataclass(hint) and name in names:
+            rows += [row(f"{name}.{inner}", *rest) for inner, *rest in described(hint, value)]
+        elif name in names:
+            rows.append(row(name, hint, value, doc))
     return ["| key | | default | |", "|---|---|---|---|", *rows, ""]
 
 

@@ -200,3 +200,9 @@ def test_a_notebook_runs_in_a_kernel_as_it_stands(
     nbclient.NotebookClient(book, timeout=900, resources={"metadata": {"path": str(tmp_path)}}).execute()
     shown = [output for cell in book.cells for output in cell.get("outputs", ())]
     assert any("text/html" in output.get("data", {}) for output in shown)
+
+
+def test_every_page_is_in_the_site() -> None:
+    """The strict build, which finds it too, needs mkdocs: make docs."""
+    nav = (ROOT / "mkdocs.yml").read_text(encoding="utf-8").partition("\nnav:\n")[2]
+    assert [page for page in PAGES if not re.search(rf" {page}$", nav, re.MULTILINE)] == []
