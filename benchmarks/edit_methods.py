@@ -83,8 +83,10 @@ WAYS: dict[str, Way] = {
     "nothing": Way(({},), at_once=0),
     "told one fact": Way(({},), at_once=1),
     "told ten facts": Way(({},), at_once=10),
-    "memit": Way(grid(method=["memit"], covariance_weight=[100.0, 300.0, 1000.0]), shares_values=True),
-    "memit, values of one norm": Way(({"anchor_norms": True},), shares_values=True, like="memit"),
+    "memit": Way(
+        grid(method=["memit"], covariance_weight=[30.0, 100.0, 300.0, 1000.0, 3000.0, 10000.0]), shares_values=True
+    ),
+    "memit, values of one norm": Way(({"anchor_norms": True},), like="memit"),
     "emmet": Way(({"method": "emmet"},), shares_values=True),
     "alphaedit": Way(grid(method=["alphaedit"], null_share=[0.02, 0.2]), shares_values=True),
     "rome": Way(({"method": "rome", "layers": [10]},)),
@@ -161,11 +163,12 @@ class Bench:
         self.before: dict[tuple[Part, int], tuple[FactState, ...]] = {}
 
     def trials(self, name: str, out: Path, choosing: int, measured: int) -> Iterator[Trial]:
-        """Those of a row that are not in `out` yet: all on the facts that choose, the best on the others."""
+        """Those of a row that are not in `out` yet: all on the facts that choose, the best on the others. (Also one
+        alone is tried on those that choose: edit_frontier.py draws them beside each other.)"""
         way = WAYS[name]
         over = best(way.like, out) if way.like else {}
         tried = [{**over, **settings} for settings in way.trials]
-        for settings in tried if len(tried) > 1 else ():
+        for settings in tried if way.at_once is None else ():
             yield from self._missing(Trial(name, "choose", choosing, settings), way, out)
         chosen = tried[0] if len(tried) == 1 else best(name, out)
         yield from self._missing(Trial(name, "table", measured, chosen), way, out)
