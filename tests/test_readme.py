@@ -44,6 +44,7 @@ def block(heading: str) -> str:
 
 COMMANDS = [shlex.split(line, comments=True) for line in block("On the command line").splitlines()]
 COMMANDS = [words for words in COMMANDS if words]
+LINES = [pytest.param(words, marks=[pytest.mark.slow] if "run" in words else []) for words in COMMANDS]
 STATEMENTS = ast.parse(block("In Python")).body
 
 
@@ -100,7 +101,7 @@ def micro(name: str) -> Recipe:
     )
 
 
-@pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
+@pytest.mark.parametrize("words", LINES, ids=" ".join)
 def test_a_command_of_the_readme_does_what_it_says(words: list[str], reader: Reader) -> None:
     program, verb = words[0], words[words.index("nanogpt_edit" if words[0] == "torchrun" else "nanogpt-edit") + 1]
     if reader.demo and verb == "run" and not {MADE_BY_DEMO, OWN_RECIPE} & set(words):
