@@ -78,6 +78,7 @@ def told(scripts: None, tmp_path_factory: pytest.TempPathFactory) -> object:
     return Setting("tiny", torch.device("cpu"), None, folder / "base", folder, limit_seconds=60.0)
 
 
+@pytest.mark.slow
 def test_the_stages_of_the_validation_follow_one_another(told: Any) -> None:
     import gpu_validation
 

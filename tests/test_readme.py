@@ -44,7 +44,7 @@ def block(heading: str) -> str:
 
 COMMANDS = [shlex.split(line, comments=True) for line in block("On the command line").splitlines()]
 COMMANDS = [words for words in COMMANDS if words]
-LINES = [pytest.param(words, marks=[pytest.mark.slow] if "run" in words else []) for words in COMMANDS]
+LINES = [pytest.param(words, marks=[pytest.mark.slow] if {"run", "watch"} & set(words) else []) for words in COMMANDS]
 STATEMENTS = ast.parse(block("In Python")).body
 
 

@@ -30,7 +30,7 @@ VERBS = (
     Bad("edit model --out x", says="FACTS"),
     Bad("info", says="MODEL"),
     Bad("ledger", says="RUN"),
-    Bad("report a b", says="b"),
+    Bad("report a b", says="a: no such folder"),
     Bad("run tiny --out x --sft.stepz 3", says="--sft.steps"),
     Bad("run tiny --out x --modle.n-layer 3", says="--model.n-layer"),
     Bad("run tiny --out x --grpo.rewards accuracy=1 accuracy=2", says="names accuracy twice; give each one weight"),

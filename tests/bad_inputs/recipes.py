@@ -48,7 +48,7 @@ ROWS = (
     recipe("[grpo.rewards]\naccuracy = inf\n", says="rewards.accuracy is inf"),
     recipe("[edit]\nclamp = nan\n", says="[edit] clamp is nan"),
     recipe("[edit]\nlayers = [1, 0]\n", says="[edit] layers"),
-    recipe("[edit]\nmethod = 'memmit'\n", says='[edit] "method" must be one of'),
+    recipe("[edit]\nmethod = 'memmit'\n", says='[edit] method is "memmit"; did you mean "memit"'),
     recipe("[world]\nstep_weights = [nan, 1.0, 1.0]\n", says="step_weights"),
     recipe("seed = 12345678901234567890123\n", says="seed is a number of 74 bits"),
     recipe("[edit]\nseed = 12345678901234567890123\n", says="[edit] seed is a number of 74 bits"),

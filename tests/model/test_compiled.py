@@ -88,6 +88,7 @@ def test_afterwards_hooks_see_everything_again() -> None:
     assert set(model.state_dict()) == before
 
 
+@pytest.mark.slow
 def test_a_stage_trains_compiled_as_it_does_plainly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     traced = Traced()
     monkeypatch.setattr(trainer_module, "compiled_blocks", partial(compiled_blocks, backend=traced))

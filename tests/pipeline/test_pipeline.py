@@ -197,6 +197,7 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_weights(finished: Path, tmp
     assert fingerprints(out) == fingerprints(finished)
 
 
+@pytest.mark.slow
 def test_a_run_makes_the_stages_that_its_recipe_names_and_speaks_of_no_others(
     finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

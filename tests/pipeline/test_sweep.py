@@ -117,6 +117,7 @@ def test_too_few_facts_and_a_foreign_log_are_named(tmp_path: Path) -> None:
         read_trials(tmp_path / "other.jsonl")
 
 
+@pytest.mark.slow
 def test_from_the_sweep_to_the_picture_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model, source = str(tmp_path / "model"), str(tmp_path / "facts.jsonl")
     save(trained_model(), Path(model))
