@@ -12,6 +12,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["MPLBACKEND"] = "agg"
 
 from collections.abc import Iterator
+from copy import copy
 from pathlib import Path
 
 import pytest
@@ -117,7 +118,7 @@ def tokenizer() -> Tokenizer:
 def speaking_gpt(tokenizer: Tokenizer) -> GPT:
     """A two-layer random GPT-2 that carries the tokenizer."""
     model = GPT(tiny_config("gpt2", vocab_size=tokenizer.vocab_size, block_size=256), seed=0).eval()
-    model.tokenizer = tokenizer
+    model.tokenizer = copy(tokenizer)  # training sets its chat template
     return model
 
 
