@@ -12,7 +12,6 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["MPLBACKEND"] = "agg"
 
 from collections.abc import Iterator
-from copy import copy
 from pathlib import Path
 
 import pytest
@@ -45,7 +44,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 LONGEST = ("common/test_distributed", "test_bad_inputs", "test_readme", "pipeline/test_pipeline")
 LONGEST += ("pipeline/test_recipes_run", "training/test_trainer", "editing/test_values", "test_device")
 LONGEST += ("commands/test_stages", "commands/test_patch", "editing/test_patch", "report/test_build")
-LONGEST += ("model/test_parity", "test_gpu_script", "model/test_compiled")
+LONGEST += ("model/test_parity", "test_gpu_script", "model/test_compiled", "serving/playground/test_page")
+LONGEST += ("commands/test_measure", "report/test_in_browser", "training/test_grpo", "training/test_lora", "test_docs")
 HERE = Path(__file__).parent
 
 
@@ -118,7 +118,7 @@ def tokenizer() -> Tokenizer:
 def speaking_gpt(tokenizer: Tokenizer) -> GPT:
     """A two-layer random GPT-2 that carries the tokenizer."""
     model = GPT(tiny_config("gpt2", vocab_size=tokenizer.vocab_size, block_size=256), seed=0).eval()
-    model.tokenizer = copy(tokenizer)  # training sets its chat template
+    model.tokenizer = tokenizer
     return model
 
 

@@ -245,7 +245,7 @@ def test_a_model_is_taught_in_a_folder_stage_by_stage(speaking_gpt: GPT, tmp_pat
     assert str(taught) == f"SFT: 2 steps. The model: {tmp_path / 'sft'}"
     rewards = {"problems_per_step": 2, "group_size": 2, "max_new_tokens": 4, "evaluate_problems": 2}
     improved = ne.grpo(taught.model, SUMS, out=tmp_path, steps=1, **rewards)
-    assert [done.kind for done in ne.load(tmp_path / "grpo").lineage] == ["template", "sft", "grpo"]
+    assert [done.kind for done in ne.load(tmp_path / "grpo").lineage][-2:] == ["sft", "grpo"]
     assert (tmp_path / "logs" / "rollouts" / "step_000000.jsonl.gz").is_file()
     assert len(improved.log) == 1
 

@@ -164,8 +164,8 @@ FEW = {
     r"\b(max_new_tokens)=\d+": r"\1=8",
     r"\bcovariance_tokens=\w+": "covariance_tokens=500",
 }
-"""What a notebook's cells ask for, in a second's size. (Not those of `edit`, which takes the recipe's own settings; it
-runs in a kernel, among the slow tests.)"""
+"""What a notebook's cells ask for, in a second's size. The others take the recipe's own settings, a minute of work:
+they run in a kernel, among the slow tests."""
 
 
 def cells_of(notebook: Path) -> list[str]:
@@ -174,8 +174,8 @@ def cells_of(notebook: Path) -> list[str]:
     return ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
 
 
-@pytest.mark.parametrize("notebook", [path for path in NOTEBOOKS if path.stem != "edit"], ids=lambda path: path.stem)
-def test_a_notebook_runs_with_a_step_or_two_of_each_stage(notebook: Path, reader: Path) -> None:
+def test_the_notebook_on_teaching_runs_with_a_step_or_two_of_each_stage(reader: Path) -> None:
+    (notebook,) = (path for path in NOTEBOOKS if path.stem == "teach")
     names: dict[str, object] = {"__name__": "__main__"}
     for cell in cells_of(notebook):
         for much, few in FEW.items():

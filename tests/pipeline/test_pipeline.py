@@ -188,7 +188,8 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_weights(finished: Path, tmp
         process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE)
         log, deadline = out / "logs" / f"{stage}.jsonl", time.monotonic() + 900
         while not (log.exists() and len(log.read_text().splitlines()) >= 3):
-            assert time.monotonic() < deadline and process.poll() is None, "the stage did not get going"
+            assert time.monotonic() < deadline, "the stage did not get going"
+            assert process.poll() is None, process.communicate()[1].decode()
             time.sleep(0.005)
         process.send_signal(signal.SIGKILL)
         process.wait()
