@@ -26,8 +26,8 @@ from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.model.lora_config import LoraConfig
 from nanogpt_edit.pipeline.recipe import SFT_ALONE
 from nanogpt_edit.training import sft as stage
+from nanogpt_edit.training.log_lines import lines_told_to
 from nanogpt_edit.training.sft_config import SFTConfig
-from nanogpt_edit.training.trainer import Trainer
 
 SHORTEST, LONGEST_TOKENS = 600, 1024
 
@@ -58,22 +58,14 @@ def main() -> None:
 
 def learn(model: GPT, validation: list[Sample], train: list[Sample], config: SFTConfig) -> None:
     """Train, and print what each step was and what it took."""
-    seconds: list[float] = []
-    plain = Trainer.apply_gradients
-
-    def counted(trainer: Trainer) -> float:
-        norm = plain(trainer)
-        seconds.append(time.process_time())
-        return norm
-
-    Trainer.apply_gradients = counted  # type: ignore[method-assign]
-    with tempfile.TemporaryDirectory() as folder:
+    ends_of_steps: list[float] = []
+    with tempfile.TemporaryDirectory() as folder, lines_told_to(lambda *_: ends_of_steps.append(time.process_time())):
         log, state = Path(folder) / "log.jsonl", Path(folder) / "state"
         stage.sft(model, train, validation, config, replay=None, seed=0, state=state, log=log)
         lines = read_jsonl(log)
     name = f"LoRA of rank {config.lora.rank}" if config.lora.rank else "full"
-    # The first of these times would have the validation in it.
-    for line, before, after in zip(lines[2:], seconds[1:], seconds[2:], strict=False):
+    # The first step and the last have the validation in them.
+    for line, before, after in zip(lines[1:-1], ends_of_steps[:-2], ends_of_steps[1:-1], strict=True):
         print(f"{name}: step {line['step']}, loss {line['loss']:.3f}, {after - before:.1f} s of processor time")
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     ends = " to ".join(f"{line['val_loss']:.3f}" for line in (lines[0], lines[-1]))

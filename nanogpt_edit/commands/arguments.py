@@ -144,7 +144,7 @@ class Sample:
     text exactly as it is.
     """
 
-    model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
+    model: Model
     """A model directory, a hub name (gpt2), a .gguf file, pip:NAME==VERSION, or a nanoGPT ckpt.pt."""
     prompt: str
     """What the model continues; a question is given as it stands, without tags."""
@@ -169,7 +169,7 @@ class Evaluate:
     given here is as in the run's recipe.toml.
     """
 
-    model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
+    model: Model
     """A model directory, a hub name (gpt2), a .gguf file, pip:NAME==VERSION, or a nanoGPT ckpt.pt."""
     split: Split | None = None
     """Which problems: decide on validation; touch test once, at the end (None: in a run test, as its report does; else
@@ -249,7 +249,7 @@ class Trace:
     average over the facts that the model recalls, by kind of token, with 95% intervals.
     """
 
-    model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
+    model: Model
     """A model directory, a hub name (gpt2), a .gguf file, pip:NAME==VERSION, or a nanoGPT ckpt.pt."""
     prompt: str | None = None
     """Text that ends right before the answer."""
@@ -310,7 +310,7 @@ class Ledger:
 class Info:
     """Family, sizes, parameters, memory, tokenizer, fingerprint, and what was done to a model."""
 
-    model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
+    model: Model
     """A model directory, a hub name (gpt2), a .gguf file, pip:NAME==VERSION, or a nanoGPT ckpt.pt."""
     json: bool = False
     """Print JSON in the place of the table."""
