@@ -25,6 +25,7 @@ from nanogpt_edit.pipeline.new_model import new_config
 from nanogpt_edit.pipeline.recipe import ModelConfig, Recipe
 from nanogpt_edit.pipeline.records import timed
 from nanogpt_edit.report.expect import check_expectations
+from nanogpt_edit.training.frozen import weights_under
 from nanogpt_edit.training.pretrain import check_window
 from nanogpt_edit.training.rewards import find_reward
 from nanogpt_edit.training.sft import problems_per_step
@@ -100,6 +101,10 @@ def check_model(inputs: RunInputs, model: GPT) -> None:
     if "grpo" in recipe.stages and room is not None:
         with about("grpo.max_new_tokens"):
             with_room(inputs.problems.train, tokenizer, room=room, block_size=model.config.block_size)
+    for name, stage in (("sft", recipe.sft), ("grpo", recipe.grpo)):
+        if name in recipe.stages:
+            with about(name):
+                weights_under(model, stage.frozen or ())
     if "edited" in recipe.stages:
         with about("edit"):
             check_edit(model, inputs.facts, recipe.edit)

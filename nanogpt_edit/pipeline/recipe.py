@@ -75,7 +75,8 @@ class Recipe(Settings):
     name: str = "mine"
     """What the run is called."""
     stages: tuple[StageName, ...] = STAGE_NAMES
-    """What is made, each from the one before and measured. base comes first; any of the others may be left out."""
+    """What is made, each from the one before and measured. base comes first; any of the others may be left out, and the
+    edit may come before SFT or GRPO: what is left of it then stands in the report."""
     seed: int = 0
     """Chooses everything random; the same seed gives the same numbers."""
     device: str = "auto"
@@ -114,9 +115,11 @@ def _check_stages(stages: Sequence[str]) -> None:
     if not stages or stages[0] != "base":
         found = f"begins with {stages[0]}" if stages else "is empty"
         raise UserError(f"{found}; it begins with base, the model that the others are made from.", field="stages")
-    if list(stages) != [name for name in STAGE_NAMES if name in stages]:
+    trained = [name for name in stages if name != "edited"]
+    if trained != [name for name in STAGE_NAMES if name in trained] or stages.count("edited") > 1:
         raise UserError(
-            f"is {', '.join(stages)}; each stands there once at most, in the order {', '.join(STAGE_NAMES)}.",
+            f"is {', '.join(stages)}; each stands there once at most, in the order {', '.join(STAGE_NAMES)}, and only "
+            "edited may come earlier.",
             field="stages",
         )
 

@@ -8,7 +8,8 @@ from typing import Literal, get_args
 
 StageName = Literal["base", "sft", "grpo", "edited"]
 STAGE_NAMES: tuple[StageName, ...] = get_args(StageName)
-"""The checkpoints of a run in the order they are made. A recipe may ask for a part of them."""
+"""The checkpoints of a run in the order they are made, where a recipe does not put the edit earlier. It may ask for a
+part of them."""
 
 READ_BY = {"sft": "sft", "grpo": "grpo", "edit": "edited", "trace": "edited", "facts": "edited"}
 """What of a recipe one stage alone reads, and which."""

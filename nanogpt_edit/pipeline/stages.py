@@ -215,7 +215,7 @@ STAGES = (BASE, SFT, GRPO, EDITED)
 
 def stages_of(recipe: Recipe) -> tuple[Stage, ...]:
     """The stages that a run of the recipe makes, in their order."""
-    return tuple(stage for stage in STAGES if stage.name in recipe.stages)
+    return tuple(sorted((s for s in STAGES if s.name in recipe.stages), key=lambda s: recipe.stages.index(s.name)))
 
 
 def data_of(recipe: Recipe) -> tuple[Part, ...]:

@@ -119,10 +119,9 @@ def moved_facts(run: Run) -> list[MovedFact]:
 
 def _recalled(run: Run) -> list[MovedFact]:
     """The true facts that the checkpoint before the edit and the edited one were both asked for."""
-    stages = list(run.stages.values())
-    if len(stages) < 2 or stages[-1].stage != "edited":
+    if run.edited_from is None:
         return []
-    before, after = (_true_facts(stage.recalls) for stage in stages[-2:])
+    before, after = (_true_facts(run.stages[name].recalls) for name in (run.edited_from, "edited"))
     return [
         MovedFact(
             prompt=prompt,

@@ -130,11 +130,13 @@ def _main_metric(metrics: list[str]) -> str:
 def _cell(run: Run, stage: Evaluation, before: Evaluation | None, column: labels.Column) -> Cell | None:
     skill, metric = column
     if column in AROUND_THE_EDIT:
-        origin = _origin(run)
-        if stage.stage not in ("edited", origin):
-            return None
+        origin, stages = run.edited_from, list(run.stages)
         if column == ("edit", "neighbourhood"):
-            return _neighbours(run.edit, is_origin=stage.stage == origin) if run.edit else None
+            if run.edit is None or stage.stage not in ("edited", origin):
+                return None
+            return _neighbours(run.edit, is_origin=stage.stage == origin)
+        if origin is None or stages.index(stage.stage) < stages.index(origin):
+            return None
         before = None if stage.stage == origin else before
     value = stage.metrics.get(skill, {}).get(metric)
     if value is None:
@@ -152,13 +154,6 @@ def _cell(run: Run, stage: Evaluation, before: Evaluation | None, column: labels
 def _samples(stage: Evaluation, skill: str) -> int:
     """Completions of each problem of a skill; 0 where it has none."""
     return max((one.sample_index + 1 for one in stage.records if one.skill == skill), default=0)
-
-
-def _origin(run: Run) -> str | None:
-    """The checkpoint that the edit started from."""
-    stages = list(run.stages)
-    place = stages.index("edited") if "edited" in stages else 0
-    return stages[place - 1] if place else None
 
 
 def _neighbours(edit: Edit, *, is_origin: bool) -> Cell | None:

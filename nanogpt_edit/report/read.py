@@ -8,7 +8,7 @@ prove it, ends in a UserError that names the file.
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from nanogpt_edit.common.errors import UserError
@@ -32,15 +32,15 @@ def read_run(path: Path) -> Run:
     """
     if not path.is_dir():
         raise UserError(f"{path}: no such folder. Name the folder that `run --out` wrote.")
-    stages = _read_stages(path / "eval")
+    recipe = _read_recipe(path / "recipe.toml")
+    planned = _planned(recipe, path / "recipe.toml")
+    stages = _read_stages(path / "eval", planned)
     edit, trace = _read_edit(path / "edits"), _read_if_there(AverageTrace, path / "edits" / "trace.json")
     transcript = _read_if_there(Transcript, path / "eval" / "transcript.json")
     logs = {name: read_series(path / "logs" / f"{name}.jsonl") for name in LOGS}
     logs = {name: log for name, log in logs.items() if log}
     environment = read_json(path / "environment.json") if (path / "environment.json").exists() else {}
     timing = _read_if_there(Timing, path / "timing.json")
-    recipe = _read_recipe(path / "recipe.toml")
-    planned = _planned(recipe, path / "recipe.toml")
     parts = (
         ("the evaluation of base", "base", "base" in stages),
         ("the evaluation of sft", "sft", "sft" in stages),
@@ -63,7 +63,7 @@ def read_run(path: Path) -> Run:
         source=_source(recipe),
         logs=logs,
         stages=stages,
-        comparisons=_read_comparisons(path / "eval"),
+        comparisons=_read_comparisons(path / "eval", list(stages)),
         edit=edit,
         trace=trace,
         transcript=transcript,
@@ -126,11 +126,12 @@ def _read_step(step: int, path: Path) -> RolloutStep:
     return RolloutStep(step, len(rollouts), sum(each.correct for each in rollouts), tuple(shown))
 
 
-def _read_stages(folder: Path) -> Mapping[str, Evaluation]:
-    """Evaluated checkpoints in the order of STAGE_NAMES; stages of other names follow, by name."""
+def _read_stages(folder: Path, planned: Sequence[str]) -> Mapping[str, Evaluation]:
+    """Evaluated checkpoints in the order in which they are planned; others follow, by name."""
     names = {file.stem for file in folder.glob("*.json")} - {"transcript"}
     names = {name for name in names if not name.startswith("compare_")}
-    return {name: Evaluation.load(folder, name) for name in sorted(names, key=lambda name: (_place(name), name))}
+    order = [*planned, *(name for name in STAGE_NAMES if name not in planned)]
+    return {name: Evaluation.load(folder, name) for name in sorted(names, key=lambda name: (_place(name, order), name))}
 
 
 def _read_told(folder: Path, stages: Iterable[str]) -> Mapping[str, tuple[ToldCompletion, ...]]:
@@ -139,9 +140,9 @@ def _read_told(folder: Path, stages: Iterable[str]) -> Mapping[str, tuple[ToldCo
     return {stage: tuple(found) for stage, file in files.items() if file.exists() and (found := read_told(file))}
 
 
-def _read_comparisons(folder: Path) -> Mapping[str, Comparison]:
+def _read_comparisons(folder: Path, stages: Sequence[str]) -> Mapping[str, Comparison]:
     found = [Comparison.load(path) for path in folder.glob("compare_*.json")]
-    found.sort(key=lambda pair: (_place(pair.after), -_place(pair.before), pair.name))
+    found.sort(key=lambda pair: (_place(pair.after, stages), -_place(pair.before, stages), pair.name))
     return {comparison.name: comparison for comparison in found}
 
 
@@ -155,5 +156,5 @@ def _read_if_there(kind: type[Typed], path: Path) -> Typed | None:
     return read_json_as(kind, path) if path.exists() else None
 
 
-def _place(stage: str) -> int:
-    return STAGE_NAMES.index(stage) if stage in STAGE_NAMES else len(STAGE_NAMES)
+def _place(stage: str, order: Sequence[str]) -> int:
+    return order.index(stage) if stage in order else len(order)

@@ -64,6 +64,13 @@ class Run:
     def name(self) -> str:
         return self.path.name
 
+    @property
+    def edited_from(self) -> str | None:
+        """The checkpoint that the edit started from."""
+        stages = list(self.stages)
+        place = stages.index("edited") if "edited" in stages else 0
+        return stages[place - 1] if place else None
+
     def writes_answers(self, skill: str) -> bool:
         """Has any checkpoint written a well-formed answer to a problem of this skill?"""
         shares = (stage.metrics.get(skill, {}).get("well_formed") for stage in self.stages.values())

@@ -174,7 +174,6 @@ def _rewritten(run: Run) -> Iterator[Change]:
     """The first clean success, one that was known first; then the first failure, or else the next success."""
     if run.edit is None:
         return
-    stages = [name for name in run.stages if name != "edited"]
     successes = [fact for fact in run.edit.scores.records if fact.right and is_clean(fact)]
     successes.sort(key=lambda fact: (fact.rank_before == 1, fact.known is not True))
     failures = [fact for fact in run.edit.scores.records if not fact.success]
@@ -185,7 +184,7 @@ def _rewritten(run: Run) -> Iterator[Change]:
             f"A fact{knew}, {'rewritten' if fact.success else 'not rewritten'}",
             "good" if fact.success else "bad",
             fact.prompt,
-            _said(stages[-1] if stages else "before", fact.old_answer),
+            _said(run.edited_from or "before", fact.old_answer),
             _said("edited", fact.new_answer),
         )
 

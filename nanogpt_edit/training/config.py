@@ -88,11 +88,18 @@ class TuningConfig(LoopConfig):
 
     lora: LoraConfig = LoraConfig()
     """Learn low-rank changes of the blocks' matrices in the place of all weights (LoRA)."""
+    frozen: tuple[str, ...] | None = None
+    """Weights that stay as they are, by the names of parts: blocks.0 (all of a block), blocks.0.mlp.down (what an edit
+    has written into), embed (None: all learn)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.lora.rank:
             return
+        if self.frozen:
+            raise UserError(
+                "names weights that stay as they are; with LoRA all do. Leave it out (lora.targets).", field="frozen"
+            )
         if self.optimizer == "muon":
             raise UserError("is muon, but LoRA's matrices learn by adamw; leave one of them out.", field="optimizer")
         if isinstance(self.learning_rate, Default):

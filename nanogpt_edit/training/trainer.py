@@ -32,6 +32,7 @@ from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.model.lora import Lora
 from nanogpt_edit.training import states
 from nanogpt_edit.training.config import Keep, LoopConfig, schedule_at
+from nanogpt_edit.training.frozen import weights_under
 from nanogpt_edit.training.log_lines import write_line
 from nanogpt_edit.training.optimizers import make_optimizers
 from nanogpt_edit.training.parallel import Parallel, tokens_at_once
@@ -45,7 +46,7 @@ class Trainer:
     Gradients are added by `parallel.backward`; `parallel.gathered` lends the model to validate and to save.
 
     With `lora` that is what learns, and what states hold; the model's own weights are those that it came with until
-    `finish` merges what was learned.
+    `finish` merges what was learned. The parts named in `frozen` do not learn.
     """
 
     def __init__(
@@ -58,6 +59,7 @@ class Trainer:
         log: Path,
         shard: bool = False,
         lora: Lora | None = None,
+        frozen: Sequence[str] = (),
     ) -> None:
         self.model, self.config, self.label = model, config, label
         self.lora = lora
@@ -73,6 +75,9 @@ class Trainer:
         self.shard = shard
         model.activation_checkpointing = config.activation_checkpointing
         self.tokens_at_once = tokens_at_once(model, config)
+        self._frozen = [weight for weight in weights_under(model, frozen) if weight.requires_grad]
+        for weight in self._frozen:  # now, for what divides the model over processes looks at what learns
+            weight.requires_grad_(False)
         if lora is not None:
             say(f"{label}: {lora.describe(model)}; the learning rate is {config.learning_rate:g}.")
             lora.attach(model)
@@ -89,7 +94,7 @@ class Trainer:
         self._saved_at = time.perf_counter()
         compiled = compiled_blocks(self.model) if self.config.compile else nullcontext()
         work = progress(self.label, self.config.steps, done=self.step)
-        with self._detached_when_it_fails(), compiled, stop_after_step() as stop, work as bar:
+        with self._given_back_when_it_fails(), compiled, stop_after_step() as stop, work as bar:
             while self.step < self.config.steps:
                 self._step_began = time.perf_counter()
                 # Dropout, where a model has any: other masks in each step and process, the same when resumed.
@@ -183,6 +188,7 @@ class Trainer:
             if keep == "both":
                 self._unmerged = {name: self.model.get_parameter(name).clone() for name in self.lora.factors()}
             self.lora.merge(self.model)
+        self._thaw()
         self.model.activation_checkpointing = False
         self.model.eval()
 
@@ -220,14 +226,19 @@ class Trainer:
         self._saved_at = time.perf_counter()
 
     @contextmanager
-    def _detached_when_it_fails(self) -> Iterator[None]:
+    def _given_back_when_it_fails(self) -> Iterator[None]:
         """Whoever lent the model gets it back as it came, where the stage ends before its time."""
         try:
             yield
         except BaseException:
             if self.lora is not None:
                 self.lora.detach(self.model)
+            self._thaw()
             raise
+
+    def _thaw(self) -> None:
+        for weight in self._frozen:
+            weight.requires_grad_()
 
     def _stop_in_step(self) -> None:
         """A step has been cut short. Until it changes the weights, they are those of its start, and can be kept."""

@@ -69,6 +69,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory, kind: str) -> Path:
 
 
 EVERY = (*STAGES, "grpo+lora")
+SLOW = pytest.mark.slow  # every stage in two processes and in one: the longest set-up of all
 ANY_PART = pytest.mark.parametrize(
     "part", [*(f"replicas/{stage}" for stage in (*EVERY, "one_row")), *(f"shards/{stage}" for stage in EVERY)]
 )
@@ -89,6 +90,7 @@ def apart(one: Path, other: Path) -> float:
     return max(float((left[name] - right[name]).abs().max()) for name in left)
 
 
+@SLOW
 @ANY_PART
 def test_the_first_gradients_are_those_of_one_process(part: str, together: Path, alone: Path) -> None:
     if part == "shards/sft":
@@ -96,6 +98,7 @@ def test_the_first_gradients_are_those_of_one_process(part: str, together: Path,
     assert apart(together / part / "gradients", alone / Path(part).name / "gradients") < 1e-5
 
 
+@SLOW
 @ANY_PART
 def test_curves_are_those_of_one_process(part: str, together: Path, alone: Path) -> None:
     ours, theirs = curve(together / part), curve(alone / Path(part).name)
@@ -104,11 +107,13 @@ def test_curves_are_those_of_one_process(part: str, together: Path, alone: Path)
         assert mine == pytest.approx(expected, abs=1e-5, rel=1e-5, nan_ok=True), mine["step"]
 
 
+@SLOW
 @ANY_PART
 def test_weights_end_where_those_of_one_process_do(part: str, together: Path, alone: Path) -> None:
     assert apart(together / part / "weights", alone / Path(part).name / "weights") < 1e-5
 
 
+@SLOW
 def test_evaluation_gives_the_same_records(together: Path, alone: Path) -> None:
     ours, theirs = together / "replicas" / "eval", alone / "eval"
     assert read_jsonl(ours / "model.jsonl") == read_jsonl(theirs / "model.jsonl")
@@ -116,6 +121,7 @@ def test_evaluation_gives_the_same_records(together: Path, alone: Path) -> None:
     assert read_json(ours / "model.json")["skills"] == read_json(theirs / "model.json")["skills"]
 
 
+@SLOW
 def test_work_is_dealt_out_and_collected_in_order(together: Path) -> None:
     for rank in range(PROCESSES):
         found = read_json(together / f"dealing{rank}.json")
@@ -126,12 +132,14 @@ def test_work_is_dealt_out_and_collected_in_order(together: Path) -> None:
         assert found["largest"] == [1, 0]
 
 
+@SLOW
 def test_a_mistake_in_one_process_is_the_same_sentence_in_all(together: Path, alone: Path) -> None:
     sentence = read_json(together / "replicas" / "fails.json")["sentence"]
     assert sentence == read_json(alone / "fails.json")["sentence"]
     assert 'reward "processes_job:fails"' in str(sentence)
 
 
+@SLOW
 def test_states_of_shards_are_safetensors_with_checksums(together: Path) -> None:
     newest = together / "shards" / "sft" / "state" / "step_00000012"
     parts = read_json(newest / "notes.json")["sha256"]
@@ -141,12 +149,14 @@ def test_states_of_shards_are_safetensors_with_checksums(together: Path) -> None
     assert all(name.endswith(".safetensors") for name in parts)
 
 
+@SLOW
 def test_a_damaged_shard_is_said_once_and_the_state_before_is_used(together: Path) -> None:
     said = (together / "said").read_text()
     assert said.count("damaged (its contents do not match its checksum). The state before it is used.") == 1
     assert "sft: goes on at step 3 of 12." in said
 
 
+@SLOW
 def test_a_whole_recipe_runs_in_several_processes(together: Path) -> None:
     run = together / "run"
     assert (run / "report.html").is_file()

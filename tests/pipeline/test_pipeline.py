@@ -33,7 +33,10 @@ from nanogpt_edit.pipeline.inputs import RunInputs
 from nanogpt_edit.pipeline.new_model import new_model
 from nanogpt_edit.pipeline.recipe import ModelConfig, load_recipe, save_recipe
 from nanogpt_edit.pipeline.records import timed
+from nanogpt_edit.report.ledger import make_ledger
+from nanogpt_edit.report.read import read_run
 
+HERE = Path(__file__).parents[1]
 STAGES = ("base", "sft", "grpo", "edited")
 
 
@@ -183,7 +186,8 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_weights(finished: Path, tmp
     recipe, out = tmp_path / "micro.toml", tmp_path / "run"
     save_recipe(MICRO, recipe)
     command = [sys.executable, "-m", "nanogpt_edit", "run", str(recipe), "--out", str(out)]
-    environment = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
+    path = os.pathsep.join([str(HERE.parent), str(HERE)])  # where the package is, and the reward
+    environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": str(torch.get_num_threads())}
     for stage in ("pretrain", "sft", "grpo"):
         process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE)
         log, deadline = out / "logs" / f"{stage}.jsonl", time.monotonic() + 900
@@ -223,6 +227,32 @@ def test_a_run_makes_the_stages_that_its_recipe_names_and_speaks_of_no_others(
     assert cli.main(["doctor", *command[1:], "--out", str(run)]) == 0
     with pytest.raises(UserError, match="holds a run with other settings .*stages"):
         pipeline.run(replace(load_recipe(run / "recipe.toml"), stages=("base", "sft", "edited")), run)
+
+
+@pytest.mark.slow
+def test_an_edit_may_come_before_the_training_that_it_is_to_survive(finished: Path, tmp_path: Path) -> None:
+    written = [f"blocks.{layer}.mlp.down" for layer in MICRO.edit.edited_layers]
+    recipe = replace(
+        MICRO,
+        stages=("base", "edited", "sft"),
+        model=ModelConfig(source=str(finished / "base")),
+        sft=replace(MICRO.sft, frozen=tuple(written)),
+        expect={},
+    )
+    run = tmp_path / "run"
+    assert pipeline.run(recipe, run) == 0
+    edited, taught = (dict(checkpoint.load(run / name).named_parameters()) for name in ("edited", "sft"))
+    same = {name for name, weight in taught.items() if torch.equal(weight, edited[name])}
+    assert {f"{name}.weight" for name in written} <= same < set(taught)
+    summary = read_json(run / "summary.json")
+    assert list(summary["stages"]) == ["base", "edited", "sft"]
+    assert set(summary["comparisons"]) == {"edited-base", "sft-edited"}
+    ledger = make_ledger(read_run(run))
+    new_answers = ledger.columns.index(("facts", "edited"))
+    assert [row.cells[new_answers] is not None for row in ledger.rows] == [True, True, True]
+    neighbours = ledger.columns.index(("edit", "neighbourhood"))
+    assert [row.cells[neighbours] is not None for row in ledger.rows] == [True, True, False]
+    assert re.search(r"\| base: .* \| edited: ", (run / "report.md").read_text())
 
 
 def test_a_run_without_an_edit_reads_no_facts_to_edit(finished: Path, tmp_path: Path) -> None:

@@ -61,6 +61,8 @@ def test_an_unknown_recipe_names_the_nearest_and_all() -> None:
         ("stages = []", "my.toml: stages is empty; it begins with base, the model that the others are made from."),
         ('stages = ["edited"]', "my.toml: stages begins with edited; it begins with base, the model that"),
         ('stages = ["base", "grpo", "sft"]', "my.toml: stages is base, grpo, sft; each stands there once at most, in"),
+        ('stages = ["base", "edited", "edited"]', "my.toml: stages is base, edited, edited; each stands there once at"),
+        ('stages = ["base", "grpo", "edited", "sft"]', "my.toml: stages is base, grpo, edited, sft; each stands there"),
         (
             'stages = ["base", "base"]',
             "my.toml: stages is base, base; each stands there once at most, in the order base,",

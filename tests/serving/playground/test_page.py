@@ -11,6 +11,8 @@ from needs_browser import browser, playwright
 from playground_run import served_run
 from serving_run import Served
 
+SLOW = pytest.mark.slow
+
 FACT = facts(1)[0]
 SETTINGS = "&n=2&temperature=0.5&top_p=0.9&top_k=7&max_tokens=12&seed=5&model=small"
 
@@ -140,9 +142,11 @@ def test_a_phone_sees_no_part_cut_off(page: playwright.Page) -> None:
     page.set_viewport_size({"width": 1280, "height": 800})
 
 
-@pytest.mark.parametrize("width", [1280, 390])
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_axe_finds_no_serious_fault_in_any_part(page: playwright.Page, width: int, scheme: str) -> None:
+@pytest.mark.parametrize(
+    ("scheme", "width"),
+    [("light", 1280), ("dark", 390), pytest.param("light", 390, marks=SLOW), pytest.param("dark", 1280, marks=SLOW)],
+)
+def test_axe_finds_no_serious_fault_in_any_part(page: playwright.Page, scheme: str, width: int) -> None:
     """With what the tests before have left in the parts: answers, a trace, a run; and with an edit on its own page."""
     axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe-playwright-python is not installed")
     page.set_viewport_size({"width": width, "height": 900})

@@ -1,0 +1,27 @@
+"""Parts of a model that do not learn while the others do: matrices that edits have written into, say."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import nn
+
+from nanogpt_edit.common.errors import UserError, did_you_mean
+
+
+def weights_under(model: nn.Module, parts: Sequence[str]) -> list[nn.Parameter]:
+    """The weights whose names are, or lie under, `parts`: blocks.0 is all of a block, blocks.0.mlp.down its matrix and
+    bias. Raises UserError for a part that the model does not have, and where nothing else is left."""
+    weights = dict(model.named_parameters())
+    for part in parts:
+        if not any(f"{name}.".startswith(f"{part}.") for name in weights):
+            names = sorted({name[:at] for name in weights for at, sign in enumerate(f"{name}.") if sign == "."})
+            raise UserError(
+                f"names {part!r}, which the model does not have{did_you_mean(part, names)} Its parts are called like "
+                f"{', '.join(list(weights)[:1] + list(weights)[-1:])}, and blocks.0.",
+                field="frozen",
+            )
+    found = [weight for name, weight in weights.items() if any(f"{name}.".startswith(f"{part}.") for part in parts)]
+    if len(found) == len(weights):
+        raise UserError("names all of the model, so that nothing would learn; leave something out.", field="frozen")
+    return found
