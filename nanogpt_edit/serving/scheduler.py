@@ -27,6 +27,7 @@ from nanogpt_edit.serving.models import Shelf, UnknownModel
 
 Found = TypeVar("Found")
 PROMPT_TOKENS = 2048  # read between two steps of the others, unless one prompt alone has more
+BUNCH, BUNCH_STEPS = 1 / 8, 3  # rows begin together: so many of those that run, or all that have come in so many steps
 log = logging.getLogger(__name__)
 
 
@@ -44,8 +45,9 @@ class Room:
     """Of a prompt at most."""
     seconds: float = 300.0
     """For a request from its coming to its end; what is written by then is given out."""
-    cache_bytes: int = 2 << 30
-    """For the keys and values of a model's texts."""
+    cache_bytes: int | None = None
+    """For the keys and values of a model's texts, and its weights once more in an order that a CPU reads faster (None:
+    as the engine has it)."""
 
 
 class Full(Exception):
@@ -95,6 +97,7 @@ class Lane:
         self.waiting: deque[Job] = deque()  # jobs with rows to come; the next one first
         self.tasks: deque[Task] = deque()
         self.owner: dict[Request, Job] = {}  # of the running rows
+        self.steps_waited = 0  # by rows for which there is a slot
 
     @property
     def asked(self) -> bool:
@@ -113,7 +116,12 @@ class Lane:
         return self.batch
 
     def next_rows(self, free: int) -> list[Request]:
-        """Rows for the free slots, from the waiting jobs in turn."""
+        """Rows for the free slots, from the waiting jobs in turn; none yet where more may come to begin with them."""
+        wanted = min(free, sum(len(job.to_come) for job in self.waiting))
+        self.steps_waited = self.steps_waited + 1 if wanted else 0
+        if wanted < BUNCH * len(self.owner) and self.steps_waited <= BUNCH_STEPS:
+            return []
+        self.steps_waited = 0
         chosen: list[Request] = []
         tokens = 0
         while self.waiting and len(chosen) < free:

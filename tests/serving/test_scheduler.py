@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import deque
 from collections.abc import Iterator
 from itertools import count
 
@@ -16,10 +17,14 @@ from nanogpt_edit.engine.engine import Engine
 from nanogpt_edit.engine.sampling_config import Sampling
 from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.serving.models import Shelf, UnknownModel
-from nanogpt_edit.serving.scheduler import Ending, Full, Job, Room, Scheduler
+from nanogpt_edit.serving.scheduler import Ending, Full, Job, Lane, Room, Scheduler
 
 PROMPT = (5, 6, 7)
 NUMBERS = count()
+
+
+def request(number: int, row: int = 0, *, tokens: int = 12) -> Request:
+    return Request(number, row, 0, PROMPT, Sampling(1.0, None, 1.0, tokens, seed=row), frozenset())
 
 
 class Client:
@@ -32,10 +37,7 @@ class Client:
         self.done = threading.Event()
         self.left = rows
         number = next(NUMBERS)
-        self.requests = [
-            Request(number, row, 0, PROMPT, Sampling(1.0, None, 1.0, tokens, seed=row), frozenset())
-            for row in range(rows)
-        ]
+        self.requests = [request(number, row, tokens=tokens) for row in range(rows)]
         scheduler.submit(Job(model, self.requests, self.take, self.fail, **job))
 
     def take(self, written: list[Fresh]) -> None:
@@ -96,6 +98,20 @@ def test_a_client_who_asks_for_little_does_not_wait_for_one_who_asks_for_much(sc
     assert much.done.wait(20) and little.done.wait(20)
     begun = sorted(much.first.values())
     assert little.first[little.requests[0]] < begun[5]
+
+
+@pytest.mark.parametrize(("running", "come", "steps"), [(0, 1, 0), (8, 1, 0), (16, 1, 3), (16, 2, 0), (31, 3, 3)])
+def test_rows_begin_together_where_many_run(model: GPT, running: int, come: int, steps: int) -> None:
+    """An eighth of those that run at once, fewer after three steps; no more than there are slots."""
+    lane = Lane("m", model, Room(rows=32))
+    others = Job("m", [], print, print)
+    lane.owner = {request(number): others for number in range(running)}
+    new = [Job("m", [], print, print, to_come=deque([request(100 + number)])) for number in range(come)]
+    lane.waiting.extend(new)
+    free = 32 - running
+    for _ in range(steps):
+        assert lane.next_rows(free) == []
+    assert len(lane.next_rows(free)) == min(come, free)
 
 
 def test_more_than_may_wait_is_refused(scheduler: Scheduler) -> None:
