@@ -31,7 +31,7 @@ ELSEWHERE = re.compile(r"\]\(\.\./(benchmarks/[^)#]+)\)")
 INNER: dict[str, Mapping[str, type]] = {"patch": patch_verbs.VERBS, "export": export.VERBS}
 WORDS = {int: "integer", float: "number", str: "text", bool: "true or false", Path: "path"}
 GROUPS = {
-    "Models": ("load", "save", "generate", "export_gguf"),
+    "Models": ("load", "save", "generate", "export_gguf", "push", "pull"),
     "Teaching": ("pretrain", "sft", "grpo", "run", "load_recipe"),
     "Editing": ("edit", "score", "load_patch", "trace"),
     "Measuring": ("evaluate",),

@@ -22,6 +22,7 @@ from nanogpt_edit.common.waiting import wait_patiently
 if TYPE_CHECKING:
     from nanogpt_edit.api import edit, evaluate, grpo, pretrain, run, score, sft, trace
     from nanogpt_edit.checkpoint.checkpoint import load, save
+    from nanogpt_edit.checkpoint.hub_repos import pull, push
     from nanogpt_edit.common.terminal import quiet
     from nanogpt_edit.data.chat_samples import to_chat_samples
     from nanogpt_edit.data.chats import Chat, read_chats
@@ -67,6 +68,8 @@ __all__ = [
     "load_patch",
     "load_recipe",
     "pretrain",
+    "pull",
+    "push",
     "quiet",
     "read_chats",
     "read_facts",
@@ -105,6 +108,8 @@ _HOMES = {
     "load_patch": "nanogpt_edit.editing.patch_files",
     "load_recipe": "nanogpt_edit.pipeline.recipe",
     "pretrain": "nanogpt_edit.api",
+    "pull": "nanogpt_edit.checkpoint.hub_repos",
+    "push": "nanogpt_edit.checkpoint.hub_repos",
     "quiet": "nanogpt_edit.common.terminal",
     "read_chats": "nanogpt_edit.data.chats",
     "read_facts": "nanogpt_edit.data.fact_files",

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from nanogpt_edit.checkpoint.hub import is_name
 from nanogpt_edit.checkpoint.sources import open_source
+from nanogpt_edit.common.arguments import checked
 from nanogpt_edit.common.errors import UserError
 from nanogpt_edit.common.files import atomic_directory
 from nanogpt_edit.common.terminal import counted, progress
@@ -42,7 +43,8 @@ def files_to_push(directory: Path) -> tuple[dict[str, int], list[str]]:
     return kept, [name for name in found if name not in kept]
 
 
-def push(directory: Path, repo: str, *, private: bool = True, update: bool = False) -> str:
+@checked
+def push(directory: str | Path, repo: str, *, private: bool = True, update: bool = False) -> str:
     """Put a model directory into the repository `repo` of the hub, in one commit -> the address of its page.
 
     The repository is made; one that is there and holds something is only taken with `update`. Who may do so is known
@@ -52,6 +54,7 @@ def push(directory: Path, repo: str, *, private: bool = True, update: bool = Fal
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token
 
     _check_name(repo)
+    directory = Path(directory)
     names, _ = files_to_push(directory)
     if get_token() is None:
         raise UserError("the hub asks who you are; log in with `hf auth login`, or set HF_TOKEN to one that may write.")
@@ -74,7 +77,8 @@ def push(directory: Path, repo: str, *, private: bool = True, update: bool = Fal
     return str(made)
 
 
-def pull(repo: str, out: Path, *, revision: str | None = None) -> Path:
+@checked
+def pull(repo: str, out: str | Path, *, revision: str | None = None) -> Path:
     """Copy a model of the hub, with card and patches, into the folder `out`, whole or not at all.
 
     Files come through huggingface_hub's cache: a pull that was interrupted fetches only what is missing.
@@ -84,6 +88,7 @@ def pull(repo: str, out: Path, *, revision: str | None = None) -> Path:
     from huggingface_hub import HfApi, hf_hub_download
 
     _check_name(repo)
+    out = Path(out)
     if out.exists():
         raise UserError(f"{out}: is there already; choose another folder.")
     with _in_words(f"{repo}: not fetched"):
