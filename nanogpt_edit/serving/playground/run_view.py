@@ -30,7 +30,7 @@ class StageView:
 
     name: str
     state: str
-    """done, under way, or to come."""
+    """to come, under way, being measured, or done; stopped where it was begun and nobody is at work."""
     steps: int | None
     """How many its recipe asks for; None where it has none."""
     step: int | None
@@ -45,13 +45,14 @@ def stages(folder: Path) -> dict[str, object]:
     steps = {"base": recipe.pretrain.steps, "sft": recipe.sft.steps, "grpo": recipe.grpo.steps}
     if recipe.model.source is not None:
         del steps["base"]
-    running, found = RunFolder(folder).in_use(), []
+    running, its_turn, found = RunFolder(folder).in_use(), True, []
     for name in recipe.stages:
         log = read_log(path) if (path := log_of(folder, name)).exists() else {}
-        done, begun = (folder / name / "config.json").exists(), bool(log)
-        state = "done" if done else "under way" if begun and running else "stopped" if begun else "to come"
+        made, measured = (folder / name / "config.json").exists(), (folder / "eval" / f"{name}.json").exists()
+        state = state_of(made=made, measured=measured, begun=bool(log), running=running, its_turn=its_turn)
         step = int(max(log)) + 1 if log else None
         found.append(asdict(StageView(name, state, steps.get(name), step, timing.get(name))))
+        its_turn = measured
     return {
         "name": folder.name,
         "running": running,
@@ -59,6 +60,15 @@ def stages(folder: Path) -> dict[str, object]:
         "has_report": (folder / "report.html").exists(),
         "rollout_steps": list(rollout_files(folder / "logs" / "rollouts")),
     }
+
+
+def state_of(*, made: bool, measured: bool, begun: bool, running: bool, its_turn: bool) -> str:
+    """Of a stage whose model is `made` and `measured`, or that has `begun` to write its log; an edit writes none."""
+    if made:
+        return "being measured" if running and not measured else "done"
+    if running and (begun or its_turn):
+        return "under way"
+    return "stopped" if begun else "to come"
 
 
 def log_of(folder: Path, stage: str) -> Path:

@@ -42,11 +42,12 @@ export function makeRun(place, house, given) {
 
   function showStages(run) {
     title.textContent = `Run ${run.name}`;
-    const busy = run.stages.find(stage => stage.state === "under way");
-    state.textContent = run.running ? `at work${busy ? `: ${NAMES[busy.name] ?? busy.name}, step ${busy.step ?? 0}${busy.steps ? ` of ${busy.steps}` : ""}` : ""}; this page follows.`
-      : run.stages.every(stage => stage.state === "done") ? "finished." : "not at work now; the same command goes on from where it was.";
+    const busy = run.stages.find(stage => ["under way", "being measured"].includes(stage.state));
+    const how = busy?.state === "being measured" ? ", being measured" : busy?.steps ? `, step ${busy.step ?? 0} of ${busy.steps}` : "";
+    state.textContent = run.running ? `at work${busy ? `: ${NAMES[busy.name] ?? busy.name}${how}` : ""}; this page follows.`
+      : run.has_report && run.stages.every(stage => stage.state === "done") ? "finished." : "not at work now; the same command goes on from where it was.";
     line.replaceChildren(...run.stages.map(stage => {
-      const share = stage.state === "done" ? 1 : stage.steps ? (stage.step ?? 0) / stage.steps : 0;
+      const share = ["done", "being measured"].includes(stage.state) ? 1 : stage.steps ? (stage.step ?? 0) / stage.steps : 0;
       const fill = h("i");
       fill.style.width = `${100 * share}%`;
       return h("li", { class: `stage ${stage.state.replace(" ", "-")}` }, h("b", {}, NAMES[stage.name] ?? stage.name),
