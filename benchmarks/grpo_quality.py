@@ -243,22 +243,25 @@ def difference(one: Sequence[Cell], other: Sequence[Cell]) -> dict[str, object]:
 
 
 def last_line(table: Mapping[str, Sequence[Cell]]) -> dict[str, object]:
-    cells = next(iter(table.values()))
+    row, cells = next(iter(table.items()))
     gains = [cell.gain for cell in cells]
     mean, low, high = bounded(over_seeds(gains))
     seconds = max(cell.seconds for cell in cells)
+    goal = {
+        "goal": f">= {GOAL_POINTS:g} points within {GOAL_SECONDS:g} s, no seed below its start",
+        "met": float(np.mean(gains)) >= GOAL_POINTS and min(gains) >= 0 and seconds <= GOAL_SECONDS,
+    }
     return {
         "name": "grpo_quality",
+        "row": row,
         "ours": mean,
         "peer": 0.0,
         "unit": "points of pass@1 over SFT, mean over seeds",
         "low": low,
         "high": high,
         "worst_seed": min(gains),
-        "seconds": seconds,
-        "goal": f">= {GOAL_POINTS:g} points within {GOAL_SECONDS:g} s, no seed below its start",
-        "met": float(np.mean(gains)) >= GOAL_POINTS and min(gains) >= 0 and seconds <= GOAL_SECONDS,
-    }
+        "seconds": seconds,  # by the clock: other work beside it counts
+    } | (goal if row == "all" else {})
 
 
 if __name__ == "__main__":
