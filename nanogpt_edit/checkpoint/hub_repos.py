@@ -35,6 +35,11 @@ def files_to_push(directory: Path) -> tuple[dict[str, int], list[str]]:
 
     Raises UserError for what is no model directory, or is damaged.
     """
+    if (directory / "adapter_config.json").is_file() and not (directory / "config.json").is_file():
+        raise UserError(
+            f"{directory}: an adapter, which only makes a model with its base; push the model into which it is merged "
+            "(the folder beside it, or what ne.save writes of ne.load)."
+        )
     if not directory.is_dir():
         raise UserError(f"{directory}: only a model directory can be pushed; ne.save writes one of any model.")
     open_source(directory)
@@ -53,7 +58,7 @@ def push(directory: str | Path, repo: str, *, private: bool = True, update: bool
     """
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token
 
-    _check_name(repo)
+    check_name(repo)
     directory = Path(directory)
     names, _ = files_to_push(directory)
     if get_token() is None:
@@ -87,7 +92,7 @@ def pull(repo: str, out: str | Path, *, revision: str | None = None) -> Path:
     """
     from huggingface_hub import HfApi, hf_hub_download
 
-    _check_name(repo)
+    check_name(repo)
     out = Path(out)
     if out.exists():
         raise UserError(f"{out}: is there already; choose another folder.")
@@ -106,7 +111,8 @@ def pull(repo: str, out: str | Path, *, revision: str | None = None) -> Path:
     return out
 
 
-def _check_name(repo: str) -> None:
+def check_name(repo: str) -> None:
+    """Raise UserError unless this is a name that the hub could have."""
     if not is_name(repo):
         raise UserError(
             f'"{repo}" is no name of a repository; one is OWNER/NAME, of letters, digits, "-", "_" and ".".'

@@ -12,6 +12,7 @@ def push(arguments: list[str]) -> int:
     chosen = parse(Push, arguments, verb="push")
     from nanogpt_edit.checkpoint import hub_repos  # here, for it imports torch
 
+    hub_repos.check_name(chosen.repo)
     sizes, left = hub_repos.files_to_push(chosen.model)
     for name, size_bytes in sizes.items():
         print(f"  {size_in_words(size_bytes):>10}  {name}")

@@ -41,7 +41,8 @@ def to_chat_sample(chat: Chat, tokenizer: Tokenizer) -> Sample:
         if not (asked.startswith(done) and told.startswith(asked)):
             raise UserError(
                 f"{chat.id}: the chat template writes the turns before message {place + 1} in another way once its "
-                "reply is there, so what would be trained is not what is asked; use a template that does not."
+                "reply is there, so what would be trained is not what is asked; use a template that does not "
+                '(sft.chat_template = "plain").'
             )
         add(tokenizer.encode(asked[len(done) :]), target=0)
         reply = tokenizer.encode(told[len(asked) :])

@@ -60,10 +60,11 @@ class Lora(nn.Module):
     def of(cls, model: GPT, config: LoraConfig, *, seed: int) -> Lora | None:
         """As the settings say; None where they say that all weights learn.
 
-        Raises UserError for a layer that the model's blocks do not have.
+        Raises UserError for a layer that the model's blocks do not have, and as `check_rank` does.
         """
         if not config.rank:
             return None
+        check_rank(model, config)
         lora = cls(model, rank=config.rank, alpha=config.alpha, layers=config.layers, seed=seed)
         missing = [name for name in config.layers if f"blocks.0.{name}" not in lora.names]
         if missing and config.layers != LAYERS:
@@ -153,3 +154,14 @@ class Path:
     def merged(self, weight: Tensor) -> Tensor:
         a, b = self.lora.a[self.index].detach(), self.lora.b[self.index].detach()
         return weight + ((self.lora.scale * b) @ a).to(weight.dtype)
+
+
+def check_rank(model: GPT, config: LoraConfig) -> None:
+    """Raise UserError for a rank that no matrix of the model's blocks has: more would only cost memory."""
+    layers = (each for each in model.blocks.modules() if isinstance(each, Linear))
+    largest = max(min(layer.in_features, layer.out_features) for layer in layers)
+    if config.rank > largest:
+        raise UserError(
+            f"is {config.rank:,}, but no matrix of this model's blocks has a rank above {largest:,}; use 16 or so.",
+            field="lora.rank",
+        )

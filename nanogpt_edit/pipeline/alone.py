@@ -35,6 +35,12 @@ def make_alone(
     """
     check_sizes(inputs.recipe)
     check_rewards(inputs.recipe)
+    problems, chats = inputs.recipe.problems.path, inputs.recipe.sft.chats
+    if stage.name == "sft" and None not in (problems, chats):
+        raise UserError(
+            f"the problems {problems} (problems.path) are given, but SFT learns the conversations of {chats} "
+            "(sft.chats), so nothing would read them; leave one of them out."
+        )
     with folder.locked():
         inputs.prepare(*stage.reads)
         keep_settings(settings, folder.path / f"{stage.name}.toml", begun=folder.begun(stage.name))

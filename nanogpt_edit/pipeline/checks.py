@@ -18,6 +18,7 @@ from nanogpt_edit.engine.completion import COMPLETION_BYTES
 from nanogpt_edit.evaluation.facts import FACT_GROUPS
 from nanogpt_edit.evaluation.suite import problem_metric_names
 from nanogpt_edit.model.gpt import GPT
+from nanogpt_edit.model.lora import check_rank
 from nanogpt_edit.model.size import parameter_count
 from nanogpt_edit.model.tokenizer import tokenizer_of
 from nanogpt_edit.pipeline.inputs import Part, RunInputs
@@ -25,6 +26,7 @@ from nanogpt_edit.pipeline.new_model import new_config
 from nanogpt_edit.pipeline.recipe import ModelConfig, Recipe
 from nanogpt_edit.pipeline.records import timed
 from nanogpt_edit.report.expect import check_expectations
+from nanogpt_edit.training.config import TuningConfig
 from nanogpt_edit.training.frozen import weights_under
 from nanogpt_edit.training.pretrain import check_window
 from nanogpt_edit.training.rewards import find_reward
@@ -103,11 +105,17 @@ def check_model(inputs: RunInputs, model: GPT) -> None:
             with_room(inputs.problems.train, tokenizer, room=room, block_size=model.config.block_size)
     for name, stage in (("sft", recipe.sft), ("grpo", recipe.grpo)):
         if name in recipe.stages:
-            with about(name):
-                weights_under(model, stage.frozen or ())
+            check_trained(model, name, stage)
     if "edited" in recipe.stages:
         with about("edit"):
             check_edit(model, inputs.facts, recipe.edit)
+
+
+def check_trained(model: GPT, stage: str, config: TuningConfig) -> None:
+    """Raise UserError for parts that are to stay as they are, or a rank of LoRA, that the model does not have."""
+    with about(stage):
+        weights_under(model, config.frozen or ())
+        check_rank(model, config.lora)
 
 
 def summary_paths(recipe: Recipe) -> set[str]:

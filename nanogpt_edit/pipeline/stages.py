@@ -36,7 +36,7 @@ from nanogpt_edit.model.lineage import EMBEDDED, LineageEntry
 from nanogpt_edit.model.tokenizer import tokenizer_of
 from nanogpt_edit.pipeline import fitted
 from nanogpt_edit.pipeline.adapters import keep_adapter, keep_base
-from nanogpt_edit.pipeline.checks import check_model
+from nanogpt_edit.pipeline.checks import check_model, check_trained
 from nanogpt_edit.pipeline.folder import RunFolder
 from nanogpt_edit.pipeline.inputs import Part, RunInputs
 from nanogpt_edit.pipeline.measure import keep_transcript
@@ -122,6 +122,7 @@ def make_base(
 def make_sft(inputs: RunInputs, folder: RunFolder, device: torch.device, start: Start) -> Remarks:
     """The model that has learned from worked solutions how a problem is put and answered."""
     recipe, model = inputs.recipe, _to_train(start, device)
+    check_trained(model, "sft", recipe.sft)
     set_template(model, recipe.sft)
     samples = fitted.training_samples(inputs, model)
     say(verdict(examine_sft(inputs, model, samples), stage="SFT"))
@@ -142,7 +143,7 @@ def make_sft(inputs: RunInputs, folder: RunFolder, device: torch.device, start: 
             log=folder.log("sft"),
             shard=recipe.shard,
         )
-    said = f"SFT{of_lora(recipe.sft)} for {recipe.sft.steps} steps"
+    said = f"SFT{how(recipe.sft)} for {recipe.sft.steps} steps"
     done = LineageEntry("sft", said, problems=inputs.whose_problems)
     if recipe.sft.chats is not None:
         done = LineageEntry("sft", f"{said} on the conversations of {recipe.sft.chats}")
@@ -153,6 +154,7 @@ def make_sft(inputs: RunInputs, folder: RunFolder, device: torch.device, start: 
 def make_grpo(inputs: RunInputs, folder: RunFolder, device: torch.device, start: Start) -> Remarks:
     """The model that has tried problems, and was rewarded."""
     recipe, model = inputs.recipe, _to_train(start, device)
+    check_trained(model, "grpo", recipe.grpo)
     set_template(model)
     problems, config = fitted.grpo_problems(inputs, model)
     say(verdict(examine_grpo(inputs, model, problems, config), stage="GRPO"))
@@ -168,7 +170,7 @@ def make_grpo(inputs: RunInputs, folder: RunFolder, device: torch.device, start:
             log=folder.log("grpo"),
             shard=recipe.shard,
         )
-    done = LineageEntry("grpo", f"GRPO{of_lora(config)} for {config.steps} steps", problems=inputs.whose_problems)
+    done = LineageEntry("grpo", f"GRPO{how(config)} for {config.steps} steps", problems=inputs.whose_problems)
     _keep(folder, "grpo", trainer, done, last_too=config.keep == "both", base=base)
     return ()
 
@@ -265,9 +267,11 @@ def chat_template(config: SFTConfig) -> str | None:
         return read_text_file(file)
 
 
-def of_lora(config: TuningConfig) -> str:
-    """For the lineage: that adapters learned, and their rank."""
-    return f" (LoRA of rank {config.lora.rank})" if config.lora.rank else ""
+def how(config: TuningConfig) -> str:
+    """For the lineage: that adapters learned, and their rank; or what did not learn."""
+    if config.lora.rank:
+        return f" (LoRA of rank {config.lora.rank})"
+    return f" ({', '.join(config.frozen)} kept as it was)" if config.frozen else ""
 
 
 def _to_train(start: Start, device: torch.device) -> GPT:

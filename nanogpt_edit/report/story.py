@@ -103,7 +103,7 @@ def _machine(run: Run) -> str:
     """'AMD EPYC, 2 threads'; empty where it is not recorded."""
     environment = run.environment
     machine = [str(environment[key]) for key in ("cpu", "device") if environment.get(key) not in (None, "", "cpu")]
-    machine += [f"{environment['threads']} threads"] if environment.get("threads") else []
+    machine += [labels.count(int(str(environment["threads"])), "thread")] if environment.get("threads") else []
     return ", ".join(machine)
 
 

@@ -94,6 +94,10 @@ class TuningConfig(LoopConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.frozen is not None:
+            if not self.frozen:
+                raise UserError("names nothing; name parts of the model, or leave it out.", field="frozen")
+            object.__setattr__(self, "frozen", tuple(sorted(set(self.frozen))))
         if not self.lora.rank:
             return
         if self.frozen:

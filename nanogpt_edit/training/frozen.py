@@ -15,10 +15,11 @@ def weights_under(model: nn.Module, parts: Sequence[str]) -> list[nn.Parameter]:
     weights = dict(model.named_parameters())
     for part in parts:
         if not any(f"{name}.".startswith(f"{part}.") for name in weights):
+            parts_of_all = ", ".join(dict.fromkeys(name.partition(".")[0] for name in weights))
             names = sorted({name[:at] for name in weights for at, sign in enumerate(f"{name}.") if sign == "."})
             raise UserError(
-                f"names {part!r}, which the model does not have{did_you_mean(part, names)} Its parts are called like "
-                f"{', '.join(list(weights)[:1] + list(weights)[-1:])}, and blocks.0.",
+                f"names {part!r}, which the model does not have{did_you_mean(part, names)} Its parts are "
+                f"{parts_of_all}, and what lies in them; a head that is tied to the embedding is called embed.",
                 field="frozen",
             )
     found = [weight for name, weight in weights.items() if any(f"{name}.".startswith(f"{part}.") for part in parts)]

@@ -140,8 +140,13 @@ def test_a_push_that_is_refused_says_why_and_can_be_done_again(
 def test_without_a_token_or_a_network_nothing_is_begun(
     hub: Hub, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run("push", model, "not a name") == 2
-    assert '"not a name" is no name of a repository' in said(capsys)
+    for flags in ((), ("--dry-run",)):
+        assert run("push", model, "not a name", *flags) == 2
+        assert '"not a name" is no name of a repository' in said(capsys)
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter" / "adapter_config.json").write_text("{}")
+    assert run("push", tmp_path / "adapter", "me/small") == 2
+    assert "an adapter, which only makes a model with its base; push the model" in said(capsys)
     assert run("push", model / "config.json", "me/small") == 2
     assert "only a model directory can be pushed" in said(capsys)
     monkeypatch.setattr(huggingface_hub, "get_token", lambda: None)

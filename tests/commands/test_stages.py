@@ -85,9 +85,12 @@ def test_sft_learns_from_conversations_in_the_template_that_sample_asks_with(
     [
         (["--sft.chats", "no-such.jsonl"], "sft.chats"),
         (["--sft.chat-template", "plain"], "no conversations are given"),
+        (["--sft.chats", "talk.jsonl", "--problems.path", "sums.jsonl"], "SFT learns the conversations of talk.jsonl"),
+        (["--sft.frozen", "blocks.9"], "sft: frozen names 'blocks.9'"),
+        (["--sft.lora.rank", "999999999999"], "sft: lora.rank is 999,999,999,999, but no matrix"),
     ],
 )
-def test_conversations_that_cannot_be_had_are_one_line(
+def test_what_sft_cannot_have_is_one_line(
     flags: list[str], sentence: str, base: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert cli.main(["sft", base, "--out", str(tmp_path / "out"), "--device", "cpu", *flags]) == 2

@@ -62,6 +62,12 @@ def test_a_wrong_part_earns_one_sentence(parts: list[str], sentence: str | None)
     assert sentence in str(caught.value)
 
 
+def test_the_same_parts_are_the_same_setting_and_none_is_none() -> None:
+    assert SFTConfig(frozen=("embed", "blocks.0", "embed")) == SFTConfig(frozen=("blocks.0", "embed"))
+    with pytest.raises(UserError, match="frozen names nothing"):
+        SFTConfig(frozen=())
+
+
 def test_lora_leaves_all_weights_alone_already() -> None:
     with pytest.raises(UserError, match="with LoRA all do"):
         SFTConfig(frozen=("embed",), lora=LoraConfig(rank=2))

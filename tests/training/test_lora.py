@@ -291,3 +291,5 @@ def test_what_does_not_go_with_lora_is_refused(tmp_path: Path) -> None:
         SFTConfig(optimizer="muon", lora=LORA)
     with pytest.raises(UserError, match=r"lora\.targets names mlp\.gate, which the blocks of a gpt2 model do not have"):
         fine_tuned(tmp_path, replace(SFT, lora=LoraConfig(2, targets="mlp.gate,mlp.up")))
+    with pytest.raises(UserError, match=r"lora\.rank is 17, but no matrix of this model's blocks has a rank above 16"):
+        fine_tuned(tmp_path, replace(SFT, lora=LoraConfig(17)))
