@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+import os
 import socket
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import torch
 import uvicorn
 
 from nanogpt_edit.common import stopping
@@ -58,11 +60,19 @@ def serve(
     `started` is called with the address (port 0 takes a free one). Raises UserError when the port is taken.
     """
     limits, room = limits or Limits(), room or Room()
+    leave_a_core()
     with listening(limits.host, port) as bound:
         server = uvicorn.Server(settings(shelf, limits, room))
         stopping.finish_within(ENDING_SECONDS + 5)
         started(address_of(bound))
         server.run([bound])
+
+
+def leave_a_core() -> None:
+    """Compute with a thread fewer than torch would, unless OMP_NUM_THREADS says how many: what reads requests needs a
+    core too, and all threads of a product wait for the last."""
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(1, torch.get_num_threads() - 1))
 
 
 def settings(shelf: Shelf, limits: Limits, room: Room) -> uvicorn.Config:

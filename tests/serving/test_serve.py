@@ -13,12 +13,14 @@ from http.client import HTTPConnection
 from pathlib import Path
 
 import pytest
+import torch
 from serving_run import small_model
 
 from nanogpt_edit import serving
 from nanogpt_edit.checkpoint.checkpoint import save
 from nanogpt_edit.commands.serve import serve
 from nanogpt_edit.common.errors import UserError
+from nanogpt_edit.serving.run import leave_a_core
 
 
 @pytest.fixture(scope="module")
@@ -74,3 +76,15 @@ def test_without_the_extra_it_is_said_what_to_install(directory: Path, monkeypat
     monkeypatch.setitem(sys.modules, "uvicorn", None)
     with pytest.raises(UserError, match=r"serve needs uvicorn.*pip install 'nanogpt-edit\[serve\]'"):
         serve([str(directory)])
+
+
+@pytest.mark.parametrize(("before", "told", "after"), [(4, None, 3), (1, None, 1), (4, "4", 4)])
+def test_a_core_is_left_for_those_who_ask(
+    before: int, told: str | None, after: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if told is not None:
+        monkeypatch.setenv("OMP_NUM_THREADS", told)
+    torch.set_num_threads(before)
+    leave_a_core()
+    assert torch.get_num_threads() == after
