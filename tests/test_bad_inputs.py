@@ -119,10 +119,11 @@ def put(path: Path, contents: object) -> None:
 
 
 def everything(folder: Path) -> dict[str, bytes | None]:
-    """The bytes of each file by its path, None for a folder."""
+    """The bytes of each file by its path, None for a folder; but what Python keeps of a module that it has read."""
     return {
         str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None
         for path in sorted(folder.rglob("*"))
+        if "__pycache__" not in path.parts
     }
 
 
