@@ -44,7 +44,7 @@ def block(heading: str) -> str:
 
 COMMANDS = [shlex.split(line, comments=True) for line in block("On the command line").splitlines()]
 COMMANDS = [words for words in COMMANDS if words]
-LONG = {"run", "watch", "serve", "doctor", "edit"}  # seconds each; .ci/run has them too
+LONG = {"run", "watch", "serve", "doctor"}  # seconds each; .ci/run has them too
 LINES = [pytest.param(words, marks=[pytest.mark.slow] if LONG & set(words) else []) for words in COMMANDS]
 STATEMENTS = ast.parse(block("In Python")).body
 

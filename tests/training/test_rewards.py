@@ -101,8 +101,10 @@ def own_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str, *, 
 
 def test_any_importable_function_is_a_reward(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = "def brief(problem, text):\n    return len(problem.answer) / len(text)\n"
-    own_module(tmp_path, monkeypatch, source, name="my_rewards")
-    assert score(find_rewards(["my_rewards:brief"]), PROBLEM, ["12345678", "1234"]) == {"my_rewards:brief": [0.25, 0.5]}
+    own_module(tmp_path, monkeypatch, source, name="own_brevity")
+    assert score(find_rewards(["own_brevity:brief"]), PROBLEM, ["12345678", "1234"]) == {
+        "own_brevity:brief": [0.25, 0.5]
+    }
 
 
 @pytest.mark.parametrize(
