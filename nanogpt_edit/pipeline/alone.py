@@ -31,7 +31,7 @@ def make_alone(
     """Make the stage's model in the folder, or go on with it; one that is done is left alone, and said so.
 
     `settings` are kept beside it; a tracker, if any, is told of it. Raises UserError when the folder holds the
-    stage with other settings.
+    stage with other settings, and for problems beside conversations, which nothing would read.
     """
     check_sizes(inputs.recipe)
     check_rewards(inputs.recipe)

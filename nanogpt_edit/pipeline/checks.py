@@ -114,7 +114,7 @@ def check_model(inputs: RunInputs, model: GPT) -> None:
 def check_trained(model: GPT, stage: str, config: TuningConfig) -> None:
     """Raise UserError for parts that are to stay as they are, or a rank of LoRA, that the model does not have."""
     with about(stage):
-        weights_under(model, config.frozen or ())
+        weights_under(model, config.frozen)
         check_rank(model, config.lora)
 
 

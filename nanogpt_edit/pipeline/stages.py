@@ -143,7 +143,7 @@ def make_sft(inputs: RunInputs, folder: RunFolder, device: torch.device, start: 
             log=folder.log("sft"),
             shard=recipe.shard,
         )
-    said = f"SFT{how(recipe.sft)} for {recipe.sft.steps} steps"
+    said = f"SFT{manner_of(recipe.sft)} for {recipe.sft.steps} steps"
     done = LineageEntry("sft", said, problems=inputs.whose_problems)
     if recipe.sft.chats is not None:
         done = LineageEntry("sft", f"{said} on the conversations of {recipe.sft.chats}")
@@ -170,7 +170,7 @@ def make_grpo(inputs: RunInputs, folder: RunFolder, device: torch.device, start:
             log=folder.log("grpo"),
             shard=recipe.shard,
         )
-    done = LineageEntry("grpo", f"GRPO{how(config)} for {config.steps} steps", problems=inputs.whose_problems)
+    done = LineageEntry("grpo", f"GRPO{manner_of(config)} for {config.steps} steps", problems=inputs.whose_problems)
     _keep(folder, "grpo", trainer, done, last_too=config.keep == "both", base=base)
     return ()
 
@@ -267,7 +267,7 @@ def chat_template(config: SFTConfig) -> str | None:
         return read_text_file(file)
 
 
-def how(config: TuningConfig) -> str:
+def manner_of(config: TuningConfig) -> str:
     """For the lineage: that adapters learned, and their rank; or what did not learn."""
     if config.lora.rank:
         return f" (LoRA of rank {config.lora.rank})"

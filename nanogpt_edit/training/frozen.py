@@ -9,10 +9,10 @@ from torch import nn
 from nanogpt_edit.common.errors import UserError, did_you_mean
 
 
-def weights_under(model: nn.Module, parts: Sequence[str]) -> list[nn.Parameter]:
+def weights_under(model: nn.Module, parts: Sequence[str] | None) -> list[nn.Parameter]:
     """The weights whose names are, or lie under, `parts`: blocks.0 is all of a block, blocks.0.mlp.down its matrix and
-    bias. Raises UserError for a part that the model does not have, and where nothing else is left."""
-    weights = dict(model.named_parameters())
+    bias; none for None. Raises UserError for a part that the model does not have, and where nothing else is left."""
+    weights, parts = dict(model.named_parameters()), parts or ()
     for part in parts:
         if not any(f"{name}.".startswith(f"{part}.") for name in weights):
             parts_of_all = ", ".join(dict.fromkeys(name.partition(".")[0] for name in weights))

@@ -58,7 +58,7 @@ def grpo(
     tokenizer, adapter = tokenizer_of(model), Lora.of(model, config.lora, seed=seed)
     reference = reference_of(model, adapter) if config.kl_coef > 0 else None
     trainer = Trainer(
-        model, config, label="grpo", state=state, log=log, shard=shard, lora=adapter, frozen=config.frozen or ()
+        model, config, label="grpo", state=state, log=log, shard=shard, lora=adapter, frozen=config.frozen
     )
     engine = Engine(trainer.parallel.gathered_model, max_slots=config.problems_per_step * config.group_size)
     sampler, watch = RolloutSampler.of(engine, config, seed=seed), StallWatch(config, log)

@@ -92,9 +92,7 @@ def sft(
     if adapter is not None:  # no state holds the new rows: where it goes on they are fitted once more
         fit_base(model, samples, config)
     new = rows_to_fit(model, config)
-    trainer = Trainer(
-        model, config, label="sft", state=state, log=log, shard=shard, lora=adapter, frozen=config.frozen or ()
-    )
+    trainer = Trainer(model, config, label="sft", state=state, log=log, shard=shard, lora=adapter, frozen=config.frozen)
     batch_size = problems_per_step(samples, config)
     for step in trainer.steps():
         if step == 0 and new:

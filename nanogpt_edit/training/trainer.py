@@ -59,7 +59,7 @@ class Trainer:
         log: Path,
         shard: bool = False,
         lora: Lora | None = None,
-        frozen: Sequence[str] = (),
+        frozen: Sequence[str] | None = None,
     ) -> None:
         self.model, self.config, self.label = model, config, label
         self.lora = lora
