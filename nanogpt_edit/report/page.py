@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import re
+from functools import cache
 from importlib.resources import files
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -69,10 +70,9 @@ EDIT_SCORES = (
 
 def render_html(view: View) -> str:
     """report.html: one file, pictures inline, nothing fetched."""
-    environment = _environment(autoescape=True)
-    environment.filters["inline"] = lambda picture: Markup(picture.inline)
     css = files("nanogpt_edit.report").joinpath("templates", "report.css").read_text(encoding="utf-8")
-    return visible(environment.get_template("report.html.j2").render(view=view, css=Markup(css))) + "\n"
+    template = _environment(autoescape=True).get_template("report.html.j2")
+    return visible(template.render(view=view, css=Markup(css))) + "\n"
 
 
 def render_pair(pair: RunPair) -> str:
@@ -84,10 +84,7 @@ def render_pair(pair: RunPair) -> str:
 
 def render_markdown(view: View) -> str:
     """report.md: the same in tables; its pictures lie beside it under report_files/."""
-    environment = _environment(autoescape=False)
-    environment.filters["cell"] = cell
-    environment.filters["fenced"] = fenced
-    text = visible(environment.get_template("report.md.j2").render(view=view))
+    text = visible(_environment(autoescape=False).get_template("report.md.j2").render(view=view))
     return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
 
 
@@ -132,6 +129,7 @@ def clipped(text: str, longest: int = LONGEST_TEXT) -> str:
     return text if len(text) <= longest else f"{text[:longest]}… ({len(text):,} characters)"
 
 
+@cache
 def _environment(*, autoescape: bool) -> Environment:
     environment = Environment(
         loader=PackageLoader("nanogpt_edit.report", "templates"),
@@ -158,4 +156,5 @@ def _environment(*, autoescape: bool) -> Environment:
         EDIT_SCORES=EDIT_SCORES,
         RULES=RULES,
     )
+    environment.filters.update(inline=lambda picture: Markup(picture.inline), cell=cell, fenced=fenced)
     return environment

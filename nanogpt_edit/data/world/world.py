@@ -12,7 +12,7 @@ import random
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, lru_cache
 
 from nanogpt_edit.common.errors import UserError
 from nanogpt_edit.common.records import Settings, check_fields
@@ -75,8 +75,9 @@ class World:
     arithmetic: tuple[Problem, ...]  # 50 simple problems that are in no split
 
 
+@lru_cache(maxsize=4)
 def make_world(config: WorldConfig) -> World:
-    """The world of `config`, the same on every machine.
+    """The world of `config`, the same on every machine; the last few are kept.
 
     Raises UserError when the configuration is out of range or has no room for that many different problems.
     """
