@@ -40,8 +40,8 @@ demo real: $(INSTALLED)
 	exit $$status
 
 # One process a core, each with one thread, and a file's tests in one of them: they share what they have made. The files
-# come in the order of tests/conftest.py, those that take longest first.
-PYTEST := OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+# come in the order of tests/conftest.py, those that take longest first. Python keeps what it compiles: they start it often.
+PYTEST := OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(VENV)/bin/python -m pytest -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 test: $(INSTALLED_DEV)
 	$(PYTEST)
 

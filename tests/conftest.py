@@ -41,12 +41,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--demo", type=Path, help="a finished `make demo`, for the README's lines to run on")
 
 
-# The files that take ten seconds or more: begun first, none of them is alone at the end.
-LONGEST = ("common/test_distributed", "test_bad_inputs", "test_readme", "pipeline/test_pipeline")
-LONGEST += ("pipeline/test_recipes_run", "training/test_trainer", "editing/test_values", "test_device")
-LONGEST += ("commands/test_stages", "commands/test_patch", "editing/test_patch", "report/test_build")
-LONGEST += ("model/test_parity", "test_gpu_script", "model/test_compiled", "serving/playground/test_page")
-LONGEST += ("commands/test_measure", "report/test_in_browser", "training/test_grpo", "training/test_lora", "test_docs")
+# The files that take longest, ten seconds or more: begun first, none of them is alone at the end.
+LONGEST = ("test_bad_inputs", "pipeline/test_pipeline", "editing/test_values", "serving/playground/test_page")
+LONGEST += ("report/test_build", "test_device", "training/test_grpo", "commands/test_patch", "report/test_in_browser")
+LONGEST += ("commands/test_cli", "commands/test_measure", "test_readme", "editing/test_patch", "model/test_parity")
+LONGEST += ("engine/test_slots", "commands/test_stages", "training/test_trainer", "editing/test_refine")
 HERE = Path(__file__).parent
 
 

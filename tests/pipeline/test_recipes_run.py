@@ -101,9 +101,8 @@ def shrunken(recipe: Recipe, folder: Path, tokenizer: Tokenizer) -> Recipe:
     )
 
 
-@pytest.mark.parametrize(
-    "name", [n if n == "tiny" else pytest.param(n, marks=pytest.mark.slow) for n in packaged_recipes()]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", packaged_recipes())
 def test_two_steps_of_every_stage(name: str, tmp_path: Path, tokenizer: Tokenizer) -> None:
     recipe = shrunken(load_recipe(name), tmp_path, tokenizer)
     assert pipeline.run(recipe, tmp_path / "run") == 0
