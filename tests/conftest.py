@@ -24,7 +24,7 @@ from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.model.tokenizer import Tokenizer
 
 # A slow moment of a shared machine is not a failure, and the same examples come up every time.
-settings.register_profile("house", deadline=None, derandomize=True)
+settings.register_profile("house", deadline=None, derandomize=True, max_examples=50)
 settings.load_profile("house")
 
 TEXTS = (
@@ -43,15 +43,20 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 # The files that take longest, ten seconds or more: begun first, none of them is alone at the end.
 LONGEST = ("test_bad_inputs", "pipeline/test_pipeline", "editing/test_values", "serving/playground/test_page")
-LONGEST += ("report/test_build", "test_device", "training/test_grpo", "commands/test_patch", "report/test_in_browser")
+LONGEST += ("report/test_build", "training/test_grpo", "commands/test_patch", "report/test_in_browser")
 LONGEST += ("commands/test_cli", "commands/test_measure", "test_readme", "editing/test_patch", "model/test_parity")
 LONGEST += ("engine/test_slots", "commands/test_stages", "training/test_trainer", "editing/test_refine")
 HERE = Path(__file__).parent
 
 
+@pytest.hookimpl(tryfirst=True)  # before `-m` chooses by the marks
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     places = {HERE / f"{name}.py": place for place, name in enumerate(LONGEST)}
     items.sort(key=lambda item: places.get(item.path, len(places)))
+    if config.getoption("--device") == "cpu":
+        for item in items:  # what holds on the CPU the other files say at length
+            if item.get_closest_marker("device"):
+                item.add_marker("slow")
     if not config.getoption("--slow"):
         for item in items:
             if item.get_closest_marker("slow"):
@@ -61,6 +66,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def pytest_collection_finish() -> None:
     """What is imported by now stays: the garbage collector need not look through it again and again."""
     gc.freeze()
+    gc.set_threshold(20_000, 20, 20)
 
 
 @pytest.fixture(scope="session")

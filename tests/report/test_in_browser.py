@@ -13,7 +13,8 @@ from nanogpt_edit.pipeline.compare_runs import compare_runs
 from nanogpt_edit.report import build
 from nanogpt_edit.report.page import render_pair
 
-WIDTHS = (1280, 768, 400)
+PAGES = [("report.html", 1280), ("report.html", 400), ("pair.html", 400)]
+PAGES += [pytest.param("report.html", 768, marks=pytest.mark.slow)]
 CUT = """() => [...document.querySelectorAll('body *')].filter(each => {
   const beyond = each.getBoundingClientRect().right > document.documentElement.clientWidth + 1;
   const scrolls = each.scrollWidth > each.clientWidth + 1 && getComputedStyle(each).overflowX !== 'visible';
@@ -36,7 +37,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run
 
 
-@pytest.mark.parametrize(("name", "width"), [*(("report.html", width) for width in WIDTHS), ("pair.html", 400)])
+@pytest.mark.parametrize(("name", "width"), PAGES)
 def test_nothing_is_cut_with_everything_unfolded(
     chromium: playwright.Browser, folder: Path, width: int, name: str
 ) -> None:
