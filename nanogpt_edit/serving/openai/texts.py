@@ -61,9 +61,10 @@ class Writing:
     def _extend(self, piece: str, finish_reason: FinishReason | None) -> str:
         begun = max(0, len(self.text) - max(map(len, self.stops), default=0))
         self.text += piece
-        found = [at for at in (self.text.find(stop, begun) for stop in self.stops) if at >= 0]
-        if found:
-            self.text, finish_reason = self.text[: min(found)], "stop"
+        found = [(at + len(stop), at) for stop in self.stops if (at := self.text.find(stop, begun)) >= 0]
+        if found:  # the one that is whole first ends the text, however it was cut into tokens
+            _, at = min(found)
+            self.text, finish_reason = self.text[:at], "stop"
         self.finish_reason = finish_reason
         ready = len(self.text) - (0 if finish_reason else self._held_back())
         shown, self.shown = self.text[self.shown : ready], max(self.shown, ready)

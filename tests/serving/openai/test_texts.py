@@ -40,13 +40,22 @@ def test_the_pieces_are_the_text(token_ids: list[int]) -> None:
 
 
 @given(text=st.text("ab", max_size=20), stops=st.lists(st.text("ab", min_size=1, max_size=3), min_size=1, max_size=3))
-def test_a_text_ends_before_the_first_stop_and_shows_nothing_of_it(text: str, stops: list[str]) -> None:
+def test_a_text_ends_before_the_stop_that_is_whole_first_and_shows_nothing_of_it(text: str, stops: list[str]) -> None:
     pieces, writing = written(vocabulary().encode(text + "x"), stops)
-    found = [at for at in ((text + "x").find(stop) for stop in stops) if at >= 0]
-    expected = (text + "x")[: min(found)] if found else text + "x"
+    found = [(at + len(stop), at) for stop in stops if (at := text.find(stop)) >= 0]
+    expected = text[: min(found)[1]] if found else text + "x"
     assert "".join(pieces) == writing.text == expected
     assert writing.finish_reason == ("stop" if found else "length")
     assert all(expected.startswith("".join(pieces[:n])) for n in range(len(pieces)))
+
+
+def test_the_stop_that_is_whole_first_ends_the_text_in_tokens_of_any_size() -> None:
+    """What a stop means must not hang on the vocabulary: "baa" holds "a" before it is whole."""
+    knows_it = Tokenizer.train(["baa baa baa"] * 2, vocab_size=300)
+    for tokenizer, tokens in ((vocabulary(), 3), (knows_it, 1)):
+        token_ids, writing = tokenizer.encode("baa"), Writing(tokenizer, ["a", "baa"])
+        assert len(token_ids) == tokens
+        assert "".join(writing.take(token_id) for token_id in token_ids) == writing.text == "b"
 
 
 def test_a_character_is_shown_when_its_last_byte_has_come() -> None:
