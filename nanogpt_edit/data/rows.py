@@ -99,11 +99,14 @@ def read_text_file(path: Path) -> str:
 
 
 def _text(path: Path, contents: bytes) -> str:
-    if contents.startswith(GZIP):
+    packed = contents.startswith(GZIP)
+    if packed:
         contents = _unpacked(path)
     for beginning, what in OTHERS:
         if contents.startswith(beginning):
             raise UserError(f"{path}: {what}.")
+    if path.suffix == ".parquet" or (path.suffix == ".gz" and not packed):
+        raise UserError(f"{path}: by its name a {path.suffix[1:]} file, and it is none; fetch it anew, or rename it.")
     head = contents[:WIDE]
     if head.count(0) * 3 > len(head):
         raise UserError(f"{path}: UTF-16 text, or no text at all; save it as UTF-8.")

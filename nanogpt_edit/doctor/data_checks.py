@@ -20,20 +20,23 @@ FULL_MARK = {"cosine": 0.5, "repetition": -1.0}  # what a good solution earns at
 def check_gold(problems: Sequence[Problem], tokenizer: Tokenizer, config: GRPOConfig) -> Finding:
     """Does the worked solution itself, as the model would write it, earn 1 (`FULL_MARK`) from every reward?
 
-    Of a function of one's own the scale is unknown: there it is only a warning.
+    The scale of a function of one's own is unknown: from it less will do, if an empty text earns less still. Where it
+    does not, that is only a warning.
     """
     poor: dict[str, list[str]] = {}
     rewards = find_rewards(config.rewards)
     for problem in problems:
         ids = to_sample(problem, tokenizer).token_ids[len(prompt_ids(problem, tokenizer)) :]
-        text = tokenizer.decode(ids)
-        found = score(rewards, problem, [text])
+        found = score(rewards, problem, [tokenizer.decode(ids), ""])
         for name in rewards:
-            (value,) = found[name]
-            if value < FULL_MARK.get(name, 1.0):
-                poor.setdefault(name, []).append(f"{problem.id} earns {value:g}")
+            value, nothing = found[name]
+            if value >= FULL_MARK.get(name, 1.0) or (name not in BUILT_IN and value > nothing):
+                continue
+            told = f"{problem.id} earns {value:g}" + ("" if name in BUILT_IN else f", an empty text {nothing:g}")
+            poor.setdefault(name, []).append(told)
     if not poor:
-        return Finding("gold answers", "ok", f"{len(problems)} worked solutions earn full marks from every reward")
+        own = "" if rewards.keys() <= BUILT_IN.keys() else ", of one of your own at least more than an empty text does"
+        return Finding("gold answers", "ok", f"{len(problems)} worked solutions earn full marks from every reward{own}")
     broken = any(name in BUILT_IN and len(cases) > len(problems) / 2 for name, cases in poor.items())
     told = "; ".join(f'reward "{name}": {len(cases)} of {len(problems)}, {cases[0]}' for name, cases in poor.items())
     return Finding(

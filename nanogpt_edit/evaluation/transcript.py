@@ -14,6 +14,7 @@ from rich.text import Text
 
 from nanogpt_edit.common.errors import visible
 from nanogpt_edit.common.reasoning import AFTER, TokenKind, split_completion
+from nanogpt_edit.common.words import count
 from nanogpt_edit.evaluation.records import Transcript
 
 if TYPE_CHECKING:
@@ -60,13 +61,13 @@ def transcript_text(prompt_ids: Sequence[int], completion_ids: Sequence[int], to
     thinking, answer = kinds.count("think"), kinds.count("answer")
     decoded = tokenizer.decode(completion_ids).replace("\\", "\\\\").replace("\n", "\\n").replace("\t", "\\t")
     return Text.assemble(
-        (f"--- PROMPT TOKENS ({_count(len(prompt_ids), 'token')}) ---\n", "bold"),
+        (f"--- PROMPT TOKENS ({count(len(prompt_ids), 'token')}) ---\n", "bold"),
         *(line(position, "outside") for position in range(len(prompt_ids))),
-        (f"--- GENERATED TOKENS ({_count(len(completion_ids), 'token')}) ---\n", "bold"),
+        (f"--- GENERATED TOKENS ({count(len(completion_ids), 'token')}) ---\n", "bold"),
         *(line(position, kind) for position, kind in enumerate(kinds, start=len(prompt_ids))),
         f"Decoded: {visible(decoded)}\n",
-        f"Stats: {_count(len(completion_ids), 'generated token')} total, {_count(thinking, 'thinking token')}, "
-        f"{_count(answer, 'answer token')}.",
+        f"Stats: {count(len(completion_ids), 'generated token')} total, {count(thinking, 'thinking token')}, "
+        f"{count(answer, 'answer token')}.",
     )
 
 
@@ -102,7 +103,3 @@ def transcript(
         gold=gold,
         correct=correct,
     )
-
-
-def _count(number: int, thing: str) -> str:
-    return f"{number} {thing}" if number == 1 else f"{number} {thing}s"

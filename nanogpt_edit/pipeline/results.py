@@ -13,6 +13,7 @@ from rich.console import Console
 
 from nanogpt_edit.checkpoint import checkpoint
 from nanogpt_edit.common.html import html_of, line
+from nanogpt_edit.common.words import count
 from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.pipeline.records import StageName
 from nanogpt_edit.report import terminal_summary
@@ -129,7 +130,7 @@ class Trained:
         return {picture.name: picture for picture in curves}
 
     def __str__(self) -> str:
-        return f"{stage_label(self.stage)}: {len(self.log):,} steps. The model: {self.path / self.stage}"
+        return f"{stage_label(self.stage)}: {count(len(self.log), 'step')}. The model: {self.path / self.stage}"
 
     def _repr_html_(self) -> str:
         """The curves, for a notebook."""

@@ -21,6 +21,7 @@ from nanogpt_edit.common.errors import about
 from nanogpt_edit.common.files import check_file
 from nanogpt_edit.common.reasoning import REASONING_TEMPLATE
 from nanogpt_edit.common.terminal import say
+from nanogpt_edit.common.words import count
 from nanogpt_edit.data.problems import Problem
 from nanogpt_edit.data.rows import read_text_file
 from nanogpt_edit.data.samples import Sample
@@ -114,7 +115,7 @@ def make_base(
             log=folder.log("pretrain"),
             shard=recipe.shard,
         )
-    said = f"pretrained for {recipe.pretrain.steps} steps"
+    said = f"pretrained for {count(recipe.pretrain.steps, 'step')}"
     _keep(folder, "base", trainer, LineageEntry("pretrained", said, text=EMBEDDED, problems=inputs.whose_problems))
     return ()
 
@@ -143,7 +144,7 @@ def make_sft(inputs: RunInputs, folder: RunFolder, device: torch.device, start: 
             log=folder.log("sft"),
             shard=recipe.shard,
         )
-    said = f"SFT{manner_of(recipe.sft)} for {recipe.sft.steps} steps"
+    said = f"SFT{manner_of(recipe.sft)} for {count(recipe.sft.steps, 'step')}"
     done = LineageEntry("sft", said, problems=inputs.whose_problems)
     if recipe.sft.chats is not None:
         done = LineageEntry("sft", f"{said} on the conversations of {recipe.sft.chats}")
@@ -170,7 +171,9 @@ def make_grpo(inputs: RunInputs, folder: RunFolder, device: torch.device, start:
             log=folder.log("grpo"),
             shard=recipe.shard,
         )
-    done = LineageEntry("grpo", f"GRPO{manner_of(config)} for {config.steps} steps", problems=inputs.whose_problems)
+    done = LineageEntry(
+        "grpo", f"GRPO{manner_of(config)} for {count(config.steps, 'step')}", problems=inputs.whose_problems
+    )
     _keep(folder, "grpo", trainer, done, last_too=config.keep == "both", base=base)
     return ()
 

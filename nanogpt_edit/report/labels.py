@@ -10,6 +10,7 @@ import re
 from collections.abc import Mapping, Sequence
 
 from nanogpt_edit.common.stats import Difference, Interval
+from nanogpt_edit.common.words import count as count  # for the templates
 from nanogpt_edit.evaluation.prompt_records import Rule
 from nanogpt_edit.report.expect import Expectation, parse_bound
 from nanogpt_edit.report.run import is_share
@@ -264,11 +265,6 @@ def size(n_bytes: float) -> str:
     """1.5e9 -> '1.40 GiB', 3e7 -> '28.6 MiB'."""
     unit, name = (2**30, "GiB") if n_bytes >= 2**30 else (2**20, "MiB")
     return f"{number(n_bytes / unit)} {name}"
-
-
-def count(n: int, noun: str) -> str:
-    """1 'problem', 2 'problems'."""
-    return f"{n:,} {noun}" + ("" if n == 1 else "s")
 
 
 def listing(items: Sequence[object]) -> str:
