@@ -83,7 +83,7 @@ def tests(setting: Setting) -> Found:
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "tests.xml"
         command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-m", "device", "tests/test_device.py"]
-        command += ["--device", str(setting.device), f"--junit-xml={report}"]
+        command += ["--slow", "--device", str(setting.device), f"--junit-xml={report}"]  # slow: as they are on the CPU
         command += ["-p", "no:benchmark", "-n", str(TEST_PROCESSES)] if setting.device.type == "cuda" else []
         command += ["-k", "decoding"] if setting.size == "tiny" else []  # all of them are in the suite already
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
