@@ -76,7 +76,7 @@ class Desk:
         self,
         model_name: str,
         facts: Sequence[Fact],
-        settings: Mapping[str, object],
+        settings: Mapping[str, str],
         tell: Listener = lambda phase, done, of: None,
     ) -> Edition:
         """Find an edit of a model, and put the edited model beside it on the shelf; `tell` hears what it waits for."""
@@ -89,18 +89,19 @@ class Desk:
         facts = with_true_answers(scratch, facts)
         blocks = self._blocks(model_name, scratch, facts, recipe, tell) if config.needs_text else None
         patch = edit_model(scratch, facts, config, covariance_blocks=blocks, cache_dir=cache_folder())
-        return self._place(model_name, parent, patch)
+        return self._place(model_name, parent, patch, settings)
 
     def load(self, model_name: str, file: Path) -> Edition:
         """Put a model with a saved patch beside the one that the patch was made for. Raises UserError for another's."""
         parent = self.shelf.open(model_name)
-        return self._place(model_name, parent, load_patch(file).bound_to(parent))
+        return self._place(model_name, parent, load_patch(file).bound_to(parent), {})
 
-    def _place(self, model_name: str, parent: GPT, patch: EditPatch) -> Edition:
+    def _place(self, model_name: str, parent: GPT, patch: EditPatch, settings: Mapping[str, str]) -> Edition:
         taken = {*self.shelf.names(), *self.editions}
         stem = model_name.partition("+edit-")[0]
         name = next(name for i in count(1) if (name := f"{stem}+edit-{i}") not in taken)
-        edition = Edition.of(name, model_name, parent, patch, below=self.editions.get(model_name))
+        below = self.editions.get(model_name)
+        edition = Edition.of(name, model_name, parent, patch, below=below, settings=settings)
         self.shelf.add(name, edition.model, parent=model_name)
         self.editions[name] = edition
         self._meters[name] = Meter(edition, partial(unrelated, edition.parent, patch.facts))

@@ -76,7 +76,7 @@ def edit_routes(desk: Desk) -> APIRouter:
         def work(job: Job) -> Json:
             with desk.working(job.still_wanted):
                 edition = desk.edit(asked.model, facts, asked.settings, job.progress)
-                return told(desk, job, edition.name, settings=asked.settings)
+                return told(desk, job, edition.name)
 
         return await streamed(request, work)
 
@@ -157,13 +157,10 @@ def find_subject(desk: Desk, asked: Subject) -> Json:
     }
 
 
-def told(desk: Desk, job: Job, name: str, *, settings: Mapping[str, str] | None = None) -> Json:
+def told(desk: Desk, job: Job, name: str) -> Json:
     """Tell what the edit does (the event "edit"), and return what else it changed: that takes longer."""
     edition, meter = desk.find(name), desk.meter(name)
     source = str(desk.shelf.about(edition.root)["source"])
-    lines = {
-        "python": python_lines(source, edition, settings or {}),
-        "shell": shell_lines(source, edition, settings or {}),
-    }
+    lines = {"python": python_lines(source, edition), "shell": shell_lines(source, edition)}
     job.tell({"event": "edit", "edit": plain(meter.view()), **lines})
     return {"elsewhere": plain(meter.elsewhere())}

@@ -83,11 +83,13 @@ class EditView:
 
 @dataclass
 class Meter:
-    """Measures one edit, again and again; what it was before is measured once."""
+    """Measures one edit, again and again; what it was before is measured once, and the last of all is kept."""
 
     edition: Edition
     unrelated: Callable[[], Unrelated]
     """What the edit should leave alone, gathered when it is first asked of."""
+    _seen: tuple[tuple[float, ...], EditView] | None = None
+    _seen_elsewhere: tuple[tuple[float, ...], Elsewhere] | None = None
 
     @cached_property
     def _before(self) -> tuple[FactState, ...]:
@@ -99,6 +101,12 @@ class Meter:
 
     def view(self) -> EditView:
         """The edit's facts before it, and as it is set."""
+        setting = self.edition.setting
+        if self._seen is None or self._seen[0] != setting:
+            self._seen = setting, self._look()
+        return self._seen[1]
+
+    def _look(self) -> EditView:
         edition, facts = self.edition, self.edition.patch.facts
         before, now = self._before, _states(edition.model, facts)
         sums = [asdict(sum_up(states)) for states in (before, now)]
@@ -117,7 +125,10 @@ class Meter:
 
     def elsewhere(self) -> Elsewhere:
         """What else the edit changed, as it is set."""
-        return self._witness.compare(twin(self.edition.model))
+        setting = self.edition.setting
+        if self._seen_elsewhere is None or self._seen_elsewhere[0] != setting:
+            self._seen_elsewhere = setting, self._witness.compare(twin(self.edition.model))
+        return self._seen_elsewhere[1]
 
     def likely(self) -> list[list[float]]:
         """The probabilities of every fact's new and true answer as it is set: quick enough to follow a dial."""

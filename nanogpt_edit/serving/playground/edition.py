@@ -7,6 +7,7 @@ depend on the settings before, at 1 it is the weight that `patch.apply` writes, 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -37,18 +38,35 @@ class Edition:
     """The name of the model that is no edit, below all edits,"""
     earlier: tuple[str, ...]
     """and the names of the edits between, oldest first."""
+    settings: Mapping[str, str]
+    """What was chosen for it."""
     scale: float = 1.0
     switches: list[float] = field(default_factory=list)
 
     @classmethod
-    def of(cls, name: str, parent_name: str, parent: GPT, patch: EditPatch, *, below: Edition | None) -> Edition:
+    def of(
+        cls,
+        name: str,
+        parent_name: str,
+        parent: GPT,
+        patch: EditPatch,
+        *,
+        below: Edition | None,
+        settings: Mapping[str, str] | None = None,
+    ) -> Edition:
         """The edit at full strength, of a patch that is bound to the parent; `below` is the one that its parent is."""
         before, model = twin(parent, own=patch.matrices), twin(parent, own=patch.matrices)
         model.lineage = (*parent.lineage, LineageEntry("edited", patch.describe()))
         root, earlier = (parent_name, ()) if below is None else (below.root, (*below.earlier, below.name))
-        made = cls(name, parent_name, before, patch, model, root, earlier, switches=[1.0] * len(patch.edited))
+        switches = [1.0] * len(patch.edited)
+        made = cls(name, parent_name, before, patch, model, root, earlier, settings or {}, switches=switches)
         made.write()
         return made
+
+    @property
+    def setting(self) -> tuple[float, ...]:
+        """Where the dial and the switches stand."""
+        return (self.scale, *self.switches)
 
     @property
     def factors(self) -> list[float]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Mapping
 
 from nanogpt_edit.data.fact_files import fact_to_record
 from nanogpt_edit.data.facts import Fact
@@ -13,10 +12,10 @@ from nanogpt_edit.serving.playground.edition import Edition
 MOST_WRITTEN = 3  # facts; more are named as a file
 
 
-def python_lines(source: str, edition: Edition, settings: Mapping[str, str]) -> str:
+def python_lines(source: str, edition: Edition) -> str:
     """As `import nanogpt_edit as ne` says it, with the dial where it is turned and the edits
     that the model had before, as they can be saved."""
-    given = "".join(f", {name}={value!r}" for name, value in settings.items())
+    given = "".join(f", {name}={value!r}" for name, value in edition.settings.items())
     turned = any(factor != 1 for factor in edition.factors)
     lines = [
         "import nanogpt_edit as ne",
@@ -33,9 +32,9 @@ def python_lines(source: str, edition: Edition, settings: Mapping[str, str]) -> 
     return "\n".join(lines)
 
 
-def shell_lines(source: str, edition: Edition, settings: Mapping[str, str]) -> str:
+def shell_lines(source: str, edition: Edition) -> str:
     """As the command line says it: the facts into a file, the edit, and its undoing."""
-    flags = "".join(f" --edit.{name} {shlex.quote(value)}" for name, value in settings.items())
+    flags = "".join(f" --edit.{name} {shlex.quote(value)}" for name, value in edition.settings.items())
     model, lines = shlex.quote(source), list[str]()
     if edition.earlier:
         saved = " ".join(shlex.quote(f"{name}.safetensors") for name in edition.earlier)

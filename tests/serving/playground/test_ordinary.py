@@ -62,7 +62,7 @@ def test_an_edit_finds_all_that_was_made_for_it(
     monkeypatch.setattr(covariance_cache, "collect", None)
     quick = replace(AUTO.edit, steps=1, n_prefixes=1)
     patch = edit_model(speaking_gpt, [FACT], quick, covariance_blocks=blocks, cache_dir=tmp_path)
-    edited = desk._place("m", speaking_gpt, patch)
+    edited = desk._place("m", speaking_gpt, patch, {})
     assert desk._blocks(edited.name, edited.model, [FACT], AUTO, hear) is blocks  # an edit of an edit spares the same
 
 

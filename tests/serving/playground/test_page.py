@@ -11,6 +11,8 @@ from needs_browser import browser, playwright
 from playground_run import served_run
 from serving_run import Served
 
+from nanogpt_edit.data.fact_files import fact_to_record
+
 SLOW = pytest.mark.slow
 
 FACT = facts(1)[0]
@@ -79,7 +81,7 @@ def test_tokens_are_walked_by_keyboard(page: playwright.Page) -> None:
     assert page.get_attribute("#tab-edit", "aria-selected") == "true" and page.is_visible("#edit")
 
 
-def test_an_edit_is_made_turned_and_undone(page: playwright.Page, here: Served) -> None:
+def test_an_edit_is_made_turned_and_undone(page: playwright.Page, here: Served, chromium: playwright.Browser) -> None:
     page.click("#tab-edit")
     for name, value in (("prompt", FACT.prompt), ("subject", ""), ("target_new", FACT.target_new), ("target_true", "")):
         page.fill(f"#edit [name={name}]", value)
@@ -90,6 +92,11 @@ def test_an_edit_is_made_turned_and_undone(page: playwright.Page, here: Served) 
     assert page.text_content("#edit .said.before b") == FACT.target_true
     assert page.text_content("#edit .said.now b") == FACT.target_new
     page.wait_for_selector("#edit .elsewhere:has-text('nats per token')")
+    another = chromium.new_page()  # it shows the edits that there are
+    open_page(another, here, "#edit")
+    another.wait_for_selector("#edit .elsewhere:has-text('nats per token')")
+    assert another.text_content("#edit .said.now b") == FACT.target_new
+    another.close()
     page.fill("#edit .dial input", "0")
     page.wait_for_selector(f"#edit .said.now b:text-is('{FACT.target_true}')")
     assert "small+edit-1" in (page.text_content("#edit [name=model]") or "")
@@ -97,6 +104,22 @@ def test_an_edit_is_made_turned_and_undone(page: playwright.Page, here: Served) 
     page.wait_for_selector("#edit .edition", state="detached")
     assert here.shelf.names() == ["small"]
     assert "bit for bit" in (page.text_content("#said") or "")
+
+
+@SLOW
+def test_a_fact_of_an_edit_is_switched_off_and_the_other_stays(here: Served, chromium: playwright.Browser) -> None:
+    both, page = facts(2), chromium.new_page()
+    here.ask("POST", "/api/edits", {"model": "small", "facts": [fact_to_record(fact) for fact in both]})
+    open_page(page, here, "#edit")
+    first, second = (page.locator(f"#edit details.fact:has-text('{fact.subject}')") for fact in both)
+    first.locator("[role=switch]").click()
+    first.locator(f".said.now b:text-is('{both[0].target_true}')").wait_for()
+    assert second.locator(".said.now b").text_content() == both[1].target_new
+    first.locator("[role=switch]").click()
+    first.locator(f".said.now b:text-is('{both[0].target_new}')").wait_for()
+    page.click("#edit button:text-is('Undo all edits')")
+    page.wait_for_selector("#edit :text('1 edit is undone; the weights are bit for bit what they were.')")
+    page.close()
 
 
 def test_a_trace_tells_the_numbers_of_its_cells(page: playwright.Page) -> None:

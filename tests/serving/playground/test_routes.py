@@ -131,8 +131,12 @@ def test_a_patch_is_saved_and_loaded_again(here: Served, edited: dict[str, objec
 @pytest.mark.slow
 def test_an_edit_of_an_edit_names_the_whole_way(here: Served, edited: dict[str, object]) -> None:
     second = fact_to_record(facts(2)[1])
-    done = edit_told(here, "/api/edits", {"model": edited["edit"]["id"], "facts": [second]})
+    settings = {"method": "alphaedit"}
+    done = edit_told(here, "/api/edits", {"model": edited["edit"]["id"], "facts": [second], "settings": settings})
+    again = edit_told(here, f"/api/edits/{done['edit']['id']}/measure", {})
+    assert again == done  # nothing was turned: it is not measured anew
     assert "small+edit-1.safetensors" in done["python"] and "small+edit-1.safetensors" in done["shell"]
+    assert "method='alphaedit'" in done["python"] and "--edit.method alphaedit" in done["shell"]
 
 
 def test_undone_is_bit_for_bit(here: Served, edited: dict[str, object]) -> None:

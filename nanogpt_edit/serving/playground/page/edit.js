@@ -32,11 +32,11 @@ export function makeEdit(place, house, given) {
   form.addEventListener("input", event => ["prompt", "subject"].includes(event.target.name) && look());
   form.elements.model.addEventListener("change", look);
 
-  function show(shown) {
+  function show(shown, { scroll = true } = {}) {
     const edition = new Edition(shown, house, () => { edition.element.remove(); settle(); });
     list.prepend(edition.element);
     settle();
-    edition.element.scrollIntoView({ block: "start", behavior: matchMedia("(prefers-reduced-motion: reduce)").matches ? "auto" : "smooth" });
+    if (scroll) edition.element.scrollIntoView({ block: "start", behavior: matchMedia("(prefers-reduced-motion: reduce)").matches ? "auto" : "smooth" });
     return edition;
   }
 
@@ -45,6 +45,25 @@ export function makeEdit(place, house, given) {
     if (!list.children.length) list.append(h("p", { class: "quiet", id: "no-edits" }, "None yet."));
     else list.querySelector("#no-edits")?.remove();
     undoAll.hidden = !list.querySelector("article");
+  }
+
+  /** The edits that the server has already: of another page, or of this one before it was loaded anew. */
+  async function recall(names) {
+    for (const name of names) {
+      const mine = new AbortController();
+      let edition = null;
+      try {
+        for await (const event of events(`/api/edits/${encodeURIComponent(name)}/measure`, {}, mine.signal)) {
+          if (event.event === "edit") {
+            edition = show(event, { scroll: false });
+            edition.measuring = mine;
+          } else if (event.event === "done") edition.showOthers(event.elsewhere);
+        }
+      } catch (error) {
+        edition?.leftOut(mine);
+        if (error.name !== "AbortError") house.complain(error);
+      }
+    }
   }
 
   async function work(path, body) {
@@ -95,7 +114,7 @@ export function makeEdit(place, house, given) {
   });
   settle();
   let looked = false;
-  return { form, shown(open) { if (open && !looked) { looked = true; look(); } } };
+  return { form, shown(open) { if (open && !looked) { looked = true; look(); recall(house.about.edits); } } };
 
   function fillFact(target, example) {
     for (const name of ["prompt", "subject", "target_new", "target_true"]) target.elements[name].value = example[name] ?? "";
