@@ -40,7 +40,8 @@ AT_BOUND = 0.99  # of the clamp, from which ‖δ‖ has come up against it
 FACTOR, MOST_TRIALS = 3.0, 4  # steps along the line, and how many
 HOLDS, HALF = 0.97, 0.5  # share of own prompts below which to try less protection, and only less
 HOLD = 0.03  # share of own prompts that a stronger protection may cost
-TEXT_ROWS = 16  # of ordinary text looked at in a trial: one for each fact up to so many, for the text costs most of it
+TEXT_ROWS = 16  # of ordinary text looked at in a trial: one for each fact up to so many, for the text costs most of it,
+TEXT_TOKENS = 32  # and of few facts no more of them than so many for each
 SINK_TOKENS = 8  # of such a row, in which sinks are looked for
 LOGIT_ROWS = 256  # tokens whose logits are held at once
 SUITED: dict[str, object] = {
@@ -235,7 +236,8 @@ class _Judge:
         some = [replace(fact, contexts=own_prompts(fact)) for fact in facts]
         whole = texts_of(some, from_subject=False)
         prompts = Suffixes.of(model, whole, clean_runs(model, whole, last_layer=first - 1))
-        return cls(prompts, OrdinaryText.of(model, blocks[: min(TEXT_ROWS, len(facts))], config), first)
+        text = blocks[: min(TEXT_ROWS, len(facts)), : TEXT_TOKENS * len(facts)]
+        return cls(prompts, OrdinaryText.of(model, text, config), first)
 
     @torch.no_grad()
     def look(self, model: GPT) -> tuple[float, float]:
@@ -284,6 +286,8 @@ def suited(
     was tried."""
     width = model.config.mlp_size
     found = {**SUITED, "covariance_weight": width / 5, "prefix_tokens": min(10, model.config.block_size // 8)}
+    if len(facts) == 1:  # found in fewer steps; of many at once the weights would take up less
+        found["descent"] = "polyak"
     ungiven = [name for name in found if not config.is_given(name)]
     config = config.with_fields({name: found[name] for name in ungiven})
     if blocks is not None and not config.is_given("layers"):

@@ -20,6 +20,7 @@ from nanogpt_edit.editing.choose import (
     is_held_back,
     own_prompts,
     probed,
+    suited,
     walk_the_line,
 )
 from nanogpt_edit.editing.config import EditConfig
@@ -121,6 +122,16 @@ def test_an_edit_without_settings_says_its_facts(family: str, monkeypatch: pytes
     assert Edit.load(tmp_path / "mine.json").tried == patch.tried
     again = edit_model(model, facts(4), patch.config, covariance_blocks=covariance_blocks())
     assert (again.tried, list(again.layers)) == ((), list(patch.layers))
+
+
+def test_one_fact_alone_is_found_by_polyaks_steps() -> None:
+    model = trained_model()
+    one, two = (locate_facts(model, facts(n), (), allow_partial=False) for n in (1, 2))
+    assert suited(model, one, AUTO, None)[0].descent == "polyak"
+    assert suited(model, two, AUTO, None)[0].descent == "adam"
+    assert suited(model, one, AUTO.with_fields({"descent": "adam"}), None)[0].descent == "adam"
+    patch = edit_model(model, facts(1), AUTO, covariance_blocks=covariance_blocks())
+    assert score_patch(model, patch).success.value == 1.0 and patch.config.descent == "polyak"
 
 
 def test_what_is_given_is_not_chosen() -> None:
