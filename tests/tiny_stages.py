@@ -76,6 +76,11 @@ def half(problem: Problem, completion_text: str) -> float:
     return 0.5
 
 
+def first_letter(problem: Problem, completion_text: str) -> float:
+    """A reward that an empty text breaks."""
+    return float(completion_text[0].isalpha())
+
+
 @cache
 def tiny_tokenizer() -> Tokenizer:
     return Tokenizer.train(TEXTS, vocab_size=300)

@@ -105,8 +105,9 @@ def _text(path: Path, contents: bytes) -> str:
     for beginning, what in OTHERS:
         if contents.startswith(beginning):
             raise UserError(f"{path}: {what}.")
-    if path.suffix == ".parquet" or (path.suffix == ".gz" and not packed):
-        raise UserError(f"{path}: by its name a {path.suffix[1:]} file, and it is none; fetch it anew, or rename it.")
+    suffix = path.suffix.lower()
+    if suffix == ".parquet" or (suffix == ".gz" and not packed):
+        raise UserError(f"{path}: by its name a {suffix[1:]} file, and it is none; fetch it anew, or rename it.")
     head = contents[:WIDE]
     if head.count(0) * 3 > len(head):
         raise UserError(f"{path}: UTF-16 text, or no text at all; save it as UTF-8.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from nanogpt_edit.common.errors import UserError
 from nanogpt_edit.data.chat_samples import to_chat_sample
 from nanogpt_edit.data.chats import Chat
 from nanogpt_edit.data.problems import Problem
@@ -20,30 +21,37 @@ FULL_MARK = {"cosine": 0.5, "repetition": -1.0}  # what a good solution earns at
 def check_gold(problems: Sequence[Problem], tokenizer: Tokenizer, config: GRPOConfig) -> Finding:
     """Does the worked solution itself, as the model would write it, earn 1 (`FULL_MARK`) from every reward?
 
-    The scale of a function of one's own is unknown: from it less will do, if an empty text earns less still. Where it
-    does not, that is only a warning.
+    The scale of a function of one's own is unknown: to it the solution need only be worth more than an empty text.
+    Where it is not, or where the function fails on that text, that is only a warning.
     """
     poor: dict[str, list[str]] = {}
     rewards = find_rewards(config.rewards)
+    own = {name: reward for name, reward in rewards.items() if name not in BUILT_IN}
     for problem in problems:
         ids = to_sample(problem, tokenizer).token_ids[len(prompt_ids(problem, tokenizer)) :]
-        found = score(rewards, problem, [tokenizer.decode(ids), ""])
+        found = score(rewards, problem, [tokenizer.decode(ids)])
+        try:
+            nothing = score(own, problem, [""])
+        except UserError as error:
+            return Finding("gold answers", "warn", str(error), "a model may write nothing: let the reward answer that")
         for name in rewards:
-            value, nothing = found[name]
-            if value >= FULL_MARK.get(name, 1.0) or (name not in BUILT_IN and value > nothing):
-                continue
-            told = f"{problem.id} earns {value:g}" + ("" if name in BUILT_IN else f", an empty text {nothing:g}")
-            poor.setdefault(name, []).append(told)
+            [value] = found[name]
+            if name in own and value <= nothing[name][0]:
+                poor.setdefault(name, []).append(f"{problem.id} earns {value:g}, an empty text {nothing[name][0]:g}")
+            elif name not in own and value < FULL_MARK.get(name, 1.0):
+                poor.setdefault(name, []).append(f"{problem.id} earns {value:g}")
     if not poor:
-        own = "" if rewards.keys() <= BUILT_IN.keys() else ", of one of your own at least more than an empty text does"
-        return Finding("gold answers", "ok", f"{len(problems)} worked solutions earn full marks from every reward{own}")
+        more = ", more than an empty text from your own" if own else ""
+        found_all = f"{len(problems)} worked solutions earn full marks from every reward"
+        return Finding("gold answers", "ok", found_all + more)
     broken = any(name in BUILT_IN and len(cases) > len(problems) / 2 for name, cases in poor.items())
     told = "; ".join(f'reward "{name}": {len(cases)} of {len(problems)}, {cases[0]}' for name, cases in poor.items())
     return Finding(
         "gold answers",
         "fail" if broken else "warn",
         f"worked solutions that do not earn full marks ({told})",
-        "look at these problems' answers and at the reward's way of reading them",
+        "look at these problems' answers and at the reward's way of reading them; one of your own should tell a "
+        "solution from nothing, unless another reward does",
     )
 
 

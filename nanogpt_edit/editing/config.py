@@ -103,7 +103,7 @@ class EditConfig(Settings):
     """UltraEdit: η, the length of its step."""
     descent: Descent = "adam"
     """How values are found: adam (steps of `learning_rate`), polyak (each step is as long as the slope and what is
-    missing say: fewer than half as many and surer answers, on SmolLM2)."""
+    missing say: fewer than half as many and surer answers, on SmolLM2; what `auto` takes for one fact alone)."""
     learning_rate: float = 0.6
     """Adam's step for the values, and in the descent that refines."""
     steps: int = 40

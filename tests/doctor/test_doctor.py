@@ -106,10 +106,12 @@ def test_a_gold_answer_that_earns_nothing() -> None:
     few = check_gold((*TRAIN, broken[0]), tiny_tokenizer(), replace(CONFIG, rewards={"accuracy": 1.0}))
     assert few.level == "warn"
     own_scale = check_gold(TRAIN, tiny_tokenizer(), CONFIG)  # a share of letters: below 1 for any text, 0 for none
-    assert own_scale.level == "ok" and own_scale.found.endswith("more than an empty text does")
+    assert own_scale.level == "ok" and own_scale.found.endswith("more than an empty text from your own")
     constant = check_gold(TRAIN, tiny_tokenizer(), replace(CONFIG, rewards={"tiny_stages:half": 1.0}))
     assert constant.level == "warn"
     assert f"16 of 16, {TRAIN[0].id} earns 0.5, an empty text 0.5" in constant.found
+    picky = check_gold(TRAIN, tiny_tokenizer(), replace(CONFIG, rewards={"tiny_stages:first_letter": 1.0}))
+    assert picky.level == "warn" and "completion '' failed: IndexError" in picky.found
     every = replace(CONFIG, rewards={"accuracy": 1.0, "format": 1.0, "length": 1.0})
     assert check_gold(TRAIN, tiny_tokenizer(), every).level == "ok"
 

@@ -6,11 +6,11 @@ fills the machine is done one piece after the other.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache, partial
-from itertools import count
 from pathlib import Path
 from threading import Lock
 
@@ -53,6 +53,7 @@ class Desk:
         self.shelf = shelf
         self.editions: dict[str, Edition] = {}
         self._meters: dict[str, Meter] = {}
+        self._made: Counter[str] = Counter()
         self._working, self._waiting = Lock(), 0
         self.ordinary = OrdinaryText()
 
@@ -93,13 +94,13 @@ class Desk:
 
     def load(self, model_name: str, file: Path) -> Edition:
         """Put a model with a saved patch beside the one that the patch was made for. Raises UserError for another's."""
-        parent = self.shelf.open(model_name)
-        return self._place(model_name, parent, load_patch(file).bound_to(parent), {})
+        parent, patch = self.shelf.open(model_name), load_patch(file)
+        return self._place(model_name, parent, patch.bound_to(parent), {"method": patch.config.method})
 
     def _place(self, model_name: str, parent: GPT, patch: EditPatch, settings: Mapping[str, str]) -> Edition:
-        taken = {*self.shelf.names(), *self.editions}
         stem = model_name.partition("+edit-")[0]
-        name = next(name for i in count(1) if (name := f"{stem}+edit-{i}") not in taken)
+        self._made[stem] += 1  # a number is given once: what an edit of an edit names stays what it was
+        name = f"{stem}+edit-{self._made[stem]}"
         below = self.editions.get(model_name)
         edition = Edition.of(name, model_name, parent, patch, below=below, settings=settings)
         self.shelf.add(name, edition.model, parent=model_name)

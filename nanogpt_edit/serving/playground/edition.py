@@ -31,7 +31,7 @@ class Edition:
     name: str
     parent_name: str
     parent: GPT
-    """As it was when the edit was made: a twin that shares what the edit does not change."""
+    """As it was when the edit was made: a twin that shares what no edit changes."""
     patch: EditPatch
     model: GPT
     root: str
@@ -40,6 +40,8 @@ class Edition:
     """and the names of the edits between, oldest first."""
     settings: Mapping[str, str]
     """What was chosen for it."""
+    own: frozenset[str]
+    """The names of the tensors that it or an edit below changes: the others it shares with the model below all."""
     scale: float = 1.0
     switches: list[float] = field(default_factory=list)
 
@@ -55,11 +57,13 @@ class Edition:
         settings: Mapping[str, str] | None = None,
     ) -> Edition:
         """The edit at full strength, of a patch that is bound to the parent; `below` is the one that its parent is."""
-        before, model = twin(parent, own=patch.matrices), twin(parent, own=patch.matrices)
+        # An edit below may be turned later: what it changes is kept here as it is now.
+        own = frozenset(patch.matrices) | (below.own if below else frozenset())
+        before, model = twin(parent, own=own), twin(parent, own=own)
         model.lineage = (*parent.lineage, LineageEntry("edited", patch.describe()))
         root, earlier = (parent_name, ()) if below is None else (below.root, (*below.earlier, below.name))
         switches = [1.0] * len(patch.edited)
-        made = cls(name, parent_name, before, patch, model, root, earlier, settings or {}, switches=switches)
+        made = cls(name, parent_name, before, patch, model, root, earlier, settings or {}, own, switches=switches)
         made.write()
         return made
 

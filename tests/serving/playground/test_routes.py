@@ -131,12 +131,16 @@ def test_a_patch_is_saved_and_loaded_again(here: Served, edited: dict[str, objec
 @pytest.mark.slow
 def test_an_edit_of_an_edit_names_the_whole_way(here: Served, edited: dict[str, object]) -> None:
     second = fact_to_record(facts(2)[1])
-    settings = {"method": "alphaedit"}
+    settings = {"method": "rome"}  # it changes one layer of the two below
     done = edit_told(here, "/api/edits", {"model": edited["edit"]["id"], "facts": [second], "settings": settings})
     again = edit_told(here, f"/api/edits/{done['edit']['id']}/measure", {})
     assert again == done  # nothing was turned: it is not measured anew
     assert "small+edit-1.safetensors" in done["python"] and "small+edit-1.safetensors" in done["shell"]
-    assert "method='alphaedit'" in done["python"] and "--edit.method alphaedit" in done["shell"]
+    before = fingerprint(here.shelf.open(done["edit"]["id"]))
+    for scale in (0, 1):  # the edit below is turned: this one stays what it is
+        assert here.ask("PATCH", "/api/edits/small+edit-1", {"scale": scale, "switches": [1.0]})[0] == 200
+        assert fingerprint(here.shelf.open(done["edit"]["id"])) == before
+    assert "method='rome'" in done["python"] and "--edit.method rome" in done["shell"]
 
 
 def test_undone_is_bit_for_bit(here: Served, edited: dict[str, object]) -> None:

@@ -48,9 +48,10 @@ export function makeEdit(place, house, given) {
   }
 
   /** The edits that the server has already: of another page, or of this one before it was loaded anew. */
-  async function recall(names) {
-    for (const name of names) {
-      const mine = new AbortController();
+  async function recall() {
+    const { edits } = await ask("/api/edits");
+    for (const name of edits) {
+      const mine = recalling = new AbortController();
       let edition = null;
       try {
         for await (const event of events(`/api/edits/${encodeURIComponent(name)}/measure`, {}, mine.signal)) {
@@ -61,7 +62,8 @@ export function makeEdit(place, house, given) {
         }
       } catch (error) {
         edition?.leftOut(mine);
-        if (error.name !== "AbortError") house.complain(error);
+        if (error.name === "AbortError") return;
+        if (error.status !== 400) house.complain(error); // 400: undone in the meantime
       }
     }
   }
@@ -102,6 +104,7 @@ export function makeEdit(place, house, given) {
   });
   undoAll.addEventListener("click", async () => {
     progress.abort?.abort();
+    recalling?.abort();
     try {
       const { exact, undone } = await ask("/api/edits", { method: "DELETE" });
       list.replaceChildren(h("p", { class: exact ? "good" : "trouble", role: "status" },
@@ -113,8 +116,8 @@ export function makeEdit(place, house, given) {
     }
   });
   settle();
-  let looked = false;
-  return { form, shown(open) { if (open && !looked) { looked = true; look(); recall(house.about.edits); } } };
+  let looked = false, recalling = null;
+  return { form, shown(open) { if (open && !looked) { looked = true; look(); recall().catch(house.complain); } } };
 
   function fillFact(target, example) {
     for (const name of ["prompt", "subject", "target_new", "target_true"]) target.elements[name].value = example[name] ?? "";
