@@ -42,8 +42,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 # The files that take longest, ten seconds or more: begun first, none of them is alone at the end.
-LONGEST = ("test_bad_inputs", "pipeline/test_pipeline", "editing/test_values", "serving/playground/test_page")
-LONGEST += ("report/test_build", "training/test_grpo", "commands/test_patch", "report/test_in_browser")
+LONGEST = ("test_bad_inputs", "pipeline/test_pipeline", "editing/test_values")
+LONGEST += ("report/test_build", "training/test_grpo", "commands/test_patch")
 LONGEST += ("commands/test_cli", "commands/test_measure", "test_readme", "editing/test_patch", "model/test_parity")
 LONGEST += ("engine/test_slots", "commands/test_stages", "training/test_trainer", "editing/test_refine")
 HERE = Path(__file__).parent

@@ -15,6 +15,8 @@ from typing import Any
 import pytest
 import torch
 
+pytestmark = pytest.mark.slow  # the script starts Python for every part
+
 ROOT = Path(__file__).resolve().parents[1]
 PARTS = ["environment", "tests", "decode", "train", "grpo", "edit", "profile"]
 STAGES = ["validation-sft", "validation-grpo", "validation-evaluation", "validation-edit"]
@@ -30,7 +32,6 @@ def run(folder: Path, *arguments: object, seconds: float = 180) -> tuple[subproc
     return done, lines
 
 
-@pytest.mark.slow
 def test_every_part_runs_to_its_end(tmp_path: Path) -> None:
     done, lines = run(tmp_path)
     assert done.returncode == 0, done.stderr
@@ -40,7 +41,6 @@ def test_every_part_runs_to_its_end(tmp_path: Path) -> None:
         assert torch.__version__.startswith(line["environment"]["torch"])
 
 
-@pytest.mark.slow
 def test_a_part_that_fails_says_why_and_the_others_run(tmp_path: Path) -> None:
     done, lines = run(tmp_path, "--parts", "train", "environment", "--model", tmp_path / "none")
     assert done.returncode == 1
@@ -78,7 +78,6 @@ def told(scripts: None, tmp_path_factory: pytest.TempPathFactory) -> object:
     return Setting("tiny", torch.device("cpu"), None, folder / "base", folder, limit_seconds=60.0)
 
 
-@pytest.mark.slow
 def test_the_stages_of_the_validation_follow_one_another(told: Any) -> None:
     import gpu_validation
 

@@ -13,8 +13,9 @@ from nanogpt_edit.pipeline.compare_runs import compare_runs
 from nanogpt_edit.report import build
 from nanogpt_edit.report.page import render_pair
 
-PAGES = [("report.html", 1280), ("report.html", 400), ("pair.html", 400)]
-PAGES += [pytest.param("report.html", 768, marks=pytest.mark.slow)]
+pytestmark = pytest.mark.slow  # a browser is begun
+
+PAGES = [("report.html", 1280), ("report.html", 768), ("report.html", 400), ("pair.html", 400)]
 CUT = """() => [...document.querySelectorAll('body *')].filter(each => {
   const beyond = each.getBoundingClientRect().right > document.documentElement.clientWidth + 1;
   const scrolls = each.scrollWidth > each.clientWidth + 1 && getComputedStyle(each).overflowX !== 'visible';

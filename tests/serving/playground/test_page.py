@@ -13,7 +13,7 @@ from serving_run import Served
 
 from nanogpt_edit.data.fact_files import fact_to_record
 
-SLOW = pytest.mark.slow
+pytestmark = pytest.mark.slow  # a browser is begun
 
 FACT = facts(1)[0]
 SETTINGS = "&n=2&temperature=0.5&top_p=0.9&top_k=7&max_tokens=12&seed=5&model=small"
@@ -106,7 +106,6 @@ def test_an_edit_is_made_turned_and_undone(page: playwright.Page, here: Served, 
     assert "bit for bit" in (page.text_content("#said") or "")
 
 
-@SLOW
 def test_a_fact_of_an_edit_is_switched_off_and_the_other_stays(here: Served, chromium: playwright.Browser) -> None:
     both, page = facts(2), chromium.new_page()
     here.ask("POST", "/api/edits", {"model": "small", "facts": [fact_to_record(fact) for fact in both]})
@@ -167,7 +166,7 @@ def test_a_phone_sees_no_part_cut_off(page: playwright.Page) -> None:
 
 @pytest.mark.parametrize(
     ("scheme", "width"),
-    [("light", 1280), *(pytest.param(*other, marks=SLOW) for other in [("dark", 390), ("light", 390), ("dark", 1280)])],
+    [("light", 1280), ("dark", 390), ("light", 390), ("dark", 1280)],
 )
 def test_axe_finds_no_serious_fault_in_any_part(page: playwright.Page, scheme: str, width: int) -> None:
     """With what the tests before have left in the parts: answers, a trace, a run; and with an edit on its own page."""
