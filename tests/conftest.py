@@ -64,7 +64,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def pytest_collection_finish() -> None:
-    """What is imported by now stays: the garbage collector need not look through it again and again."""
+    """What is imported by now stays: the garbage collector need not look through it, and seldom through the rest."""
     gc.freeze()
     gc.set_threshold(20_000, 20, 20)
 

@@ -41,9 +41,8 @@ def check_gold(problems: Sequence[Problem], tokenizer: Tokenizer, config: GRPOCo
             elif name not in own and value < FULL_MARK.get(name, 1.0):
                 poor.setdefault(name, []).append(f"{problem.id} earns {value:g}")
     if not poor:
-        more = ", more than an empty text from your own" if own else ""
-        found_all = f"{len(problems)} worked solutions earn full marks from every reward"
-        return Finding("gold answers", "ok", found_all + more)
+        told = "full marks from every built-in reward, more than an empty text from your own" if own else "full marks"
+        return Finding("gold answers", "ok", f"{len(problems)} worked solutions earn {told}")
     broken = any(name in BUILT_IN and len(cases) > len(problems) / 2 for name, cases in poor.items())
     told = "; ".join(f'reward "{name}": {len(cases)} of {len(problems)}, {cases[0]}' for name, cases in poor.items())
     return Finding(
