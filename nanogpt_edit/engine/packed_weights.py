@@ -1,8 +1,9 @@
 """Second copies of a model's large matrices, for a time in which its weights do not change.
 
 Decoding reads every matrix once per token of a few rows. In the order its library likes, the CPU reads it up to twice
-as fast (`linear.Packed`); the price is the matrices' memory once more and a fraction of a second to copy them. On a GPU
-whose products are made in bfloat16 of float32 weights (`autocast`), a copy in bfloat16 spares every token the casting.
+as fast (`linear.Packed`); the price is the matrices' memory once more and a fraction of a second to copy them. Where
+products are made in bfloat16 of float32 weights (`autocast`), a copy in bfloat16, on a CPU in that order, spares every
+token the casting.
 Where a layer has an adapter, its change is merged into the copy, and the layer's own weight stays as it is.
 """
 
@@ -24,15 +25,17 @@ class PackedWeights:
 
     def __init__(self, model: GPT, *, max_bytes: int) -> None:
         """None are made where torch has no way to, where they would exceed `max_bytes`, or on another device."""
-        self.model = model
+        self.model, dtype = model, product_dtype(model.embed.weight)
         every = [layer for layer in model.modules() if isinstance(layer, Linear)]
-        large = [layer for layer in every if layer.weight.numel() >= linear.LARGE_LAYER]
+        cast = dtype != model.dtype
+        large = [layer for layer in every if cast or layer.weight.numel() >= linear.LARGE_LAYER]
         adapted = [layer for layer in every if layer.adapter is not None and layer not in large]
-        size = sum(layer.weight.nbytes for layer in large + adapted) + model.head_weight.nbytes
-        usable = Packed.is_possible() and size <= max_bytes and model.device.type == "cpu"
-        self.layers = {layer: Packed(layer.weight, layer.adapter) for layer in large} if usable else {}
+        matrices = [model.head_weight, *(layer.weight for layer in large + adapted)]
+        size = sum(matrix.numel() for matrix in matrices) * dtype.itemsize
+        usable = Packed.is_possible(dtype) and size <= max_bytes and model.device.type == "cpu"
+        self.layers = {layer: Packed(layer.weight, layer.adapter, dtype=dtype) for layer in large} if usable else {}
         self.merged = {layer: whole_weight(layer) for layer in adapted} if usable else {}
-        self.head = Packed(model.head_weight) if usable else None
+        self.head = Packed(model.head_weight, dtype=dtype) if usable else None
 
     @contextmanager
     def used(self) -> Iterator[None]:

@@ -34,6 +34,9 @@ def attention(q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None = None, dr
     """
     if q.is_cuda:
         avoid_cudnn()
+    elif torch.is_autocast_enabled("cpu"):  # torch's backward pass in bfloat16 there is twice as slow as in float32
+        with torch.autocast("cpu", enabled=False):
+            return attention(q.float(), k.float(), v.float(), mask=mask, dropout=dropout)
     new, seen, grouped = q.shape[2], k.shape[2], q.shape[1] // k.shape[1]
     if mask is None and 1 < new < seen:
         mask = causal_mask(new, seen, device=q.device)

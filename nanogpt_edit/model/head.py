@@ -42,6 +42,8 @@ def head_product(states: Tensor, weight: Tensor, packed: Packed | None = None) -
 
     What follows reads every row's logits in one piece, so that W xᵀ is made and turned in blocks of the vocabulary.
     """
+    if packed is not None and packed.is_cast:
+        return packed(states)
     if not is_few(states, weight):
         return F.linear(states, weight)
     rows = rows_of(states)
@@ -73,13 +75,13 @@ class _HeadCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, states: Tensor, weight: Tensor, targets: Tensor, dtype: torch.dtype) -> Tensor:
         to_states, to_weight = room_for_gradients(states, weight, learned=ctx.needs_input_grad[1])
-        total = states.new_zeros((), dtype=torch.float32)
+        total, head = states.new_zeros((), dtype=torch.float32), in_lines(weight.to(dtype))
         for at in chunks(states, weight):
             wanted = targets[at, None]
-            slope = log_softmax_of(states[at], weight, 1.0, dtype)  # (rows, V)
+            slope = log_softmax_of(states[at], head, 1.0, len(weight))  # (rows, V)
             total -= slope.gather(1, wanted).sum()
             slope.exp_().scatter_add_(1, wanted, torch.full_like(slope[:, :1], -1.0))  # p − onehot, at the logits
-            add_gradients(slope.to(dtype), states, weight, at, to_states, to_weight)
+            add_gradients(slope.to(dtype), states, head, at, to_states, to_weight)
         ctx.gradients = to_states, to_weight
         return total
 
@@ -105,9 +107,9 @@ def head_logprobs(states: Tensor, weight: Tensor, targets: Tensor, *, temperatur
 @torch.no_grad()
 def target_logprobs(states: Tensor, weight: Tensor, targets: Tensor, *, temperature: float) -> Tensor:
     """The log-probabilities of `head_logprobs` alone, without gradient: what a reference model is asked for."""
-    found = []
+    found, head = [], in_lines(weight.to(product_dtype(states)))
     for at in chunks(states, weight):
-        logits = logits_of(states[at], weight, temperature, product_dtype(states))
+        logits = logits_of(states[at], head, temperature, len(weight))
         found.append(-F.cross_entropy(logits, targets[at], reduction="none"))
     return torch.cat(found)
 
@@ -122,8 +124,9 @@ class _HeadLogprobs(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         logprobs, entropy = (torch.empty(len(states), device=states.device) for _ in range(2))
         ctx.temperature, ctx.dtype, ctx.kept = temperature, dtype, []
+        head = in_lines(weight.to(dtype))
         for at in chunks(states, weight):
-            every = log_softmax_of(states[at], weight, temperature, dtype)  # (rows, V)
+            every = log_softmax_of(states[at], head, temperature, len(weight))  # (rows, V)
             logprobs[at] = every.gather(1, targets[at, None]).squeeze(1)
             entropy[at] = every.exp().mul_(every).sum(dim=-1).neg_()
             if keep:
@@ -135,29 +138,30 @@ class _HeadLogprobs(torch.autograd.Function):
     def backward(ctx: Any, *slopes: Tensor) -> tuple[Tensor | None, ...]:
         states, weight, targets, entropy = ctx.saved_tensors
         to_states, to_weight = room_for_gradients(states, weight, learned=ctx.needs_input_grad[1])
+        head = in_lines(weight.to(ctx.dtype))
         for at in chunks(states, weight):
             # A second backward pass finds nothing kept, and makes it again.
-            every = ctx.kept.pop(0) if ctx.kept else log_softmax_of(states[at], weight, ctx.temperature, ctx.dtype)
+            every = ctx.kept.pop(0) if ctx.kept else log_softmax_of(states[at], head, ctx.temperature, len(weight))
             of_logprob, of_entropy = (slope[at, None] / ctx.temperature for slope in slopes)
             # At the logits: ∂ log p(target) = onehot − p and ∂ H = −p (log p + H).
             share = every.exp()
             slope = every.add_(entropy[at, None]).mul_(of_entropy).add_(of_logprob).mul_(share).neg_()
             slope.scatter_add_(1, targets[at, None], of_logprob)
-            add_gradients(slope.to(ctx.dtype), states, weight, at, to_states, to_weight)
+            add_gradients(slope.to(ctx.dtype), states, head, at, to_states, to_weight)
         return to_states, to_weight, None, None, None, None
 
 
 _head_logprobs: Callable[..., tuple[Tensor, Tensor]] = _HeadLogprobs.apply
 
 
-def logits_of(states: Tensor, weight: Tensor, temperature: float, dtype: torch.dtype) -> Tensor:
-    """(rows, V) float32, from products in `dtype`."""
-    return head_product((states / temperature).to(dtype), in_lines(weight.to(dtype)))[..., : len(weight)].float()
+def logits_of(states: Tensor, head: Tensor, temperature: float, size: int) -> Tensor:
+    """(rows, V) float32, from products in the dtype of `head` (V', D), of whose rows the first `size` are real."""
+    return head_product((states / temperature).to(head.dtype), head)[..., :size].float()
 
 
-def log_softmax_of(states: Tensor, weight: Tensor, temperature: float, dtype: torch.dtype) -> Tensor:
+def log_softmax_of(states: Tensor, head: Tensor, temperature: float, size: int) -> Tensor:
     """(rows, V) float32."""
-    return logits_of(states, weight, temperature, dtype).log_softmax(dim=-1)
+    return logits_of(states, head, temperature, size).log_softmax(dim=-1)
 
 
 def room_for_gradients(states: Tensor, weight: Tensor, *, learned: bool) -> tuple[Tensor, Tensor | None]:
@@ -168,13 +172,13 @@ def room_for_gradients(states: Tensor, weight: Tensor, *, learned: bool) -> tupl
 
 
 def add_gradients(
-    slope: Tensor, states: Tensor, weight: Tensor, at: slice, to_states: Tensor, to_weight: Tensor | None
+    slope: Tensor, states: Tensor, head: Tensor, at: slice, to_states: Tensor, to_weight: Tensor | None
 ) -> None:
     """What the gradient at the logits of rows `at`, (rows, V), is at their states and at the weight."""
-    first, weight = at.start == 0, in_lines(weight.to(slope.dtype))  # at first there is nothing yet to add to
-    if len(weight) > slope.shape[1]:
-        slope = F.pad(slope, (0, len(weight) - slope.shape[1]))
-    to_states[at] = (slope @ weight).to(states.dtype)
+    first = at.start == 0  # there is nothing yet to add to
+    if len(head) > slope.shape[1]:
+        slope = F.pad(slope, (0, len(head) - slope.shape[1]))
+    to_states[at] = (slope @ head).to(states.dtype)
     if to_weight is None:
         return
     if slope.dtype == to_weight.dtype and slope.shape[1] == len(to_weight):

@@ -5,7 +5,7 @@ square shapes and reads a wide matrix up to twice as slowly as it could when the
 measured in docs/performance.md: a second copy of the matrix in the order oneDNN reads fastest, where somebody says that
 the weights will not change for a while (`packed_weights.py`); and W xᵀ instead of x Wᵀ, with as many columns as the
 library's kernel likes. Neither is used where autograd is to follow, on another device, or for matrices that stay in the
-cache.
+cache. Where products are made in bfloat16 (`autocast`), the copy is one in bfloat16, and every matrix has one.
 
 Shapes: D inputs, V outputs.
 """
@@ -37,25 +37,37 @@ class Adapter(Protocol):
 
 
 class Packed:
-    """A matrix (V, D) once more, as oneDNN likes to read it, made when first asked for; it does not follow changes."""
+    """A matrix (V, D) once more, in the dtype of products and as oneDNN likes to read it, made when first asked for; it
+    does not follow changes."""
 
-    def __init__(self, weight: Tensor, adapter: Adapter | None = None) -> None:
-        self.weight, self.adapter = weight, adapter
+    def __init__(self, weight: Tensor, adapter: Adapter | None = None, *, dtype: torch.dtype | None = None) -> None:
+        """`dtype` None: the weight's own."""
+        self.weight, self.adapter, self.dtype = weight, adapter, dtype or weight.dtype
         self._copy: Tensor | None = None
 
     @staticmethod
-    def is_possible() -> bool:
-        """Is torch built with oneDNN, and with its operators that `torch.compile` uses for inference on a CPU?"""
+    def is_possible(dtype: torch.dtype = torch.float32) -> bool:
+        """Is torch built with oneDNN, and with its operators that `torch.compile` uses for inference on a CPU? Does
+        this CPU multiply in `dtype`?"""
+        if not torch.backends.mkldnn.is_available() or dtype not in (torch.float32, torch.bfloat16):
+            return False
         operators = torch.ops.mkldnn
-        return torch.backends.mkldnn.is_available() and all(
-            hasattr(operators, name) for name in ("_reorder_linear_weight", "_linear_pointwise")
-        )
+        names = ("_reorder_linear_weight", "_linear_pointwise", "_is_mkldnn_bf16_supported")
+        there = all(hasattr(operators, name) for name in names)
+        return there and (dtype == torch.float32 or bool(operators._is_mkldnn_bf16_supported()))
+
+    @property
+    def is_cast(self) -> bool:
+        """Is it in another dtype than the weight, which spares every product the casting?"""
+        return self.dtype != self.weight.dtype
 
     def __call__(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
-        """x · weightᵀ + bias: (..., D) -> (..., V)."""
+        """x · weightᵀ + bias: (..., D) -> (..., V) in `dtype`."""
         if self._copy is None:
             weight = self.weight if self.adapter is None else self.adapter.merged(self.weight)
-            self._copy = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), TYPICAL_ROWS)
+            self._copy = torch.ops.mkldnn._reorder_linear_weight(weight.detach().to(self.dtype), TYPICAL_ROWS)
+        if self.is_cast:
+            x, bias = x.to(self.dtype), None if bias is None else bias.to(self.dtype)
         product: Tensor = torch.ops.mkldnn._linear_pointwise(x, self._copy, bias, "none", [], "")
         return product
 
@@ -73,8 +85,9 @@ class Linear(nn.Linear):
         if self.cast is not None:
             return F.linear(input, self.cast, self.bias)
         few = self.weight.numel() >= LARGE_LAYER and is_few(input, self.weight)
-        if few and self.packed is not None and packed_is_faster(rows_of(input)):
-            return self.packed(input, self.bias)
+        packed = self.packed
+        if packed is not None and (packed.is_cast or (few and packed_is_faster(rows_of(input)))):
+            return packed(input, self.bias)
         product = self._few(input) if few else F.linear(input, self.weight, self.bias)
         return product if self.adapter is None else self.adapter(input, product)
 

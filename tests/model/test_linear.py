@@ -96,6 +96,35 @@ def test_a_packed_copy_gives_the_same_sums(bias: bool, shape: tuple[int, ...]) -
     torch.testing.assert_close(packed(x, layer.bias), expected)  # the copy stays what it was
 
 
+IN_BFLOAT16 = pytest.mark.skipif(not Packed.is_possible(torch.bfloat16), reason="no bfloat16 products on this CPU")
+
+
+@IN_BFLOAT16
+@pytest.mark.parametrize("family", ["gpt2", "llama", "qwen3"])
+def test_packed_copies_in_bfloat16_are_what_autocast_computes(family: str) -> None:
+    """Of every matrix, however small, for one row and for several; and nothing is left behind."""
+    model = GPT(replace(tiny_config(family), n_embd=64), seed=0).eval()
+    token_ids = torch.randint(0, 300, (3, 8), generator=torch.Generator().manual_seed(0))
+    every = [layer for layer in model.modules() if isinstance(layer, Linear)]
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        expected, alone = model(token_ids), model(token_ids[:1, :1])
+        assert expected.dtype == torch.bfloat16
+        weights = PackedWeights(model, max_bytes=2**20)
+        assert set(weights.layers) == set(every)
+        with weights.used():
+            packed, packed_alone = model(token_ids), model(token_ids[:1, :1])
+        assert all(copy._copy is not None for copy in weights.layers.values())
+        assert torch.equal(model(token_ids), expected)
+    assert packed.dtype == torch.bfloat16
+    spread = float(expected.float().std())
+    torch.testing.assert_close(packed, expected, atol=0.02 * spread, rtol=2e-2)
+    torch.testing.assert_close(packed_alone, alone, atol=0.02 * spread, rtol=2e-2)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        size = 2 * sum(weight.numel() for weight in (model.head_weight, *(layer.weight for layer in every)))
+        assert PackedWeights(model, max_bytes=size).head is not None
+        assert PackedWeights(model, max_bytes=size - 1).head is None
+
+
 @WITH_ONEDNN
 def test_copies_are_used_inside_only_and_where_there_is_room(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(linear, "LARGE_MATRIX", 0)
@@ -132,7 +161,9 @@ def test_the_engine_writes_the_same_text_with_packed_weights_and_sees_new_ones(m
     monkeypatch.setattr(linear, "LARGE_MATRIX", 0)
     monkeypatch.setattr(linear, "LARGE_LAYER", 0)
     made, init = list[Packed](), Packed.__init__
-    monkeypatch.setattr(Packed, "__init__", lambda self, *given: made.append(self) or init(self, *given))
+    monkeypatch.setattr(
+        Packed, "__init__", lambda self, *given, **named: made.append(self) or init(self, *given, **named)
+    )
     assert texts() == plain
     assert len(made) > 2
     assert all(packed._copy is not None for packed in made)
