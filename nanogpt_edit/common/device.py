@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 
 from nanogpt_edit.common import distributed
@@ -22,6 +24,14 @@ def autocast(device: torch.device, precision: Precision = "auto") -> torch.autoc
     if precision == "auto":
         wanted = device.type == "cuda" and torch.cuda.is_bf16_supported()
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=wanted, cache_enabled=False)
+
+
+def multiplies_bfloat16(device: torch.device) -> bool:
+    """Is this a CPU with a unit for matrices of bfloat16 (Intel's AMX), for which `precision = "auto"` does not ask?"""
+    if device.type != "cpu" or not hasattr(torch.cpu, "get_capabilities"):  # since torch 2.13
+        return False
+    known: Mapping[str, object] = torch.cpu.get_capabilities()
+    return bool(known.get("amx_bf16"))
 
 
 def product_dtype(tensor: torch.Tensor) -> torch.dtype:

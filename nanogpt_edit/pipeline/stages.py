@@ -16,7 +16,7 @@ import torch
 
 from nanogpt_edit.checkpoint import checkpoint
 from nanogpt_edit.common import distributed
-from nanogpt_edit.common.device import autocast
+from nanogpt_edit.common.device import autocast, multiplies_bfloat16
 from nanogpt_edit.common.errors import about
 from nanogpt_edit.common.files import check_file
 from nanogpt_edit.common.reasoning import REASONING_TEMPLATE
@@ -57,6 +57,7 @@ Start = str | Path | GPT | None
 """The model that a stage is made from: where it lies, or itself; None where there is none yet."""
 Remarks = tuple[str, ...]
 """What a person should read last."""
+LARGE_MODEL = 20_000_000  # parameters; of a smaller one products are the lesser part
 
 
 @dataclass(frozen=True)
@@ -127,6 +128,7 @@ def make_sft(inputs: RunInputs, folder: RunFolder, device: torch.device, start: 
     set_template(model, recipe.sft)
     samples = fitted.training_samples(inputs, model)
     say(verdict(examine_sft(inputs, model, samples), stage="SFT"))
+    say_what_is_faster(model, recipe)
     config = recipe.sft if recipe.sft.chats is None else replace(recipe.sft, fit_problems=0)
     with autocast(device, recipe.precision):
         base = None
@@ -159,6 +161,7 @@ def make_grpo(inputs: RunInputs, folder: RunFolder, device: torch.device, start:
     set_template(model)
     problems, config = fitted.grpo_problems(inputs, model)
     say(verdict(examine_grpo(inputs, model, problems, config), stage="GRPO"))
+    say_what_is_faster(model, recipe)
     base = keep_base(model, start, folder, "grpo") if config.lora.keep_adapter else None
     with autocast(device, recipe.precision):
         trainer = grpo(
@@ -243,6 +246,16 @@ def examine_sft(inputs: RunInputs, model: GPT, samples: Sequence[Sample]) -> lis
 def examine_grpo(inputs: RunInputs, model: GPT, problems: Sequence[Problem], config: GRPOConfig) -> list[Finding]:
     """What the doctor sees before GRPO on `problems`."""
     return doctor.check_grpo(model, problems, inputs.problems.test, config, seed=inputs.recipe.seed)
+
+
+def say_what_is_faster(model: GPT, recipe: Recipe) -> None:
+    """Of a CPU that multiplies bfloat16 in a unit of its own: that nobody has asked for it, where it would pay."""
+    large = sum(parameter.numel() for parameter in model.parameters()) >= LARGE_MODEL
+    if large and recipe.precision == "auto" and multiplies_bfloat16(model.device):
+        say(
+            "This CPU multiplies bfloat16 in a unit of its own (AMX): with --precision bfloat16 a step takes about "
+            "half the time (docs/performance.md)."
+        )
 
 
 def set_template(model: GPT, config: SFTConfig | None = None) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import tiny_config
 from micro import MICRO
 
 import nanogpt_edit as ne
@@ -27,11 +28,12 @@ from nanogpt_edit.data.text import TokenStream
 from nanogpt_edit.editing.config import EditConfig
 from nanogpt_edit.editing.patch_files import load_patch
 from nanogpt_edit.evaluation.records import read_told
-from nanogpt_edit.pipeline import fitted, pipeline
+from nanogpt_edit.model.gpt import GPT
+from nanogpt_edit.pipeline import fitted, pipeline, stages
 from nanogpt_edit.pipeline.folder import RunFolder
 from nanogpt_edit.pipeline.inputs import RunInputs
 from nanogpt_edit.pipeline.new_model import new_model
-from nanogpt_edit.pipeline.recipe import ModelConfig, load_recipe, save_recipe
+from nanogpt_edit.pipeline.recipe import ModelConfig, Recipe, load_recipe, save_recipe
 from nanogpt_edit.pipeline.records import timed
 from nanogpt_edit.report.ledger import make_ledger
 from nanogpt_edit.report.read import read_run
@@ -345,3 +347,22 @@ def test_sft_replays_the_base_text_other_text_or_a_second_set_of_problems(tmp_pa
         assert (found is None) == (text_of_recipe is None)
     assert isinstance(found, TokenStream)
     assert "capital" not in tokenizer.decode(found.token_ids.tolist())
+
+
+def test_a_processor_that_multiplies_bfloat16_is_said_once_it_would_pay(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    model, recipe = GPT(tiny_config("gpt2"), seed=0), Recipe()
+
+    def said(recipe: Recipe, *, unit: bool, parameters: int) -> bool:
+        caplog.clear()
+        monkeypatch.setattr(stages, "multiplies_bfloat16", lambda device: unit)
+        monkeypatch.setattr(stages, "LARGE_MODEL", parameters)
+        with caplog.at_level("INFO", logger="nanogpt_edit"):
+            stages.say_what_is_faster(model, recipe)
+        return "--precision bfloat16" in caplog.text
+
+    assert said(recipe, unit=True, parameters=1)
+    assert not said(recipe, unit=False, parameters=1)
+    assert not said(recipe, unit=True, parameters=10**9)
+    assert not said(replace(recipe, precision="float32"), unit=True, parameters=1)
