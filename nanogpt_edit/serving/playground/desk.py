@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 from threading import Lock
 
@@ -34,6 +34,7 @@ from nanogpt_edit.pipeline.inputs import RunInputs
 from nanogpt_edit.pipeline.recipe import Recipe, load_recipe, recipe_beside
 from nanogpt_edit.pipeline.spared import recipe_for_edit
 from nanogpt_edit.serving.models import Shelf
+from nanogpt_edit.serving.playground.before import Before
 from nanogpt_edit.serving.playground.edit_view import Meter
 from nanogpt_edit.serving.playground.edition import Edition
 from nanogpt_edit.serving.playground.elsewhere import Unrelated, fits, thinned
@@ -88,16 +89,26 @@ class Desk:
         config = recipe.edit.with_fields(settings)
         scratch = twin(parent, own=changed_by(config, parent))
         facts = with_true_answers(scratch, facts)
-        blocks = self._blocks(model_name, scratch, facts, recipe, tell) if config.needs_text else None
-        patch = edit_model(scratch, facts, config, covariance_blocks=blocks, cache_dir=cache_folder())
-        return self._place(model_name, parent, patch, settings)
+        before = Before(self._as_it_is(model_name), facts, unrelated)
+        with before.measured_beside():
+            blocks = self._blocks(model_name, scratch, facts, recipe, tell) if config.needs_text else None
+            patch = edit_model(scratch, facts, config, covariance_blocks=blocks, cache_dir=cache_folder())
+        return self._place(model_name, parent, patch, settings, before)
 
     def load(self, model_name: str, file: Path) -> Edition:
         """Put a model with a saved patch beside the one that the patch was made for. Raises UserError for another's."""
         parent, patch = self.shelf.open(model_name), load_patch(file)
-        return self._place(model_name, parent, patch.bound_to(parent), {"method": patch.config.method})
+        before = Before(self._as_it_is(model_name), patch.facts, unrelated)
+        return self._place(model_name, parent, patch.bound_to(parent), {"method": patch.config.method}, before)
 
-    def _place(self, model_name: str, parent: GPT, patch: EditPatch, settings: Mapping[str, str]) -> Edition:
+    def _as_it_is(self, name: str) -> GPT:
+        """A model that stays so: an edit may be turned later."""
+        below = self.editions.get(name)
+        return twin(self.shelf.open(name), own=below.own if below else ())
+
+    def _place(
+        self, model_name: str, parent: GPT, patch: EditPatch, settings: Mapping[str, str], before: Before
+    ) -> Edition:
         stem = model_name.partition("+edit-")[0]
         self._made[stem] += 1  # a number is given once: what an edit of an edit names stays what it was
         name = f"{stem}+edit-{self._made[stem]}"
@@ -105,7 +116,7 @@ class Desk:
         edition = Edition.of(name, model_name, parent, patch, below=below, settings=settings)
         self.shelf.add(name, edition.model, parent=model_name)
         self.editions[name] = edition
-        self._meters[name] = Meter(edition, partial(unrelated, edition.parent, patch.facts))
+        self._meters[name] = Meter(edition, before)
         return edition
 
     def _blocks(self, name: str, model: GPT, facts: Sequence[Fact], recipe: Recipe, tell: Listener) -> Tensor:

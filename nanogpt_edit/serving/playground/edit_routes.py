@@ -162,5 +162,5 @@ def told(desk: Desk, job: Job, name: str) -> Json:
     edition, meter = desk.find(name), desk.meter(name)
     source = str(desk.shelf.about(edition.root)["source"])
     lines = {"python": python_lines(source, edition), "shell": shell_lines(source, edition)}
-    job.tell({"event": "edit", "edit": plain(meter.view()), **lines})
-    return {"elsewhere": plain(meter.elsewhere())}
+    job.tell({"event": "edit", "edit": plain(meter.view(job.progress)), **lines})
+    return {"elsewhere": plain(meter.elsewhere(job.progress))}

@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
-from functools import cached_property
+from dataclasses import asdict, dataclass
 
 from nanogpt_edit.common.stats import Interval
+from nanogpt_edit.common.terminal import Listener
 from nanogpt_edit.data.fact_files import fact_to_record
-from nanogpt_edit.data.facts import Asked, Fact
+from nanogpt_edit.data.facts import Fact
 from nanogpt_edit.evaluation.asking import AskedState
 from nanogpt_edit.evaluation.fact_scores import sum_up
-from nanogpt_edit.evaluation.facts import FactState, measure_facts
+from nanogpt_edit.evaluation.facts import FactState
 from nanogpt_edit.evaluation.prompt_records import Kind
 from nanogpt_edit.evaluation.targets import score_targets
-from nanogpt_edit.model.gpt import GPT
+from nanogpt_edit.serving.playground.before import Before
 from nanogpt_edit.serving.playground.edition import Edition
-from nanogpt_edit.serving.playground.elsewhere import Elsewhere, Unrelated, Witness
+from nanogpt_edit.serving.playground.elsewhere import Elsewhere
+from nanogpt_edit.serving.playground.fact_states import states_of
 from nanogpt_edit.serving.playground.twin import twin
 
-NEGATED = "It is not true that {}"
-ARTICLES = ("The", "A", "An", "In", "On", "At")
 SUMS = ("success", "exact", "paraphrase", "neighbourhood")
 
 
@@ -83,32 +81,23 @@ class EditView:
 
 @dataclass
 class Meter:
-    """Measures one edit, again and again; what it was before is measured once, and the last of all is kept."""
+    """Measures one edit, again and again; the last view of all is kept."""
 
     edition: Edition
-    unrelated: Callable[[], Unrelated]
-    """What the edit should leave alone, gathered when it is first asked of."""
+    before: Before
     _seen: tuple[tuple[float, ...], EditView] | None = None
     _seen_elsewhere: tuple[tuple[float, ...], Elsewhere] | None = None
 
-    @cached_property
-    def _before(self) -> tuple[FactState, ...]:
-        return _states(self.edition.parent, self.edition.patch.facts)
-
-    @cached_property
-    def _witness(self) -> Witness:
-        return Witness(self.edition.parent, self.unrelated())
-
-    def view(self) -> EditView:
-        """The edit's facts before it, and as it is set."""
+    def view(self, tell: Listener = lambda phase, done, of: None) -> EditView:
+        """The edit's facts before it, and as it is set; `tell` hears what is waited for."""
         setting = self.edition.setting
         if self._seen is None or self._seen[0] != setting:
-            self._seen = setting, self._look()
+            self._seen = setting, self._look(tell)
         return self._seen[1]
 
-    def _look(self) -> EditView:
+    def _look(self, tell: Listener) -> EditView:
         edition, facts = self.edition, self.edition.patch.facts
-        before, now = self._before, _states(edition.model, facts)
+        now, before = states_of(edition.model, facts), self.before.states(tell)
         sums = [asdict(sum_up(states)) for states in (before, now)]
         return EditView(
             id=edition.name,
@@ -123,11 +112,11 @@ class Meter:
             now={name: sums[1][name] for name in SUMS},
         )
 
-    def elsewhere(self) -> Elsewhere:
-        """What else the edit changed, as it is set."""
+    def elsewhere(self, tell: Listener = lambda phase, done, of: None) -> Elsewhere:
+        """What else the edit changed, as it is set; `tell` hears what is waited for."""
         setting = self.edition.setting
         if self._seen_elsewhere is None or self._seen_elsewhere[0] != setting:
-            self._seen_elsewhere = setting, self._witness.compare(twin(self.edition.model))
+            self._seen_elsewhere = setting, self.before.witness(tell).compare(twin(self.edition.model))
         return self._seen_elsewhere[1]
 
     def likely(self) -> list[list[float]]:
@@ -135,11 +124,6 @@ class Meter:
         pairs = [(f.prompt, answer) for f in self.edition.patch.facts for answer in (f.target_new, f.target_true)]
         scores = [score.p_target for score in score_targets(self.edition.model, pairs)]
         return [list(pair) for pair in zip(scores[::2], scores[1::2], strict=True)]
-
-
-def _states(model: GPT, facts: Sequence[Fact]) -> tuple[FactState, ...]:
-    """On a twin of the model, for measuring lends itself to the modules (hooks, packed weights)."""
-    return measure_facts(twin(model), [with_denial(fact) for fact in facts], asked=True)
 
 
 def _fact_view(fact: Fact, before: FactState, now: FactState) -> FactView:
@@ -157,13 +141,3 @@ def _prompted(before: AskedState, now: AskedState) -> Prompted:
     writes = now.text is not None
     said, says = (state.written(ask.wanted) if writes else None for state in (before, now))
     return Prompted(ask.kind, ask.prompt, tuple(answers), said, says)
-
-
-def with_denial(fact: Fact) -> Fact:
-    """The fact; where its file denies it nowhere, with the plain form of that."""
-    if any(each.kind == "negation" for each in fact.asked):
-        return fact
-    first, space, rest = fact.prompt.partition(" ")
-    prompt = NEGATED.format(f"{first.lower() if first in ARTICLES else first}{space}{rest}")
-    denial = Asked("negation", prompt, fact.target_new, fact.target_true)
-    return replace(fact, asked=(*fact.asked, denial))

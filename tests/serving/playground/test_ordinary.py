@@ -20,7 +20,8 @@ from nanogpt_edit.pipeline.own_text import kept_texts
 from nanogpt_edit.pipeline.spared import spared_text
 from nanogpt_edit.serving.models import Shelf
 from nanogpt_edit.serving.playground import ordinary
-from nanogpt_edit.serving.playground.desk import Desk
+from nanogpt_edit.serving.playground.before import Before
+from nanogpt_edit.serving.playground.desk import Desk, unrelated
 from nanogpt_edit.serving.playground.ordinary import AUTO
 
 FACT = Fact("The capital of France", "France", target_new="Tom", target_true="Paris")
@@ -62,7 +63,7 @@ def test_an_edit_finds_all_that_was_made_for_it(
     monkeypatch.setattr(covariance_cache, "collect", None)
     quick = replace(AUTO.edit, steps=1, n_prefixes=1)
     patch = edit_model(speaking_gpt, [FACT], quick, covariance_blocks=blocks, cache_dir=tmp_path)
-    edited = desk._place("m", speaking_gpt, patch, {})
+    edited = desk._place("m", speaking_gpt, patch, {}, Before(speaking_gpt, [FACT], unrelated))
     assert desk._blocks(edited.name, edited.model, [FACT], AUTO, hear) is blocks  # an edit of an edit spares the same
 
 
