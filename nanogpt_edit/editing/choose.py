@@ -42,6 +42,7 @@ HOLDS, HALF = 0.97, 0.5  # share of own prompts below which to try less protecti
 HOLD = 0.03  # share of own prompts that a stronger protection may cost
 TEXT_ROWS = 16  # of ordinary text looked at in a trial: one for each fact up to so many, for the text costs most of it,
 TEXT_TOKENS = 32  # and of few facts no more of them than so many for each
+ROWS_AT_ONCE = 4  # of which, for their logits fill memory
 SINK_TOKENS = 8  # of such a row, in which sinks are looked for
 LOGIT_ROWS = 256  # tokens whose logits are held at once
 SUITED: dict[str, object] = {
@@ -245,8 +246,9 @@ class _Judge:
         choices = torch.cat([model.logits(part).argmax(-1) for part in self.prompts.states(model).split(LOGIT_ROWS)])
         wrong = (choices != self.prompts.wanted).float()
         missed = wrong.new_zeros(len(self.prompts.facts)).index_add(0, self.prompts.row, wrong)
-        everything = torch.arange(len(self.text.states))
-        return float((missed == 0).float().mean()), float(self.text.kl(model, everything, self.first))
+        rows = torch.arange(len(self.text.states)).split(ROWS_AT_ONCE)
+        kl = sum(len(some) * float(self.text.kl(model, some, self.first)) for some in rows) / len(self.text.states)
+        return float((missed == 0).float().mean()), kl
 
 
 def own_prompts(fact: LocatedFact) -> tuple[TokenRow, ...]:

@@ -31,7 +31,8 @@ from nanogpt_edit.editing.suffixes import Suffixes, Text, clean_runs, texts_of, 
 from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.model.head import kl_and_slope, kl_only, nll_and_slope, nll_only
 
-CHUNK_TOKENS = 16_384  # tokens of all rows optimised together; bounds memory, does not change the result
+CHUNK_TOKENS = 4096  # tokens of all rows optimised together; bounds memory, does not change the result
+CHUNK_TOKENS_ON_GPU = 16_384
 PUBLISHED_LOSS = 0.05  # of NLL, KL and weight decay together, below which the authors stop
 LONGEST_STEP = 0.3  # of ‖h‖, where the slope is so even that Polyak's would be longer; half of it does as well
 
@@ -73,10 +74,11 @@ class TargetValues:
 
 
 def optimise_values(
-    model: GPT, facts: Sequence[LocatedFact], config: EditConfig, *, chunk_tokens: int = CHUNK_TOKENS
+    model: GPT, facts: Sequence[LocatedFact], config: EditConfig, *, chunk_tokens: int | None = None
 ) -> TargetValues:
     """v* of every fact, at `resid_post` of `config.layers[-1]`. The model's weights are not touched."""
     parts: list[TargetValues] = []
+    chunk_tokens = chunk_tokens or (CHUNK_TOKENS_ON_GPU if model.device.type == "cuda" else CHUNK_TOKENS)
     with progress("values", len(facts), "facts") as bar:
         for chunk in in_chunks(facts, chunk_tokens):
             losses = _Losses.of(
