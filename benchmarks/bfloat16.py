@@ -1,8 +1,8 @@
 """What products in bfloat16 gain on a CPU: decoding and SFT steps of one model in both precisions, in turns.
 
 A decoding job is `rows` prompts of GSM8K, each continued by at most `--tokens`; an SFT step reads sixteen problems with
-their solutions, forward, backward and AdamW. Freed memory is kept, as the command line keeps it (`--return`: not).
-Losses stand beside the seconds, for the two precisions must learn the same. The last line is one JSON object.
+their solutions, forward, backward and AdamW. Losses stand beside the seconds, for the two precisions must learn the same. The
+last line is one JSON object.
 
     python benchmarks/bfloat16.py MODEL --data DIR --out benchmarks/results/bfloat16.json     # DIR: gsm8k/
 """
@@ -21,7 +21,6 @@ from machine import finish, matrix_peak
 
 import nanogpt_edit as ne
 from nanogpt_edit.common.device import autocast
-from nanogpt_edit.common.freed_memory import keep_freed_memory
 from nanogpt_edit.common.settings import Precision
 from nanogpt_edit.data.problems import Problem, read_problems
 from nanogpt_edit.data.samples import prompt_ids, to_samples
@@ -73,10 +72,8 @@ def main() -> None:
     parser.add_argument("--rows", nargs="+", type=int, default=[1, 8, 64])
     parser.add_argument("--tokens", type=int, default=48)
     parser.add_argument("--pairs", type=int, default=3)
-    parser.add_argument("--return", dest="keep", action="store_false", help="freed memory goes back")
     parser.add_argument("--out", type=Path)
     chosen = parser.parse_args()
-    kept = chosen.keep and keep_freed_memory()
     problems = list(read_problems(str(chosen.data / "gsm8k" / "train.jsonl")))[: max(*chosen.rows, PROBLEMS)]
     rates: dict[str, dict[str, list[float]]] = {}
     losses: dict[str, list[float]] = {precision: [] for precision in PRECISIONS}
@@ -98,7 +95,6 @@ def main() -> None:
             "model": Path(chosen.model).name,
             "threads": torch.get_num_threads(),
             "unit": "tokens per second, median",
-            "freed_memory_kept": kept,
             "tokens_per_second": middle,
             "ratio": {work: of["bfloat16"] / of["float32"] for work, of in middle.items()},
             "goal": "reported",

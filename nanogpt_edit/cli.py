@@ -24,7 +24,6 @@ from typing import NoReturn
 
 from nanogpt_edit.common import stopping
 from nanogpt_edit.common.errors import UserError, did_you_mean, visible
-from nanogpt_edit.common.freed_memory import keep_freed_memory
 from nanogpt_edit.common.stopping import Stopped
 from nanogpt_edit.common.version import __version__
 
@@ -139,8 +138,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         check_launcher()
         if verb in VERBS and {"-h", "--help"} & set(arguments) and verb not in OWN_HELP:
             importlib.import_module("nanogpt_edit.commands.arguments").show_help(verb, arguments[1:])
-        if verb != "serve":  # which lives for days, and is to hold what it needs
-            keep_freed_memory()
         with at_work(verb), together(verb):
             status = find_verb(verb)(arguments[1:])
         sys.stdout.flush()
