@@ -1,8 +1,8 @@
 """What products in bfloat16 gain on a CPU: decoding and SFT steps of one model in both precisions, in turns.
 
 A decoding job is `rows` prompts of GSM8K, each continued by at most `--tokens`; an SFT step reads sixteen problems with
-their solutions, forward, backward and AdamW. Losses stand beside the seconds, for the two precisions must learn the same. The
-last line is one JSON object.
+their solutions, forward, backward and AdamW. Losses are kept beside the seconds, for the two precisions must learn the
+same. The last line is one JSON object.
 
     python benchmarks/bfloat16.py MODEL --data DIR --out benchmarks/results/bfloat16.json     # DIR: gsm8k/
 """
