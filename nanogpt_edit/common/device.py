@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import torch
 
 from nanogpt_edit.common import distributed
@@ -28,10 +26,8 @@ def autocast(device: torch.device, precision: Precision = "auto") -> torch.autoc
 
 def multiplies_bfloat16(device: torch.device) -> bool:
     """Is this a CPU with a unit for matrices of bfloat16 (Intel's AMX), for which `precision = "auto"` does not ask?"""
-    if device.type != "cpu" or not hasattr(torch.cpu, "get_capabilities"):  # since torch 2.13
-        return False
-    known: Mapping[str, object] = torch.cpu.get_capabilities()
-    return bool(known.get("amx_bf16"))
+    asked = getattr(torch.cpu, "_is_amx_tile_supported", None)
+    return device.type == "cpu" and asked is not None and bool(asked())
 
 
 def product_dtype(tensor: torch.Tensor) -> torch.dtype:

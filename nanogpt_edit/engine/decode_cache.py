@@ -117,6 +117,9 @@ class DecodeCache(KVCache):
 
     def attend(self, layer: int, q: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
         """One new token per row looks at its prompt and its own tokens: q (R, H, 1, E) -> (R, H, 1, E)."""
+        if torch.is_autocast_enabled("cpu"):
+            with torch.autocast("cpu", enabled=False):
+                return self.attend(layer, q.to(self.keys.dtype), keys, values, mask)
         own_keys, own_values = self.extend(layer, keys, values)  # (R, K, C, E)
         rows, heads, _, size = q.shape
         q = q.reshape(rows, own_keys.shape[1], -1, size) * size**-0.5  # (R, K, H/K, E)

@@ -154,6 +154,8 @@ class Engine:
         `cache_bytes` bounds it: rows and their share of the prompts count together.
         """
         config, device, dtype = self.model.config, self.model.device, product_dtype(self.model.embed.weight)
+        if device.type == "cpu":
+            dtype = self.model.dtype  # what attention is computed in there (`attention.py`)
         affordable = self.cache_bytes // KVCache.row_bytes(config, capacity=own + longest_prompt, dtype=dtype)
         rows = max(1, min(rows, self.max_slots, affordable))
         prompt_bytes = rows * KVCache.row_bytes(config, capacity=longest_prompt, dtype=dtype)

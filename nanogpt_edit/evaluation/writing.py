@@ -19,7 +19,8 @@ from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.model.tokenizer import tokenizer_of
 
 FURTHER_TOKENS = 16  # after the target's own, for the answer's sentence to end
-ROWS = 128  # written at once: more are hardly faster, and each holds its keys and values
+ROWS = 128  # written at once on a CPU: more are hardly faster, and each holds its keys and values
+ROWS_ON_GPU = 512
 FREE_TOKENS = 60  # of the text whose fluency is measured
 FREE_SAMPLING = Sampling(temperature=1.0, top_k=5, max_new_tokens=FREE_TOKENS)
 SENTENCE_END = re.compile(r"(?<=\w\w\w)[.!?](?=\s|$)|\n|<")
@@ -43,7 +44,8 @@ def written_texts(
     prompt's targets it is compared with, or at most as many tokens as the longest target has and `further`."""
     if not asked:
         return []
-    tokenizer, engine = tokenizer_of(model), Engine(model, max_slots=ROWS, in_slots=False)
+    rows = ROWS_ON_GPU if model.device.type == "cuda" else ROWS
+    tokenizer, engine = tokenizer_of(model), Engine(model, max_slots=rows, in_slots=False)
     longest = max(len(target_ids(prompt, target, tokenizer)) for prompt, targets in asked for target in targets)
     prompts = [tokenizer.encode(prompt.rstrip()) for prompt, _ in asked]
     sampling = Sampling(temperature=0.0, max_new_tokens=longest + further)

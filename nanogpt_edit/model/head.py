@@ -28,7 +28,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nanogpt_edit.common.device import product_dtype
-from nanogpt_edit.model.linear import Packed, columns_of, is_few, rows_of
+from nanogpt_edit.model.linear import Packed, columns_of, is_few, rows_of, whole_rows
 
 VOCABULARY_BLOCK = 2048  # rows of the head that are multiplied at once; 1024 to 4096 are equally fast
 CHUNK_NUMBERS = 2**23  # logits held at once: 32 MiB in float32
@@ -81,7 +81,7 @@ class _HeadCrossEntropy(torch.autograd.Function):
             slope = log_softmax_of(states[at], head, 1.0, len(weight))  # (rows, V)
             total -= slope.gather(1, wanted).sum()
             slope.exp_().scatter_add_(1, wanted, torch.full_like(slope[:, :1], -1.0))  # p − onehot, at the logits
-            add_gradients(slope.to(dtype), states, head, at, to_states, to_weight)
+            add_gradients(slope, states, head, at, to_states, to_weight)
         ctx.gradients = to_states, to_weight
         return total
 
@@ -147,7 +147,7 @@ class _HeadLogprobs(torch.autograd.Function):
             share = every.exp()
             slope = every.add_(entropy[at, None]).mul_(of_entropy).add_(of_logprob).mul_(share).neg_()
             slope.scatter_add_(1, targets[at, None], of_logprob)
-            add_gradients(slope.to(ctx.dtype), states, head, at, to_states, to_weight)
+            add_gradients(slope, states, head, at, to_states, to_weight)
         return to_states, to_weight, None, None, None, None
 
 
@@ -156,7 +156,7 @@ _head_logprobs: Callable[..., tuple[Tensor, Tensor]] = _HeadLogprobs.apply
 
 def logits_of(states: Tensor, head: Tensor, temperature: float, size: int) -> Tensor:
     """(rows, V) float32, from products in the dtype of `head` (V', D), of whose rows the first `size` are real."""
-    return head_product((states / temperature).to(head.dtype), head)[..., :size].float()
+    return head_product(whole_rows(states / temperature, head.dtype), head)[: len(states), :size].float()
 
 
 def log_softmax_of(states: Tensor, head: Tensor, temperature: float, size: int) -> Tensor:
@@ -176,16 +176,17 @@ def add_gradients(
 ) -> None:
     """What the gradient at the logits of rows `at`, (rows, V), is at their states and at the weight."""
     first = at.start == 0  # there is nothing yet to add to
+    slope, rows = whole_rows(slope, head.dtype), len(slope)
     if len(head) > slope.shape[1]:
         slope = F.pad(slope, (0, len(head) - slope.shape[1]))
-    to_states[at] = (slope @ head).to(states.dtype)
+    to_states[at] = (slope @ head)[:rows].to(states.dtype)
     if to_weight is None:
         return
     if slope.dtype == to_weight.dtype and slope.shape[1] == len(to_weight):
         # no product of its own: the weight is larger than a chunk
         to_weight.addmm_(slope.T, states[at], beta=0.0 if first else 1.0)
     else:
-        product = (slope.T @ states[at].to(slope.dtype))[: len(to_weight)]
+        product = (slope.T @ whole_rows(states[at], slope.dtype))[: len(to_weight)]
         to_weight.copy_(product) if first else to_weight.add_(product)
 
 

@@ -18,13 +18,12 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nanogpt_edit.common.distributed import gathered
 from nanogpt_edit.common.errors import UserError
 from nanogpt_edit.model.gpt import GPT
-from nanogpt_edit.model.linear import Linear
+from nanogpt_edit.model.linear import Linear, product_of
 from nanogpt_edit.model.lora_config import LAYERS, LoraConfig
 
 
@@ -147,8 +146,8 @@ class Path:
 
     def __call__(self, x: Tensor, product: Tensor) -> Tensor:
         a, b = self.lora.a[self.index], self.lora.b[self.index]  # asked for anew: shards are other tensors in use
-        inner = self.lora.scale * F.linear(x, a.to(x.dtype))  # (..., R)
-        return product + F.linear(inner, b.to(inner.dtype)).to(product.dtype)
+        inner = self.lora.scale * product_of(x, a.to(x.dtype))  # (..., R)
+        return product + product_of(inner, b.to(inner.dtype)).to(product.dtype)
 
     @torch.no_grad()
     def merged(self, weight: Tensor) -> Tensor:

@@ -34,7 +34,7 @@ def make_app(shelf: Shelf, *, limits: Limits | None = None, room: Room | None = 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         yield
-        desk.ordinary.end()
+        desk.end()
         await run_in_threadpool(scheduler.close)
 
     app = FastAPI(title="nanogpt_edit", version=__version__, docs_url=None, redoc_url=None, lifespan=lifespan)

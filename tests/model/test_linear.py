@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
 import torch
+import torch.nn.functional as F
 from conftest import tiny_config
+from hypothesis import given
+from hypothesis import strategies as st
 
 from nanogpt_edit.engine import engine
 from nanogpt_edit.engine.packed_weights import PackedWeights
@@ -24,6 +28,8 @@ from nanogpt_edit.model.linear import (
     columns_of,
     is_few,
     packed_is_faster,
+    product_of,
+    whole,
 )
 
 
@@ -96,6 +102,40 @@ def test_a_packed_copy_gives_the_same_sums(bias: bool, shape: tuple[int, ...]) -
     torch.testing.assert_close(packed(x, layer.bias), expected)  # the copy stays what it was
 
 
+@given(st.integers(1, 20_000))
+def test_rows_are_filled_up_to_one_of_few_numbers(rows: int) -> None:
+    size = whole(rows)
+    assert size >= rows and size % 8 == 0 and whole(size) == size
+    assert size - rows < max(8, rows / 8)
+    assert len({whole(each) for each in range(2**10, 2**11)}) <= 17
+
+
+def test_numbers_of_rows_by_hand() -> None:
+    assert [whole(rows) for rows in (1, 8, 9, 127, 128, 129, 300, 1503)] == [8, 8, 16, 128, 128, 136, 304, 1536]
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("shape", [(1,), (2, 5), (3, 13), (0,), (64,)])
+def test_products_in_bfloat16_and_their_gradients_are_those_of_autocast(bias: bool, shape: tuple[int, ...]) -> None:
+    layer = Linear(24, 50, bias=bias)
+    x = torch.randn(*shape, 24, generator=torch.Generator().manual_seed(1))
+    towards = torch.randn(*shape, 50, generator=torch.Generator().manual_seed(2))
+
+    def found(product: Callable[..., torch.Tensor]) -> list[torch.Tensor]:
+        given = x.clone().requires_grad_()
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            y = product(given, layer.weight, layer.bias)
+            (y.float() * towards).sum().backward()
+        grads = [given.grad, *(parameter.grad for parameter in layer.parameters())]
+        layer.zero_grad(set_to_none=True)
+        return [y, *(grad for grad in grads if grad is not None)]
+
+    expected, ours = found(F.linear), found(product_of)
+    assert [each.dtype for each in ours] == [each.dtype for each in expected]
+    for mine, theirs in zip(ours, expected, strict=True):
+        torch.testing.assert_close(mine, theirs, atol=0.05, rtol=2e-2)
+
+
 IN_BFLOAT16 = pytest.mark.skipif(not Packed.is_possible(torch.bfloat16), reason="no bfloat16 products on this CPU")
 
 
@@ -123,6 +163,25 @@ def test_packed_copies_in_bfloat16_are_what_autocast_computes(family: str) -> No
         size = 2 * sum(weight.numel() for weight in (model.head_weight, *(layer.weight for layer in every)))
         assert PackedWeights(model, max_bytes=size).head is not None
         assert PackedWeights(model, max_bytes=size - 1).head is None
+
+
+@IN_BFLOAT16
+def test_a_compiler_sees_neither_copies_nor_whole_rows() -> None:
+    """It has ways of its own, and none for oneDNN's operators; a number of rows is no reason to compile anew."""
+    model, graphs = GPT(tiny_config("llama"), seed=0).eval(), list[str]()
+
+    def record(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> Callable[..., object]:
+        graphs.append(str(graph.code))
+        return graph.forward
+
+    layer = model.blocks[0].mlp.up
+    compiled = torch.compile(layer, backend=record, dynamic=True)
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16), PackedWeights(model, max_bytes=2**20).used():
+        for rows in (17, 33, 70):
+            x = torch.ones(rows, model.config.n_embd)
+            torch.testing.assert_close(compiled(x), layer(x), atol=0.02, rtol=2e-2)
+    assert len(graphs) == 1
+    assert "mkldnn" not in graphs[0] and "new_empty" not in graphs[0]
 
 
 @WITH_ONEDNN

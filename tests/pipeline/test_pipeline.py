@@ -362,6 +362,9 @@ def test_a_processor_that_multiplies_bfloat16_is_said_once_it_would_pay(
             stages.say_what_is_faster(model, recipe)
         return "--precision bfloat16" in caplog.text
 
+    amx = getattr(torch.cpu, "_is_amx_tile_supported", bool)
+    assert stages.multiplies_bfloat16(torch.device("cpu")) == amx()
+    assert not stages.multiplies_bfloat16(torch.device("cuda"))
     assert said(recipe, unit=True, parameters=1)
     assert not said(recipe, unit=False, parameters=1)
     assert not said(recipe, unit=True, parameters=10**9)

@@ -1,7 +1,8 @@
 """What a model says before it is edited, measured while the edit is being found.
 
-An edit computes with a thread fewer than there are cores, so that its facts as they were, and what it should leave
-alone, can be measured beside it. Whoever asks before that is done waits, and is told how far it is.
+An edit leaves a core to those who ask (`run.py`). There its facts as they were, and what it should leave alone, are
+measured in a thread of the lowest priority. Whoever asks before that is done waits, and is told how far it is. Only on
+a CPU: a GPU does one after the other.
 """
 
 from __future__ import annotations
@@ -9,7 +10,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from functools import cached_property
 from threading import Event, Thread
 
 from nanogpt_edit.common.errors import UserError
@@ -19,6 +19,7 @@ from nanogpt_edit.evaluation.facts import FactState
 from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.serving.playground.elsewhere import Unrelated, Witness
 from nanogpt_edit.serving.playground.fact_states import states_of
+from nanogpt_edit.serving.playground.ordinary import give_way
 
 LOOK_SECONDS = 0.05  # between two looks at how far it is
 
@@ -37,50 +38,58 @@ class Before:
     def __init__(self, model: GPT, facts: Sequence[Fact], unrelated: Gather) -> None:
         """`model` must stay as it is."""
         self.model, self.facts, self.unrelated = model, facts, unrelated
+        self._states: tuple[FactState, ...] | None = None
+        self._witness: Witness | None = None
         self._thread: Thread | None = None
         self._news: tuple[str, int, int | None] = ("measuring", 0, None)
         self._given_up = Event()
 
-    @cached_property
-    def _states(self) -> tuple[FactState, ...]:
-        return states_of(self.model, self.facts)
-
-    @cached_property
-    def _witness(self) -> Witness:
-        return Witness(self.model, self.unrelated(self.model, self.facts))
-
     def states(self, tell: Listener) -> tuple[FactState, ...]:
         """Raises whatever `tell` raises."""
-        self._wait_for("_states", tell)
+        while self._states is None and self._is_at_work():
+            self._wait(tell)
+        if self._states is None:
+            self._states = states_of(self.model, self.facts)
         return self._states
 
     def witness(self, tell: Listener) -> Witness:
         """Raises whatever `tell` raises."""
-        self._wait_for("_witness", tell)
+        while self._witness is None and self._is_at_work():
+            self._wait(tell)
+        if self._witness is None:
+            self._witness = Witness(self.model, self.unrelated(self.model, self.facts))
         return self._witness
 
     @contextmanager
     def measured_beside(self) -> Iterator[None]:
         """Measure both in a thread of their own; an error inside ends that at its next step."""
-        self._thread = Thread(target=self._measure, name="before an edit", daemon=True)
-        self._thread.start()
+        if self.model.device.type == "cpu":
+            self._thread = Thread(target=self._measure, name="before an edit", daemon=True)
+            self._thread.start()
         try:
             yield
         except BaseException:
-            self._given_up.set()
+            self.give_up()
             raise
 
+    def give_up(self) -> None:
+        """What is being measured is ended at its next step; nobody will ask for it."""
+        self._given_up.set()
+
     def _measure(self) -> None:
+        give_way()
         with suppress(GivenUp, UserError), told_to(self._hear):  # whoever asks is told of the error then
-            _ = self._states, self._witness
+            self._states = states_of(self.model, self.facts)
+            self._witness = Witness(self.model, self.unrelated(self.model, self.facts))
 
     def _hear(self, phase: str, done: int, of: int | None) -> None:
         self._news = phase, done, of
         if self._given_up.is_set():
             raise GivenUp
 
-    def _wait_for(self, what: str, tell: Listener) -> None:
-        """Until the thread has it, or has ended without."""
-        while what not in vars(self) and self._thread is not None and self._thread.is_alive():
-            tell(*self._news)
-            time.sleep(LOOK_SECONDS)
+    def _is_at_work(self) -> bool:
+        return self._thread is not None and self._thread.is_alive() and not self._given_up.is_set()
+
+    def _wait(self, tell: Listener) -> None:
+        tell(*self._news)
+        time.sleep(LOOK_SECONDS)

@@ -1,7 +1,7 @@
 """The desk of the playground: edits being made, kept, turned and undone, beside the models on the shelf.
 
 Everything is worked out on twins of the models (`twin.py`), so that nobody is served half-edited weights. Work that
-fills the machine is done one piece after the other.
+fills the machine is done one piece after the other, but for what `before.py` and `ordinary.py` do where it is idle.
 """
 
 from __future__ import annotations
@@ -145,8 +145,15 @@ class Desk:
         with self.shelf.exclusive(name):
             exact = edition.undone()
         self.shelf.remove(name)
+        self._meters[name].before.give_up()
         del self.editions[name], self._meters[name]
         return exact
+
+    def end(self) -> None:
+        """Whatever is at work in the background is given up at its next step."""
+        self.ordinary.end()
+        for meter in list(self._meters.values()):
+            meter.before.give_up()
 
     def meter(self, name: str) -> Meter:
         """What measures an edit as it is set. Raises UserError for an edit that there is not."""
