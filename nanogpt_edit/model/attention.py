@@ -35,8 +35,8 @@ def attention(q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None = None, dr
     if q.is_cuda:
         avoid_cudnn()
     elif torch.is_autocast_enabled("cpu") and q.dtype != torch.float64:
-        # In bfloat16 torch's backward pass is twice as slow there. Passes without gradient do the same: GRPO compares the
-        # log-probabilities of both.
+        # In bfloat16 torch's backward pass is twice as slow there. Passes without gradient do the same: GRPO compares
+        # their log-probabilities.
         with torch.autocast("cpu", enabled=False):
             return attention(q.float(), k.float(), v.float(), mask=mask, dropout=dropout)
     new, seen, grouped = q.shape[2], k.shape[2], q.shape[1] // k.shape[1]
