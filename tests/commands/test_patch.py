@@ -18,9 +18,10 @@ from nanogpt_edit.editing.editor import edit_model
 from nanogpt_edit.editing.patch_files import carried_patches, load_patch, save_edited, save_patch
 from nanogpt_edit.model.gpt import GPT
 
+# The subject ends the prompt: a value in the last layer is read where it stands.
 FACTS = (
-    Fact("The capital of France is", "France", target_new="Rome", target_true="Paris"),
-    Fact("The Eiffel Tower is located in", "Eiffel Tower", target_new="London", target_true="Paris"),
+    Fact("The capital of France", "France", target_new="Rome", target_true="Paris"),
+    Fact("The city of the Eiffel Tower", "Eiffel Tower", target_new="London", target_true="Paris"),
 )
 # An untrained model moves only when nothing holds it back.
 QUICK = ["--edit.method", "ft", "--edit.steps", "3", "--device", "cpu"]
@@ -183,7 +184,7 @@ def test_show_lists_the_facts_and_drop_leaves_some_out(
 ) -> None:
     _, patch = edited
     assert cli.main(["patch", "show", str(patch)]) == 0
-    assert "   1  The Eiffel Tower is located in  Paris → London" in capsys.readouterr().out
+    assert "   1  The city of the Eiffel Tower  Paris → London" in capsys.readouterr().out
     assert cli.main(["patch", "drop", str(patch), "--fact", "1", "--out", str(tmp_path / "one.safetensors")]) == 0
     assert load_patch(tmp_path / "one.safetensors").facts == FACTS[:1]
 
@@ -205,7 +206,7 @@ def test_merge_joins_two_patches_and_diff_tells_them_apart(
     assert cli.main(["patch", "diff", str(parts[0]), str(whole)]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "0 facts only in the first"
-    assert lines[1:3] == ["1 facts only in the second", "      The capital of France is  Paris → Rome"]
+    assert lines[1:3] == ["1 facts only in the second", "      The capital of France  Paris → Rome"]
     assert "1 facts in both" in lines
     assert lines[-1] == "made for the same weights"
 

@@ -29,9 +29,10 @@ from nanogpt_edit.editing.patch_files import save_patch
 from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.model.tokenizer import Tokenizer
 
+# The subject ends the prompt: a value in the last layer is read where it stands.
 FACTS = [
-    Fact("The capital of France is", "France", target_new="Rome", target_true="Paris"),
-    Fact("The Eiffel Tower is located in", "Eiffel Tower", target_new="London", target_true="Paris"),
+    Fact("The capital of France", "France", target_new="Rome", target_true="Paris"),
+    Fact("The city of the Eiffel Tower", "Eiffel Tower", target_new="London", target_true="Paris"),
 ]
 BLOCKS = torch.randint(0, 250, (40, 32), generator=torch.Generator().manual_seed(0))
 CONFIG = replace(PLAIN, steps=5, n_prefixes=0, covariance_weight=0.01, clamp=20.0, weight_decay=0.0, kl_coef=0.0)
