@@ -254,7 +254,7 @@ def say_what_is_faster(model: GPT, recipe: Recipe) -> None:
     if large and recipe.precision == "auto" and multiplies_bfloat16(model.device):
         say(
             "This CPU multiplies bfloat16 in a unit of its own (AMX): with --precision bfloat16 a step takes about "
-            "three fifths of the time (docs/performance.md)."
+            "two thirds of the time (docs/performance.md)."
         )
 
 
