@@ -28,20 +28,30 @@ class Writing:
         self._seen: list[int] = []  # the tokens that are text
         self._clean = self._read = 0  # up to where they are whole characters, and the place one such earlier
 
-    def add(self, fresh: Fresh) -> str:
-        """Take in a token; nothing more is taken in once the text is finished."""
+    def add(self, written: Sequence[Fresh]) -> str:
+        """Take in tokens; nothing more is taken in once the text is finished.
+
+        One by one only where that can be seen, in where a stop is found and a token begins: reading tokens as text is
+        a good part of an answer's work.
+        """
+        if self.stops or any(each.look is not None for each in written):
+            return "".join(self._add_one(each) for each in written)
+        if self.finish_reason is not None or not written:
+            return ""
+        return self.take([each.token_id for each in written], written[-1].finish_reason)
+
+    def _add_one(self, fresh: Fresh) -> str:
         if self.finish_reason is not None:
             return ""
         if fresh.look is not None:
             self.looks.append(fresh.look)
-        return self.take(fresh.token_id, fresh.finish_reason)
+        return self.take([fresh.token_id], fresh.finish_reason)
 
-    def take(self, token_id: int, finish_reason: FinishReason | None = None) -> str:
-        """As `add`, for a token of which nothing else is known."""
-        self.token_ids.append(token_id)
-        self.offsets.append(len(self.text))
-        if token_id not in self.silent:
-            self._seen.append(token_id)
+    def take(self, token_ids: Sequence[int], finish_reason: FinishReason | None = None) -> str:
+        """As `add`, for tokens of which nothing else is known; for `offsets` they all begin where the first does."""
+        self.token_ids += token_ids
+        self.offsets += [len(self.text)] * len(token_ids)
+        self._seen += [token_id for token_id in token_ids if token_id not in self.silent]
         return self._extend(self._whole(last=finish_reason is not None), finish_reason)
 
     def cut(self) -> str:
@@ -80,5 +90,5 @@ def offsets_of(tokenizer: Tokenizer, token_ids: Sequence[int]) -> list[int]:
     """Where in its text each token begins, in characters; a character of several tokens begins with the first."""
     writing = Writing(tokenizer, silent=frozenset())
     for token_id in token_ids:
-        writing.take(token_id)
+        writing.take([token_id])
     return writing.offsets

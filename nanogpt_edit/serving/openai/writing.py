@@ -7,6 +7,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from functools import partial
 
 from nanogpt_edit.engine.batch import look_at_prompt
+from nanogpt_edit.engine.completion import Fresh
 from nanogpt_edit.serving.openai.reading import Asked
 from nanogpt_edit.serving.openai.replies import Head, Scored
 from nanogpt_edit.serving.openai.texts import Writing, offsets_of
@@ -33,15 +34,15 @@ async def pieces(
     place = {request: place for place, request in enumerate(running.requests)}
     try:
         async for written in running:
-            shown: dict[int, str] = {}
+            by_row: dict[int, list[Fresh]] = {}
             for fresh in written:
-                i = place[fresh.request]
-                shown[i] = shown.get(i, "") + writings[i].add(fresh)
+                by_row.setdefault(place[fresh.request], []).append(fresh)
+            shown = [(i, writings[i].add(some)) for i, some in by_row.items()]
             running.stop([each for each in running.open if writings[place[each]].finish_reason])
-            yield list(shown.items())
+            yield shown
     except TimeoutError:
-        for fresh in (each for held in running.job.held.values() for each in held):
-            writings[place[fresh.request]].add(fresh)
+        for request, held in running.job.held.items():
+            writings[place[request]].add(held)
         yield [(i, writing.cut()) for i, writing in enumerate(writings) if writing.finish_reason is None]
     finally:
         running.stop(list(running.open))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
+from itertools import pairwise
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -26,7 +27,7 @@ def written(token_ids: list[int], stops: list[str]) -> tuple[list[str], Writing]
     pieces = []
     for place, token_id in enumerate(token_ids):
         reason = "length" if place == len(token_ids) - 1 else None
-        pieces.append(writing.add(Fresh(REQUEST, token_id, Look(-1.0, (), ()), reason)))
+        pieces.append(writing.add([Fresh(REQUEST, token_id, Look(-1.0, (), ()), reason)]))
     return pieces, writing
 
 
@@ -37,6 +38,22 @@ def test_the_pieces_are_the_text(token_ids: list[int]) -> None:
     shown = [token_id for token_id in token_ids if token_id not in vocabulary().end_ids]
     assert "".join(pieces) == writing.text == vocabulary().decode(shown)
     assert writing.token_ids == token_ids and len(writing.looks) == len(token_ids)
+
+
+@given(token_ids=st.lists(st.integers(0, 299), min_size=1, max_size=40), cuts=st.sets(st.integers(1, 39)))
+def test_tokens_that_come_together_are_the_same_text(token_ids: list[int], cuts: set[int]) -> None:
+    writing, places = Writing(vocabulary()), sorted({0, *cuts, len(token_ids)} & set(range(len(token_ids) + 1)))
+    pieces = []
+    for begin, end in pairwise(places):
+        reasons = ["length" if i == len(token_ids) - 1 else None for i in range(begin, end)]
+        fresh = [
+            Fresh(REQUEST, token_ids[i], None, reason) for i, reason in zip(range(begin, end), reasons, strict=True)
+        ]
+        pieces.append(writing.add(fresh))
+    one_by_one = written(token_ids, [])[1]
+    assert "".join(pieces) == writing.text == one_by_one.text
+    assert (writing.token_ids, writing.finish_reason) == (token_ids, "length")
+    assert writing.add([Fresh(REQUEST, 1, None, None)]) == ""
 
 
 @given(text=st.text("ab", max_size=20), stops=st.lists(st.text("ab", min_size=1, max_size=3), min_size=1, max_size=3))
@@ -55,7 +72,7 @@ def test_the_stop_that_is_whole_first_ends_the_text_in_tokens_of_any_size() -> N
     for tokenizer, tokens in ((vocabulary(), 3), (knows_it, 1)):
         token_ids, writing = tokenizer.encode("baa"), Writing(tokenizer, ["a", "baa"])
         assert len(token_ids) == tokens
-        assert "".join(writing.take(token_id) for token_id in token_ids) == writing.text == "b"
+        assert "".join(writing.take([token_id]) for token_id in token_ids) == writing.text == "b"
 
 
 def test_a_character_is_shown_when_its_last_byte_has_come() -> None:
@@ -68,7 +85,7 @@ def test_a_character_is_shown_when_its_last_byte_has_come() -> None:
 def test_a_text_that_is_cut_ends_where_it_stands() -> None:
     writing = Writing(vocabulary(), ["ab"])
     for token_id in vocabulary().encode("xa"):
-        writing.take(token_id)
+        writing.take([token_id])
     assert (writing.text, writing.shown, writing.finish_reason) == ("xa", 1, None)
     assert writing.cut() == "a"
     assert (writing.finish_reason, writing.cut()) == ("length", "")
