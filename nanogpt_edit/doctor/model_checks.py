@@ -17,6 +17,7 @@ from nanogpt_edit.training.stall_watch import LARGEST_SAMPLER_GAP, why_stalled
 from nanogpt_edit.training.update import UpdateSize, frozen, group_terms
 
 PROBLEMS_ASKED = 16  # of the first rollout
+GROUPS_COMPARED = 4  # trainer against sampler: thousands of tokens, and of a model that differs each one tells
 LITTLE_SIGNAL = 0.2  # share of groups
 FAR_OFF = 0.5  # nats between sampler and trainer: not rounding, but two different models
 
@@ -48,7 +49,7 @@ def check_warmup(config: LoopConfig) -> Finding:
 
 def check_agreement(model: GPT, groups: Sequence[RolloutGroup], config: GRPOConfig) -> list[Finding]:
     """Trainer against sampler, and policy against reference, on tokens that were just sampled: both must be equal."""
-    groups = [replace(group, takes_part=(True,) * len(group.completions)) for group in groups[:PROBLEMS_ASKED]]
+    groups = [replace(group, takes_part=(True,) * len(group.completions)) for group in groups[:GROUPS_COMPARED]]
     reference = frozen(copy.deepcopy(model).eval())
     was_training = model.training
     model.eval()
