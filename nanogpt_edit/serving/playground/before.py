@@ -48,17 +48,13 @@ class Before:
         """Raises whatever `tell` raises."""
         while self._states is None and self._is_at_work():
             self._wait(tell)
-        if self._states is None:
-            self._states = states_of(self.model, self.facts)
-        return self._states
+        return self._states_now()
 
     def witness(self, tell: Listener) -> Witness:
         """Raises whatever `tell` raises."""
         while self._witness is None and self._is_at_work():
             self._wait(tell)
-        if self._witness is None:
-            self._witness = Witness(self.model, self.unrelated(self.model, self.facts))
-        return self._witness
+        return self._witness_now()
 
     @contextmanager
     def measured_beside(self) -> Iterator[None]:
@@ -79,8 +75,18 @@ class Before:
     def _measure(self) -> None:
         give_way()
         with suppress(GivenUp, UserError), told_to(self._hear):  # whoever asks is told of the error then
+            self._states_now()
+            self._witness_now()
+
+    def _states_now(self) -> tuple[FactState, ...]:
+        if self._states is None:
             self._states = states_of(self.model, self.facts)
+        return self._states
+
+    def _witness_now(self) -> Witness:
+        if self._witness is None:
             self._witness = Witness(self.model, self.unrelated(self.model, self.facts))
+        return self._witness
 
     def _hear(self, phase: str, done: int, of: int | None) -> None:
         self._news = phase, done, of
