@@ -32,7 +32,7 @@ def draw_tokens(logits: Tensor, uniforms: Tensor, sampling: Sampling) -> tuple[T
     if sampling.temperature == 0:
         chosen = argmax(logits)
         return chosen.squeeze(-1), (logits.gather(-1, chosen).squeeze(-1) - logits.logsumexp(dim=-1))
-    scaled = logits / sampling.temperature
+    scaled = logits if sampling.temperature == 1 else logits / sampling.temperature
     if (sampling.top_k is not None and sampling.top_k < scaled.shape[-1]) or sampling.top_p < 1:
         k = min(sampling.top_k or scaled.shape[-1], scaled.shape[-1])
         kept, kept_ids = scaled.topk(k, dim=-1)  # most probable first
