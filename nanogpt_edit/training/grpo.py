@@ -21,6 +21,7 @@ import numpy as np
 
 from nanogpt_edit.common.arguments import checked
 from nanogpt_edit.common.errors import UserError
+from nanogpt_edit.common.stats import Interval, share
 from nanogpt_edit.data.problems import Problem
 from nanogpt_edit.engine.engine import Engine
 from nanogpt_edit.engine.sampling_config import Sampling
@@ -79,7 +80,7 @@ def grpo(
         shown = [name for name in SHOWN if math.isfinite(metrics.get(name, math.nan))]
         trainer.log(metrics, tokens=tokens_of(groups), shown=shown)
         watch.look(step, kept, metrics)
-        if watch.sees_collapse(step, metrics, best=trainer.best_score):
+        if watch.sees_collapse(step, metrics):
             watch.close()
             trainer.finish("both")
             return trainer
@@ -106,21 +107,25 @@ def sample(trainer: Trainer, sampler: RolloutSampler, problems: Sequence[Problem
 
 
 def validate(trainer: Trainer, engine: Engine, problems: Sequence[Problem], config: GRPOConfig, *, seed: int) -> float:
-    """pass@1 on validation now; the weights are kept when none before had more."""
+    """pass@1 on validation now; the weights are kept when none before had more.
+
+    What the stage begins with has to be surely better than what comes of it: with few problems it is luck which of two
+    equals has more, and a hundred steps would be thrown away for one draw.
+    """
     with trainer.parallel.gathered():
-        score = validation_accuracy(engine, problems, config, seed=seed)
-    trainer.keep_if_best(score)
-    return score
+        found = validation_accuracy(engine, problems, config, seed=seed)
+    trainer.keep_if_best(found.low if trainer.step == 0 else found.value)
+    return found.value
 
 
-def validation_accuracy(engine: Engine, problems: Sequence[Problem], config: GRPOConfig, *, seed: int) -> float:
+def validation_accuracy(engine: Engine, problems: Sequence[Problem], config: GRPOConfig, *, seed: int) -> Interval:
     """pass@1 at temperature 0.7 on the first `evaluate_problems` validation problems, always with the same seed."""
     limit = config.max_new_tokens or engine.model.config.block_size
     sampling = Sampling(temperature=0.7, top_k=50, max_new_tokens=limit, seed=seed)
     records = solve(
         engine, problems[: config.evaluate_problems], n=config.evaluate_samples, sampling=sampling, skill="validation"
     )
-    return float(np.mean([record.correct for record in records]))
+    return share(np.reshape([record.correct for record in records], (-1, config.evaluate_samples)).mean(axis=1))
 
 
 @contextmanager

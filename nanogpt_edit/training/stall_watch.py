@@ -47,16 +47,15 @@ class StallWatch:
             say(f"grpo: step {step}: {reason}")
             self.quiet_until = step + QUIET_STEPS
 
-    def sees_collapse(self, step: int, metrics: Mapping[str, float], *, best: float) -> bool:
-        """Has the well-formed share fallen below `stop_below` after it was above? Then say so, and with which `best`
-        pass@1 the run stops."""
+    def sees_collapse(self, step: int, metrics: Mapping[str, float]) -> bool:
+        """Has the well-formed share fallen below `stop_below` after it was above? Then say so."""
         share, bound = metrics["well_formed"], self.config.stop_below
         if share >= bound or not self._was_well_formed():
             return False
         say(
             f"grpo: step {step}: only {share:.0%} of the completions are well-formed (stop_below is {bound:.0%}); the "
-            f"policy has collapsed. The run stops and keeps its best weights, with pass@1 {best:.1%} on validation; "
-            f"try a lower learning_rate or a higher kl_coef."
+            f"policy has collapsed. The run stops and keeps its best weights; try a lower learning_rate or a higher "
+            f"kl_coef."
         )
         return True
 

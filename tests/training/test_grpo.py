@@ -18,6 +18,7 @@ from torch import Tensor
 from nanogpt_edit.checkpoint.checkpoint import fingerprint
 from nanogpt_edit.common.errors import UserError
 from nanogpt_edit.common.files import read_jsonl
+from nanogpt_edit.common.stats import Interval, share
 from nanogpt_edit.data.problems import Problem
 from nanogpt_edit.data.samples import prompt_ids
 from nanogpt_edit.engine.completion import Completion
@@ -660,9 +661,9 @@ def test_the_best_weights_on_validation_are_kept(tmp_path: Path, monkeypatch: py
     seen: list[str] = []
     scores = iter([0.1, 0.7, 0.3, 0.7, 0.2])  # at steps 0, 2, 4, 5 and after the last
 
-    def validate(engine: Engine, *_: object, **__: object) -> float:
+    def validate(engine: Engine, *_: object, **__: object) -> Interval:
         seen.append(fingerprint(engine.model))
-        return next(scores)
+        return share([next(scores)] * 2)
 
     monkeypatch.setattr(grpo_module, "validation_accuracy", validate)
     model = tiny_model()
@@ -677,12 +678,32 @@ def test_the_best_weights_on_validation_are_kept(tmp_path: Path, monkeypatch: py
     assert fingerprint(model) == seen[3]
 
 
+@pytest.mark.parametrize(("first", "kept"), [([1.0] + [0.0] * 49, 1), ([1.0] * 50, 0)])
+def test_what_grpo_began_with_has_to_be_surely_better_to_be_kept(
+    first: list[float], kept: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One right of fifty is no more than one half right; fifty of fifty are."""
+    seen: list[str] = []
+    found = iter([share(first), share([0.5] + [0.0] * 49), share([0.0])])
+
+    def validate(engine: Engine, *_: object, **__: object) -> Interval:
+        seen.append(fingerprint(engine.model))
+        return next(found)
+
+    monkeypatch.setattr(grpo_module, "validation_accuracy", validate)
+    model = tiny_model()
+    log = run(model, config(steps=2, evaluate_every=1), tmp_path)
+    assert [line["val_pass_at_1"] for line in log] == pytest.approx([sum(first) / 50, 0.01])
+    assert len(set(seen)) == 3
+    assert fingerprint(model) == seen[kept]
+
+
 def test_the_last_weights_count_too_when_the_best_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     scores = iter([0.1, 0.2, 0.9])  # at steps 0 and 1, and after the last
-    monkeypatch.setattr(grpo_module, "validation_accuracy", lambda *_, **__: next(scores))
+    monkeypatch.setattr(grpo_module, "validation_accuracy", lambda *_, **__: share([next(scores)]))
     model, last = tiny_model(), tiny_model()
     run(model, config(steps=2, evaluate_every=5), tmp_path / "best")
-    monkeypatch.setattr(grpo_module, "validation_accuracy", lambda *_, **__: 0.0)
+    monkeypatch.setattr(grpo_module, "validation_accuracy", lambda *_, **__: share([0.0]))
     run(last, config(steps=2, keep="last"), tmp_path / "last")
     assert fingerprint(model) == fingerprint(last)
 
@@ -692,9 +713,9 @@ def test_a_collapse_stops_the_run_and_leaves_the_best_weights(tmp_path: Path, mo
     shares = iter([0.1, 0.9, 0.8, 0.1, 0.9])  # below at first, which is no collapse; a collapse at step 3
     seen: list[str] = []
 
-    def validate(engine: Engine, *_: object, **__: object) -> float:
+    def validate(engine: Engine, *_: object, **__: object) -> Interval:
         seen.append(fingerprint(engine.model))
-        return {1: 0.2, 2: 0.6, 3: 0.4}[len(seen)]  # at steps 0, 1 and 2; none after the collapse
+        return share([{1: 0.2, 2: 0.6, 3: 0.4}[len(seen)]])  # at steps 0, 1 and 2; none after the collapse
 
     monkeypatch.setattr(grpo_module, "describe", lambda groups: describe(groups) | {"well_formed": next(shares)})
     monkeypatch.setattr(grpo_module, "validation_accuracy", validate)
@@ -705,7 +726,6 @@ def test_a_collapse_stops_the_run_and_leaves_the_best_weights(tmp_path: Path, mo
     assert [line["well_formed"] for line in log] == [0.1, 0.9, 0.8, 0.1]
     assert fingerprint(model) == seen[1]
     assert "step 3: only 10% of the completions are well-formed (stop_below is 20%)" in said[-1]
-    assert "pass@1 60.0% on validation" in said[-1]
 
 
 def test_a_reward_that_fails_stops_the_run_with_its_state_saved(tmp_path: Path) -> None:
