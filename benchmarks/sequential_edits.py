@@ -52,7 +52,8 @@ ASKED = 200  # facts of a point that are asked
 TEXT_BLOCKS, BLOCK = 16, 256
 CONFIG = EditConfig(
     layers=(6, 7, 8, 9, 10), covariance_weight=300.0, context_weight=0.0, refine_steps=0, learning_rate=0.5, steps=25,
-    clamp=2.0, weight_decay=0.5, stop_probability=0.95, n_prefixes=2, prefix_tokens=8, covariance_tokens=65_536,
+    clamp=2.0, weight_decay=0.5, stop_probability=0.95, n_prefixes=2, prefix_tokens=8, full_stop=True,
+    covariance_tokens=65_536,
 )  # fmt: skip
 WAYS = {"at once": None, "batches of 100": 100, "batches of 10": 10}
 LINES = {"at once": ("accent", "-"), "batches of 100": ("grpo", "--"), "batches of 10": ("bad", ":")}

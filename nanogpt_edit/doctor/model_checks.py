@@ -17,7 +17,7 @@ from nanogpt_edit.training.stall_watch import LARGEST_SAMPLER_GAP, why_stalled
 from nanogpt_edit.training.update import UpdateSize, frozen, group_terms
 
 PROBLEMS_ASKED = 16  # of the first rollout
-GROUPS_COMPARED = 4  # trainer against sampler: thousands of tokens, and of a model that differs each one tells
+GROUPS_COMPARED = 4  # trainer against sampler: where the two differ nearly every token shows it
 LITTLE_SIGNAL = 0.2  # share of groups
 FAR_OFF = 0.5  # nats between sampler and trainer: not rounding, but two different models
 

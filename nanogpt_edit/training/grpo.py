@@ -66,7 +66,7 @@ def grpo(
     for step in trainer.steps():
         model.eval()  # no dropout in reinforcement learning: the policy that is trained is the one that was sampled
         metrics: dict[str, float] = {}
-        if trainer.is_time_to_evaluate():
+        if validation and trainer.is_time_to_evaluate():
             metrics["val_pass_at_1"] = validate(trainer, engine, validation, config, seed=seed)
         with timed(metrics, "generate"):
             groups = sample(trainer, sampler, problems, step=step)
@@ -81,13 +81,11 @@ def grpo(
         trainer.log(metrics, tokens=tokens_of(groups), shown=shown)
         watch.look(step, kept, metrics)
         if watch.sees_collapse(step, metrics):
-            watch.close()
-            trainer.finish("both")
+            watch.close(kept=trainer.finish("both"))
             return trainer
-    watch.close()
-    if config.keep != "last" and config.steps:
+    if config.keep != "last" and config.steps and validation:
         validate(trainer, engine, validation, config, seed=seed)
-    trainer.finish(config.keep)
+    watch.close(kept=trainer.finish(config.keep))
     return trainer
 
 
@@ -109,7 +107,7 @@ def sample(trainer: Trainer, sampler: RolloutSampler, problems: Sequence[Problem
 def validate(trainer: Trainer, engine: Engine, problems: Sequence[Problem], config: GRPOConfig, *, seed: int) -> float:
     """pass@1 on validation now; the weights are kept when none before had more.
 
-    What the stage begins with has to be surely better than what comes of it: with few problems it is luck which of two
+    What the stage begins with counts by the lower end of its 95% interval: with few problems it is luck which of two
     equals has more, and a hundred steps would be thrown away for one draw.
     """
     with trainer.parallel.gathered():

@@ -69,8 +69,8 @@ class GRPOConfig(TuningConfig):
     evaluate_samples: int = 4
     """Completions of each, at temperature 0.7."""
     keep: Keep = "best"
-    """Which weights the stage leaves: the best on validation (those it began with only where they are surely better),
-    the last, or both: the best, and the last beside them in a folder `grpo-last`."""
+    """Which weights the stage leaves: the best on validation (those it began with count by the lower end of their 95%
+    interval), the last, or both: the best, and the last beside them in a folder `grpo-last`."""
     stop_below: float = 0.2
     """A collapse: when the well-formed share of a step's completions, once above this, falls below it, the run stops
     and leaves the best weights on validation (0: never)."""

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from nanogpt_edit.common import distributed
+from nanogpt_edit.common.files import read_jsonl
+from nanogpt_edit.common.records import Place, to_value
 from nanogpt_edit.common.terminal import say
 from nanogpt_edit.training.grpo_config import GRPOConfig
 from nanogpt_edit.training.rollouts import RolloutGroup
@@ -59,13 +61,24 @@ class StallWatch:
         )
         return True
 
-    def close(self) -> None:
-        """Say how many steps refill could not fill, when it was more than the one that was said at once."""
+    def close(self, *, kept: Mapping[str, float] | None) -> None:
+        """Say how many steps refill could not fill, when it was more than the one that was said at once, and where
+        validation was better at the start than with the best weights `kept` (their step and score)."""
         if self.short_steps > 1:
             say(
                 f"grpo: {self.short_steps} steps were smaller than asked for: too few groups carried signal "
                 f"(dynamic_sampling)."
             )
+
+        if kept is not None and kept["step"] > 0 and distributed.is_first():
+            first = read_jsonl(self.log, log=True)[0]
+            start = to_value(float, first.get("val_pass_at_1"), "val_pass_at_1", Place(f"{self.log}:1"))
+            if start > kept["score"]:
+                say(
+                    f"grpo: pass@1 on validation was {start:.1%} before the first step and is {kept['score']:.1%} with "
+                    f"what is kept. What was there before counts by the lower end of its 95% interval; more "
+                    f"evaluate_problems make it narrower."
+                )
 
     def _was_well_formed(self) -> bool:
         bound = self.config.stop_below

@@ -177,12 +177,16 @@ class Trainer:
         states.save_best(self.state, dict(self.trained.named_parameters()), notes, shards=self.shard)
         return True
 
-    def finish(self, keep: Keep) -> None:
-        """Leave the best weights in the model, or the last; with "both" the last ones are the newest saved state."""
+    def finish(self, keep: Keep) -> dict[str, float] | None:
+        """Leave the best weights in the model, or the last; with "both" the last ones are the newest saved state.
+
+        Returns the step and the score of the best, where they are what is left.
+        """
         if keep == "both":
             self.save_state()
-        if keep != "last" and (best := self.use("best")) is not None:
-            say(f'{self.label}: kept are the weights of step {best["step"]}, the best on validation (keep = "{keep}").')
+        best = None if keep == "last" else self.use("best")
+        if best is not None:
+            say(f'{self.label}: kept are the weights of step {best["step"]} (keep = "{keep}").')
         if self.lora is not None and not self.shard:
             self.lora.detach(self.model)
             if keep == "both":
@@ -191,6 +195,7 @@ class Trainer:
         self._thaw()
         self.model.activation_checkpointing = False
         self.model.eval()
+        return best
 
     def use(self, which: Literal["best", "last"]) -> dict[str, float] | None:
         """Put the best weights, or those of the newest saved state, into the model -> notes of the state, if any."""

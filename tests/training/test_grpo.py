@@ -27,6 +27,7 @@ from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.training import grpo as grpo_module
 from nanogpt_edit.training import rewards as rewards_module
 from nanogpt_edit.training import stall_watch
+from nanogpt_edit.training.config import Keep
 from nanogpt_edit.training.grpo import grpo
 from nanogpt_edit.training.grpo_config import GRPOConfig
 from nanogpt_edit.training.losses import GRPOTerms, group_advantages
@@ -99,8 +100,10 @@ def trainer_of(model: GPT, settings: GRPOConfig, folder: Path) -> Trainer:
     return Trainer(model, settings, label="grpo", state=folder / "state", log=folder / "log.jsonl")
 
 
-def run(model: GPT, settings: GRPOConfig, folder: Path) -> list[dict[str, object]]:
-    grpo(model, PROBLEMS[5:], PROBLEMS[:5], settings, seed=1, state=folder / "state", log=folder / "log.jsonl")
+def run(
+    model: GPT, settings: GRPOConfig, folder: Path, *, validation: Sequence[Problem] = PROBLEMS[:5]
+) -> list[dict[str, object]]:
+    grpo(model, PROBLEMS[5:], validation, settings, seed=1, state=folder / "state", log=folder / "log.jsonl")
     return read_jsonl(folder / "log.jsonl")
 
 
@@ -682,7 +685,7 @@ def test_the_best_weights_on_validation_are_kept(tmp_path: Path, monkeypatch: py
 def test_what_grpo_began_with_has_to_be_surely_better_to_be_kept(
     first: list[float], kept: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One right of fifty is no more than one half right; fifty of fifty are."""
+    """2% of fifty problems counts as less than the 1% that comes after it; 100% does not."""
     seen: list[str] = []
     found = iter([share(first), share([0.5] + [0.0] * 49), share([0.0])])
 
@@ -691,11 +694,24 @@ def test_what_grpo_began_with_has_to_be_surely_better_to_be_kept(
         return next(found)
 
     monkeypatch.setattr(grpo_module, "validation_accuracy", validate)
+    said: list[str] = []
+    monkeypatch.setattr(stall_watch, "say", said.append)
     model = tiny_model()
     log = run(model, config(steps=2, evaluate_every=1), tmp_path)
+    lower = [line for line in said if "was 2.0% before the first step and is 1.0%" in line]
+    assert len(lower) == (kept == 1)
     assert [line["val_pass_at_1"] for line in log] == pytest.approx([sum(first) / 50, 0.01])
     assert len(set(seen)) == 3
     assert fingerprint(model) == seen[kept]
+
+
+@pytest.mark.parametrize("keep", ["best", "last"])
+def test_without_validation_problems_the_last_weights_are_left(keep: Keep, tmp_path: Path) -> None:
+    model, last = tiny_model(), tiny_model()
+    log = run(model, config(steps=2, keep=keep), tmp_path / "none", validation=())
+    run(last, config(steps=2, keep="last"), tmp_path / "last")
+    assert fingerprint(model) == fingerprint(last)
+    assert not any("val_pass_at_1" in line for line in log)
 
 
 def test_the_last_weights_count_too_when_the_best_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -579,7 +579,7 @@ def test_the_best_weights_are_kept_and_the_last_of_equals(tmp_path: Path, said: 
     assert value_of(trainer.model) == 6
     trainer.finish("best")
     assert value_of(trainer.model) == 4
-    assert said == ['sft: kept are the weights of step 3, the best on validation (keep = "best").']
+    assert said == ['sft: kept are the weights of step 3 (keep = "best").']
     assert not trainer.model.training
 
 

@@ -31,8 +31,8 @@ class Writing:
     def add(self, written: Sequence[Fresh]) -> str:
         """Take in tokens; nothing more is taken in once the text is finished.
 
-        One by one only where that can be seen, in where a stop is found and a token begins: reading tokens as text is
-        a good part of an answer's work.
+        They are taken one by one only where that matters: for stop texts, and for where in the text each token begins.
+        Reading tokens as text is a good part of an answer's work.
         """
         if self.stops or any(each.look is not None for each in written):
             return "".join(self._add_one(each) for each in written)

@@ -214,3 +214,20 @@ def test_a_full_server_says_when_to_come_back(model: GPT) -> None:
             client.completions.create(model="small", prompt="a", n=3)
         assert caught.value.response.headers["retry-after"] == "1"
         assert client.completions.create(model="small", prompt="a", n=2, max_tokens=2).choices[1].text is not None
+
+
+def test_texts_that_the_clock_cuts_are_what_was_written_by_then() -> None:
+    shelf, asked = Shelf(), {"prompt": PROMPT, "max_tokens": 1000, "n": 2, "seed": 1, "return_token_ids": True}
+    shelf.add("long", model := small_model(block_size=1100))
+    expected = generate(model, PROMPT, n=2, temperature=1.0, top_k=None, max_new_tokens=1000, seed=1)
+    with served(shelf, room=Room(seconds=0.1)) as here:
+        found = here.post("/v1/completions", asked)
+    choices, usage = found["choices"], found["usage"]
+    assert isinstance(choices, list)
+    assert isinstance(usage, dict)
+    for choice, whole in zip(choices, expected, strict=True):
+        ids = choice["token_ids"]
+        assert ids == list(whole.token_ids[: len(ids)])
+        assert choice["text"] == tokenizer_of(model).decode([i for i in ids if i not in tokenizer_of(model).end_ids])
+        assert choice["finish_reason"] == ("length" if len(ids) < len(whole.token_ids) else whole.finish_reason)
+    assert usage["completion_tokens"] == sum(len(choice["token_ids"]) for choice in choices)
