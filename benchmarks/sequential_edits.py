@@ -69,10 +69,14 @@ def main() -> None:
     parser.add_argument("--text", required=True, help="held-out text for the perplexity")
     parser.add_argument("--counts", default="1,10,100,300,1000")
     parser.add_argument("--ways", default=",".join(WAYS))
+    parser.add_argument(
+        "--weight", type=float, default=CONFIG.covariance_weight, help="λ (another one: another --work)"
+    )
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--out", type=Path)
     parser.add_argument("--figure", type=Path)
     chosen = parser.parse_args()
+    config = replace(CONFIG, covariance_weight=chosen.weight)
     counts, ways = [int(count) for count in chosen.counts.split(",")], chosen.ways.split(",")
     model = checkpoint.load(chosen.model)
     facts = different(read_facts(chosen.facts))[: max(counts)]
@@ -81,12 +85,12 @@ def main() -> None:
     held_out = blocks_of(chosen.text, model)[:TEXT_BLOCKS]
     for count in counts:
         for way in ways:
-            point(model, edited[:count], values[:count], way, spare=spare, text=held_out, work=chosen.work)
+            point(model, edited[:count], values[:count], way, config, spare=spare, text=held_out, work=chosen.work)
     points = [read_json(file) for file in sorted(chosen.work.glob("point-*.json"))]
     if chosen.figure is not None:
         for picture in pictures(points):
             save_picture(picture, chosen.figure / f"{picture.name}.svg")
-    record = {"name": "sequential_edits", "model": chosen.model, "settings": asdict(CONFIG), "points": points}
+    record = {"name": "sequential_edits", "model": chosen.model, "settings": asdict(config), "points": points}
     finish(record, chosen.out)
 
 
@@ -117,14 +121,23 @@ def values_of(model: GPT, facts: Sequence[Fact], spare: Tensor, work: Path) -> t
 
 
 def point(
-    model: GPT, edited: Sequence[EditedFact], values: Tensor, way: str, *, spare: Tensor, text: Tensor, work: Path
+    model: GPT,
+    edited: Sequence[EditedFact],
+    values: Tensor,
+    way: str,
+    config: EditConfig,
+    *,
+    spare: Tensor,
+    text: Tensor,
+    work: Path,
 ) -> None:
     """Edit so many facts, measure the model before and with the patch, and keep what was found."""
     count, size = len(edited), WAYS[way]
     file = work / f"point-{count:05d}-{way.replace(' ', '-')}.json"
     if file.exists() or (size is not None and count <= size):  # one batch is all at once
         return
-    started, config = time.perf_counter(), replace(CONFIG, batch_size=size)
+    started = time.perf_counter()
+    config = replace(config, batch_size=size)
     patch = solve_again(model, edited, values, config, covariance_blocks=spare, cache_dir=cache_folder())
     seconds = time.perf_counter() - started
     asked = [each.fact for each in edited[:: -(-count // ASKED)]]
