@@ -53,8 +53,8 @@ def grpo(
 ) -> Trainer:
     """Improve `model` in place on `problems`, and leave its best (or last) weights in it.
 
-    Every completion is kept in the folder `rollouts` beside `log`. Raises UserError for a reward that cannot be found,
-    and, with the state saved, when one fails.
+    Without `validation` the last are left. Every completion is kept in the folder `rollouts` beside `log`. Raises
+    UserError for a reward that cannot be found, and, with the state saved, when one fails.
     """
     tokenizer, adapter = tokenizer_of(model), Lora.of(model, config.lora, seed=seed)
     reference = reference_of(model, adapter) if config.kl_coef > 0 else None
