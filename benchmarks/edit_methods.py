@@ -96,7 +96,7 @@ WAYS: dict[str, Way] = {
     "lora": Way(({"method": "lora", "ft_batch_size": 5, "ft_learning_rate": 1e-3},)),
 }
 BASE = load_recipe("smollm2-edit").edit
-"""Layers 6 to 10, values in six contexts, the full stop behind the answer: found with the package's fifty facts."""
+"""Layers 0 to 10, values in six contexts and a second round, the full stop behind the answer."""
 
 
 @dataclass(frozen=True)

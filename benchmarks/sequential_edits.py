@@ -69,14 +69,16 @@ def main() -> None:
     parser.add_argument("--text", required=True, help="held-out text for the perplexity")
     parser.add_argument("--counts", default="1,10,100,300,1000")
     parser.add_argument("--ways", default=",".join(WAYS))
+    parser.add_argument("--weight", type=float, default=CONFIG.covariance_weight, help="λ (another: another --work)")
     parser.add_argument(
-        "--weight", type=float, default=CONFIG.covariance_weight, help="λ (another one: another --work)"
+        "--first-layer", type=int, default=CONFIG.layers[0], help="up to layer 10 (another: another --work)"
     )
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--out", type=Path)
     parser.add_argument("--figure", type=Path)
     chosen = parser.parse_args()
-    config = replace(CONFIG, covariance_weight=chosen.weight)
+    layers = tuple(range(chosen.first_layer, CONFIG.layers[-1] + 1))
+    config = replace(CONFIG, covariance_weight=chosen.weight, layers=layers)
     counts, ways = [int(count) for count in chosen.counts.split(",")], chosen.ways.split(",")
     model = checkpoint.load(chosen.model)
     facts = different(read_facts(chosen.facts))[: max(counts)]

@@ -27,14 +27,15 @@ from nanogpt_edit.editing.records import Tried
 from nanogpt_edit.editing.refine import OrdinaryText
 from nanogpt_edit.editing.sinks import SinkNorms, sink_norms
 from nanogpt_edit.editing.suffixes import Suffixes, clean_runs, texts_of
-from nanogpt_edit.editing.values import TargetValues, optimise_values
+from nanogpt_edit.editing.values import FOUND, TargetValues, optimise_values
+from nanogpt_edit.model.config import GPTConfig
 from nanogpt_edit.model.gpt import GPT
 
 DEPTHS = (0.36, 0.25, 0.5)
 """Of a last edited layer, the likeliest first: the published ones lie at 0.3 to 0.36 (GPT-J, GPT-2 XL, Llama)."""
+COVARIANCE_BYTES = 2**30  # that those of all edited layers may take
 PROBED_FACTS, PROBE_STEPS = 6, 10
 PROBE_MARGIN = 0.05  # by how much a less likely place must be better
-FOUND = 0.8  # probability from which a value needs no more room
 WIDENINGS = 2  # how often the clamp is doubled for those that found none within it
 AT_BOUND = 0.99  # of the clamp, from which ‖δ‖ has come up against it
 FACTOR, MOST_TRIALS = 3.0, 4  # steps along the line, and how many
@@ -56,6 +57,7 @@ SUITED: dict[str, object] = {
     "n_prefixes": 5,
     "covariance_tokens": 100_000,
     "full_stop": True,
+    "rounds": 2,
 }
 """What holds for pretrained models of any size, as far as they were tried; the defaults are those of `tiny`."""
 
@@ -80,7 +82,7 @@ def choose_layers(
     """Neighbouring layers that end where values are found most easily; which, and why, is said. And what was tried."""
     norms = sink_norms(model, blocks[:TEXT_ROWS, :SINK_TOKENS])
     marks, best = probed(candidate_layers(norms), lambda last: _probe(model, facts, replace(config, layers=(last,))))
-    chosen = group_up_to(best, model.config.n_layer)
+    chosen = group_up_to(best, model.config)
     sinks = [layer for layer, each in enumerate(norms) if each.is_sink]
     told = ", ".join(f"{last} ({mark:.2f})" for last, mark in marks.items())
     say(
@@ -113,10 +115,13 @@ def candidate_layers(norms: Sequence[SinkNorms]) -> list[int]:
     return list(dict.fromkeys(min(ordinary, key=lambda layer: abs(layer - place)) for place in wanted))
 
 
-def group_up_to(last: int, n_layer: int) -> tuple[int, ...]:
-    """A sixth of the layers, at least two and at most five where there are so many, ending at `last`."""
-    width = min(5, max(2, -(-n_layer // 6)), last + 1)
-    return tuple(range(last - width + 1, last + 1))
+def group_up_to(last: int, shape: GPTConfig) -> tuple[int, ...]:
+    """All layers up to `last`: the more share a change, the less of it other text feels (docs/editing.md). Where their
+    covariances would not fit in `COVARIANCE_BYTES`, the last of them, at least two and a sixth of the model, five at
+    most of a large one."""
+    least = min(5, max(2, -(-shape.n_layer // 6)))
+    width = max(least, COVARIANCE_BYTES // (8 * shape.mlp_size**2))
+    return tuple(range(max(0, last + 1 - width), last + 1))
 
 
 def _probe(model: GPT, facts: Sequence[LocatedFact], config: EditConfig) -> float:

@@ -82,7 +82,8 @@ class EditConfig(Settings):
     """memit: how many times the keys of the edited texts' other tokens count. The published method has 0; a small
     model, whose keys resemble each other, needs about 0.1 to keep an edit from disturbing its own prompt."""
     rounds: int = 1
-    """How often the values are found anew, on the weights the round before left, and what is missing is added."""
+    """How often values are found: after the first time on the weights that the round before left, of the facts that
+    have less than probability 0.8 there, and what is missing is added."""
     refine_steps: int = 60
     """memit, alphaedit, emmet: steps of a descent on all residuals together, through the edited weights. The published
     methods have 0; in a small model about 40 make the edit surer and the damage elsewhere much smaller."""

@@ -50,14 +50,7 @@ class Covariance:
 
     def describe(self) -> str:
         """One line for a person."""
-        head = f"covariance of layer {self.layer}: {self.tokens:,} tokens"
-        if not math.isfinite(self.change):
-            return f"{head}, too few to tell whether it has converged; give more text or raise covariance_tokens"
-        verdict = "converged" if self.converged else "not converged; give more text or raise covariance_tokens"
-        return (
-            f"{head}, over the last doubling C changed {self.change:.2%} and its inverse on probe keys "
-            f"{self.solve_change:.2%} ({verdict})"
-        )
+        return description([self])
 
     def sha256(self) -> str:
         """Hash of the matrix, for the record."""
@@ -95,9 +88,25 @@ def collect(
                 for total in sums.values():
                     total.keep()
     results = {layer: total.result(layer, tolerance) for layer, total in sums.items()}
-    for result in results.values():
-        say(result.describe())
+    say(description(list(results.values())))
     return results
+
+
+def description(found: Sequence[Covariance]) -> str:
+    """One line for a person, of what one layer or several have over the same text."""
+    layers = ", ".join(str(each.layer) for each in found)
+    head = f"covariance of layer{'s' * (len(found) > 1)} {layers}: {found[0].tokens:,} tokens"
+    if not all(math.isfinite(each.change) for each in found):
+        return f"{head}, too few to tell whether it has converged; give more text or raise covariance_tokens"
+    change, solve = max(each.change for each in found), max(each.solve_change for each in found)
+    left = sum(not each.converged for each in found)
+    which = "not" if left == len(found) else f"{left} not yet"
+    verdict = f"{which} converged; give more text or raise covariance_tokens" if left else "converged"
+    most = "at most " * (len(found) > 1)
+    return (
+        f"{head}, over the last doubling C changed by {most}{change:.2%} and its inverse on probe keys by "
+        f"{most}{solve:.2%} ({verdict})"
+    )
 
 
 class _Sum:

@@ -40,7 +40,7 @@ from nanogpt_edit.editing.patch import EditedFact, EditPatch, LayerUpdate, on_gr
 from nanogpt_edit.editing.records import Tried
 from nanogpt_edit.editing.refine import OrdinaryText, refine_batch
 from nanogpt_edit.editing.sinks import leave_out_sinks
-from nanogpt_edit.editing.values import TargetValues, optimise_values
+from nanogpt_edit.editing.values import FOUND, TargetValues, optimise_values
 from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.model.tokenizer import tokenizer_of
 
@@ -171,18 +171,31 @@ def _edit_in_batches(
     size = config.facts_at_once(len(located))
     for first in range(0, len(located), size):
         batch = located[first : first + size]
+        if known_values is None:
+            values = optimise_values(model, batch, config)
+        else:
+            values = known_values.part(first, first + size)
         for number in range(config.rounds):
-            if known_values is None:
-                values = optimise_values(model, batch, config)
-            else:
-                values = known_values.part(first, first + size)
+            if number > 0:
+                values = _what_is_missing(model, batch, config)
             if config.anchor_norms:
                 values = anchor(model, batch, values, config.layers[-1])
+            if number == 0:
+                done.append(values)
             write_values(model, batch, values.values, layers, solvers, published=config.published, again=number > 0)
         if config.refines:
             refine_batch(model, batch, config, layers, solvers, text)
-        done.append(values)
     return done
+
+
+def _what_is_missing(model: GPT, batch: Sequence[LocatedFact], config: EditConfig) -> TargetValues:
+    """Values of the facts that the edited weights do not say with probability `FOUND`; of the others what they hold."""
+    lower = replace(config, stop_probability=min(FOUND, config.stop_probability))
+    values = optimise_values(model, batch, lower)
+    if len(batch) > 1:
+        moved = sum(steps > 1 for steps in values.steps)
+        say(f"Edit: {moved} of {len(batch)} facts had less than p {FOUND:g} with the new weights and were added to.")
+    return values
 
 
 def check_edit(model: GPT, facts: Sequence[Fact], config: EditConfig) -> None:

@@ -34,6 +34,7 @@ from nanogpt_edit.model.head import kl_and_slope, kl_only, nll_and_slope, nll_on
 CHUNK_TOKENS = 4096  # tokens of all rows optimised together; bounds memory, does not change the result
 CHUNK_TOKENS_ON_GPU = 16_384
 PUBLISHED_LOSS = 0.05  # of NLL, KL and weight decay together, below which the authors stop
+FOUND = 0.8  # probability from which a fact needs no wider clamp, and no further round
 LONGEST_STEP = 0.3  # of ‖h‖, where the slope is so even that Polyak's would be longer; half of it does as well
 
 Move = Callable[[Tensor, Tensor], None]

@@ -31,6 +31,7 @@ from nanogpt_edit.editing.records import Edit
 from nanogpt_edit.editing.scores import edit_record, score_patch
 from nanogpt_edit.editing.sinks import SinkNorms
 from nanogpt_edit.editing.values import TargetValues
+from nanogpt_edit.model.config import GPTConfig
 from nanogpt_edit.model.gpt import GPT
 
 AUTO = EditConfig(preset="auto")
@@ -45,12 +46,16 @@ def test_layers_by_depth_and_sinks() -> None:
     assert candidate_layers([ORDINARY] * 3 + [SINK] * 9) == [2]
     assert candidate_layers([SINK] * 12) == [4, 3, 5]  # nowhere ordinary: by depth alone
     assert [candidate_layers([ORDINARY] * n) for n in (1, 2, 3)] == [[0], [0], [1, 0]]
-    assert [group_up_to(10, 30), group_up_to(4, 12), group_up_to(1, 3), group_up_to(0, 1)] == [
-        (6, 7, 8, 9, 10),
-        (3, 4),
-        (0, 1),
-        (0,),
-    ]
+
+
+def test_as_many_layers_as_covariances_fit() -> None:
+    """In a GiB of float64: SmolLM2's of 1,536² all (56 would, 56.9 times 18.9 MB), one of 11,008² (0.97 GB)."""
+    smol = GPTConfig(vocab_size=49_216, block_size=8192, n_layer=30, n_head=9, n_embd=576, mlp_dim=1536)
+    assert group_up_to(10, smol) == tuple(range(11))
+    assert group_up_to(60, replace(smol, n_layer=90)) == tuple(range(5, 61))
+    assert group_up_to(11, replace(smol, n_layer=32, mlp_dim=11_008)) == (7, 8, 9, 10, 11)
+    assert group_up_to(3, replace(smol, n_layer=12, mlp_dim=11_008)) == (2, 3)
+    assert group_up_to(0, replace(smol, n_layer=1)) == (0,)
 
 
 def test_layers_are_probed_until_none_could_be_clearly_better() -> None:

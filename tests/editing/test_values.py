@@ -219,6 +219,31 @@ def test_editing_in_sequence_keeps_the_earlier_facts() -> None:
         assert sum(state.new.rank == 1 for state in measure_facts(model, made.facts)) == 4
 
 
+def test_a_further_round_adds_what_the_weights_do_not_say() -> None:
+    """So strong a protection leaves answers unsaid; every round lifts each of them, and the record is the first's."""
+    model, blocks, chances = trained_model(), covariance_blocks(), list[list[float]]()
+    config = replace(CONFIG, covariance_weight=10_000.0, n_prefixes=0, weight_decay=0.0)
+    patches = [
+        edit_model(model, facts(4), replace(config, rounds=rounds), covariance_blocks=blocks) for rounds in (1, 2, 3)
+    ]
+    for made in patches:
+        with made.applied(model):
+            chances.append([state.new.p_token for state in measure_facts(model, made.facts)])
+        assert made.edited == patches[0].edited and torch.equal(made.values, patches[0].values)
+    assert all(a < b < c for a, b, c in zip(*chances, strict=True))
+
+
+def test_a_further_round_leaves_what_is_said_bitwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(editor, "FOUND", 0.5)  # this model's weights say every one of these with 0.6 and more
+    model, blocks = trained_model(), covariance_blocks()
+    once, twice = (
+        edit_model(model, facts(4), replace(CONFIG, n_prefixes=0, rounds=rounds), covariance_blocks=blocks)
+        for rounds in (1, 2)
+    )
+    for layer in (0, 1):
+        assert torch.equal(once.layers[layer].delta(), twice.layers[layer].delta())
+
+
 def test_chunks_of_the_texts_do_not_change_the_layers(monkeypatch: pytest.MonkeyPatch) -> None:
     model, blocks = trained_model(), covariance_blocks()
     config = replace(CONFIG, layers=(0, 1), n_prefixes=1, rounds=2, context_weight=1.0)
