@@ -79,12 +79,17 @@ def grid(**choices: Iterable[object]) -> tuple[Settings, ...]:
     return found
 
 
+BASE = load_recipe("smollm2-edit").edit
+"""Layers 0 to 10, values in six contexts and a second round, the full stop behind the answer."""
 WAYS: dict[str, Way] = {
     "nothing": Way(({},), at_once=0),
     "told one fact": Way(({},), at_once=1),
     "told ten facts": Way(({},), at_once=10),
     "memit": Way(
         grid(method=["memit"], covariance_weight=[30.0, 100.0, 300.0, 1000.0, 3000.0, 10000.0]), shares_values=True
+    ),
+    "memit, λ of the recipe": Way(
+        ({"method": "memit", "covariance_weight": BASE.covariance_weight},), shares_values=True
     ),
     "memit, values of one norm": Way(({"anchor_norms": True},), like="memit"),
     "emmet": Way(({"method": "emmet"},), shares_values=True),
@@ -95,8 +100,6 @@ WAYS: dict[str, Way] = {
     "locft": Way(({"method": "locft", "layers": [20], "ft_batch_size": 5},)),
     "lora": Way(({"method": "lora", "ft_batch_size": 5, "ft_learning_rate": 1e-3},)),
 }
-BASE = load_recipe("smollm2-edit").edit
-"""Layers 0 to 10, values in six contexts and a second round, the full stop behind the answer."""
 
 
 @dataclass(frozen=True)

@@ -51,8 +51,8 @@ CHUNK = 25  # facts whose values are found together, and kept
 ASKED = 200  # facts of a point that are asked
 TEXT_BLOCKS, BLOCK = 16, 256
 CONFIG = EditConfig(
-    layers=(6, 7, 8, 9, 10), covariance_weight=300.0, context_weight=0.0, refine_steps=0, learning_rate=0.5, steps=25,
-    clamp=2.0, weight_decay=0.5, stop_probability=0.95, n_prefixes=2, prefix_tokens=8, full_stop=True,
+    layers=tuple(range(11)), covariance_weight=1000.0, rounds=2, context_weight=0.0, refine_steps=0, learning_rate=0.5,
+    steps=25, clamp=2.0, weight_decay=0.5, stop_probability=0.95, n_prefixes=2, prefix_tokens=8, full_stop=True,
     covariance_tokens=65_536,
 )  # fmt: skip
 WAYS = {"at once": None, "batches of 100": 100, "batches of 10": 10}
@@ -70,15 +70,11 @@ def main() -> None:
     parser.add_argument("--counts", default="1,10,100,300,1000")
     parser.add_argument("--ways", default=",".join(WAYS))
     parser.add_argument("--weight", type=float, default=CONFIG.covariance_weight, help="λ (another: another --work)")
-    parser.add_argument(
-        "--first-layer", type=int, default=CONFIG.layers[0], help="up to layer 10 (another: another --work)"
-    )
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--out", type=Path)
     parser.add_argument("--figure", type=Path)
     chosen = parser.parse_args()
-    layers = tuple(range(chosen.first_layer, CONFIG.layers[-1] + 1))
-    config = replace(CONFIG, covariance_weight=chosen.weight, layers=layers)
+    config = replace(CONFIG, covariance_weight=chosen.weight)
     counts, ways = [int(count) for count in chosen.counts.split(",")], chosen.ways.split(",")
     model = checkpoint.load(chosen.model)
     facts = different(read_facts(chosen.facts))[: max(counts)]

@@ -71,7 +71,8 @@ def solve_again(
     covariance_blocks: Tensor | None = None,
     cache_dir: Path | None = None,
 ) -> EditPatch:
-    """As `edit_model`, with values v* (N, D) known from earlier patches: only keys and weights are computed anew."""
+    """As `edit_model`, with values v* (N, D) known from earlier patches: only keys and weights are computed
+    anew, and in further `rounds` what these weights do not say."""
     if config.method not in METHODS:  # named by a file: nothing that it names is imported
         raise UserError(f"a patch of {config.method}, a method of your own, is not solved again; edit anew with it.")
     known = TargetValues(
