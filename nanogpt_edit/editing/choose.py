@@ -310,7 +310,7 @@ def gather_ahead(model: GPT, config: EditConfig, blocks: Tensor, cache_dir: Path
     covariances(
         model.to(torch.promote_types(model.dtype, torch.float32)),  # as it is edited
         blocks,
-        layers=group_up_to(last, model.config.n_layer),
+        layers=group_up_to(last, model.config),
         max_tokens=config.covariance_tokens,
         tolerance=config.covariance_tolerance,
         cache_dir=cache_dir,
