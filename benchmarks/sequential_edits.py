@@ -2,9 +2,10 @@
 
 The values of all facts are found once, on the untouched model (a value does not depend on the other facts), and kept in
 `--work`; every point then solves for the weights of the first so many facts, all at once or in batches of 100 or 10,
-each on the weights that the ones before left, and measures: the new answer at rank 1 and on paraphrases p(new) >
-p(true) (of at most `ASKED` facts, evenly taken), their neighbours, simple arithmetic, and the perplexity of held-out
-text. A file per point: an interrupted run goes on.
+each on the weights that the ones before left, with a second round for what these do not say, and measures: the new
+answer at rank 1 and on paraphrases p(new) > p(true) (of at most `ASKED` facts, evenly taken), their neighbours, simple
+arithmetic, and the perplexity of held-out text. A file per point: an interrupted run goes on. Other settings take
+another `--work`.
 
     python benchmarks/sequential_edits.py MODEL counterfact.json --spare wiki.valid.raw --text wiki.test.raw \\
         --work runs/sequential --out benchmarks/results/sequential_edits.json --figure docs
@@ -109,7 +110,9 @@ def values_of(model: GPT, facts: Sequence[Fact], spare: Tensor, work: Path) -> t
         file = work / f"values-{first:05d}.safetensors"
         chunk = facts[first : first + CHUNK]
         if not file.exists():
-            found = edit_model(model, chunk, CONFIG, covariance_blocks=spare, cache_dir=cache_folder())
+            found = edit_model(
+                model, chunk, replace(CONFIG, rounds=1), covariance_blocks=spare, cache_dir=cache_folder()
+            )
             save_patch(found, file)
             say(f"values of {first + len(chunk)} of {len(facts)} facts, {found.seconds:.0f} s")
         patch = load_patch(file)

@@ -21,6 +21,7 @@ from torch import Tensor
 from nanogpt_edit.common.terminal import progress, say
 from nanogpt_edit.editing.config import EditConfig
 from nanogpt_edit.editing.contexts import LocatedFact, TokenRow
+from nanogpt_edit.editing.covariance import in_words
 from nanogpt_edit.editing.covariance_cache import covariances
 from nanogpt_edit.editing.methods.memit import EditedLayer, LayerSolver, write_values
 from nanogpt_edit.editing.records import Tried
@@ -33,7 +34,7 @@ from nanogpt_edit.model.gpt import GPT
 
 DEPTHS = (0.36, 0.25, 0.5)
 """Of a last edited layer, the likeliest first: the published ones lie at 0.3 to 0.36 (GPT-J, GPT-2 XL, Llama)."""
-COVARIANCE_BYTES = 2**30  # that those of all edited layers may take
+COVARIANCE_BYTES = 2**30  # that C of all edited layers may take; their factors take as much again
 PROBED_FACTS, PROBE_STEPS = 6, 10
 PROBE_MARGIN = 0.05  # by how much a less likely place must be better
 WIDENINGS = 2  # how often the clamp is doubled for those that found none within it
@@ -79,15 +80,16 @@ class Trial:
 def choose_layers(
     model: GPT, facts: Sequence[LocatedFact], config: EditConfig, blocks: Tensor
 ) -> tuple[tuple[int, ...], tuple[Tried, ...]]:
-    """Neighbouring layers that end where values are found most easily; which, and why, is said. And what was tried."""
+    """Neighbours that end where values are found most easily; which, and why, is said. And what was tried."""
     norms = sink_norms(model, blocks[:TEXT_ROWS, :SINK_TOKENS])
     marks, best = probed(candidate_layers(norms), lambda last: _probe(model, facts, replace(config, layers=(last,))))
-    chosen = group_up_to(best, model.config)
+    share = len(facts) > 1 and config.traits.finds_values  # of one fact alone other text feels nothing
+    chosen = group_up_to(best, model.config, share=share) if config.traits.many_layers else (best,)
     sinks = [layer for layer, each in enumerate(norms) if each.is_sink]
     told = ", ".join(f"{last} ({mark:.2f})" for last, mark in marks.items())
     say(
-        f"Edit: layers {chosen[0]} to {chosen[-1]} of {model.config.n_layer}. Probability of the new answers after "
-        f"{PROBE_STEPS} steps with a value at layer {told}; the first token of a text is a sink "
+        f"Edit: layer{'s' * (len(chosen) > 1)} {in_words(chosen)} of {model.config.n_layer}. Probability of the new "
+        f"answers after {PROBE_STEPS} steps with a value at layer {told}; the first token of a text is a sink "
         f"{'after layers ' + ', '.join(map(str, sinks)) if sinks else 'nowhere'}."
     )
     return chosen, tuple(Tried("layers", last, mark, chosen=last == best) for last, mark in marks.items())
@@ -115,12 +117,13 @@ def candidate_layers(norms: Sequence[SinkNorms]) -> list[int]:
     return list(dict.fromkeys(min(ordinary, key=lambda layer: abs(layer - place)) for place in wanted))
 
 
-def group_up_to(last: int, shape: GPTConfig) -> tuple[int, ...]:
-    """All layers up to `last`: the more share a change, the less of it other text feels (docs/editing.md). Where their
-    covariances would not fit in `COVARIANCE_BYTES`, the last of them, at least two and a sixth of the model, five at
-    most of a large one."""
-    least = min(5, max(2, -(-shape.n_layer // 6)))
-    width = max(least, COVARIANCE_BYTES // (8 * shape.mlp_size**2))
+def group_up_to(last: int, shape: GPTConfig, *, share: bool = True) -> tuple[int, ...]:
+    """The layers up to `last` that change: a sixth of the model's, but two to five; where many facts `share` them, all
+    whose C fit in `COVARIANCE_BYTES`, for the more layers share a change, the less of it other text feels
+    (docs/editing.md)."""
+    width = min(5, max(2, -(-shape.n_layer // 6)))
+    if share:
+        width = max(width, COVARIANCE_BYTES // (8 * shape.mlp_size**2))
     return tuple(range(max(0, last + 1 - width), last + 1))
 
 
@@ -294,7 +297,7 @@ def suited(
     width = model.config.mlp_size
     found = {**SUITED, "covariance_weight": width / 5, "prefix_tokens": min(10, model.config.block_size // 8)}
     if len(facts) == 1:  # found in fewer steps; of many at once the weights would take up less
-        found["descent"] = "polyak"
+        found |= {"descent": "polyak", "rounds": 1}
     ungiven = [name for name in found if not config.is_given(name)]
     config = config.with_fields({name: found[name] for name in ungiven})
     if blocks is not None and not config.is_given("layers"):

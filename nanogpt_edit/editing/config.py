@@ -82,8 +82,8 @@ class EditConfig(Settings):
     """memit: how many times the keys of the edited texts' other tokens count. The published method has 0; a small
     model, whose keys resemble each other, needs about 0.1 to keep an edit from disturbing its own prompt."""
     rounds: int = 1
-    """How often values are found: after the first time on the weights that the round before left, of the facts that
-    have less than probability 0.8 there, and what is missing is added."""
+    """Of methods that find values: how often. Each further round looks at the facts that the edited model says with
+    less than p 0.8 (or `stop_probability`, if that is less), finds what they need on top, and adds it."""
     refine_steps: int = 60
     """memit, alphaedit, emmet: steps of a descent on all residuals together, through the edited weights. The published
     methods have 0; in a small model about 40 make the edit surer and the damage elsewhere much smaller."""
@@ -237,8 +237,8 @@ class SweepConfig(Settings):
     single_layers: int = 12
     """Most layers tried alone; of more, as many are taken at even distances."""
     spans: tuple[int, ...] = (2, 3, 5)
-    """Widths of the groups of layers tried: of each width all that hold the best single layer (not where one layer is
-    edited)."""
+    """Widths of the groups of layers tried: of each width all that hold the best single layer, and all layers up to it
+    (not where one layer is edited)."""
     strengths: tuple[float, ...] = (1 / 30, 1 / 10, 1 / 3, 3.0, 10.0, 30.0)
     """Factors on the starting λ (memit's covariance_weight, alphaedit's ridge, ft's norm_constraint, …)."""
     clamps: tuple[float, ...] = (0.75, 1.5, 3.0, 6.0)

@@ -94,19 +94,30 @@ def collect(
 
 def description(found: Sequence[Covariance]) -> str:
     """One line for a person, of what one layer or several have over the same text."""
-    layers = ", ".join(str(each.layer) for each in found)
-    head = f"covariance of layer{'s' * (len(found) > 1)} {layers}: {found[0].tokens:,} tokens"
+    several = len(found) > 1
+    head = f"covariance of layer{'s' * several} {in_words([c.layer for c in found])}: {found[0].tokens:,} tokens"
     if not all(math.isfinite(each.change) for each in found):
         return f"{head}, too few to tell whether it has converged; give more text or raise covariance_tokens"
     change, solve = max(each.change for each in found), max(each.solve_change for each in found)
-    left = sum(not each.converged for each in found)
-    which = "not" if left == len(found) else f"{left} not yet"
-    verdict = f"{which} converged; give more text or raise covariance_tokens" if left else "converged"
-    most = "at most " * (len(found) > 1)
+    left = [each.layer for each in found if not each.converged]
+    which = f": {in_words(left)}" if len(left) < len(found) else ""
+    verdict = f"not converged{which}; give more text or raise covariance_tokens" if left else "converged"
+    most = "at most " * several
     return (
         f"{head}, over the last doubling C changed by {most}{change:.2%} and its inverse on probe keys by "
         f"{most}{solve:.2%} ({verdict})"
     )
+
+
+def in_words(layers: Sequence[int]) -> str:
+    """[0, 1, 2, 4] -> '0 to 2, 4'; the layers ascend."""
+    runs = [[layer] for layer in layers[:1]]
+    for layer in layers[1:]:
+        if layer == runs[-1][-1] + 1:
+            runs[-1].append(layer)
+        else:
+            runs.append([layer])
+    return ", ".join(f"{run[0]} to {run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)
 
 
 class _Sum:

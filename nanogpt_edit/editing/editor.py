@@ -168,35 +168,32 @@ def _edit_in_batches(
     """The values of all batches in turn; their changes stay in the model."""
     text = OrdinaryText.of(model, blocks, config) if config.refines and config.refine_kl > 0 else None
     done: list[TargetValues] = []
-    anchor = NormAnchor()
+    anchor, added = NormAnchor(), set[int]()
     size = config.facts_at_once(len(located))
+    unsaid = replace(config, stop_probability=min(FOUND, config.stop_probability))
     for first in range(0, len(located), size):
         batch = located[first : first + size]
         if known_values is None:
             values = optimise_values(model, batch, config)
         else:
             values = known_values.part(first, first + size)
-        for number in range(config.rounds):
-            if number > 0:
-                values = _what_is_missing(model, batch, config)
-            if config.anchor_norms:
-                values = anchor(model, batch, values, config.layers[-1])
-            if number == 0:
-                done.append(values)
-            write_values(model, batch, values.values, layers, solvers, published=config.published, again=number > 0)
+        if config.anchor_norms:
+            values = anchor(model, batch, values, config.layers[-1])
+        done.append(values)
+        write_values(model, batch, values.values, layers, solvers, published=config.published)
+        for _ in range(config.rounds - 1):
+            values = optimise_values(model, batch, unsaid)
+            missing = {first + i for i, shift in enumerate(values.shifts) if shift > 0}
+            if not missing:
+                break
+            write_values(model, batch, values.values, layers, solvers, again=True)
+            added |= missing
         if config.refines:
             refine_batch(model, batch, config, layers, solvers, text)
+    if added:
+        most = f"p {unsaid.stop_probability:g}"
+        say(f"Edit: {len(added)} of {len(located)} facts had less than {most} with the new weights and were added to.")
     return done
-
-
-def _what_is_missing(model: GPT, batch: Sequence[LocatedFact], config: EditConfig) -> TargetValues:
-    """Values of the facts that the edited weights do not say with probability `FOUND`; of the others what they hold."""
-    lower = replace(config, stop_probability=min(FOUND, config.stop_probability))
-    values = optimise_values(model, batch, lower)
-    if len(batch) > 1:
-        moved = sum(steps > 1 for steps in values.steps)
-        say(f"Edit: {moved} of {len(batch)} facts had less than p {FOUND:g} with the new weights and were added to.")
-    return values
 
 
 def check_edit(model: GPT, facts: Sequence[Fact], config: EditConfig) -> None:

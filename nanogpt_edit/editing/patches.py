@@ -1,9 +1,10 @@
 """Patches as things to work with: drop a fact, merge two, see what differs, move to other weights.
 
 What can be done from the patch alone is done from it. Dropping facts solves every layer again without their keys, with
-the remaining keys and residuals as they were found: exact for the first edited layer; in the later ones the others'
-residuals still hold the little that the dropped facts had moved them. `rebase` and `merge` need the model: they take
-new keys and residuals on its weights.
+the remaining keys and residuals as they were found: exact for the first edited layer of an edit of one round; in later
+layers, and of later rounds, the others' residuals still hold the little that the dropped facts had moved them. `rebase`
+and `merge` need the model: they take new keys and residuals on its weights, and look again for what is unsaid where the
+edit had more rounds than one.
 """
 
 from __future__ import annotations

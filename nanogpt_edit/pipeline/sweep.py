@@ -119,7 +119,8 @@ def _candidates(step: str, best: EditConfig, grid: SweepConfig, n_layer: int) ->
         layers = sorted({round(i * (n_layer - 1) / max(1, count - 1)) for i in range(count)})
         yield from (replace(best, layers=(layer,)) for layer in layers)
     elif step == "layers together" and best.traits.many_layers:
-        yield from (replace(best, layers=layers) for layers in _groups_around(best.layers[-1], grid.spans, n_layer))
+        groups = [*_groups_around(best.layers[-1], grid.spans, n_layer), tuple(range(best.layers[-1] + 1))]
+        yield from (replace(best, layers=layers) for layers in dict.fromkeys(groups) if len(layers) > 1)
     elif step == "strength" and (name := best.traits.strength):
         now = float(getattr(best, name))
         yield from (_with(best, name, now * factor) for factor in grid.strengths)

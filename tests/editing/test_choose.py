@@ -56,6 +56,7 @@ def test_as_many_layers_as_covariances_fit() -> None:
     assert group_up_to(11, replace(smol, n_layer=32, mlp_dim=11_008)) == (7, 8, 9, 10, 11)
     assert group_up_to(3, replace(smol, n_layer=12, mlp_dim=11_008)) == (2, 3)
     assert group_up_to(0, replace(smol, n_layer=1)) == (0,)
+    assert group_up_to(10, smol, share=False) == (6, 7, 8, 9, 10)
 
 
 def test_layers_are_probed_until_none_could_be_clearly_better() -> None:

@@ -19,7 +19,7 @@ from nanogpt_edit.common.files import cache_folder
 from nanogpt_edit.common.sizes import size_in_words
 from nanogpt_edit.editing import covariance as covariance_module
 from nanogpt_edit.editing import covariance_cache
-from nanogpt_edit.editing.covariance import Covariance, collect, description
+from nanogpt_edit.editing.covariance import Covariance, collect, description, in_words
 from nanogpt_edit.editing.covariance_cache import (
     cached_covariances,
     clear_covariances,
@@ -61,8 +61,9 @@ def test_it_stops_when_converged_and_says_how_far(model: GPT, monkeypatch: pytes
     assert 0 < strict.change < loose[0].change
     assert f"by {strict.change:.2%} and" in description([strict]) and "(not converged; " in description([strict])
     both = description([loose[0], replace(strict, layer=1)])
-    assert both.startswith("covariance of layers 0, 1: 960 tokens, over the last doubling C changed by at most ")
-    assert both.endswith("(1 not yet converged; give more text or raise covariance_tokens)")
+    assert both.startswith("covariance of layers 0 to 1: 960 tokens, over the last doubling C changed by at most ")
+    assert both.endswith("(not converged: 1; give more text or raise covariance_tokens)")
+    assert [in_words(each) for each in ([3], [0, 1, 2, 4], [1, 3, 4])] == ["3", "0 to 2, 4", "1, 3 to 4"]
 
 
 def test_the_change_is_between_half_and_all_of_the_tokens(model: GPT, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -80,6 +80,7 @@ def test_what_is_tried_by_hand() -> None:
         (1, 2),
         (2, 3),
         *(tuple(range(i, i + 5)) for i in range(3)),
+        (0, 1, 2),  # all up to the best one
     ]
     assert [c.covariance_weight for c in tried("strength", START)] == [10.0, 40.0]
     assert [c.clamp for c in tried("clamp", START)] == [1.0]  # 3.0 is what it has
