@@ -206,7 +206,7 @@ def painter(points: Sequence[dict[str, object]], scores: Sequence[str]) -> Calla
         for way, (role, style) in LINES.items():
             for score, width in zip(scores, (1.6, 0.8), strict=False):
                 line = curve(points, way, score)
-                if line:
+                if line and any(point["way"] == way for point in points):
                     label = way if width > 1 else None
                     axes.plot(*zip(*line, strict=True), style, color=colour(role), lw=width, marker="o", markersize=3,
                               label=label)  # fmt: skip
