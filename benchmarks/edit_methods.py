@@ -229,9 +229,7 @@ class Bench:
         """memit's edit of all facts of a part, for their values; those that found none looked with a wider clamp."""
         path = self.work / f"values-{part}.safetensors"
         if not path.exists():
-            config = replace(
-                BASE, preset="auto", given=("layers", "covariance_weight"), covariance_tokens=100_000, rounds=1
-            )
+            config = replace(BASE, preset="auto", given=("layers", "covariance_weight"), covariance_tokens=100_000)
             patch = edit_model(
                 self.model, self.parts[part], config, covariance_blocks=self.spared, cache_dir=self.work / "cache"
             )

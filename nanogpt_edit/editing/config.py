@@ -237,8 +237,8 @@ class SweepConfig(Settings):
     single_layers: int = 12
     """Most layers tried alone; of more, as many are taken at even distances."""
     spans: tuple[int, ...] = (2, 3, 5)
-    """Widths of the groups of layers tried: of each width all that hold the best single layer, and all layers up to it
-    (not where one layer is edited)."""
+    """Widths of the groups of layers tried: of each width all that hold the best single layer, and the layers up to it
+    that `auto` would take (not where one layer is edited)."""
     strengths: tuple[float, ...] = (1 / 30, 1 / 10, 1 / 3, 3.0, 10.0, 30.0)
     """Factors on the starting λ (memit's covariance_weight, alphaedit's ridge, ft's norm_constraint, …)."""
     clamps: tuple[float, ...] = (0.75, 1.5, 3.0, 6.0)

@@ -26,12 +26,14 @@ from nanogpt_edit.common.files import append_jsonl
 from nanogpt_edit.common.records import read_jsonl_as
 from nanogpt_edit.common.terminal import say
 from nanogpt_edit.data.facts import Fact
+from nanogpt_edit.editing.choose import group_up_to
 from nanogpt_edit.editing.config import EditConfig, SweepConfig
 from nanogpt_edit.editing.editor import edit_model
 from nanogpt_edit.editing.records import EditScores
 from nanogpt_edit.editing.scores import compare_states, score_patch
 from nanogpt_edit.evaluation.facts import FactState, measure_facts
 from nanogpt_edit.evaluation.perplexity import block_nats
+from nanogpt_edit.model.config import GPTConfig
 from nanogpt_edit.model.gpt import GPT
 
 FEWEST_FACTS = 4
@@ -105,21 +107,22 @@ def sweep(
     best, trials = start, []
     say(HEADER)
     for step in ("layers alone", "layers together", "strength", "clamp", "kl_coef"):
-        tried = [(config, trier.run(step, config)) for config in _candidates(step, best, grid, model.config.n_layer)]
+        tried = [(config, trier.run(step, config)) for config in _candidates(step, best, grid, model.config)]
         trials += [trial for _, trial in tried]
         best = max(((best, trier.known(best)), *tried), key=lambda pair: pair[1].mark if pair[1] else -1.0)[0]
     patch = edit_model(model, facts[1::2], best, covariance_blocks=covariance_blocks, cache_dir=cache_dir)
     return Sweep(tuple(trials), best, score_patch(model, patch, text=text))
 
 
-def _candidates(step: str, best: EditConfig, grid: SweepConfig, n_layer: int) -> Iterator[EditConfig]:
+def _candidates(step: str, best: EditConfig, grid: SweepConfig, shape: GPTConfig) -> Iterator[EditConfig]:
     """What is tried in one step, the settings so far being `best`."""
     if step == "layers alone":
+        n_layer = shape.n_layer
         count = min(grid.single_layers, n_layer)
         layers = sorted({round(i * (n_layer - 1) / max(1, count - 1)) for i in range(count)})
         yield from (replace(best, layers=(layer,)) for layer in layers)
     elif step == "layers together" and best.traits.many_layers:
-        groups = [*_groups_around(best.layers[-1], grid.spans, n_layer), tuple(range(best.layers[-1] + 1))]
+        groups = [*_groups_around(best.layers[-1], grid.spans, shape.n_layer), group_up_to(best.layers[-1], shape)]
         yield from (replace(best, layers=layers) for layers in dict.fromkeys(groups) if len(layers) > 1)
     elif step == "strength" and (name := best.traits.strength):
         now = float(getattr(best, name))

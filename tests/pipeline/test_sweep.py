@@ -15,6 +15,7 @@ from nanogpt_edit.common.errors import UserError
 from nanogpt_edit.common.files import write_jsonl
 from nanogpt_edit.data.fact_files import fact_to_record
 from nanogpt_edit.editing.config import EditConfig, SweepConfig
+from nanogpt_edit.model.config import GPTConfig
 from nanogpt_edit.pipeline import sweep as sweep_module
 from nanogpt_edit.pipeline.sweep import _candidates, _groups_around, mark, read_trials, sweep
 
@@ -72,8 +73,10 @@ def test_an_interrupted_sweep_goes_on(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_what_is_tried_by_hand() -> None:
     grid = SweepConfig(single_layers=3, spans=(2, 5), strengths=(0.5, 2.0), clamps=(1.0, 3.0), kl_coefs=(0.0,))
 
+    twelve = GPTConfig(vocab_size=8, block_size=8, n_layer=12, n_head=1, n_embd=8)
+
     def tried(step: str, config: EditConfig) -> list[EditConfig]:
-        return list(_candidates(step, config, grid, 12))
+        return list(_candidates(step, config, grid, twelve))
 
     assert [c.layers for c in tried("layers alone", START)] == [(0,), (6,), (11,)]  # of twelve, at even distances
     assert [c.layers for c in tried("layers together", START)] == [
