@@ -130,9 +130,12 @@ def first_rows(counts: Sequence[int]) -> list[int]:
 
 
 def in_chunks(facts: Sequence[LocatedFact], tokens: int) -> list[list[LocatedFact]]:
-    """The facts in groups whose texts hold at most so many tokens (or one fact)."""
+    """The facts in groups of about the same size, whose texts hold at most so many tokens (or one fact)."""
 
     def needed(fact: LocatedFact) -> int:
         return sum(len(row.token_ids) + len(fact.target_ids) for row in (*fact.contexts, fact.essence))
 
-    return list(within_budget(facts, needed, max_tokens=tokens))
+    sizes = [needed(fact) for fact in facts]
+    groups = -(-sum(sizes) // tokens)
+    even = sum(sizes) // groups + max(sizes)  # with less, the last tokens would need one group more
+    return list(within_budget(facts, needed, max_tokens=min(tokens, even)))

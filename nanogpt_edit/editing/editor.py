@@ -41,6 +41,7 @@ from nanogpt_edit.editing.records import Tried
 from nanogpt_edit.editing.refine import OrdinaryText, refine_batch
 from nanogpt_edit.editing.sinks import leave_out_sinks
 from nanogpt_edit.editing.values import FOUND, TargetValues, optimise_values
+from nanogpt_edit.model.frozen import freeze, thaw
 from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.model.tokenizer import tokenizer_of
 
@@ -132,8 +133,9 @@ def _edit(
 
 @contextmanager
 def _lent(model: GPT, config: EditConfig) -> Iterator[dict[int, EditedLayer]]:
-    """The model in at least float32, to be edited in these layers; afterwards it is bitwise what it was."""
-    was_training, dtype = model.training, model.dtype
+    """The model in at least float32 and without slopes of its own, to be edited in these layers; afterwards it is
+    bitwise what it was."""
+    was_training, dtype, learning = model.training, model.dtype, freeze(model.parameters())
     model.eval().to(torch.promote_types(dtype, torch.float32))  # exact, there and back
     layers = {layer: EditedLayer(model, layer) for layer in config.edited_layers}
     try:
@@ -142,6 +144,7 @@ def _lent(model: GPT, config: EditConfig) -> Iterator[dict[int, EditedLayer]]:
         for layer in layers.values():
             layer.restore()
         model.to(dtype).train(was_training)
+        thaw(learning)
 
 
 def _ordinary_keys(model: GPT, blocks: Tensor, config: EditConfig, cache_dir: Path | None) -> dict[int, Covariance]:

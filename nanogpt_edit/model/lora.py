@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from nanogpt_edit.common.distributed import gathered
 from nanogpt_edit.common.errors import UserError
+from nanogpt_edit.model.frozen import freeze, thaw
 from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.model.linear import Linear, product_of
 from nanogpt_edit.model.lora_config import LAYERS, LoraConfig
@@ -83,9 +84,7 @@ class Lora(nn.Module):
 
     def attach(self, model: GPT) -> None:
         """From here on the model computes with the changes, and its own weights have no slopes."""
-        self._frozen = [weight for weight in model.parameters() if weight.requires_grad]
-        for weight in self._frozen:
-            weight.requires_grad_(False)
+        self._frozen = freeze(model.parameters())
         for index, layer in enumerate(self._layers(model)):
             layer.adapter = Path(self, index)
 
@@ -93,8 +92,7 @@ class Lora(nn.Module):
         """Undo `attach`."""
         for layer in self._layers(model):
             layer.adapter = None
-        for weight in self._frozen:
-            weight.requires_grad_()
+        thaw(self._frozen)
         self._frozen = []
 
     @contextmanager

@@ -17,6 +17,7 @@ from nanogpt_edit.editing.records import OF_PART, EditScores
 from nanogpt_edit.engine.completion import COMPLETION_BYTES
 from nanogpt_edit.evaluation.facts import FACT_GROUPS
 from nanogpt_edit.evaluation.suite import problem_metric_names
+from nanogpt_edit.model.frozen import weights_under
 from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.model.lora import check_rank
 from nanogpt_edit.model.size import parameter_count
@@ -27,7 +28,6 @@ from nanogpt_edit.pipeline.recipe import ModelConfig, Recipe
 from nanogpt_edit.pipeline.records import timed
 from nanogpt_edit.report.expect import check_expectations
 from nanogpt_edit.training.config import TuningConfig
-from nanogpt_edit.training.frozen import weights_under
 from nanogpt_edit.training.pretrain import check_window
 from nanogpt_edit.training.rewards import find_reward
 from nanogpt_edit.training.sft import problems_per_step

@@ -28,11 +28,11 @@ from nanogpt_edit.common.records import Place, to_value
 from nanogpt_edit.common.stopping import SIGNALS, Stopped
 from nanogpt_edit.common.terminal import progress, say
 from nanogpt_edit.model.compiled import compiled_blocks
+from nanogpt_edit.model.frozen import freeze, thaw, weights_under
 from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.model.lora import Lora
 from nanogpt_edit.training import states
 from nanogpt_edit.training.config import Keep, LoopConfig, schedule_at
-from nanogpt_edit.training.frozen import weights_under
 from nanogpt_edit.training.log_lines import write_line
 from nanogpt_edit.training.optimizers import make_optimizers
 from nanogpt_edit.training.parallel import Parallel, tokens_at_once
@@ -75,9 +75,7 @@ class Trainer:
         self.shard = shard
         model.activation_checkpointing = config.activation_checkpointing
         self.tokens_at_once = tokens_at_once(model, config)
-        self._frozen = [weight for weight in weights_under(model, frozen) if weight.requires_grad]
-        for weight in self._frozen:  # now, for what divides the model over processes looks at what learns
-            weight.requires_grad_(False)
+        self._frozen = freeze(weights_under(model, frozen))  # before the model is divided over processes
         if lora is not None:
             say(f"{label}: {lora.describe(model)}; the learning rate is {config.learning_rate:g}.")
             lora.attach(model)
@@ -192,7 +190,7 @@ class Trainer:
             if keep == "both":
                 self._unmerged = {name: self.model.get_parameter(name).clone() for name in self.lora.factors()}
             self.lora.merge(self.model)
-        self._thaw()
+        thaw(self._frozen)
         self.model.activation_checkpointing = False
         self.model.eval()
         return best
@@ -238,12 +236,8 @@ class Trainer:
         except BaseException:
             if self.lora is not None:
                 self.lora.detach(self.model)
-            self._thaw()
+            thaw(self._frozen)
             raise
-
-    def _thaw(self) -> None:
-        for weight in self._frozen:
-            weight.requires_grad_()
 
     def _stop_in_step(self) -> None:
         """A step has been cut short. Until it changes the weights, they are those of its start, and can be kept."""

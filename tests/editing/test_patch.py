@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +14,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from nanogpt_edit.common.errors import UserError
+from nanogpt_edit.editing import editor
+from nanogpt_edit.editing.config import Method
+from nanogpt_edit.editing.contexts import LocatedFact
 from nanogpt_edit.editing.editor import edit_model, solve_again
 from nanogpt_edit.editing.patch import (
     EditPatch,
@@ -75,6 +79,25 @@ def test_a_failed_edit_leaves_the_model_as_it_was(model: GPT, monkeypatch: pytes
         edit_model(model, facts(3), CONFIG, covariance_blocks=covariance_blocks())
     assert calls == [False, True]  # the first layer had been changed when it failed
     assert same(before, model)
+    assert all(weight.requires_grad for weight in model.parameters())
+
+
+@pytest.mark.parametrize("method", ["memit", "ft", "locft", "lora", "ultraedit"])
+def test_weights_have_no_slopes_while_they_are_edited_and_those_they_had_afterwards(
+    method: Method, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, seen = random_model("llama"), list[bool]()
+    asked = model.embed.weight.requires_grad_(False)  # frozen by whoever lends the model
+    located = editor.locate_facts
+
+    def look(*args: Any, **kwargs: Any) -> tuple[LocatedFact, ...]:
+        seen.append(any(weight.requires_grad for weight in model.parameters()))
+        return located(*args, **kwargs)
+
+    monkeypatch.setattr(editor, "locate_facts", look)
+    edit_model(model, facts(2), replace(CONFIG, method=method, steps=2), covariance_blocks=covariance_blocks())
+    assert seen == [False]
+    assert all(weight.requires_grad == (weight is not asked) for weight in model.parameters())
 
 
 def test_inside_with_the_model_is_edited_and_afterwards_bitwise_restored(model: GPT, patch: EditPatch) -> None:

@@ -135,6 +135,20 @@ def test_polyaks_steps_are_fewer_and_shorter() -> None:
     assert all(shift < other for shift, other in zip(polyak.shifts, adam.shifts, strict=True))
 
 
+@given(lengths=st.lists(st.integers(1, 30), min_size=1, max_size=20), tokens=st.integers(1, 120))
+def test_groups_of_facts_are_even_and_no_more_than_are_needed(lengths: list[int], tokens: int) -> None:
+    one = located(random_model("gpt2"), 1)[0]
+    empty = replace(one, contexts=(), target_ids=())
+    some = [replace(empty, essence=replace(one.essence, token_ids=(0,) * length)) for length in lengths]
+    groups = contexts.in_chunks(some, tokens)
+    sizes = [sum(len(fact.essence.token_ids) for fact in group) for group in groups]
+    assert [fact for group in groups for fact in group] == some
+    assert all(size <= tokens or len(group) == 1 for size, group in zip(sizes, groups, strict=True))
+    needed = -(-sum(lengths) // tokens)
+    if needed * tokens >= sum(lengths) + needed * max(lengths):  # room enough to divide them evenly
+        assert len(groups) <= needed and max(sizes) <= sum(lengths) // needed + max(lengths)
+
+
 @pytest.mark.parametrize("descent", ["adam", "polyak"])
 def test_one_batch_equals_single_runs(model: GPT, descent: Descent) -> None:
     config = replace(CONFIG, steps=8, stop_probability=0.3, descent=descent)

@@ -11,8 +11,8 @@ import torch
 from tiny_stages import tiny_model
 
 from nanogpt_edit.common.errors import UserError
+from nanogpt_edit.model.frozen import weights_under
 from nanogpt_edit.model.lora_config import LoraConfig
-from nanogpt_edit.training.frozen import weights_under
 from nanogpt_edit.training.sft_config import SFTConfig
 
 

@@ -1,12 +1,30 @@
-"""Parts of a model that do not learn while the others do: matrices that edits have written into, say."""
+"""Weights that do not learn: no slopes are taken for them, and what slopes would need is not kept.
+
+All of a model while facts are written into it or a LoRA learns; or some parts while the others learn, such as matrices
+that edits have written into.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from torch import nn
 
 from nanogpt_edit.common.errors import UserError, did_you_mean
+
+
+def freeze(weights: Iterable[nn.Parameter]) -> list[nn.Parameter]:
+    """From here on none of the weights has slopes; those that had, for `thaw`."""
+    learning = [weight for weight in weights if weight.requires_grad]
+    for weight in learning:
+        weight.requires_grad_(False)
+    return learning
+
+
+def thaw(weights: Iterable[nn.Parameter]) -> None:
+    """They have slopes again."""
+    for weight in weights:
+        weight.requires_grad_()
 
 
 def weights_under(model: nn.Module, parts: Sequence[str] | None) -> list[nn.Parameter]:
