@@ -53,8 +53,6 @@ class Common:
     """Chooses everything random; the same seed gives the same numbers."""
     device: str = "auto"
     """auto (a GPU when there is one), cpu, cuda, cuda:1, …"""
-    precision: Precision = "auto"
-    """Of matrix products in training: bfloat16, float32, or auto (bfloat16 on a GPU that has it)."""
     threads: int | None = None
     """CPU threads (None: torch's own choice)."""
     shard: bool = False
@@ -66,6 +64,8 @@ class Common:
 class Training(Common):
     """What every stage that trains is told."""
 
+    precision: Precision = "auto"
+    """Of matrix products in training: bfloat16, float32, or auto (bfloat16 on a GPU that has it)."""
     track: TrackerName | None = None
     """Tell a tracker of every number while it goes; offline unless the tracker is set up otherwise. Each is an extra:
     pip install 'nanogpt-edit[wandb]'."""

@@ -148,10 +148,11 @@ def run_alone(stage: Stage, chosen: Common, recipe: Recipe, *, default: Recipe =
         name=stage.name,
         seed=chosen.seed,
         device=chosen.device,
-        precision=chosen.precision,
         threads=chosen.threads,
         shard=chosen.shard,
     )
+    if isinstance(chosen, Training):
+        recipe = replace(recipe, precision=chosen.precision)
     refuse_unread(recipe, default)
     device = choose_device(chosen.device, threads=chosen.threads)
     settings = replace(chosen, threads=torch.get_num_threads())

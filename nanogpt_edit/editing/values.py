@@ -24,6 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from nanogpt_edit.common.device import autocast
 from nanogpt_edit.common.terminal import Progress, progress
 from nanogpt_edit.editing.config import EditConfig
 from nanogpt_edit.editing.contexts import LocatedFact, first_rows, in_chunks
@@ -80,7 +81,7 @@ def optimise_values(
     """v* of every fact, at `resid_post` of `config.layers[-1]`. The model's weights are not touched."""
     parts: list[TargetValues] = []
     chunk_tokens = chunk_tokens or (CHUNK_TOKENS_ON_GPU if model.device.type == "cuda" else CHUNK_TOKENS)
-    with progress("values", len(facts), "facts") as bar:
+    with progress("values", len(facts), "facts") as bar, autocast(model.device, config.precision):
         for chunk in in_chunks(facts, chunk_tokens):
             losses = _Losses.of(
                 model, chunk, last_layer=config.layers[-1], essence=config.kl_coef > 0, published=config.published

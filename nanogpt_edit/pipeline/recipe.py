@@ -83,7 +83,7 @@ class Recipe(Settings):
     """auto (a GPU when there is one), cpu, cuda, cuda:1, …"""
     precision: Precision = "auto"
     """Of matrix products in training and evaluation: bfloat16, float32, or auto (bfloat16 on a GPU that has it).
-    Weights are float32 in training, and edits are made in float32."""
+    Weights are float32 in training; an edit has `edit.precision`."""
     threads: int | None = None
     """CPU threads; another number gives slightly different weights (None: torch's own choice, which recipe.toml then
     records)."""

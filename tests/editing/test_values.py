@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+import traceback
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import plain_editing
 import pytest
@@ -17,6 +19,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from nanogpt_edit.checkpoint.checkpoint import load, save
+from nanogpt_edit.common.device import product_dtype
 from nanogpt_edit.common.errors import UserError
 from nanogpt_edit.data.facts import Fact
 from nanogpt_edit.editing import contexts, editor
@@ -133,6 +136,30 @@ def test_polyaks_steps_are_fewer_and_shorter() -> None:
     assert min(polyak.probabilities) >= 0.6
     assert sum(polyak.steps) < sum(adam.steps)
     assert all(shift < other for shift, other in zip(polyak.shifts, adam.shifts, strict=True))
+
+
+def test_values_are_found_in_bfloat16_where_it_is_asked_for_and_all_else_is_float32(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model, products = trained_model(), dict[str, set[torch.dtype]]()
+    run = GPT.run_blocks
+
+    def spied(self: GPT, x: Tensor, **how: Any) -> Tensor:
+        caller = "values" if any(frame.name == "optimise_values" for frame in traceback.extract_stack()) else "rest"
+        products.setdefault(caller, set()).add(product_dtype(x))
+        return run(self, x, **how)
+
+    monkeypatch.setattr(GPT, "run_blocks", spied)
+    config = replace(CONFIG, steps=8, stop_probability=1.0)
+    half, whole = (
+        edit_model(model, facts(3), replace(config, precision=precision), covariance_blocks=covariance_blocks())
+        for precision in ("bfloat16", "float32")
+    )
+    assert products == {"values": {torch.bfloat16, torch.float32}, "rest": {torch.float32}}
+    assert half.values.dtype == torch.float32 and half.config.precision == "bfloat16"
+    assert 0.0 < float((half.values - whole.values).norm() / whole.values.norm()) < 0.1
+    for one, other in zip(half.edited, whole.edited, strict=True):
+        assert one.probability == pytest.approx(other.probability, rel=0.05)
 
 
 @given(lengths=st.lists(st.integers(1, 30), min_size=1, max_size=20), tokens=st.integers(1, 120))
