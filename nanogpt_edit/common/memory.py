@@ -1,7 +1,11 @@
-"""The most memory that a part of a run takes: of the GPU once one is in use, else of this process (on Linux)."""
+"""The most memory that a part of a run takes: of the GPU once one is in use, else of this process (on Linux).
+
+And memory that nobody uses any more, given back.
+"""
 
 from __future__ import annotations
 
+import ctypes
 import re
 from contextlib import suppress
 from pathlib import Path
@@ -13,7 +17,8 @@ RESET_PEAK = "5"  # proc(5): the peak of the resident set becomes its present si
 
 
 def restart_peak() -> None:
-    """Count the peak from here on."""
+    """Count the peak from here on, without what has been freed before."""
+    give_back()
     if torch.cuda.is_initialized():
         torch.cuda.reset_peak_memory_stats()
         return
@@ -30,3 +35,10 @@ def peak_bytes() -> int | None:
     except OSError:
         return None
     return 1024 * int(found[1]) if found else None
+
+
+def give_back() -> None:
+    """Let the system have what has been freed. glibc keeps the pages between blocks that are still in use, after work
+    on many tensors of a few megabytes most of what they took."""
+    with suppress(OSError, AttributeError, TypeError):  # another C library, or another system
+        ctypes.CDLL(None).malloc_trim(0)

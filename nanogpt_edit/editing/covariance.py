@@ -22,6 +22,7 @@ from torch import Tensor
 
 from nanogpt_edit.checkpoint.tensors import tensor_sha256
 from nanogpt_edit.common.errors import UserError
+from nanogpt_edit.common.memory import give_back
 from nanogpt_edit.common.terminal import progress, say
 from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.model.sites import capture
@@ -87,7 +88,8 @@ def collect(
             if checks and seen_tokens < blocks.numel():
                 for total in sums.values():
                     total.keep()
-    results = {layer: total.result(layer, tolerance) for layer, total in sums.items()}
+    results = {layer: sums.pop(layer).result(layer, tolerance) for layer in layers}
+    give_back()
     say(description(list(results.values())))
     return results
 

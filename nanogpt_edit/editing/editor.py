@@ -31,7 +31,6 @@ from nanogpt_edit.data.facts import Fact
 from nanogpt_edit.editing.choose import settled, suited
 from nanogpt_edit.editing.config import METHODS, EditConfig
 from nanogpt_edit.editing.contexts import LocatedFact, generate_prefixes, locate_facts
-from nanogpt_edit.editing.covariance import Covariance
 from nanogpt_edit.editing.covariance_cache import covariances
 from nanogpt_edit.editing.methods.anchor import NormAnchor
 from nanogpt_edit.editing.methods.memit import EditedLayer, LayerSolver, write_values
@@ -111,15 +110,14 @@ def _edit(
         prefixes = generate_prefixes(model, config)
         partial = config.allow_partial_subject
         located = locate_facts(model, facts, prefixes, allow_partial=partial, full_stop=config.full_stop)
-        ordinary: dict[int, Covariance] = {}
+        hashes: dict[int, str] = {}
         if config.traits.finds_values:
             if covariance_blocks is None:
                 raise UserError(f"{config.method} needs covariance_blocks, the token ids of ordinary text.")
             _note_unreachable(model, located, config)
             if not config.published:
                 located = leave_out_sinks(model, located, config.layers[-1])
-            ordinary = _ordinary_keys(model, covariance_blocks, config, cache_dir)
-            solvers = {layer: solver_of(each, config, model.device) for layer, each in ordinary.items()}
+            solvers, hashes = _solvers(model, covariance_blocks, config, cache_dir)
             if chooses:
                 config, known_values, further = settled(
                     model, located, config, layers, solvers, covariance_blocks, given=given
@@ -128,7 +126,7 @@ def _edit(
             batches = _edit_in_batches(model, located, config, layers, solvers, covariance_blocks, known_values)
         else:
             batches = DESCENTS[config.method](model, located, config, layers)
-    return replace(_patch(model, located, batches, config, layers, ordinary, started), tried=tried)
+    return replace(_patch(model, located, batches, config, layers, hashes, started), tried=tried)
 
 
 @contextmanager
@@ -147,9 +145,11 @@ def _lent(model: GPT, config: EditConfig) -> Iterator[dict[int, EditedLayer]]:
         thaw(learning)
 
 
-def _ordinary_keys(model: GPT, blocks: Tensor, config: EditConfig, cache_dir: Path | None) -> dict[int, Covariance]:
-    """C of every edited layer."""
-    return covariances(
+def _solvers(
+    model: GPT, blocks: Tensor, config: EditConfig, cache_dir: Path | None
+) -> tuple[dict[int, LayerSolver], dict[int, str]]:
+    """What solves for each edited layer, and the hash of the C that it has."""
+    ordinary = covariances(
         model,
         blocks,
         layers=config.edited_layers,
@@ -157,6 +157,8 @@ def _ordinary_keys(model: GPT, blocks: Tensor, config: EditConfig, cache_dir: Pa
         tolerance=config.covariance_tolerance,
         cache_dir=cache_dir,
     )
+    solvers = {layer: solver_of(each, config, model.device) for layer, each in ordinary.items()}
+    return solvers, {layer: each.sha256() for layer, each in ordinary.items()}
 
 
 def _edit_in_batches(
@@ -261,7 +263,7 @@ def _patch(
     batches: Sequence[TargetValues],
     config: EditConfig,
     edited_layers: Mapping[int, EditedLayer],
-    ordinary: Mapping[int, Covariance],
+    hashes: Mapping[int, str],
     started: float,
 ) -> EditPatch:
     values = TargetValues.joined(batches)
@@ -280,7 +282,7 @@ def _patch(
         )
     )
     patch = EditPatch(
-        layers={layer: _layer_update(each, ordinary.get(layer)) for layer, each in edited_layers.items()},
+        layers={layer: _layer_update(each, hashes.get(layer, "")) for layer, each in edited_layers.items()},
         beside={name: _update_beside(model, name, *both) for name, both in beside.items()},
         values=values.values.float().contiguous(),
         edited=edited,
@@ -297,14 +299,14 @@ def _columns(fact: LocatedFact, config: EditConfig) -> int:
     return len(fact.contexts) if config.traits.finds_values and not config.published else 1
 
 
-def _layer_update(layer: EditedLayer, covariance: Covariance | None) -> LayerUpdate:
+def _layer_update(layer: EditedLayer, covariance_sha256: str) -> LayerUpdate:
     left, right = on_grid(torch.cat(layer.left, dim=1).cpu(), torch.cat(layer.right, dim=0).cpu())
     return LayerUpdate(
         left=left.contiguous(),
         right=right.contiguous(),
         keys=torch.cat(layer.keys, dim=1).float().cpu().contiguous(),
         expected_sha256=tensor_sha256(layer.weight),
-        covariance_sha256="" if covariance is None else covariance.sha256(),
+        covariance_sha256=covariance_sha256,
     )
 
 

@@ -25,6 +25,7 @@ from dataclasses import asdict, dataclass, replace
 from torch import Tensor
 
 from nanogpt_edit.common.errors import visible
+from nanogpt_edit.common.memory import give_back
 from nanogpt_edit.common.stats import Interval, harmonic_mean, quantity, share
 from nanogpt_edit.data.facts import Fact
 from nanogpt_edit.editing.config import EditConfig
@@ -66,6 +67,7 @@ def score_patch(model: GPT, patch: EditPatch, *, text: Tensor | None = None, ask
 def measure_state(model: GPT, facts: Sequence[Fact], *, text: Tensor | None, asked: bool = True) -> ModelState:
     """What `compare_models` compares, of the model as it is now."""
     states = measure_facts(model, facts, fluency=True, asked=asked)
+    give_back()
     reading = read(model, text) if asked and text is not None else None
     return ModelState(states, None if text is None else _perplexity(model, text, reading), reading)
 

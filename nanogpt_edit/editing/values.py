@@ -25,6 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nanogpt_edit.common.device import autocast
+from nanogpt_edit.common.memory import give_back
 from nanogpt_edit.common.terminal import Progress, progress
 from nanogpt_edit.editing.config import EditConfig
 from nanogpt_edit.editing.contexts import LocatedFact, first_rows, in_chunks
@@ -87,6 +88,8 @@ def optimise_values(
                 model, chunk, last_layer=config.layers[-1], essence=config.kl_coef > 0, published=config.published
             )
             parts.append(_descend(model, losses, config, bar))
+            del losses
+            give_back()
     return TargetValues.joined(parts)
 
 
