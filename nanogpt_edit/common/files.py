@@ -38,7 +38,10 @@ def atomic_file(path: Path) -> Iterator[Path]:
     make_folder(path.parent)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
+        temporary.touch()
+        mode = temporary.stat().st_mode
         yield temporary
+        _let_read(temporary, mode)
         _flush(temporary)
         os.replace(temporary, path)
         _flush(path.parent)
@@ -57,6 +60,8 @@ def atomic_directory(path: Path) -> Iterator[Path]:
     try:
         yield temporary
         for file in temporary.iterdir():
+            if file.is_file():
+                _let_read(file, temporary.stat().st_mode & 0o666)
             _flush(file)
         _flush(temporary)
         if path.exists():
@@ -312,6 +317,12 @@ def sha256_of_file(path: Path) -> str:
     """Hexadecimal SHA-256 of a file's bytes."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _let_read(path: Path, mode: int) -> None:
+    """The permissions that a new file has here: safetensors lets nobody but its owner read what it writes."""
+    with suppress(OSError):  # a file system without them
+        os.chmod(path, mode)
 
 
 def _flush(path: Path) -> None:

@@ -9,9 +9,11 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
+from safetensors.torch import save_file
 
 from nanogpt_edit.common import files
 from nanogpt_edit.common import terminal as progress
@@ -41,6 +43,21 @@ def test_a_file_appears_whole_with_its_folders(tmp_path: Path) -> None:
     files.write_text(path, "héllo\n")
     assert path.read_bytes() == "héllo\n".encode()
     assert os.listdir(path.parent) == ["note.txt"]
+
+
+@pytest.mark.skipif(files.WINDOWS, reason="Windows has other permissions")
+@pytest.mark.parametrize("mask", [0o022, 0o027])
+def test_what_safetensors_writes_can_be_read_by_whoever_reads_other_files(tmp_path: Path, mask: int) -> None:
+    before = os.umask(mask)
+    try:
+        with files.atomic_file(tmp_path / "alone.safetensors") as temporary:
+            save_file({"a": torch.zeros(2)}, temporary)
+        with files.atomic_directory(tmp_path / "folder") as temporary:
+            save_file({"a": torch.zeros(2)}, temporary / "model.safetensors")
+    finally:
+        os.umask(before)
+    for path in ("alone.safetensors", "folder/model.safetensors"):
+        assert (tmp_path / path).stat().st_mode & 0o777 == 0o666 & ~mask
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_litter(tmp_path: Path) -> None:
