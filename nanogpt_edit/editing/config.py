@@ -107,8 +107,9 @@ class EditConfig(Settings):
     """How values are found: adam (steps of `learning_rate`), polyak (each step is as long as the slope and what is
     missing say: fewer than half as many and surer answers, on SmolLM2; what `auto` takes for one fact alone)."""
     precision: Precision = "float32"
-    """Of matrix products while values are found: bfloat16 takes two thirds of the time where a processor has a unit for
-    it (auto: on a GPU). Keys, weights and scores are in float32 at least."""
+    """Of matrix products while values are found (methods that find values): float32, bfloat16, which takes two thirds
+    of the time where a processor has a unit for it, or auto (bfloat16 on a GPU that has it). Keys, weights and scores
+    are in float32 at least."""
     learning_rate: float = 0.6
     """Adam's step for the values, and in the descent that refines."""
     steps: int = 40

@@ -7,9 +7,11 @@ causal attention needs no mask.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate, cycle, islice
+from operator import itemgetter
 
 import torch
 from torch import Tensor
@@ -130,12 +132,15 @@ def first_rows(counts: Sequence[int]) -> list[int]:
 
 
 def in_chunks(facts: Sequence[LocatedFact], tokens: int) -> list[list[LocatedFact]]:
-    """The facts in groups of about the same size, whose texts hold at most so many tokens (or one fact)."""
+    """The facts in as few groups as there can be whose texts hold at most so many tokens (or one fact), the largest as
+    small as it can be."""
+    needed = [
+        sum(len(row.token_ids) + len(fact.target_ids) for row in (*fact.contexts, fact.essence)) for fact in facts
+    ]
 
-    def needed(fact: LocatedFact) -> int:
-        return sum(len(row.token_ids) + len(fact.target_ids) for row in (*fact.contexts, fact.essence))
+    def groups(room: int) -> list[list[tuple[LocatedFact, int]]]:
+        return list(within_budget(zip(facts, needed, strict=True), itemgetter(1), max_tokens=room))
 
-    sizes = [needed(fact) for fact in facts]
-    groups = -(-sum(sizes) // tokens)
-    even = sum(sizes) // groups + max(sizes)  # with less, the last tokens would need one group more
-    return list(within_budget(facts, needed, max_tokens=min(tokens, even)))
+    few = len(groups(tokens))
+    least = bisect_left(range(tokens), True, key=lambda room: len(groups(room)) <= few)
+    return [[fact for fact, _ in group] for group in groups(least)]

@@ -131,18 +131,20 @@ def _edit(
 
 @contextmanager
 def _lent(model: GPT, config: EditConfig) -> Iterator[dict[int, EditedLayer]]:
-    """The model in at least float32 and without slopes of its own, to be edited in these layers; afterwards it is
-    bitwise what it was."""
+    """The model to be edited in these layers: in at least float32, whatever autocast is around it, and without slopes
+    of its own. Afterwards it is bitwise what it was."""
     was_training, dtype, learning = model.training, model.dtype, freeze(model.parameters())
-    model.eval().to(torch.promote_types(dtype, torch.float32))  # exact, there and back
-    layers = {layer: EditedLayer(model, layer) for layer in config.edited_layers}
+    layers: dict[int, EditedLayer] = {}
     try:
-        yield layers
+        model.eval().to(torch.promote_types(dtype, torch.float32))  # exact, there and back
+        layers |= {layer: EditedLayer(model, layer) for layer in config.edited_layers}
+        with torch.autocast(model.device.type, enabled=False):
+            yield layers
     finally:
+        thaw(learning)
         for layer in layers.values():
             layer.restore()
         model.to(dtype).train(was_training)
-        thaw(learning)
 
 
 def _solvers(

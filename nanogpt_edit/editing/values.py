@@ -82,12 +82,14 @@ def optimise_values(
     """v* of every fact, at `resid_post` of `config.layers[-1]`. The model's weights are not touched."""
     parts: list[TargetValues] = []
     chunk_tokens = chunk_tokens or (CHUNK_TOKENS_ON_GPU if model.device.type == "cuda" else CHUNK_TOKENS)
-    with progress("values", len(facts), "facts") as bar, autocast(model.device, config.precision):
+    precision = "float32" if model.dtype == torch.float64 else config.precision
+    with progress("values", len(facts), "facts") as bar:
         for chunk in in_chunks(facts, chunk_tokens):
             losses = _Losses.of(
                 model, chunk, last_layer=config.layers[-1], essence=config.kl_coef > 0, published=config.published
             )
-            parts.append(_descend(model, losses, config, bar))
+            with autocast(model.device, precision):  # not of h, which is taken once more when v* is written
+                parts.append(_descend(model, losses, config, bar))
             del losses
             give_back()
     return TargetValues.joined(parts)

@@ -60,9 +60,14 @@ def keep_settings(settings: object, path: Path, *, begun: bool) -> None:
     if not distributed.is_first():
         return
     if path.exists() and begun:
-        changed = [
-            name for name in differences(read_settings(type(settings), path), settings) if name not in MAY_CHANGE
-        ]
+        try:
+            before = read_settings(type(settings), path)
+        except UserError as error:
+            raise UserError(
+                f"{path.parent} holds this stage with settings that cannot be read here, perhaps of another version; "
+                f"choose another --out, or delete the folder. ({error})"
+            ) from None
+        changed = [name for name in differences(before, settings) if name not in MAY_CHANGE]
         if changed:
             raise UserError(
                 f"{path.parent} holds this stage with other settings ({', '.join(changed)}); choose another --out, or "

@@ -41,6 +41,20 @@ def sums(tmp_path: Path) -> list[str]:
     return ["--problems.path", str(path), "--device", "cpu"]
 
 
+def test_the_verbs_that_train_train_in_the_precision_that_is_asked_for(
+    base: str, sums: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    losses = {}
+    for precision in ("auto", "float32", "bfloat16"):
+        out = tmp_path / precision
+        command = ["sft", base, "--out", str(out), *sums, "--sft.steps", "2", "--sft.batch-size", "4"]
+        assert cli.main([*command, "--precision", precision]) == 0
+        losses[precision] = [line["loss"] for line in read_jsonl(out / "logs" / "sft.jsonl")]
+    assert losses["auto"] == losses["float32"] != losses["bfloat16"]
+    assert cli.main(["edit", base, "facts50", "--out", str(tmp_path / "e"), "--precision", "bfloat16"]) == 2
+    assert "--edit.precision" in capsys.readouterr().err
+
+
 def test_sft_trains_logs_saves_and_is_not_done_twice(
     base: str, sums: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -58,6 +72,14 @@ def test_sft_trains_logs_saves_and_is_not_done_twice(
     assert (tmp_path / "out" / "sft" / "model.safetensors").stat().st_mtime_ns == changed
     assert cli.main([*command, "--sft.learning-rate", "0.5"]) == 2
     assert "with other settings (sft.learning_rate)" in capsys.readouterr().err
+
+    # Settings of a version that had others.
+    settings = tmp_path / "out" / "sft.toml"
+    settings.write_text(f"haste = 3\n{settings.read_text()}")
+    assert cli.main(command) == 2
+    said = capsys.readouterr().err
+    assert "settings that cannot be read here, perhaps of another version; choose another --out" in said
+    assert 'unknown field "haste"' in said
 
 
 def test_sft_learns_from_conversations_in_the_template_that_sample_asks_with(

@@ -31,6 +31,7 @@ def test_a_peak_is_what_was_taken_since_it_was_restarted() -> None:
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries give back what they please")
 def test_what_lies_free_between_blocks_in_use_is_given_back() -> None:
+    restart_peak()
     blocks = [torch.ones(16 * 2**10) for _ in range(200 * 16)]  # of 64 KiB
     held = peak_bytes()
     in_use = blocks[::50]

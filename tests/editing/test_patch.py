@@ -17,6 +17,7 @@ from nanogpt_edit.common.errors import UserError
 from nanogpt_edit.editing import editor
 from nanogpt_edit.editing.config import Method
 from nanogpt_edit.editing.contexts import LocatedFact
+from nanogpt_edit.editing.covariance import collect
 from nanogpt_edit.editing.editor import edit_model, solve_again
 from nanogpt_edit.editing.patch import (
     EditPatch,
@@ -80,6 +81,26 @@ def test_a_failed_edit_leaves_the_model_as_it_was(model: GPT, monkeypatch: pytes
     assert calls == [False, True]  # the first layer had been changed when it failed
     assert same(before, model)
     assert all(weight.requires_grad for weight in model.parameters())
+
+
+def test_an_edit_that_fails_before_it_begins_leaves_the_model_learning(
+    model: GPT, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(editor, "EditedLayer", fail)
+    with pytest.raises(MemoryError):
+        edit_model(model.train(), facts(3), CONFIG, covariance_blocks=covariance_blocks())
+    assert model.training and all(weight.requires_grad for weight in model.parameters())
+
+
+def test_a_patch_names_the_covariances_that_it_was_solved_with(model: GPT, patch: EditPatch) -> None:
+    tokens = CONFIG.covariance_tokens
+    found = collect(model, covariance_blocks(), layers=CONFIG.layers, max_tokens=tokens, tolerance=0.0)
+    assert {layer: update.covariance_sha256 for layer, update in patch.layers.items()} == {
+        layer: each.sha256() for layer, each in found.items()
+    }
 
 
 @pytest.mark.parametrize("method", ["memit", "ft", "locft", "lora", "ultraedit"])

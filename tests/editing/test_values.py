@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
@@ -162,18 +163,55 @@ def test_values_are_found_in_bfloat16_where_it_is_asked_for_and_all_else_is_floa
         assert one.probability == pytest.approx(other.probability, rel=0.05)
 
 
-@given(lengths=st.lists(st.integers(1, 30), min_size=1, max_size=20), tokens=st.integers(1, 120))
-def test_groups_of_facts_are_even_and_no_more_than_are_needed(lengths: list[int], tokens: int) -> None:
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_in_bfloat16_a_further_round_leaves_what_is_said_as_it_is(family: str) -> None:
+    model = random_model(family)
+    said = replace(CONFIG, steps=2, stop_probability=1e-12, precision="bfloat16")  # everything is said at once
+    found = located(model)
+    values = optimise_values(model, found, said)
+    assert values.shifts == (0.0, 0.0, 0.0)
+    torch.testing.assert_close(values.values, optimise_values(model, found, replace(said, precision="float32")).values)
+
+
+def test_an_edit_is_in_float32_whatever_autocast_is_around_it() -> None:
+    model, config = random_model("llama"), replace(CONFIG, steps=3)
+    plain = edit_model(model, facts(2), config, covariance_blocks=covariance_blocks())
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        inside = edit_model(model, facts(2), config, covariance_blocks=covariance_blocks())
+    assert torch.equal(plain.values, inside.values)
+    assert all(torch.equal(plain.layers[layer].left, inside.layers[layer].left) for layer in plain.layers)
+    half = replace(config, precision="bfloat16")
+    double = edit_model(random_model("llama").double(), facts(2), half, covariance_blocks=covariance_blocks())
+    torch.testing.assert_close(double.values, plain.values, rtol=1e-3, atol=1e-3)
+
+
+def grouped(lengths: Sequence[int], tokens: int) -> list[list[int]]:
+    """The lengths of facts' texts, as they are put into groups."""
     one = located(random_model("gpt2"), 1)[0]
     empty = replace(one, contexts=(), target_ids=())
     some = [replace(empty, essence=replace(one.essence, token_ids=(0,) * length)) for length in lengths]
-    groups = contexts.in_chunks(some, tokens)
-    sizes = [sum(len(fact.essence.token_ids) for fact in group) for group in groups]
-    assert [fact for group in groups for fact in group] == some
-    assert all(size <= tokens or len(group) == 1 for size, group in zip(sizes, groups, strict=True))
-    needed = -(-sum(lengths) // tokens)
-    if needed * tokens >= sum(lengths) + needed * max(lengths):  # room enough to divide them evenly
-        assert len(groups) <= needed and max(sizes) <= sum(lengths) // needed + max(lengths)
+    return [[len(fact.essence.token_ids) for fact in group] for group in contexts.in_chunks(some, tokens)]
+
+
+def test_facts_come_in_even_groups() -> None:
+    assert [len(group) for group in grouped([132] * 50, 4096)] == [25, 25]  # one after the other 31 and 19
+    assert [len(group) for group in grouped([600] * 20, 4096)] == [5, 5, 5, 5]
+    assert grouped([], 10) == [] and grouped([70, 10, 10], 20) == [[70], [10, 10]]
+
+
+@given(lengths=st.lists(st.integers(1, 30), min_size=1, max_size=9), tokens=st.integers(1, 120))
+def test_groups_of_facts_are_as_few_as_fit_and_the_largest_is_as_small_as_it_can_be(
+    lengths: list[int], tokens: int
+) -> None:
+    groups, divisions = grouped(lengths, tokens), list[list[int]]()
+    assert [length for group in groups for length in group] == lengths
+    for cuts in itertools.product((False, True), repeat=len(lengths) - 1):
+        ends = [0, *(at for at, cut in enumerate(cuts, start=1) if cut), len(lengths)]
+        parts = [lengths[first:end] for first, end in itertools.pairwise(ends)]
+        if all(sum(part) <= tokens or len(part) == 1 for part in parts):
+            divisions.append([sum(part) for part in parts])
+    best = min((len(sums), max(sums)) for sums in divisions)
+    assert (len(groups), max(map(sum, groups))) == best
 
 
 @pytest.mark.parametrize("descent", ["adam", "polyak"])

@@ -124,8 +124,8 @@ class MemitSolver(LayerSolver):
     def __init__(self, covariance: Tensor, config: EditConfig) -> None:
         super().__init__(covariance, config)
         self.factor = factorise(covariance)
-        if config.context_weight == 0 and not config.refines:
-            del self.covariance  # as large as its factor, and not needed again
+        if type(self) is MemitSolver and config.context_weight == 0 and not config.refines:
+            del self.covariance  # as large as its factor, and not needed again; what derives from this may need it
 
     def right(self, keys: Tensor, *, earlier: Tensor | None, other_keys: Callable[[], Tensor]) -> Tensor:
         weight, factor = self.strength, self.factor
