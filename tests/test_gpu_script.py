@@ -91,11 +91,14 @@ def test_the_stages_of_the_validation_follow_one_another(told: Any) -> None:
     assert {file.name for file in told.work.iterdir()} >= {"sft", "grpo", "covariances"}
 
 
-def test_a_stage_whose_time_is_over_is_extrapolated(told: Any) -> None:
+def test_a_stage_whose_time_is_over_is_extrapolated(told: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     import gpu_validation
 
+    recipe = told.recipe()
+    long = replace(recipe, sft=replace(recipe.sft, steps=40))  # it is asked to stop five times a second, and hears late
+    monkeypatch.setattr(type(told), "recipe", lambda _: long)
     found = gpu_validation.sft(replace(told, limit_seconds=0.0, work=told.work / "short"))
-    assert (found["steps_done"], found["steps"], found["extrapolated"]) == (1, 4, True)
+    assert 1 <= found["steps_done"] < found["steps"] == 40 and found["extrapolated"]
     assert found["whole_seconds"] > found["measured_seconds"]
     assert (told.work / "short" / "sft" / "config.json").is_file()  # the next stage begins from what was learned
 
