@@ -67,7 +67,7 @@ def score_patch(model: GPT, patch: EditPatch, *, text: Tensor | None = None, ask
 def measure_state(model: GPT, facts: Sequence[Fact], *, text: Tensor | None, asked: bool = True) -> ModelState:
     """What `compare_models` compares, of the model as it is now."""
     states = measure_facts(model, facts, fluency=True, asked=asked)
-    give_back()
+    give_back()  # the weights once more, as decoding reads them
     reading = read(model, text) if asked and text is not None else None
     return ModelState(states, None if text is None else _perplexity(model, text, reading), reading)
 

@@ -82,7 +82,7 @@ def optimise_values(
     """v* of every fact, at `resid_post` of `config.layers[-1]`. The model's weights are not touched."""
     parts: list[TargetValues] = []
     chunk_tokens = chunk_tokens or (CHUNK_TOKENS_ON_GPU if model.device.type == "cuda" else CHUNK_TOKENS)
-    precision = "float32" if model.dtype == torch.float64 else config.precision
+    precision = "float32" if model.dtype == torch.float64 else config.precision  # autocast leaves float64 as it is
     with progress("values", len(facts), "facts") as bar:
         for chunk in in_chunks(facts, chunk_tokens):
             losses = _Losses.of(

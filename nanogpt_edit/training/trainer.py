@@ -75,7 +75,7 @@ class Trainer:
         self.shard = shard
         model.activation_checkpointing = config.activation_checkpointing
         self.tokens_at_once = tokens_at_once(model, config)
-        self._frozen = freeze(weights_under(model, frozen))  # before the model is divided over processes
+        self._frozen = freeze(weights_under(model, frozen))  # now: dividing the model looks at what learns
         if lora is not None:
             say(f"{label}: {lora.describe(model)}; the learning rate is {config.learning_rate:g}.")
             lora.attach(model)
