@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 Json = dict[str, object]
 
@@ -24,8 +25,17 @@ class Process:
 
     @property
     def resident_bytes(self) -> int:
-        with open(f"/proc/{self.pid}/statm", encoding="ascii") as file:
-            return int(file.read().split()[1]) * 4096
+        """Of it and its child that writes; what both have in memory counts once."""
+        children = Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text(encoding="ascii").split()
+        return sum(map(proportional_bytes, (self.pid, *map(int, children))))
+
+
+def proportional_bytes(pid: int) -> int:
+    """Of a process: its own memory, and of what it shares with others its part."""
+    told = Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="ascii")
+    found = re.search(r"^Pss:\s+(\d+) kB$", told, re.MULTILINE)
+    assert found is not None
+    return 1024 * int(found[1])
 
 
 @contextmanager

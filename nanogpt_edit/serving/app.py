@@ -22,8 +22,9 @@ from nanogpt_edit.serving.openai.reading import TooLong
 from nanogpt_edit.serving.openai.routes import routes
 from nanogpt_edit.serving.playground.desk import Desk
 from nanogpt_edit.serving.playground.routes import playground
-from nanogpt_edit.serving.scheduler import Ending, Full, Room, Scheduler
+from nanogpt_edit.serving.scheduler import Ending, Full, Scheduler
 from nanogpt_edit.serving.wire import Json, to_json
+from nanogpt_edit.serving.writer import Room
 
 
 def make_app(shelf: Shelf, *, limits: Limits | None = None, room: Room | None = None) -> FastAPI:

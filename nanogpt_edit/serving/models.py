@@ -21,9 +21,11 @@ from nanogpt_edit.checkpoint.checked import format_of
 from nanogpt_edit.checkpoint.checkpoint import load
 from nanogpt_edit.common.device import choose_device
 from nanogpt_edit.common.errors import UserError, did_you_mean
+from nanogpt_edit.common.memory import give_back
 from nanogpt_edit.editing.patch_files import FORMAT, load_patch
 from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.model.tokenizer import tokenizer_of
+from nanogpt_edit.serving.shared_tensors import SharedTensors
 
 STAGES = ("base", "sft", "grpo", "edited")  # of a run, in the order in which they are made
 
@@ -66,15 +68,23 @@ class _Place:
 class Shelf:
     """Models by name. Safe to use from several threads."""
 
-    def __init__(self, *, run_folder: Path | None = None, device: str = "auto", watching: bool = False) -> None:
-        self.run_folder, self.device, self._watching = run_folder, device, watching
+    def __init__(
+        self,
+        *,
+        run_folder: Path | None = None,
+        device: str = "auto",
+        watching: bool = False,
+        shared: SharedTensors | None = None,
+    ) -> None:
+        """The weights of all models are moved to `shared`, where it is given."""
+        self.run_folder, self.device, self._watching, self.shared = run_folder, device, watching, shared
         self._places: dict[str, _Place] = {}
         self._changed = threading.Condition()
         self.on_change: Callable[[], None] = lambda: None
         """Called after a model may be used again, has come or has gone."""
 
     @classmethod
-    def of(cls, sources: Sequence[str], *, device: str = "auto") -> Shelf:
+    def of(cls, sources: Sequence[str], *, device: str = "auto", shared: SharedTensors | None = None) -> Shelf:
         """A shelf of runs' folders, models (whatever `load` takes) and patches of these models.
 
         The first model and those that have patches are loaded at once.
@@ -82,7 +92,7 @@ class Shelf:
         """
         patches = [source for source in sources if is_patch(Path(source))]
         folders = [Path(source) for source in sources if (Path(source) / "recipe.toml").is_file()]
-        shelf = cls(run_folder=folders[0] if folders else None, device=device)
+        shelf = cls(run_folder=folders[0] if folders else None, device=device, shared=shared)
         for source in sources:
             if source not in patches:
                 shelf._put_source(source, several=len(folders) > 1)
@@ -109,14 +119,14 @@ class Shelf:
         return len(found)
 
     @classmethod
-    def watching(cls, run_folder: Path, *, device: str = "auto") -> Shelf:
+    def watching(cls, run_folder: Path, *, device: str = "auto", shared: SharedTensors | None = None) -> Shelf:
         """The shelf of a run that may be under way; `follow` takes what it has made since.
 
         Raises UserError for a folder that is no run's.
         """
         if not (run_folder / "recipe.toml").is_file():
             raise UserError(f"{run_folder}: no run is here (no recipe.toml); name the folder that `run --out` fills.")
-        shelf = cls(run_folder=run_folder, device=device, watching=True)
+        shelf = cls(run_folder=run_folder, device=device, watching=True, shared=shared)
         shelf.follow()
         return shelf
 
@@ -175,8 +185,14 @@ class Shelf:
         place = self._place(name)
         with place.loading:
             if place.model is None:
-                place.model = place.make().eval()
+                place.model = self._in_place(place.make())
         return place.model
+
+    def _in_place(self, model: GPT) -> GPT:
+        if self.shared is not None:
+            self.shared.take(model)
+        give_back()  # what loading took, and where the weights have been before
+        return model.eval()
 
     def is_open(self, name: str) -> bool:
         """Is it loaded? Raises UnknownModel for a name that is not offered."""
@@ -205,7 +221,7 @@ class Shelf:
     def add(self, name: str, model: GPT, *, parent: str | None = None, source: str = "") -> None:
         """Offer `model` under a new name. Raises UserError where the name is taken."""
         tokenizer_of(model)
-        self._put(name, _Place(lambda: model, source or name, parent, model.eval()))
+        self._put(name, _Place(lambda: model, source or name, parent, self._in_place(model)))
         self.on_change()
 
     def remove(self, name: str) -> None:

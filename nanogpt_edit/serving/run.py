@@ -12,12 +12,14 @@ import torch
 import uvicorn
 
 from nanogpt_edit.common import stopping
+from nanogpt_edit.common.device import choose_device
 from nanogpt_edit.common.errors import UserError
 from nanogpt_edit.serving.app import make_app
 from nanogpt_edit.serving.connections import patient
 from nanogpt_edit.serving.limits import Limits
 from nanogpt_edit.serving.models import Shelf
-from nanogpt_edit.serving.scheduler import Room
+from nanogpt_edit.serving.shared_tensors import SharedTensors
+from nanogpt_edit.serving.writer import Room
 
 LAST_PORT = 65_535
 BACKLOG = 128
@@ -38,13 +40,18 @@ def serve_models(
     """`serve`, from what a person names. Raises UserError as `Shelf.of`, `Limits` and `serve` do."""
     limits = Limits(host=host, token=token, names=names, origins=origins)
     check_port(port)
-    serve(Shelf.of(sources, device=device), port=port, limits=limits, started=started)
+    serve(Shelf.of(sources, device=device, shared=shared_tensors(device)), port=port, limits=limits, started=started)
 
 
 def watch_run(run_folder: Path, *, port: int, device: str, started: Callable[[str], object]) -> None:
     """`serve` for a run that may be under way. Raises UserError as `Shelf.watching` and `serve` do."""
     check_port(port)
-    serve(Shelf.watching(run_folder, device=device), port=port, started=started)
+    serve(Shelf.watching(run_folder, device=device, shared=shared_tensors(device)), port=port, started=started)
+
+
+def shared_tensors(device: str) -> SharedTensors | None:
+    """Where the weights are to lie for a process of its own to write with them; None: a thread of this one does."""
+    return SharedTensors() if SharedTensors.possible(choose_device(device)) else None
 
 
 def serve(

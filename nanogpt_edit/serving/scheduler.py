@@ -1,8 +1,7 @@
-"""One thread that writes everybody's texts: requests come at any time and share each model's batch.
+"""Who is written for next: requests come at any time and share each model's rows.
 
-Between two steps the thread looks at what has changed: rows that are wanted take free slots, rows whose reader has left
-are taken out, and of several models each has its step in turn. Of the requests for one model none waits behind another
-that asks for many texts: slots are given out in turn, a row at a time.
+A thread gives the writer (`writer.py`) rows for its free slots, and hands out what it has written. Of the requests for
+one model none waits behind another that asks for many texts: slots are given out in turn, a row at a time.
 """
 
 from __future__ import annotations
@@ -11,43 +10,39 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import TypeVar
+from itertools import count
+from typing import Any, TypeVar
 
-import torch
-
-from nanogpt_edit.common.errors import UserError
-from nanogpt_edit.engine.batch import Batch
 from nanogpt_edit.engine.completion import Fresh, Request
-from nanogpt_edit.engine.engine import Engine
 from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.serving.models import Shelf, UnknownModel
+from nanogpt_edit.serving.writer import (
+    Answer,
+    Ask,
+    Begin,
+    Cancel,
+    Close,
+    Failed,
+    Key,
+    Open,
+    Renew,
+    Report,
+    Room,
+    ThreadWriter,
+    Token,
+    Writer,
+    WriterEnded,
+    key_of,
+)
+from nanogpt_edit.serving.writer_process import ProcessWriter
 
 Found = TypeVar("Found")
 PROMPT_TOKENS = 2048  # read between two steps of the others, unless one prompt alone has more
 BUNCH, BUNCH_STEPS = 1 / 8, 3  # rows begin together: so many of those that run, or all that have come in so many steps
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Room:
-    """How much is taken on at once."""
-
-    rows: int = 32
-    """Texts of one model that are written at the same time."""
-    waiting: int = 256
-    """Texts that may wait for a row; further requests are told to come back later."""
-    new_tokens: int = 1024
-    """Of a text at most."""
-    prompt_tokens: int = 4096
-    """Of a prompt at most."""
-    seconds: float = 300.0
-    """For a request from its coming to its end; what is written by then is given out."""
-    cache_bytes: int | None = None
-    """For the keys and values of a model's texts, and its weights once more in an order that a CPU reads faster (None:
-    as the engine has it)."""
 
 
 class Full(Exception):
@@ -76,11 +71,11 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Task:
-    """Something to be asked of a model between two steps."""
+class Question:
+    """Something to be asked of a model between two steps, and where the answer goes."""
 
-    run: Callable[[GPT], None]
-    give_up: Callable[[Exception], object]
+    ask: Callable[[GPT], Any]
+    answer: Future[Any]
 
 
 class Lane:
@@ -88,43 +83,40 @@ class Lane:
 
     def __init__(self, name: str, model: GPT, room: Room) -> None:
         self.name, self.model, self.room = name, model, room
-        self.engine = Engine(model, max_slots=room.rows, cache_bytes=room.cache_bytes, in_slots=False)
-        self.batch: Batch | None = None
-        self.version = -1  # of the weights that the batch has seen
+        self.version: int | None = None  # of the weights that the writer has been told of
         self.begun = False  # has it said that it uses the model?
         self.may_begin = True  # else somebody waits to have the model alone: what runs is finished
         self.version_now = 0
         self.waiting: deque[Job] = deque()  # jobs with rows to come; the next one first
-        self.tasks: deque[Task] = deque()
-        self.owner: dict[Request, Job] = {}  # of the running rows
+        self.questions: deque[Question] = deque()
+        self.asked: dict[int, Future[Any]] = {}  # the writer has been asked, and has not answered
+        self.rows: dict[Key, Request] = {}  # that the writer has
+        self.owner: dict[Request, Job] = {}  # of those that somebody waits for
         self.steps_waited = 0  # by rows for which there is a slot
 
     @property
-    def asked(self) -> bool:
-        return bool(self.owner or self.waiting or self.tasks)
+    def at_work(self) -> bool:
+        """Is the writer at something of it?"""
+        return bool(self.rows or self.asked)
 
-    def open_batch(self) -> Batch:
-        """The batch, made anew where the weights have changed: it may hold copies of them."""
-        if self.batch is None or (self.may_begin and self.version != self.version_now):
-            most = self.model.config.block_size - 1
-            self.batch = self.engine.open(
-                self.room.rows,
-                new_tokens=min(self.room.new_tokens, most),
-                longest_prompt=min(self.room.prompt_tokens, most),
-            )
-            self.version = self.version_now
-        return self.batch
+    @property
+    def wanted(self) -> bool:
+        return bool(self.at_work or self.waiting or self.questions)
 
-    def next_rows(self, free: int) -> list[Request]:
+    @property
+    def free(self) -> int:
+        return self.room.rows - len(self.rows)
+
+    def next_rows(self) -> list[Request]:
         """Rows for the free slots, from the waiting jobs in turn; none yet where more may come to begin with them."""
-        wanted = min(free, sum(len(job.to_come) for job in self.waiting))
+        wanted = min(self.free, sum(len(job.to_come) for job in self.waiting))
         self.steps_waited = self.steps_waited + 1 if wanted else 0
-        if wanted < BUNCH * len(self.owner) and self.steps_waited <= BUNCH_STEPS:
+        if wanted < BUNCH * len(self.rows) and self.steps_waited <= BUNCH_STEPS:
             return []
         self.steps_waited = 0
         chosen: list[Request] = []
         tokens = 0
-        while self.waiting and len(chosen) < free:
+        while self.waiting and self.free:
             job = self.waiting.popleft()
             request = job.to_come[0]
             if chosen and tokens + len(request.prompt) > PROMPT_TOKENS:
@@ -132,25 +124,31 @@ class Lane:
                 break
             tokens += len(request.prompt)
             chosen.append(job.to_come.popleft())
-            self.owner[request] = job
+            self.rows[key_of(request)], self.owner[request] = request, job
             if job.to_come:
                 self.waiting.append(job)
         return chosen
 
 
 class Scheduler:
-    """Owns the thread. Jobs may be submitted and cancelled from any other."""
+    """Owns the thread, and the writer. Jobs may be submitted and cancelled from any other."""
 
     def __init__(self, shelf: Shelf, room: Room | None = None) -> None:
+        """The writer is a process where the shelf's weights can be shared with one, else a thread."""
         self.shelf, self.room = shelf, room or Room()
         self._lanes: dict[str, Lane] = {}
         self._changed = threading.Condition()
         self._closed = False
-        self._gone: set[Request] = set()  # cancelled, and not yet taken out
+        self._numbers = count()  # of questions
         self.tokens = 0  # written since the start
+        self._writer = self._new_writer()
         shelf.on_change = self._wake
         self._thread = threading.Thread(target=self._run, name="scheduler", daemon=True)
         self._thread.start()
+
+    def _new_writer(self) -> Writer:
+        shared = self.shelf.shared
+        return ThreadWriter(self.room) if shared is None else ProcessWriter(self.room, shared)
 
     def submit(self, job: Job) -> None:
         """Take on a job of a model that is loaded. Raises Full, and UnknownModel."""
@@ -158,39 +156,32 @@ class Scheduler:
         with self._changed:
             if self._closed:
                 raise Ending
-            if self.waiting + len(job.requests) > self.room.waiting + self._free(job.model):
-                raise Full
             lane = self._lane(job.model, model)
+            if self.waiting + len(job.requests) > self.room.waiting + lane.free:
+                raise Full
             job.to_come = deque(job.requests)
             job.until = time.monotonic() + self.room.seconds
             lane.waiting.append(job)
             self._changed.notify()
 
     def ask(self, name: str, question: Callable[[GPT], Found]) -> Future[Found]:
-        """`question(model)`, answered between two steps. Raises Full, and as `Shelf.open` does."""
+        """`question(model)`, answered between two steps, perhaps in another process. Raises as `submit` does."""
         model, answer = self.shelf.open(name), Future[Found]()
-
-        def run(model: GPT) -> None:
-            if answer.set_running_or_notify_cancel():
-                try:
-                    answer.set_result(question(model))
-                except Exception as error:
-                    answer.set_exception(error)
-
         with self._changed:
             lane = self._lane(name, model)
             if self._closed:
                 raise Ending
-            if len(lane.tasks) >= self.room.waiting:
+            if len(lane.questions) >= self.room.waiting:
                 raise Full
-            lane.tasks.append(Task(run, answer.set_exception))
+            lane.questions.append(Question(question, answer))
             self._changed.notify()
         return answer
 
     def cancel(self, requests: Collection[Request]) -> None:
-        """Nobody waits for these rows any more: those that still are there are gone before the next step."""
+        """Nobody waits for these rows any more: those that are being written are gone before the next step."""
         with self._changed:
-            self._gone.update(requests)
+            for lane in self._lanes.values():
+                self._drop(lane, set(requests))
             self._changed.notify()
 
     @property
@@ -202,7 +193,7 @@ class Scheduler:
         return sum(len(job.to_come) for lane in list(self._lanes.values()) for job in list(lane.waiting))
 
     def close(self) -> None:
-        """Take on nothing more, and end the thread; what still runs fails."""
+        """Take on nothing more, and end the thread and the writer; what still runs fails."""
         with self._changed:
             self._closed = True
             self._changed.notify()
@@ -217,11 +208,6 @@ class Scheduler:
             self._lanes[name] = Lane(name, model, self.room)
         return self._lanes[name]
 
-    def _free(self, name: str) -> int:
-        lane = self._lanes.get(name)
-        return self.room.rows - (len(lane.owner) if lane else 0)
-
-    @torch.inference_mode()
     def _run(self) -> None:
         while True:
             with self._changed:
@@ -231,25 +217,28 @@ class Scheduler:
                     ready = self._ready()
                 if self._closed:
                     break
-            for lane in ready:
-                try:
-                    self._turn(lane)
-                except Exception as error:
-                    if not isinstance(error, UserError):
-                        log.exception("a step of %s failed", lane.name)
-                    self._give_up(lane, error)
-        for lane in self._lanes.values():
-            self._give_up(lane, Ending())
+            try:
+                for lane in ready:
+                    self._try_turn(lane)
+                if any(lane.at_work for lane in ready):
+                    self._take(self._writer.hear())
+            except WriterEnded as error:
+                self._begin_again(error)
+        self._writer.end()
+        with self._changed:
+            for lane in self._lanes.values():
+                self._lose(lane, Ending())
 
     def _ready(self) -> list[Lane]:
         """Look at what has changed -> the lanes that may go on."""
-        self._take_out_gone()
+        self._cut_late()
         names = self.shelf.names()
         for name, lane in list(self._lanes.items()):
             if name not in names:
                 self._give_up(lane, UnknownModel(f'the model "{name}" has been taken away.'))
+                self._writer.tell(Close(name))
                 del self._lanes[name]
-        return [lane for lane in self._lanes.values() if lane.asked and self._may_go_on(lane)]
+        return [lane for lane in self._lanes.values() if lane.wanted and self._may_go_on(lane)]
 
     def _may_go_on(self, lane: Lane) -> bool:
         """Rows that run are finished; new ones begin only where nobody asks for the model alone."""
@@ -259,68 +248,101 @@ class Scheduler:
             lane.begun, lane.version_now = True, version
         return lane.begun
 
-    def _take_out_gone(self) -> None:
+    def _cut_late(self) -> None:
+        """End the jobs that have had their time."""
         now = time.monotonic()
         for lane in self._lanes.values():
             late = {job for job in (*lane.waiting, *lane.owner.values()) if job.until < now}
-            self._drop(lane, self._gone | {request for job in late for request in job.requests})
+            self._drop(lane, {request for job in late for request in job.requests})
             for job in late:
                 job.fail(TimeoutError())
-        self._gone.clear()
 
     def _drop(self, lane: Lane, gone: set[Request]) -> None:
-        """Take rows out, whether they run or wait."""
+        """Take rows out, whether they run or wait. The writer has them until it says that they are gone."""
+        running = [key_of(request) for request in gone if lane.owner.pop(request, None)]
+        if running:
+            self._writer.tell(Cancel(lane.name, running))
         if not gone:
             return
-        if lane.batch is not None and not gone.isdisjoint(lane.owner):
-            lane.batch.cancel(gone)
-        lane.owner = {request: job for request, job in lane.owner.items() if request not in gone}
         for job in lane.waiting:
             job.to_come = deque(request for request in job.to_come if request not in gone)
         lane.waiting = deque(job for job in lane.waiting if job.to_come)
         self._rest(lane)
 
+    def _try_turn(self, lane: Lane) -> None:
+        try:
+            self._turn(lane)
+        except WriterEnded:
+            raise
+        except Exception as error:
+            log.exception("%s cannot be written with", lane.name)
+            with self._changed:
+                self._give_up(lane, error)
+
     def _turn(self, lane: Lane) -> None:
-        """One task, one step of a lane."""
-        if lane.tasks and lane.may_begin:
-            lane.tasks.popleft().run(lane.model)
-        batch = lane.open_batch()
-        if lane.may_begin and batch.free and (chosen := self._next_rows(lane, batch.free)):
-            batch.admit(chosen)
-            self._hand_out(lane, batch.fresh())
-        if lane.owner:
-            for _ in batch.step(refill=bool(lane.waiting)):
-                pass  # what has finished has been handed out already
-            self._hand_out(lane, batch.fresh())
+        """Give the writer one question, and rows for its free slots."""
+        if self._writer.ended:
+            raise WriterEnded("the process that writes texts has ended")
         with self._changed:
+            if lane.may_begin and lane.questions:
+                self._put(lane, lane.questions.popleft())
+            if lane.may_begin and lane.free and (chosen := lane.next_rows()):
+                self._tell_weights(lane)
+                self._writer.tell(Begin(lane.name, chosen))
             self._rest(lane)
 
-    def _next_rows(self, lane: Lane, free: int) -> list[Request]:
-        with self._changed:
-            return lane.next_rows(free)
+    def _put(self, lane: Lane, question: Question) -> None:
+        if question.answer.set_running_or_notify_cancel():
+            number = next(self._numbers)
+            lane.asked[number] = question.answer
+            self._tell_weights(lane)
+            self._writer.tell(Ask(lane.name, number, question.ask))
+
+    def _tell_weights(self, lane: Lane) -> None:
+        """Before what needs them: while the writer is at work, nobody takes the model away."""
+        if lane.version is None:
+            self._writer.tell(Open(lane.name, lane.model))
+        elif lane.version != lane.version_now:
+            self._writer.tell(Renew(lane.name))
+        lane.version = lane.version_now
 
     def _rest(self, lane: Lane) -> None:
         """Let go of the model where nothing runs: whoever wants it alone has it now."""
-        if lane.begun and not lane.owner:
-            if lane.batch is not None:
-                lane.batch.cancel(lane.batch.requests)  # rows that are finished and have not left yet
+        if lane.begun and not lane.at_work:
             lane.begun = False
             self.shelf.end(lane.name)
 
-    def _hand_out(self, lane: Lane, fresh: Iterator[Fresh]) -> None:
+    def _take(self, report: Report) -> None:
+        """Hand out what has been written."""
+        with self._changed:
+            lane = self._lanes.get(report.name)
+            if lane is None:
+                return
+            if isinstance(report, Failed):
+                return self._give_up(lane, report.error)
+            if isinstance(report, Answer):
+                settle(lane.asked.pop(report.number), report)
+            else:
+                for key in report.gone:
+                    lane.rows.pop(key, None)
+                self._hand_out(lane, report.tokens)
+            self._rest(lane)
+
+    def _hand_out(self, lane: Lane, tokens: Sequence[Token]) -> None:
         by_job: dict[Job, list[Fresh]] = {}
-        for each in fresh:
+        for token in tokens:
             self.tokens += 1
-            job = lane.owner.get(each.request)
+            request = lane.rows.pop(token.key) if token.finish_reason else lane.rows[token.key]
+            job = lane.owner.get(request)
             if job is None:
                 continue
-            written = [each]
+            written = [Fresh(request, token.token_id, token.look, token.finish_reason)]
             if not job.each_token:
-                held = job.held.setdefault(each.request, [])
-                held.append(each)
-                written = job.held.pop(each.request) if each.finish_reason else []
-            if each.finish_reason:
-                del lane.owner[each.request]
+                held = job.held.setdefault(request, [])
+                held += written
+                written = job.held.pop(request) if token.finish_reason else []
+            if token.finish_reason:
+                del lane.owner[request]
             if written:
                 by_job.setdefault(job, []).extend(written)
         for job, written in by_job.items():
@@ -328,15 +350,41 @@ class Scheduler:
 
     def _give_up(self, lane: Lane, error: Exception) -> None:
         """Nothing more comes for what this lane was asked; the next request finds it empty."""
-        with self._changed:
-            jobs = {*lane.waiting, *lane.owner.values()}
-            tasks = list(lane.tasks)
-            lane.waiting.clear()
-            lane.owner.clear()
-            lane.tasks.clear()
-            lane.batch = None
-            self._rest(lane)
+        jobs, questions = {*lane.waiting, *lane.owner.values()}, list(lane.questions)
+        lane.waiting.clear()
+        lane.owner.clear()
+        lane.questions.clear()
+        if lane.rows:
+            self._writer.tell(Cancel(lane.name, list(lane.rows)))
+        self._rest(lane)
         for job in jobs:
             job.fail(error)
-        for task in tasks:
-            task.give_up(error)
+        for question in questions:
+            question.answer.set_exception(error)
+
+    def _lose(self, lane: Lane, error: Exception) -> None:
+        """The writer has nothing of this lane any more."""
+        for answer in lane.asked.values():
+            answer.set_exception(error)
+        lane.rows.clear()
+        lane.asked.clear()
+        self._give_up(lane, error)
+
+    def _begin_again(self, error: WriterEnded) -> None:
+        """With a new writer; what the old one was at fails."""
+        log.error("%s; a new one is started.", error)
+        self._writer.end()
+        self._writer = self._new_writer()
+        with self._changed:
+            for lane in self._lanes.values():
+                lane.version = None
+                if lane.at_work:
+                    self._lose(lane, error)
+
+
+def settle(future: Future[Any], answer: Answer) -> None:
+    """Give a future what it waits for."""
+    if answer.error is None:
+        future.set_result(answer.found)
+    else:
+        future.set_exception(answer.error)

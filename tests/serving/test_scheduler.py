@@ -2,59 +2,19 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections import deque
 from collections.abc import Iterator
-from itertools import count
 
 import pytest
 import torch
+from scheduler_clients import Client, alone, request
 from serving_run import small_model
 
-from nanogpt_edit.engine.completion import Fresh, Request
-from nanogpt_edit.engine.engine import Engine
-from nanogpt_edit.engine.sampling_config import Sampling
 from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.serving.models import Shelf, UnknownModel
-from nanogpt_edit.serving.scheduler import Ending, Full, Job, Lane, Room, Scheduler
-
-PROMPT = (5, 6, 7)
-NUMBERS = count()
-
-
-def request(number: int, row: int = 0, *, tokens: int = 12) -> Request:
-    return Request(number, row, 0, PROMPT, Sampling(1.0, None, 1.0, tokens, seed=row), frozenset())
-
-
-class Client:
-    """Asks for `rows` texts, and keeps what comes."""
-
-    def __init__(self, scheduler: Scheduler, rows: int, *, tokens: int = 12, model: str = "m", **job: bool) -> None:
-        self.tokens: dict[Request, list[int]] = {}
-        self.first: dict[Request, float] = {}
-        self.errors: list[Exception] = []
-        self.done = threading.Event()
-        self.left = rows
-        number = next(NUMBERS)
-        self.requests = [request(number, row, tokens=tokens) for row in range(rows)]
-        scheduler.submit(Job(model, self.requests, self.take, self.fail, **job))
-
-    def take(self, written: list[Fresh]) -> None:
-        for each in written:
-            self.first.setdefault(each.request, time.monotonic())
-            self.tokens.setdefault(each.request, []).append(each.token_id)
-            self.left -= each.finish_reason is not None
-        if not self.left:
-            self.done.set()
-
-    def fail(self, error: Exception) -> None:
-        self.errors.append(error)
-        self.done.set()
-
-    def texts(self) -> list[list[int]]:
-        assert self.done.wait(20) and not self.errors
-        return [self.tokens[request] for request in self.requests]
+from nanogpt_edit.serving.scheduler import Ending, Full, Job, Lane, Scheduler
+from nanogpt_edit.serving.writer import Room, key_of
 
 
 @pytest.fixture
@@ -70,14 +30,6 @@ def scheduler(model: GPT) -> Iterator[Scheduler]:
     scheduler = Scheduler(shelf, Room(rows=4, waiting=12))
     yield scheduler
     scheduler.close()
-
-
-def alone(model: GPT, rows: int, tokens: int) -> list[list[int]]:
-    texts = [
-        Engine(model).generate([PROMPT], sampling=Sampling(1.0, None, 1.0, tokens, seed=row), n=row + 1)[row].token_ids
-        for row in range(rows)
-    ]
-    return [list(text) for text in texts]
 
 
 @pytest.mark.parametrize("tokens", [1, 12])
@@ -105,13 +57,13 @@ def test_rows_begin_together_where_many_run(model: GPT, running: int, come: int,
     """An eighth of those that run at once, fewer after three steps; no more than there are slots."""
     lane = Lane("m", model, Room(rows=32))
     others = Job("m", [], print, print)
-    lane.owner = {request(number): others for number in range(running)}
+    old = [request(number) for number in range(running)]
+    lane.rows, lane.owner = {key_of(each): each for each in old}, dict.fromkeys(old, others)
     new = [Job("m", [], print, print, to_come=deque([request(100 + number)])) for number in range(come)]
     lane.waiting.extend(new)
-    free = 32 - running
     for _ in range(steps):
-        assert lane.next_rows(free) == []
-    assert len(lane.next_rows(free)) == min(come, free)
+        assert lane.next_rows() == []
+    assert len(lane.next_rows()) == min(come, 32 - running)
 
 
 def test_more_than_may_wait_is_refused(scheduler: Scheduler) -> None:
@@ -158,7 +110,7 @@ def test_weights_change_only_between_texts(scheduler: Scheduler, model: GPT) -> 
 def test_a_question_is_answered_between_two_steps(scheduler: Scheduler, model: GPT) -> None:
     Client(scheduler, 2, tokens=50)
     assert scheduler.ask("m", lambda found: found is model).result(20)
-    with pytest.raises(ZeroDivisionError):
+    with pytest.raises(RuntimeError, match="ZeroDivisionError: division by zero"):
         scheduler.ask("m", lambda found: 1 / 0).result(20)
 
 
