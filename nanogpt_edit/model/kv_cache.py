@@ -6,12 +6,17 @@ head_size numbers (`nbytes`). The engine's cache, whose rows share their prompts
 
 from __future__ import annotations
 
+import math
+import mmap
+
 import torch
 from torch import Tensor
 
 from nanogpt_edit.common.errors import UserError
 from nanogpt_edit.model.attention import attention
 from nanogpt_edit.model.config import GPTConfig
+
+LARGE = 2**20  # bytes; smaller memory is not worth a mapping
 
 
 class KVCache:
@@ -21,8 +26,8 @@ class KVCache:
         self, config: GPTConfig, *, rows: int, capacity: int, device: torch.device | str, dtype: torch.dtype
     ) -> None:
         shape = (config.n_layer, rows, config.kv_heads, capacity, config.head_size)
-        self.keys = torch.zeros(shape, device=device, dtype=dtype)
-        self.values = torch.zeros(shape, device=device, dtype=dtype)
+        self.keys = zeros(*shape, device=device, dtype=dtype)
+        self.values = zeros(*shape, device=device, dtype=dtype)
         self.rows, self.capacity, self.length = rows, capacity, 0
 
     @staticmethod
@@ -56,3 +61,12 @@ class KVCache:
         """Count the new columns as filled once the last layer has written them."""
         if layer == len(self.keys) - 1:
             self.length += tokens
+
+
+def zeros(*shape: int, device: torch.device | str, dtype: torch.dtype) -> Tensor:
+    """torch.zeros; on a CPU the system gives memory for a part of them when that is first written: few of the columns
+    that texts may fill are filled."""
+    size = math.prod(shape) * dtype.itemsize
+    if torch.device(device).type != "cpu" or size < LARGE:
+        return torch.zeros(shape, device=device, dtype=dtype)
+    return torch.frombuffer(mmap.mmap(-1, size), dtype=dtype).view(shape)
