@@ -21,6 +21,7 @@ from nanogpt_edit.engine.packed_weights import PackedWeights
 from nanogpt_edit.engine.prefill import parts_of_like_length, prefill
 from nanogpt_edit.engine.sampling import draw_tokens, stream_keys, uniforms_at
 from nanogpt_edit.model.gpt import GPT
+from nanogpt_edit.model.kv_cache import KVCache
 
 LOOKED_AT = 128  # places of a prompt at once: a row of logits each
 LEAVE_SHARE = 1 / 8  # finished rows are removed once they are this share of the batch
@@ -38,13 +39,16 @@ class Group:
 class Batch:
     """The running rows: what each was asked for, has written, and may still write."""
 
-    def __init__(self, model: GPT, cache: DecodeCache, *, slots: int, new_tokens: int, packing_bytes: int) -> None:
+    def __init__(
+        self, model: GPT, cache: DecodeCache, *, slots: int, new_tokens: int, prompt_bytes: int, packing_bytes: int
+    ) -> None:
         """At most `slots` rows at once, of at most `new_tokens` tokens each.
 
+        `prompt_bytes` may hold the keys and values of prompts (`room_for`).
         `packing_bytes` may hold the weights once more (`PackedWeights`): they must not change while the batch lives.
         """
         self.model, self.cache, self.slots, self.max_new = model, cache, slots, new_tokens
-        self.vocab_size, self.device = vocabulary_of(model), model.device
+        self.vocab_size, self.device, self.prompt_bytes = vocabulary_of(model), model.device, prompt_bytes
         self.weights = PackedWeights(model, max_bytes=packing_bytes)
         self.last_logits: dict[int, Tensor] = {}  # of the running prompts: what follows their last token, (V,)
         self.stop_ids: dict[frozenset[int], Tensor] = {}
@@ -67,6 +71,17 @@ class Batch:
     @property
     def free(self) -> int:
         return self.slots - self.rows
+
+    def room_for(self, requests: Sequence[Request]) -> int:
+        """How many of `requests`, the first ones, can be admitted: each has a slot, and its prompt memory beside the
+        others. A prompt alone always has it."""
+        token_bytes = KVCache.row_bytes(self.model.config, capacity=1, dtype=self.cache.keys.dtype)
+        lengths = dict(zip(self.cache.prompt_indices, self.cache.prompt_lengths.tolist(), strict=True))
+        for place, request in enumerate(requests[: self.free]):
+            lengths[request.prompt_index] = len(request.prompt)
+            if len(lengths) > 1 and len(lengths) * max(lengths.values()) * token_bytes > self.prompt_bytes:
+                return place
+        return min(len(requests), self.free)
 
     def admit(self, requests: list[Request]) -> None:
         """Prefill the prompts of `requests` that are not running yet, and draw the first token of each request."""

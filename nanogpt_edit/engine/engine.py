@@ -126,13 +126,18 @@ class Engine:
         return SlotBatch(self.model, slots, sampling, stop_ids, vocab_size=vocab_size, most_rows=most_rows)
 
     def open(self, rows: int, *, new_tokens: int, longest_prompt: int) -> Batch:
-        """An empty batch for up to `rows` rows at once, fewer where memory holds no more; it lives until the next."""
+        """An empty batch for up to `rows` rows at once, fewer where memory holds no more; it lives until the next.
+
+        Where nobody knows how long prompts will be, `longest_prompt` is the length that memory is to hold of every
+        row's, and `Batch.room_for` says which of those that come fit.
+        """
         cache = self.cache_for(rows, own=new_tokens + SLACK_COLUMNS, longest_prompt=longest_prompt)
         return Batch(
             self.model,
             cache,
             slots=min(rows, cache.slots),
             new_tokens=new_tokens,
+            prompt_bytes=self.cache_bytes - cache.nbytes,
             packing_bytes=self.cache_bytes - cache.nbytes if new_tokens >= PACKING_PAYS else 0,
         )
 

@@ -18,8 +18,7 @@ from typing import Any, TypeVar
 
 from nanogpt_edit.engine.completion import Fresh, Request
 from nanogpt_edit.model.gpt import GPT
-from nanogpt_edit.serving.models import Shelf, UnknownModel
-from nanogpt_edit.serving.writer import (
+from nanogpt_edit.serving.messages import (
     Answer,
     Ask,
     Begin,
@@ -30,18 +29,16 @@ from nanogpt_edit.serving.writer import (
     Open,
     Renew,
     Report,
-    Room,
-    ThreadWriter,
     Token,
     Writer,
     WriterEnded,
     key_of,
 )
+from nanogpt_edit.serving.models import Shelf, UnknownModel
+from nanogpt_edit.serving.writer import Room, ThreadWriter
 from nanogpt_edit.serving.writer_process import ProcessWriter
 
 Found = TypeVar("Found")
-PROMPT_TOKENS = 2048  # read between two steps of the others, unless one prompt alone has more
-BUNCH, BUNCH_STEPS = 1 / 8, 3  # rows begin together: so many of those that run, or all that have come in so many steps
 log = logging.getLogger(__name__)
 
 
@@ -92,7 +89,6 @@ class Lane:
         self.asked: dict[int, Future[Any]] = {}  # the writer has been asked, and has not answered
         self.rows: dict[Key, Request] = {}  # that the writer has
         self.owner: dict[Request, Job] = {}  # of those that somebody waits for
-        self.steps_waited = 0  # by rows for which there is a slot
 
     @property
     def at_work(self) -> bool:
@@ -108,22 +104,12 @@ class Lane:
         return self.room.rows - len(self.rows)
 
     def next_rows(self) -> list[Request]:
-        """Rows for the free slots, from the waiting jobs in turn; none yet where more may come to begin with them."""
-        wanted = min(self.free, sum(len(job.to_come) for job in self.waiting))
-        self.steps_waited = self.steps_waited + 1 if wanted else 0
-        if wanted < BUNCH * len(self.rows) and self.steps_waited <= BUNCH_STEPS:
-            return []
-        self.steps_waited = 0
+        """Rows for the free slots, from the waiting jobs in turn."""
         chosen: list[Request] = []
-        tokens = 0
         while self.waiting and self.free:
             job = self.waiting.popleft()
-            request = job.to_come[0]
-            if chosen and tokens + len(request.prompt) > PROMPT_TOKENS:
-                self.waiting.appendleft(job)
-                break
-            tokens += len(request.prompt)
-            chosen.append(job.to_come.popleft())
+            request = job.to_come.popleft()
+            chosen.append(request)
             self.rows[key_of(request)], self.owner[request] = request, job
             if job.to_come:
                 self.waiting.append(job)
@@ -162,6 +148,9 @@ class Scheduler:
             job.to_come = deque(job.requests)
             job.until = time.monotonic() + self.room.seconds
             lane.waiting.append(job)
+            known = lane.version is not None and not self._writer.ended
+            if known and self._may_go_on(lane) and lane.may_begin:
+                self._begin_rows(lane)  # at once: the thread may be waiting for the end of a step
             self._changed.notify()
 
     def ask(self, name: str, question: Callable[[GPT], Found]) -> Future[Found]:
@@ -286,10 +275,14 @@ class Scheduler:
         with self._changed:
             if lane.may_begin and lane.questions:
                 self._put(lane, lane.questions.popleft())
-            if lane.may_begin and lane.free and (chosen := lane.next_rows()):
-                self._tell_weights(lane)
-                self._writer.tell(Begin(lane.name, chosen))
+            if lane.may_begin:
+                self._begin_rows(lane)
             self._rest(lane)
+
+    def _begin_rows(self, lane: Lane) -> None:
+        if chosen := lane.next_rows():
+            self._tell_weights(lane)
+            self._writer.tell(Begin(lane.name, chosen))
 
     def _put(self, lane: Lane, question: Question) -> None:
         if question.answer.set_running_or_notify_cancel():

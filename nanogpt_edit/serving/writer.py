@@ -9,21 +9,36 @@ from __future__ import annotations
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
+from itertools import accumulate, islice
 from queue import SimpleQueue
-from typing import Protocol
 
 import torch
 
 from nanogpt_edit.common.errors import UserError
 from nanogpt_edit.engine.batch import Batch
-from nanogpt_edit.engine.completion import FinishReason, Look, Request
+from nanogpt_edit.engine.completion import Request
 from nanogpt_edit.engine.engine import Engine
 from nanogpt_edit.model.gpt import GPT
+from nanogpt_edit.serving.messages import (
+    Answer,
+    Ask,
+    Begin,
+    Cancel,
+    Failed,
+    Key,
+    Open,
+    Order,
+    Renew,
+    Report,
+    Token,
+    Written,
+    key_of,
+)
 
-Key = tuple[int, int]
-"""Of a row: the numbers of its prompt and of its sample (`key_of`)."""
+BUNCH, BUNCH_STEPS = 1 / 8, 3  # rows begin together: so many of those that run, or all that have come in so many steps
+PROMPT_TOKENS = 2048  # read between two steps, unless one prompt alone has more
 log = logging.getLogger(__name__)
 
 
@@ -46,121 +61,6 @@ class Room:
     as the engine has it)."""
 
 
-@dataclass(frozen=True)
-class Open:
-    """From now on the rows under `name` are of this model, whose weights stand while there are rows."""
-
-    name: str
-    model: GPT
-
-
-@dataclass(frozen=True)
-class Renew:
-    """The model's weights have changed."""
-
-    name: str
-
-
-@dataclass(frozen=True)
-class Begin:
-    """Write these rows."""
-
-    name: str
-    requests: Sequence[Request]
-
-
-@dataclass(frozen=True)
-class Cancel:
-    """Nobody waits for these rows any more. The answer, `Written.gone`, names them all, known ones or not."""
-
-    name: str
-    keys: Collection[Key]
-
-
-@dataclass(frozen=True)
-class Ask:
-    """What is `question(model)`?"""
-
-    name: str
-    number: int
-    question: Callable[[GPT], object]
-
-
-@dataclass(frozen=True)
-class Close:
-    """Forget the model."""
-
-    name: str
-
-
-Order = Open | Renew | Begin | Cancel | Ask | Close
-
-
-@dataclass(frozen=True)
-class Token:
-    """A token of a row: `Token((0, 3), 418, None, "stop")`."""
-
-    key: Key
-    token_id: int
-    look: Look | None
-    finish_reason: FinishReason | None
-
-
-@dataclass(frozen=True)
-class Written:
-    """What a step has written, and the rows that were taken out."""
-
-    name: str
-    tokens: Sequence[Token] = ()
-    gone: Collection[Key] = ()
-
-
-@dataclass(frozen=True)
-class Answer:
-    """To the question of that number; or the error that it has met."""
-
-    name: str
-    number: int
-    found: object = None
-    error: Exception | None = None
-
-
-@dataclass(frozen=True)
-class Failed:
-    """All rows of the model are lost."""
-
-    name: str
-    error: Exception
-
-
-Report = Written | Answer | Failed
-
-
-class WriterEnded(Exception):
-    """What writes is there no more; all rows and models are lost with it."""
-
-
-class Writer(Protocol):
-    """Who takes orders and reports. It may be told things from any thread; one thread hears."""
-
-    def tell(self, order: Order) -> None:
-        """Returns at once."""
-
-    def hear(self) -> Report:
-        """The next report, waited for. Raises WriterEnded."""
-
-    @property
-    def ended(self) -> bool:
-        """Is it there no more?"""
-
-    def end(self) -> None:
-        """End it, whatever it is at."""
-
-
-def key_of(request: Request) -> Key:
-    return request.prompt_index, request.sample_index
-
-
 class Rows:
     """One model's rows: those in its batch, and those for which the batch has no slot yet."""
 
@@ -168,29 +68,36 @@ class Rows:
         self.model, self.room = model, room
         self.engine = Engine(model, max_slots=room.rows, cache_bytes=room.cache_bytes, in_slots=False)
         self.waiting: deque[Request] = deque()
+        self.steps_waited = 0  # by rows that could have begun
         self.batch: Batch | None = None
 
     @property
-    def any(self) -> bool:
+    def at_work(self) -> bool:
         return bool(self.waiting or (self.batch and self.batch.rows))
 
     def turn(self) -> Iterator[list[Token]]:
-        """Begin what there are slots for; advance all by a token."""
+        """Begin what there is room for, and advance all by a token."""
         batch = self.batch = self.batch or self._open()
-        if self.waiting and batch.free:
-            batch.admit([self.waiting.popleft() for _ in range(min(batch.free, len(self.waiting)))])
+        if beginning := self._beginning(batch):
+            batch.admit([self.waiting.popleft() for _ in range(beginning)])
             yield tokens_of(batch)
         for _ in batch.step(refill=bool(self.waiting)):
             pass  # the last tokens of what has finished have been told already
         yield tokens_of(batch)
 
+    def _beginning(self, batch: Batch) -> int:
+        """How many of the waiting rows begin now; none yet where more may come to begin with them."""
+        fitting = batch.room_for([*islice(self.waiting, batch.free)])
+        if fitting < BUNCH * batch.rows and self.steps_waited < BUNCH_STEPS:
+            self.steps_waited += fitting > 0
+            return 0
+        self.steps_waited = 0
+        read = accumulate(len(request.prompt) for request in islice(self.waiting, fitting))
+        return sum(place == 0 or tokens <= PROMPT_TOKENS for place, tokens in enumerate(read))
+
     def _open(self) -> Batch:
-        most = self.model.config.block_size - 1
-        return self.engine.open(
-            self.room.rows,
-            new_tokens=min(self.room.new_tokens, most),
-            longest_prompt=min(self.room.prompt_tokens, most),
-        )
+        most = min(self.room.new_tokens, self.model.config.block_size - 1)
+        return self.engine.open(self.room.rows, new_tokens=most, longest_prompt=most)
 
     def cancel(self, keys: Collection[Key]) -> None:
         """Take rows out, whether they run or wait."""
@@ -214,14 +121,14 @@ def write(orders: SimpleQueue[Order | None], tell: Callable[[Report], object], r
     """Write what is ordered, until None comes."""
     models: dict[str, Rows] = {}
     while True:
-        while not orders.empty() or not any(rows.any for rows in models.values()):
+        while not orders.empty() or not any(rows.at_work for rows in models.values()):
             order = orders.get()
             if order is None:
                 return
             carry_out(order, models, tell, room)
         for name, rows in models.items():
             try:
-                for tokens in rows.turn() if rows.any else ():
+                for tokens in rows.turn() if rows.at_work else ():
                     if tokens:
                         tell(Written(name, tokens))
             except Exception as error:

@@ -20,8 +20,9 @@ from queue import SimpleQueue
 
 import torch
 
+from nanogpt_edit.serving.messages import Order, Report, WriterEnded
 from nanogpt_edit.serving.shared_tensors import Borrowed, SharedTensors
-from nanogpt_edit.serving.writer import Order, Report, Room, WriterEnded, write
+from nanogpt_edit.serving.writer import Room, write
 
 log = logging.getLogger(__name__)
 ENDING_SECONDS = 5  # for the process to end when its socket is closed

@@ -141,3 +141,26 @@ def test_rows_may_share_a_prompt_and_differ_in_settings() -> None:
     for fresh in run(opened(model, slots=4), [rows]):
         written[fresh.request].append(fresh.token_id)
     assert all(tuple(written[each]) == expected(model, each) for each in rows)
+
+
+@torch.inference_mode()
+def test_prompts_wait_for_memory() -> None:
+    """Prompts of 1, 7, 3 and 12 tokens, padded to the longest, in memory for 24 tokens."""
+    model = bold("gpt2")
+    token_bytes = 2 * model.config.n_layer * model.config.n_embd * 4
+    own = Engine(model).open(6, new_tokens=20, longest_prompt=12).cache.nbytes
+    batch = Engine(model, cache_bytes=own + 24 * token_bytes).open(6, new_tokens=20, longest_prompt=4)
+    short, middle, long = (request(number) for number in (0, 1, 3))
+    assert batch.slots == 6
+    assert batch.room_for([short, middle]) == 2  # 2 × 7
+    assert batch.room_for([short, middle, request(4), request(5)]) == 3  # 4 × 7 are too many
+    assert batch.room_for([long, short]) == 2  # 2 × 12
+    assert batch.room_for([short, middle, long]) == 2
+    batch.admit([short, middle])
+    assert batch.room_for([replace(middle, sample_index=5)] * 9) == 4  # the prompt is there already
+    assert batch.room_for([long]) == 0
+    batch.cancel([middle])
+    assert batch.room_for([long]) == 1
+    batch.cancel([short])
+    tight = Engine(model, cache_bytes=own).open(6, new_tokens=20, longest_prompt=0)
+    assert tight.room_for([long, short]) == 1

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections import deque
 from collections.abc import Iterator
 
 import pytest
 import torch
-from scheduler_clients import Client, alone, request
+from scheduler_clients import Client, alone
 from serving_run import small_model
 
 from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.serving.models import Shelf, UnknownModel
-from nanogpt_edit.serving.scheduler import Ending, Full, Job, Lane, Scheduler
-from nanogpt_edit.serving.writer import Room, key_of
+from nanogpt_edit.serving.scheduler import Ending, Full, Scheduler
+from nanogpt_edit.serving.writer import Room
 
 
 @pytest.fixture
@@ -50,20 +49,6 @@ def test_a_client_who_asks_for_little_does_not_wait_for_one_who_asks_for_much(sc
     assert much.done.wait(20) and little.done.wait(20)
     begun = sorted(much.first.values())
     assert little.first[little.requests[0]] < begun[5]
-
-
-@pytest.mark.parametrize(("running", "come", "steps"), [(0, 1, 0), (8, 1, 0), (16, 1, 3), (16, 2, 0), (31, 3, 3)])
-def test_rows_begin_together_where_many_run(model: GPT, running: int, come: int, steps: int) -> None:
-    """An eighth of those that run at once, fewer after three steps; no more than there are slots."""
-    lane = Lane("m", model, Room(rows=32))
-    others = Job("m", [], print, print)
-    old = [request(number) for number in range(running)]
-    lane.rows, lane.owner = {key_of(each): each for each in old}, dict.fromkeys(old, others)
-    new = [Job("m", [], print, print, to_come=deque([request(100 + number)])) for number in range(come)]
-    lane.waiting.extend(new)
-    for _ in range(steps):
-        assert lane.next_rows() == []
-    assert len(lane.next_rows()) == min(come, 32 - running)
 
 
 def test_more_than_may_wait_is_refused(scheduler: Scheduler) -> None:

@@ -20,10 +20,11 @@ from serving_run import small_model
 from nanogpt_edit.engine.batch import look_at_prompt
 from nanogpt_edit.model.config import GPTConfig
 from nanogpt_edit.model.gpt import GPT
+from nanogpt_edit.serving.messages import WriterEnded
 from nanogpt_edit.serving.models import Shelf
 from nanogpt_edit.serving.scheduler import Scheduler
 from nanogpt_edit.serving.shared_tensors import SharedTensors
-from nanogpt_edit.serving.writer import Room, WriterEnded
+from nanogpt_edit.serving.writer import Room
 from nanogpt_edit.serving.writer_process import ProcessWriter
 
 pytestmark = pytest.mark.skipif(
