@@ -36,7 +36,7 @@ from nanogpt_edit.engine.generate import generate
 from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.serving.limits import Limits
 from nanogpt_edit.serving.models import Shelf
-from nanogpt_edit.serving.run import serve
+from nanogpt_edit.serving.run import serve, shared_tensors
 
 PROMPTS = ("Tom has 3 apples. He buys 14 more. How many apples does Tom have?", "Mia reads 2 pages a day.")
 SEEDS, TOKENS = range(4), 24
@@ -62,7 +62,7 @@ class Seen:
 
 def serve_both(model: str) -> None:
     """Offer the model twice, and edit one of the two until the process is ended."""
-    shelf = Shelf()
+    shelf = Shelf(shared=shared_tensors("cpu"))
     shelf.add("steady", load(model))
     shelf.add("edited", copy.deepcopy(shelf.open("steady")), parent="steady")
     threading.Thread(target=edit_for_ever, args=(shelf,), daemon=True).start()

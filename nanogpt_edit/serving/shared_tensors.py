@@ -12,7 +12,6 @@ import os
 import pickle
 import weakref
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -61,8 +60,9 @@ class SharedTensors:
 
     @staticmethod
     def possible(device: torch.device) -> bool:
-        """On Linux, for tensors that a CPU computes with."""
-        return device.type == "cpu" and hasattr(os, "memfd_create") and Path(f"/proc/{os.getpid()}/fd").is_dir()
+        """On Linux, for tensors that a CPU computes with, where a process may look at another of the same user's."""
+        open_files = f"/proc/{os.getpid()}/fd"
+        return device.type == "cpu" and hasattr(os, "memfd_create") and os.access(open_files, os.R_OK | os.X_OK)
 
     def take(self, model: nn.Module) -> None:
         """Move the parameters of `model` to memory that can be shared, but for those that lie in such.

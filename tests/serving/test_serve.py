@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import signal
 import subprocess
@@ -21,6 +22,7 @@ from nanogpt_edit.checkpoint.checkpoint import save
 from nanogpt_edit.commands.serve import serve
 from nanogpt_edit.common.errors import UserError
 from nanogpt_edit.serving.run import leave_a_core
+from nanogpt_edit.serving.shared_tensors import SharedTensors
 
 
 @pytest.fixture(scope="module")
@@ -59,6 +61,33 @@ def test_sigterm_finishes_what_is_being_written(process: tuple[subprocess.Popen[
     assert first.startswith(b"data: {") and rest.endswith(b"data: [DONE]\n\n")
     assert running.wait(timeout=20) == 128 + signal.SIGTERM
     assert running.stderr is not None and "Traceback" not in running.stderr.read()
+
+
+@pytest.mark.skipif(not SharedTensors.possible(torch.device("cpu")), reason="here a thread writes")
+def test_the_process_that_writes_may_be_killed(process: tuple[subprocess.Popen[str], int]) -> None:
+    """What it was writing fails; whoever asks next has an answer, and the terminal a sentence."""
+    running, port = process
+
+    def ask(tokens: int) -> HTTPConnection:
+        connection = HTTPConnection("127.0.0.1", port, timeout=30)
+        asked = {"prompt": "Tom", "max_tokens": tokens, "seed": 0}
+        connection.request("POST", "/v1/completions", json.dumps(asked), {"Content-Type": "application/json"})
+        return connection
+
+    first = ask(3).getresponse().read()
+    interrupted = ask(1000)
+    time.sleep(0.2)
+    child = int(Path(f"/proc/{running.pid}/task/{running.pid}/children").read_text())
+    os.kill(child, signal.SIGKILL)
+    reply = interrupted.getresponse()
+    assert (reply.status, json.loads(reply.read())["error"]["type"]) == (500, "server_error")
+    assert json.loads(ask(3).getresponse().read())["choices"] == json.loads(first)["choices"]
+    running.send_signal(signal.SIGTERM)
+    assert running.wait(timeout=20) == 128 + signal.SIGTERM
+    assert running.stderr is not None
+    said = running.stderr.read()
+    assert "the process that writes texts has ended (signal 9, Killed); a new one is started." in said
+    assert "Traceback" not in said
 
 
 def test_other_addresses_need_a_token_and_ports_are_checked_first(directory: Path) -> None:
