@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import aclosing, suppress
 from typing import Any, TypeVar
@@ -11,9 +12,12 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from nanogpt_edit.engine.completion import Fresh, Request
+from nanogpt_edit.serving.refusals import UNEXPECTED, told
 from nanogpt_edit.serving.scheduler import Job, Scheduler
+from nanogpt_edit.serving.wire import event
 
 Answer = TypeVar("Answer")
+log = logging.getLogger(__name__)
 
 
 class Gone(Exception):
@@ -94,7 +98,8 @@ async def left(receive: Receive) -> None:
 
 
 class EventStream(Response):
-    """Server-sent events as they come. They end with the stream, or at once when the reader leaves."""
+    """Server-sent events as they come. They end with the stream, with an error that is met on the way, or at once when
+    the reader leaves."""
 
     def __init__(self, events: AsyncGenerator[bytes, None]) -> None:
         super().__init__(media_type="text/event-stream", headers={"Cache-Control": "no-store"})
@@ -114,6 +119,17 @@ class EventStream(Response):
     async def _send_all(self, send: Send) -> None:
         async with aclosing(self.events):
             await send({"type": "http.response.body", "body": self.first, "more_body": True})
-            async for each in self.events:
+            async for each in self._to_the_end():
                 await send({"type": "http.response.body", "body": each, "more_body": True})
             await send({"type": "http.response.body", "body": b""})
+
+    async def _to_the_end(self) -> AsyncIterator[bytes]:
+        """The rest of the events; the status has been told, so an error is an event, too."""
+        try:
+            async for each in self.events:
+                yield each
+        except Exception as error:
+            status, body, _ = told(error)
+            if status == UNEXPECTED:
+                log.exception("a stream broke")
+            yield event(body)

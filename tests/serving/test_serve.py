@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from http.client import HTTPConnection
 from pathlib import Path
 
@@ -68,20 +69,27 @@ def test_the_process_that_writes_may_be_killed(process: tuple[subprocess.Popen[s
     """What it was writing fails; whoever asks next has an answer, and the terminal a sentence."""
     running, port = process
 
-    def ask(tokens: int) -> HTTPConnection:
+    def ask(tokens: int, **more: bool) -> HTTPConnection:
         connection = HTTPConnection("127.0.0.1", port, timeout=30)
-        asked = {"prompt": "Tom", "max_tokens": tokens, "seed": 0}
+        asked = {"prompt": "Tom", "max_tokens": tokens, "seed": 0, **more}
         connection.request("POST", "/v1/completions", json.dumps(asked), {"Content-Type": "application/json"})
         return connection
 
-    first = ask(3).getresponse().read()
-    interrupted = ask(1000)
+    def answer(connection: HTTPConnection) -> tuple[int, bytes]:
+        with closing(connection):
+            reply = connection.getresponse()
+            return reply.status, reply.read()
+
+    status, first = answer(ask(3))
+    interrupted = [ask(1000), ask(1000, stream=True)]
     time.sleep(0.2)
     child = int(Path(f"/proc/{running.pid}/task/{running.pid}/children").read_text())
     os.kill(child, signal.SIGKILL)
-    reply = interrupted.getresponse()
-    assert (reply.status, json.loads(reply.read())["error"]["type"]) == (500, "server_error")
-    assert json.loads(ask(3).getresponse().read())["choices"] == json.loads(first)["choices"]
+    failed, streamed = map(answer, interrupted)
+    assert (status, failed[0], streamed[0]) == (200, 503, 200)
+    assert "has ended" in json.loads(failed[1])["error"]["message"]
+    assert b"has ended" in streamed[1] and b"[DONE]" not in streamed[1]
+    assert json.loads(answer(ask(3))[1])["choices"] == json.loads(first)["choices"]
     running.send_signal(signal.SIGTERM)
     assert running.wait(timeout=20) == 128 + signal.SIGTERM
     assert running.stderr is not None
