@@ -6,6 +6,8 @@ import threading
 import time
 from itertools import count
 
+import torch
+
 from nanogpt_edit.engine.completion import Fresh, Request
 from nanogpt_edit.engine.engine import Engine
 from nanogpt_edit.engine.sampling_config import Sampling
@@ -56,3 +58,8 @@ def alone(model: GPT, rows: int, tokens: int) -> list[list[int]]:
         for row in range(rows)
     ]
     return [list(text) for text in texts]
+
+
+def threads_of(model: GPT) -> int:
+    """A question: with how many threads is computed where it is asked?"""
+    return torch.get_num_threads()

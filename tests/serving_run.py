@@ -17,8 +17,8 @@ from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.model.tokenizer import Tokenizer
 from nanogpt_edit.serving.limits import Limits
 from nanogpt_edit.serving.models import Shelf
+from nanogpt_edit.serving.room import Room
 from nanogpt_edit.serving.run import listening, settings
-from nanogpt_edit.serving.writer import Room
 
 TEXTS = ["Tom has 3 apples and buys 4 more.", "The capital of France is Paris.", "Ärger: ein schöner Baum für 5 €."]
 

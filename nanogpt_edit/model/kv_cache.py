@@ -69,4 +69,4 @@ def zeros(*shape: int, device: torch.device | str, dtype: torch.dtype) -> Tensor
     size = math.prod(shape) * dtype.itemsize
     if torch.device(device).type != "cpu" or size < LARGE:
         return torch.zeros(shape, device=device, dtype=dtype)
-    return torch.frombuffer(mmap.mmap(-1, size), dtype=dtype).view(shape)
+    return torch.frombuffer(mmap.mmap(-1, size, access=mmap.ACCESS_COPY), dtype=dtype).view(shape)

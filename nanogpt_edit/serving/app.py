@@ -21,12 +21,12 @@ from nanogpt_edit.serving.openai.routes import routes
 from nanogpt_edit.serving.playground.desk import Desk
 from nanogpt_edit.serving.playground.routes import playground
 from nanogpt_edit.serving.refusals import refuse
+from nanogpt_edit.serving.room import Room
 from nanogpt_edit.serving.scheduler import Ending, Full, Scheduler
-from nanogpt_edit.serving.writer import Room
 
 
 def make_app(shelf: Shelf, *, limits: Limits | None = None, room: Room | None = None) -> FastAPI:
-    """The application over a shelf of models. Its thread ends with it (ASGI's lifespan)."""
+    """The application over a shelf of models. Its threads and what writes for it end with its lifespan (ASGI's)."""
     scheduler, desk = Scheduler(shelf, room), Desk(shelf)
     metrics = Metrics(scheduler)
 

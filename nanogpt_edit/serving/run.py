@@ -18,8 +18,8 @@ from nanogpt_edit.serving.app import make_app
 from nanogpt_edit.serving.connections import patient
 from nanogpt_edit.serving.limits import Limits
 from nanogpt_edit.serving.models import Shelf
+from nanogpt_edit.serving.room import Room
 from nanogpt_edit.serving.shared_tensors import SharedTensors
-from nanogpt_edit.serving.writer import Room
 
 LAST_PORT = 65_535
 BACKLOG = 128

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from itertools import count
 from typing import Any, TypeVar
 
+from nanogpt_edit.common.errors import reason_of
 from nanogpt_edit.engine.completion import Fresh, Request
 from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.serving.messages import (
@@ -35,7 +36,8 @@ from nanogpt_edit.serving.messages import (
     key_of,
 )
 from nanogpt_edit.serving.models import Shelf, UnknownModel
-from nanogpt_edit.serving.writer import Room, ThreadWriter
+from nanogpt_edit.serving.room import Room
+from nanogpt_edit.serving.writer import ThreadWriter
 from nanogpt_edit.serving.writer_process import ProcessWriter
 
 Found = TypeVar("Found")
@@ -81,7 +83,7 @@ class Lane:
     def __init__(self, name: str, model: GPT, room: Room) -> None:
         self.name, self.model, self.room = name, model, room
         self.version: int | None = None  # of the weights that the writer has been told of
-        self.begun = False  # has it said that it uses the model?
+        self.begun = False  # has the shelf been told that the model is used? Nobody changes its weights until it rests
         self.may_begin = True  # else somebody waits to have the model alone: what runs is finished
         self.version_now = 0
         self.waiting: deque[Job] = deque()  # jobs with rows to come; the next one first
@@ -193,40 +195,50 @@ class Scheduler:
             self._changed.notify()
 
     def _lane(self, name: str, model: GPT) -> Lane:
-        if name not in self._lanes or self._lanes[name].model is not model:
-            self._lanes[name] = Lane(name, model, self.room)
-        return self._lanes[name]
+        if name in self._lanes and self._lanes[name].model is not model:
+            self._take_away(name)
+        return self._lanes.setdefault(name, Lane(name, model, self.room))
+
+    def _take_away(self, name: str) -> None:
+        """The model of that name is offered no more."""
+        self._give_up(self._lanes.pop(name), UnknownModel(f'the model "{name}" has been taken away.'))
+        self._writer.tell(Close(name))
 
     def _run(self) -> None:
-        while True:
-            with self._changed:
-                ready = self._ready()
-                while not ready and not self._closed:
-                    self._changed.wait(1.0)
-                    ready = self._ready()
-                if self._closed:
-                    break
+        while not self._closed:
             try:
-                for lane in ready:
-                    self._try_turn(lane)
-                if any(lane.at_work for lane in ready):
-                    self._take(self._writer.hear())
+                self._go_on()
             except WriterEnded as error:
                 self._begin_again(error)
+            except Exception as error:
+                log.exception("the scheduler failed")
+                with self._changed:
+                    for lane in self._lanes.values():
+                        self._give_up(lane, error)
         self._writer.end()
         with self._changed:
             for lane in self._lanes.values():
                 self._lose(lane, Ending())
 
+    def _go_on(self) -> None:
+        """Wait until there is something to do, give the writer its part, and hear it once."""
+        with self._changed:
+            ready = self._ready()
+            while not ready and not self._closed:
+                self._changed.wait(1.0)
+                ready = self._ready()
+        if self._closed:
+            return
+        for lane in ready:
+            self._turn(lane)
+        if any(lane.at_work for lane in ready):
+            self._take(self._writer.hear())
+
     def _ready(self) -> list[Lane]:
         """Look at what has changed -> the lanes that may go on."""
         self._cut_late()
-        names = self.shelf.names()
-        for name, lane in list(self._lanes.items()):
-            if name not in names:
-                self._give_up(lane, UnknownModel(f'the model "{name}" has been taken away.'))
-                self._writer.tell(Close(name))
-                del self._lanes[name]
+        for name in self._lanes.keys() - set(self.shelf.names()):
+            self._take_away(name)
         return [lane for lane in self._lanes.values() if lane.wanted and self._may_go_on(lane)]
 
     def _may_go_on(self, lane: Lane) -> bool:
@@ -258,24 +270,14 @@ class Scheduler:
         lane.waiting = deque(job for job in lane.waiting if job.to_come)
         self._rest(lane)
 
-    def _try_turn(self, lane: Lane) -> None:
-        try:
-            self._turn(lane)
-        except WriterEnded:
-            raise
-        except Exception as error:
-            log.exception("%s cannot be written with", lane.name)
-            with self._changed:
-                self._give_up(lane, error)
-
     def _turn(self, lane: Lane) -> None:
         """Give the writer one question, and rows for its free slots."""
         if self._writer.ended:
             raise WriterEnded("the process that writes texts has ended")
         with self._changed:
-            if lane.may_begin and lane.questions:
-                self._put(lane, lane.questions.popleft())
-            if lane.may_begin:
+            if lane.begun and lane.may_begin:  # it may have been told to rest since it was found ready
+                if lane.questions:
+                    self._put(lane, lane.questions.popleft())
                 self._begin_rows(lane)
             self._rest(lane)
 
@@ -285,11 +287,16 @@ class Scheduler:
             self._writer.tell(Begin(lane.name, chosen))
 
     def _put(self, lane: Lane, question: Question) -> None:
-        if question.answer.set_running_or_notify_cancel():
-            number = next(self._numbers)
-            lane.asked[number] = question.answer
+        if not question.answer.set_running_or_notify_cancel():
+            return
+        number = next(self._numbers)
+        try:
             self._tell_weights(lane)
             self._writer.tell(Ask(lane.name, number, question.ask))
+        except Exception as error:  # it cannot be pickled
+            question.answer.set_exception(error)
+        else:
+            lane.asked[number] = question.answer
 
     def _tell_weights(self, lane: Lane) -> None:
         """Before what needs them: while the writer is at work, nobody takes the model away."""
@@ -353,7 +360,8 @@ class Scheduler:
         for job in jobs:
             job.fail(error)
         for question in questions:
-            question.answer.set_exception(error)
+            if question.answer.set_running_or_notify_cancel():
+                question.answer.set_exception(error)
 
     def _lose(self, lane: Lane, error: Exception) -> None:
         """The writer has nothing of this lane any more."""
@@ -364,15 +372,21 @@ class Scheduler:
         self._give_up(lane, error)
 
     def _begin_again(self, error: WriterEnded) -> None:
-        """With a new writer; what the old one was at fails."""
+        """With a new writer; what the old one was at fails. Where none can be started, so does what waits, and the
+        next request is another try."""
         log.error("%s; a new one is started.", error)
         self._writer.end()
-        self._writer = self._new_writer()
         with self._changed:
             for lane in self._lanes.values():
                 lane.version = None
                 if lane.at_work:
                     self._lose(lane, error)
+            try:
+                self._writer = self._new_writer()
+            except OSError as trouble:
+                log.error("it cannot be started (%s).", reason_of(trouble))
+                for lane in self._lanes.values():
+                    self._give_up(lane, error)
 
 
 def settle(future: Future[Any], answer: Answer) -> None:

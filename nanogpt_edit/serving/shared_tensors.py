@@ -55,7 +55,9 @@ class SharedTensors:
     """The memories that this process has made. Objects are pickled with the places of the parameters that lie there."""
 
     def __init__(self) -> None:
-        self._memories: dict[int, Memory] = {}  # by their address
+        self._memories: tuple[
+            tuple[int, weakref.ref[mmap.mmap], Memory], ...
+        ] = ()  # address, whether it is there still
         self._made = 0
 
     @staticmethod
@@ -83,26 +85,22 @@ class SharedTensors:
             parameter.data = moved
 
     def _new_memory(self, size: int) -> tuple[Memory, mmap.mmap]:
-        """Memory of `size` bytes; it is forgotten when no tensor lies there any more."""
+        """Memory of `size` bytes; it is gone when no tensor lies there any more."""
         file = os.memfd_create("nanogpt_edit")
         os.ftruncate(file, size)
         memory = Memory(f"/proc/{os.getpid()}/fd/{file}", self._made, size)
         mapped = mmap.mmap(file, size)
+        weakref.finalize(mapped, os.close, file)
         address = torch.frombuffer(mapped, dtype=torch.uint8).data_ptr()
-        self._made += 1
-        self._memories[address] = memory
-        weakref.finalize(mapped, self._forget, address, file)
+        there = tuple(each for each in self._memories if each[1]() is not None)
+        self._memories, self._made = (*there, (address, weakref.ref(mapped), memory)), self._made + 1
         return memory, mapped
-
-    def _forget(self, address: int, file: int) -> None:
-        del self._memories[address]
-        os.close(file)
 
     def place_of(self, tensor: Tensor) -> Place | None:
         """Where a whole tensor lies; None: in memory of this process alone."""
-        for address, memory in list(self._memories.items()):
+        for address, mapped, memory in self._memories:
             offset = tensor.data_ptr() - address
-            if 0 <= offset < memory.size and tensor.is_contiguous():
+            if 0 <= offset < memory.size and mapped() is not None and tensor.is_contiguous():
                 return Place(memory, offset, tensor.dtype, tensor.shape)
         return None
 

@@ -10,7 +10,6 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass
 from itertools import accumulate, islice
 from queue import SimpleQueue
 
@@ -36,29 +35,11 @@ from nanogpt_edit.serving.messages import (
     Written,
     key_of,
 )
+from nanogpt_edit.serving.room import Room
 
 BUNCH, BUNCH_STEPS = 1 / 8, 3  # rows begin together: so many of those that run, or all that have come in so many steps
 PROMPT_TOKENS = 2048  # read between two steps, unless one prompt alone has more
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Room:
-    """How much is taken on at once."""
-
-    rows: int = 32
-    """Texts of one model that are written at the same time."""
-    waiting: int = 256
-    """Texts that may wait for a row; further requests are told to come back later."""
-    new_tokens: int = 1024
-    """Of a text at most."""
-    prompt_tokens: int = 4096
-    """Of a prompt at most."""
-    seconds: float = 300.0
-    """For a request from its coming to its end; what is written by then is given out."""
-    cache_bytes: int | None = None
-    """For the keys and values of a model's texts, and its weights once more in an order that a CPU reads faster (None:
-    as the engine has it)."""
 
 
 class Rows:
@@ -87,6 +68,8 @@ class Rows:
 
     def _beginning(self, batch: Batch) -> int:
         """How many of the waiting rows begin now; none yet where more may come to begin with them."""
+        if not self.waiting:
+            return 0
         fitting = batch.room_for([*islice(self.waiting, batch.free)])
         if fitting < BUNCH * batch.rows and self.steps_waited < BUNCH_STEPS:
             self.steps_waited += fitting > 0
@@ -120,22 +103,35 @@ def tokens_of(batch: Batch) -> list[Token]:
 def write(orders: SimpleQueue[Order | None], tell: Callable[[Report], object], room: Room) -> None:
     """Write what is ordered, until None comes."""
     models: dict[str, Rows] = {}
-    while True:
-        while not orders.empty() or not any(rows.at_work for rows in models.values()):
-            order = orders.get()
-            if order is None:
-                return
-            carry_out(order, models, tell, room)
-        for name, rows in models.items():
-            try:
-                for tokens in rows.turn() if rows.at_work else ():
-                    if tokens:
-                        tell(Written(name, tokens))
-            except Exception as error:
-                if not isinstance(error, UserError):
-                    log.exception("a step of %s failed", name)
-                rows.give_up()
-                tell(Failed(name, plain(error)))
+    while obey(orders, models, tell, room):
+        for name in models:
+            advance(name, models[name], tell)
+
+
+def obey(
+    orders: SimpleQueue[Order | None], models: dict[str, Rows], tell: Callable[[Report], object], room: Room
+) -> bool:
+    """Carry out what has been ordered by now; where there are no rows, wait for it. False: this was the end."""
+    while not orders.empty() or not any(rows.at_work for rows in models.values()):
+        order = orders.get()
+        if order is None:
+            return False
+        carry_out(order, models, tell, room)
+        del order  # it may be the last that holds a model
+    return True
+
+
+def advance(name: str, rows: Rows, tell: Callable[[Report], object]) -> None:
+    """A turn of a model's rows, told of."""
+    try:
+        for tokens in rows.turn() if rows.at_work else ():
+            if tokens:
+                tell(Written(name, tokens))
+    except Exception as error:
+        if not isinstance(error, UserError):
+            log.exception("a step of %s failed", name)
+        rows.give_up()
+        tell(Failed(name, plain(error)))
 
 
 def plain(error: Exception) -> Exception:

@@ -13,7 +13,8 @@ import signal
 import subprocess
 import sys
 import threading
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from queue import SimpleQueue
@@ -21,8 +22,9 @@ from queue import SimpleQueue
 import torch
 
 from nanogpt_edit.serving.messages import Order, Report, WriterEnded
+from nanogpt_edit.serving.room import Room
 from nanogpt_edit.serving.shared_tensors import Borrowed, SharedTensors
-from nanogpt_edit.serving.writer import Room, write
+from nanogpt_edit.serving.writer import write
 
 log = logging.getLogger(__name__)
 ENDING_SECONDS = 5  # for the process to end when its socket is closed
@@ -32,18 +34,18 @@ class ProcessWriter:
     """The process, as the one sees it that gives it orders."""
 
     def __init__(self, room: Room, shared: SharedTensors) -> None:
-        """Start it. The models that it is told of must lie in `shared`."""
+        """Start it. The models that it is told of must lie in `shared`. Raises OSError where it cannot be started."""
         self.shared, self._sending = shared, threading.Lock()
         self._connection, theirs = Pipe()
-        command = [sys.executable, "-m", __name__, str(theirs.fileno())]
-        self._process = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            pass_fds=[theirs.fileno()],
-            env=os.environ | {"PYTHONPATH": os.pathsep.join(map(os.path.abspath, sys.path))},
-        )
-        theirs.close()
+        with theirs, closing_on_error(self._connection):
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", __name__, str(theirs.fileno())],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                pass_fds=[theirs.fileno()],
+                env=os.environ | {"PYTHONPATH": os.pathsep.join(map(os.path.abspath, sys.path))},
+                start_new_session=True,  # a terminal's Ctrl-C is for this process, which lets the other finish
+            )
         self._send((room, torch.get_num_threads()))
 
     def _send(self, thing: object) -> None:
@@ -77,7 +79,8 @@ class ProcessWriter:
 
     def end(self) -> None:
         """End it, whatever it is at."""
-        self._connection.close()
+        with self._sending:
+            self._connection.close()
         try:
             self._process.wait(ENDING_SECONDS)
         except subprocess.TimeoutExpired:
@@ -85,9 +88,18 @@ class ProcessWriter:
             self._process.wait()
 
 
+@contextmanager
+def closing_on_error(connection: Connection) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        connection.close()
+        raise
+
+
 def main(socket: int) -> None:
     """The process. It ends when the other end of `socket` is closed, however that came about."""
-    for each in (signal.SIGINT, signal.SIGTERM):  # a terminal's Ctrl-C goes to both processes: the other one decides
+    for each in (signal.SIGINT, signal.SIGTERM):
         signal.signal(each, signal.SIG_IGN)
     connection, borrowed = Connection(socket), Borrowed()
     room, threads = borrowed.loads(connection.recv_bytes())
@@ -99,10 +111,10 @@ def main(socket: int) -> None:
             while True:
                 orders.put(borrowed.loads(connection.recv_bytes()))
         except (EOFError, ConnectionError):
-            pass
+            os._exit(0)
         except Exception:
             log.exception("an order cannot be read")
-        os._exit(0)
+            os._exit(1)
 
     def tell(report: Report) -> None:
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterator
 
@@ -11,9 +12,9 @@ from scheduler_clients import Client, alone
 from serving_run import small_model
 
 from nanogpt_edit.model.gpt import GPT
-from nanogpt_edit.serving.models import Shelf, UnknownModel
+from nanogpt_edit.serving.models import Shelf, UnknownModel, _Place
+from nanogpt_edit.serving.room import Room
 from nanogpt_edit.serving.scheduler import Ending, Full, Scheduler
-from nanogpt_edit.serving.writer import Room
 
 
 @pytest.fixture
@@ -132,3 +133,62 @@ def test_damaged_weights_fail_the_request_and_not_the_server(scheduler: Schedule
     with scheduler.shelf.exclusive("m"), torch.no_grad():
         model.norm.get_parameter("weight").copy_(kept)
     assert Client(scheduler, 3).texts() == alone(model, 3, 12)
+
+
+def test_nothing_begins_with_a_model_that_somebody_has_alone(scheduler: Scheduler) -> None:
+    """Also where it was free when the thread looked."""
+    Client(scheduler, 1).texts()
+    lane = scheduler._lanes["m"]
+    with scheduler.shelf.exclusive("m"):
+        late = Client(scheduler, 1)
+        asked = scheduler.ask("m", lambda found: found)
+        lane.may_begin = True
+        scheduler._turn(lane)
+        assert not lane.at_work
+    late.texts()
+    asked.result(20)
+
+
+def test_who_wants_the_model_alone_is_not_kept_waiting_by_those_who_come(scheduler: Scheduler) -> None:
+    """Texts that overlap, so that some are being written at any time."""
+    over, had = threading.Event(), threading.Event()
+
+    def ask_on_and_on(tokens: int) -> None:
+        while not over.is_set():
+            Client(scheduler, 1, tokens=tokens).texts()
+
+    def take() -> None:
+        with scheduler.shelf.exclusive("m"):
+            had.set()
+
+    people = [threading.Thread(target=ask_on_and_on, args=(tokens,)) for tokens in (20, 31, 47)]
+    editor = threading.Thread(target=take)
+    for thread in people:
+        thread.start()
+    time.sleep(0.1)
+    editor.start()
+    had_it = had.wait(10)
+    over.set()
+    for thread in (*people, editor):
+        thread.join(20)
+    assert had_it
+
+
+def test_a_cancelled_question_harms_nobody(scheduler: Scheduler) -> None:
+    with scheduler.shelf.exclusive("m"):
+        asked = scheduler.ask("m", lambda found: found)
+        assert asked.cancel()
+        scheduler._give_up(scheduler._lanes["m"], ValueError())
+    assert scheduler.ask("m", lambda found: 7).result(20) == 7
+
+
+def test_a_name_that_another_model_takes_over(scheduler: Scheduler) -> None:
+    """What waits for the old one fails; the new one is written with."""
+    Client(scheduler, 1, model="other").texts()
+    new = small_model(seed=7)
+    with scheduler.shelf.exclusive("other"):
+        waiting = Client(scheduler, 1, model="other")
+        scheduler.shelf._places.pop("other")
+        scheduler.shelf._put("other", _Place(lambda: new, "other", None, new))
+        assert Client(scheduler, 2, model="other").texts() == alone(new, 2, 12)
+    assert waiting.done.wait(20) and isinstance(waiting.errors[0], UnknownModel)

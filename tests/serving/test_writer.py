@@ -8,7 +8,9 @@ from scheduler_clients import PROMPT, request
 from serving_run import small_model
 
 from nanogpt_edit.serving import writer
-from nanogpt_edit.serving.writer import Room, Rows
+from nanogpt_edit.serving.messages import key_of
+from nanogpt_edit.serving.room import Room
+from nanogpt_edit.serving.writer import Rows
 
 
 @pytest.mark.parametrize(("running", "come", "steps"), [(0, 1, 0), (8, 1, 0), (16, 1, 3), (16, 2, 0), (31, 3, 3)])
@@ -55,3 +57,17 @@ def test_rows_wait_for_memory_and_all_begin_in_the_end() -> None:
             finished += [token.key[0] for token in tokens if token.finish_reason]
         assert rows.batch is not None and rows.batch.rows <= 1
     assert finished == [0, 1, 2]
+
+
+@torch.inference_mode()
+def test_a_row_is_taken_out_where_it_runs_and_where_it_waits() -> None:
+    rows = Rows(small_model(), Room(rows=1))
+    requests = [request(number, tokens=5) for number in range(3)]
+    rows.waiting.extend(requests)
+    list(rows.turn())
+    rows.cancel([key_of(requests[0]), key_of(requests[1])])
+    assert [*rows.waiting] == [requests[2]] and rows.batch is not None and rows.batch.rows == 0
+    written = set()
+    while rows.at_work:
+        written |= {token.key for tokens in rows.turn() for token in tokens}
+    assert written == {key_of(requests[2])}

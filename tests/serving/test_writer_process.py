@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import signal
@@ -14,22 +15,25 @@ from pathlib import Path
 
 import pytest
 import torch
-from scheduler_clients import PROMPT, Client, alone
+from scheduler_clients import PROMPT, Client, alone, threads_of
 from serving_run import small_model
 
 from nanogpt_edit.engine.batch import look_at_prompt
 from nanogpt_edit.model.config import GPTConfig
 from nanogpt_edit.model.gpt import GPT
+from nanogpt_edit.serving import writer_process
 from nanogpt_edit.serving.messages import WriterEnded
 from nanogpt_edit.serving.models import Shelf
+from nanogpt_edit.serving.room import Room
 from nanogpt_edit.serving.scheduler import Scheduler
 from nanogpt_edit.serving.shared_tensors import SharedTensors
-from nanogpt_edit.serving.writer import Room
 from nanogpt_edit.serving.writer_process import ProcessWriter
 
 pytestmark = pytest.mark.skipif(
     not SharedTensors.possible(torch.device("cpu")), reason="this system has no memfd_create, or no /proc"
 )
+
+THREADS = 3  # more than a process takes by itself on two cores
 
 
 def wide_model() -> GPT:
@@ -42,6 +46,7 @@ def wide_model() -> GPT:
 
 @pytest.fixture(scope="module")
 def scheduler() -> Iterator[Scheduler]:
+    torch.set_num_threads(THREADS)
     shelf = Shelf(shared=SharedTensors())
     shelf.add("m", small_model())
     shelf.add("other", small_model(seed=1))
@@ -76,14 +81,17 @@ def test_weights_that_change_here_change_there(scheduler: Scheduler, name: str) 
     """Every text is wholly that of the old weights or wholly that of the new ones, copies of them included."""
     old = alone(scheduler.shelf.open(name), 2, 30)
     clients = [Client(scheduler, 2, tokens=30, model=name) for _ in range(4)]
+    while not clients[0].tokens:
+        time.sleep(0.001)
     with scheduler.shelf.exclusive(name) as held, torch.no_grad():
         for weight in held.parameters():
             weight.mul_(1.1)
         late = Client(scheduler, 2, tokens=30, model=name)
     new = alone(scheduler.shelf.open(name), 2, 30)
     assert old != new
+    assert clients[0].texts()[0] == old[0]
     assert late.texts() == new
-    assert all(client.texts() in (old, new) for client in clients)
+    assert all(client.texts()[row] in (old[row], new[row]) for client in clients for row in range(2))
 
 
 def test_who_leaves_gives_the_slot_back(scheduler: Scheduler) -> None:
@@ -103,6 +111,9 @@ def test_a_question_is_answered_by_the_process(scheduler: Scheduler) -> None:
     assert [look.top_ids for look in looks] == [look.top_ids for look in look_at_prompt(model, PROMPT, alternatives=3)]
     with pytest.raises(RuntimeError, match="TypeError"):
         scheduler.ask("m", partial(look_at_prompt, nothing=1)).result(20)
+    with pytest.raises(Exception, match="pickle"):
+        scheduler.ask("m", lambda found: found).result(20)
+    assert scheduler.ask("m", threads_of).result(20) == THREADS
 
 
 def test_damaged_weights_fail_the_request_and_not_the_process(scheduler: Scheduler) -> None:
@@ -142,6 +153,34 @@ def test_one_that_is_killed_while_nothing_is_asked_fails_nobody(scheduler: Sched
     assert Client(scheduler, 3).texts() == alone(scheduler.shelf.open("m"), 3, 12)
 
 
+def test_where_none_can_be_started_the_next_request_is_another_try(
+    scheduler: Scheduler, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def none_left() -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(scheduler, "_new_writer", none_left)
+    with caplog.at_level(logging.ERROR):
+        process_of(scheduler).kill()
+        process_of(scheduler).wait(20)
+        for _ in range(2):
+            client = Client(scheduler, 1)
+            assert client.done.wait(20) and isinstance(client.errors[0], WriterEnded)
+    assert "it cannot be started (too many open files)." in caplog.text
+    with scheduler.shelf.exclusive("m"):
+        pass
+    monkeypatch.undo()
+    assert Client(scheduler, 3).texts() == alone(scheduler.shelf.open("m"), 3, 12)
+
+
+def test_one_that_does_not_answer_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+    writer = ProcessWriter(Room(), SharedTensors())
+    writer._process.send_signal(signal.SIGSTOP)
+    monkeypatch.setattr(writer_process, "ENDING_SECONDS", 0.1)
+    writer.end()
+    assert writer.ended
+
+
 def test_signals_of_a_terminal_are_the_other_processs(scheduler: Scheduler) -> None:
     Client(scheduler, 1).texts()
     running = process_of(scheduler)
@@ -162,7 +201,7 @@ def test_a_model_that_is_taken_away_is_forgotten_there(scheduler: Scheduler) -> 
     until = time.monotonic() + 20
     while maps.read_text().count("memfd:nanogpt_edit") > before:
         assert time.monotonic() < until
-        Client(scheduler, 1).texts()
+        time.sleep(0.01)
 
 
 def test_it_ends_with_whoever_has_started_it(tmp_path: Path) -> None:
@@ -171,7 +210,7 @@ def test_it_ends_with_whoever_has_started_it(tmp_path: Path) -> None:
     script.write_text(
         "import sys, time\n"
         "from nanogpt_edit.serving.shared_tensors import SharedTensors\n"
-        "from nanogpt_edit.serving.writer import Room\n"
+        "from nanogpt_edit.serving.room import Room\n"
         "from nanogpt_edit.serving.writer_process import ProcessWriter\n"
         "print(ProcessWriter(Room(), SharedTensors())._process.pid, flush=True)\n"
         "time.sleep(60)\n"

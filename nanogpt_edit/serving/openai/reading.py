@@ -28,8 +28,8 @@ from nanogpt_edit.serving.openai.schemas import (
     Sampled,
 )
 from nanogpt_edit.serving.openai.texts import Writing
+from nanogpt_edit.serving.room import Room
 from nanogpt_edit.serving.wire import Json
-from nanogpt_edit.serving.writer import Room
 
 Read = TypeVar("Read")
 LONG_BYTES = 8192  # of a request whose text is read in another thread: it would keep the others waiting

@@ -14,7 +14,7 @@ from nanogpt_edit.engine.generate import generate
 from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.model.tokenizer import tokenizer_of
 from nanogpt_edit.serving.models import Shelf
-from nanogpt_edit.serving.writer import Room
+from nanogpt_edit.serving.room import Room
 
 PROMPT = "Tom has 3"
 
