@@ -11,6 +11,8 @@ import torch
 from scheduler_clients import Client, alone
 from serving_run import small_model
 
+from nanogpt_edit.engine.batch import Batch
+from nanogpt_edit.engine.completion import Completion
 from nanogpt_edit.model.gpt import GPT
 from nanogpt_edit.serving.models import Shelf, UnknownModel, _Place
 from nanogpt_edit.serving.room import Room
@@ -60,19 +62,55 @@ def test_more_than_may_wait_is_refused(scheduler: Scheduler) -> None:
         Client(scheduler, 1, model="nobody")
 
 
-def test_who_leaves_gives_the_slot_back_within_a_step(scheduler: Scheduler) -> None:
-    """The next one writes at once, though the row had a thousand steps to go; nothing more comes for who has left."""
+@pytest.fixture
+def steps(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The rows of each step; steps take five milliseconds."""
+    quick, made = Batch.step, list[int]()
+
+    def step(batch: Batch, *, refill: bool) -> Iterator[Completion]:
+        made.append(batch.rows)
+        time.sleep(0.005)
+        yield from quick(batch, refill=refill)
+
+    monkeypatch.setattr(Batch, "step", step)
+    return made
+
+
+def test_who_leaves_gives_the_slot_back_within_a_step(scheduler: Scheduler, steps: list[int]) -> None:
+    """The next one writes at once, though the row had fifty steps to go; nothing more comes for who has left."""
     leaving = [Client(scheduler, 1, tokens=60) for _ in range(4)]
     while not all(client.tokens for client in leaving):
         time.sleep(0.001)
-    steps = {id(client): len(client.tokens[client.requests[0]]) for client in leaving}
+    written, before = [len(client.tokens[client.requests[0]]) for client in leaving], len(steps)
     for client in leaving:
         scheduler.cancel(client.requests)
-    after = Client(scheduler, 4, tokens=2)
-    after.texts()
-    for client in leaving:
-        assert len(client.tokens[client.requests[0]]) <= steps[id(client)] + 20 < 60
+    Client(scheduler, 4, tokens=2).texts()
+    assert len(steps) - before < 10
+    for client, by_then in zip(leaving, written, strict=True):
+        assert len(client.tokens[client.requests[0]]) <= by_then + 2
     assert scheduler.running == 0
+
+
+def test_who_comes_after_somebody_who_wants_the_model_alone_waits(scheduler: Scheduler, steps: list[int]) -> None:
+    """Though there are free slots, and texts that are being written."""
+    running = Client(scheduler, 1, tokens=60)
+    while not running.tokens:
+        time.sleep(0.001)
+    over: list[float] = []
+
+    def edit() -> None:
+        with scheduler.shelf.exclusive("m"):
+            over.append(time.monotonic())
+
+    editor = threading.Thread(target=edit)
+    editor.start()
+    while not scheduler.shelf._places["m"].waiting:
+        time.sleep(0.001)
+    late = Client(scheduler, 2, tokens=2)
+    late.texts()
+    editor.join(20)
+    assert running.done.is_set()
+    assert min(late.first.values()) >= over[0]
 
 
 def test_weights_change_only_between_texts(scheduler: Scheduler, model: GPT) -> None:
