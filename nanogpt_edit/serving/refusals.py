@@ -42,7 +42,7 @@ def told(error: Exception) -> tuple[int, Json, dict[str, str]]:
     if isinstance(error, Ending):
         return 503, error_body("the server is being ended.", kind="server_error"), {"Retry-After": "10"}
     if isinstance(error, WriterEnded):
-        sentence = "the process that writes texts has ended, and this one with it; ask again."
+        sentence = "the process that writes texts has ended, and this answer with it; ask again."
         return 503, error_body(sentence, kind="server_error"), {"Retry-After": "1"}
     return (
         UNEXPECTED,
