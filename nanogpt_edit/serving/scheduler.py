@@ -197,7 +197,9 @@ class Scheduler:
     def _lane(self, name: str, model: GPT) -> Lane:
         if name in self._lanes and self._lanes[name].model is not model:
             self._take_away(name)
-        return self._lanes.setdefault(name, Lane(name, model, self.room))
+        if name not in self._lanes:
+            self._lanes[name] = Lane(name, model, self.room)
+        return self._lanes[name]
 
     def _take_away(self, name: str) -> None:
         """The model of that name is offered no more."""
@@ -321,7 +323,8 @@ class Scheduler:
             if isinstance(report, Failed):
                 return self._give_up(lane, report.error)
             if isinstance(report, Answer):
-                settle(lane.asked.pop(report.number), report)
+                if asked := lane.asked.pop(report.number, None):
+                    settle(asked, report)
             else:
                 for key in report.gone:
                     lane.rows.pop(key, None)
@@ -332,9 +335,9 @@ class Scheduler:
         by_job: dict[Job, list[Fresh]] = {}
         for token in tokens:
             self.tokens += 1
-            request = lane.rows.pop(token.key) if token.finish_reason else lane.rows[token.key]
-            job = lane.owner.get(request)
-            if job is None:
+            request = lane.rows.pop(token.key, None) if token.finish_reason else lane.rows.get(token.key)
+            job = None if request is None else lane.owner.get(request)
+            if request is None or job is None:
                 continue
             written = [Fresh(request, token.token_id, token.look, token.finish_reason)]
             if not job.each_token:
