@@ -12,7 +12,8 @@ from nanogpt_edit.engine.completion import Fresh, Request
 from nanogpt_edit.engine.engine import Engine
 from nanogpt_edit.engine.sampling_config import Sampling
 from nanogpt_edit.model.gpt import GPT
-from nanogpt_edit.serving.scheduler import Job, Scheduler
+from nanogpt_edit.serving.lane import Job
+from nanogpt_edit.serving.scheduler import Scheduler
 
 PROMPT = (5, 6, 7)
 NUMBERS = count()

@@ -44,8 +44,5 @@ def told(error: Exception) -> tuple[int, Json, dict[str, str]]:
     if isinstance(error, WriterEnded):
         sentence = "the process that writes texts has ended, and this answer with it; ask again."
         return 503, error_body(sentence, kind="server_error"), {"Retry-After": "1"}
-    return (
-        UNEXPECTED,
-        error_body("the server failed at this request; its terminal says where.", kind="server_error"),
-        {},
-    )
+    sentence = "the server failed at this request; its terminal says where."
+    return UNEXPECTED, error_body(sentence, kind="server_error"), {}

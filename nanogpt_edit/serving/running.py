@@ -12,8 +12,9 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from nanogpt_edit.engine.completion import Fresh, Request
+from nanogpt_edit.serving.lane import Job
 from nanogpt_edit.serving.refusals import UNEXPECTED, told
-from nanogpt_edit.serving.scheduler import Job, Scheduler
+from nanogpt_edit.serving.scheduler import Scheduler
 from nanogpt_edit.serving.wire import event
 
 Answer = TypeVar("Answer")

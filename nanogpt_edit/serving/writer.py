@@ -70,7 +70,7 @@ class Rows:
         """How many of the waiting rows begin now; none yet where more may come to begin with them."""
         if not self.waiting:
             return 0
-        fitting = batch.room_for([*islice(self.waiting, batch.free)])
+        fitting = batch.room_for([*self.waiting])
         if fitting < BUNCH * batch.rows and self.steps_waited < BUNCH_STEPS:
             self.steps_waited += fitting > 0
             return 0

@@ -13,8 +13,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, suppress
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from queue import SimpleQueue
@@ -37,7 +36,8 @@ class ProcessWriter:
         """Start it. The models that it is told of must lie in `shared`. Raises OSError where it cannot be started."""
         self.shared, self._sending = shared, threading.Lock()
         self._connection, theirs = Pipe()
-        with theirs, closing_on_error(self._connection):
+        with theirs, ExitStack() as undone:
+            undone.callback(self._connection.close)
             self._process = subprocess.Popen(
                 [sys.executable, "-m", __name__, str(theirs.fileno())],
                 stdin=subprocess.DEVNULL,
@@ -46,6 +46,7 @@ class ProcessWriter:
                 env=os.environ | {"PYTHONPATH": os.pathsep.join(map(os.path.abspath, sys.path))},
                 start_new_session=True,  # a terminal's Ctrl-C is for this process, which lets the other finish
             )
+            undone.pop_all()  # it has started
         self._send((room, torch.get_num_threads()))
 
     def _send(self, thing: object) -> None:
@@ -88,20 +89,11 @@ class ProcessWriter:
             self._process.wait()
 
 
-@contextmanager
-def closing_on_error(connection: Connection) -> Iterator[None]:
-    try:
-        yield
-    except BaseException:
-        connection.close()
-        raise
-
-
-def main(socket: int) -> None:
-    """The process. It ends when the other end of `socket` is closed, however that came about."""
+def main(descriptor: int) -> None:
+    """The process. It ends when the other end of its socket is closed, however that came about."""
     for each in (signal.SIGINT, signal.SIGTERM):
         signal.signal(each, signal.SIG_IGN)
-    connection, borrowed = Connection(socket), Borrowed()
+    connection, borrowed = Connection(descriptor), Borrowed()
     room, threads = borrowed.loads(connection.recv_bytes())
     torch.set_num_threads(threads)
     orders: SimpleQueue[Order | None] = SimpleQueue()
